@@ -1,0 +1,178 @@
+"""How the head of a timm architecture reads its features, found out by running it.
+
+- The head alone gets random weights and random features; the equalities that an evidence map rests on are checked on
+  them in double precision. So a new timm needs no new table, and an unknown norm is refused instead of trusted.
+- The backbone runs on the meta device, where a billion weights cost nothing.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import timm
+import torch
+from timm.models.vgg import ConvMlp
+from torch import Tensor, nn
+
+from .backbone import Anatomy, NoEvidenceMap
+
+_PROBE_CLASSES = 3
+
+
+def weights_of(linear: nn.Module) -> tuple[Tensor, Tensor]:
+    """(C, K) weight and (C,) bias of a linear layer or 1x1 convolution; a missing bias is zero."""
+    weight = linear.weight.flatten(1)
+    return weight, weight.new_zeros(weight.shape[0]) if linear.bias is None else linear.bias
+
+
+@torch.no_grad()
+def examine(architecture: str, **model_args: Any) -> Anatomy:
+    """Find out how the head of a timm architecture reads its features, or raise `NoEvidenceMap`.
+
+    The backbone runs on the meta device, for shapes only; the head alone gets random weights and random features in
+    double precision, and the equalities that an evidence map rests on are checked on them.
+
+    Args:
+        architecture: a timm name without tag, such as `resnet50`.
+        model_args: what `timm.create_model` takes beside it.
+    """
+    with torch.device("meta"):
+        vanilla = timm.create_model(architecture, **{**model_args, "num_classes": _PROBE_CLASSES}).eval()
+        image = torch.empty(1, *input_size(vanilla, model_args))
+        raw = _raw_features(vanilla, image)
+    return _read_head(_Probe(vanilla, raw.shape, image.shape[-2:]))
+
+
+def input_size(vanilla: nn.Module, model_args: dict[str, Any]) -> tuple[int, int, int]:
+    """The (channels, height, width) that `vanilla`, made with `model_args`, takes by default."""
+    channels, height, width = vanilla.pretrained_cfg.get("input_size", (3, 224, 224))
+    size = model_args.get("img_size") or (height, width)
+    height, width = (size, size) if isinstance(size, int) else size
+    return model_args.get("in_chans") or channels, height, width
+
+
+def _raw_features(vanilla: nn.Module, image: Tensor) -> Tensor:
+    try:
+        raw = vanilla.forward_features(image)
+        if isinstance(raw, Tensor):
+            vanilla.forward_head(raw)
+            return raw
+    except NotImplementedError as error:
+        raise NoEvidenceMap("it is an encoder without a classifier") from error
+    raise NoEvidenceMap("it classifies from several feature maps instead of one")
+
+
+class _Probe:
+    """The head of a timm model with random weights, and random features of its own shape, in double precision."""
+
+    def __init__(self, vanilla: nn.Module, shape: torch.Size, image_size: tuple[int, int]) -> None:
+        self.vanilla = vanilla
+        self.generator = torch.Generator().manual_seed(0)  # the caller's random state is left alone
+        self.shape, self.image_size = shape, image_size
+        self.layers = self._layers()
+        for name in {name.split(".")[0] for name, _, _ in self.layers}:
+            self._materialise(vanilla.get_submodule(name))
+
+    def _layers(self) -> list[tuple[str, nn.Module, torch.Size]]:
+        """The layers with weights or a nonlinearity that `forward_head` runs, with the shape of their input."""
+        passive = (nn.Identity, nn.Dropout, nn.Flatten)
+        layers: list[tuple[str, nn.Module, torch.Size]] = []
+
+        def record(name: str) -> Callable[..., None]:
+            return lambda module, inputs, output: layers.append((name, module, inputs[0].shape))
+
+        leaves = [(name, m) for name, m in self.vanilla.named_modules() if not any(m.children())]
+        handles = [m.register_forward_hook(record(n)) for n, m in leaves if n and not isinstance(m, passive)]
+        try:
+            self.head(torch.empty(self.shape, device="meta"))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [layer for layer in layers if "Pool" not in type(layer[1]).__name__]
+
+    def _materialise(self, module: nn.Module) -> None:
+        module.to_empty(device="cpu").double()
+        for tensor in module.parameters():
+            tensor.normal_(generator=self.generator)
+        for tensor in module.buffers():
+            if tensor.is_floating_point():
+                tensor.uniform_(0.5, 1.5, generator=self.generator)
+
+    def head(self, raw: Tensor) -> Tensor:
+        return self.vanilla.forward_head(raw)
+
+    def random(self, shape: torch.Size | None = None) -> Tensor:
+        return torch.randn(shape or self.shape, generator=self.generator, dtype=torch.float64, device="cpu")
+
+    def close(self, left: Tensor, right: Tensor) -> bool:
+        """Whether two results of the head agree; some norms compute in float32 whatever they are given."""
+        return left.shape == right.shape and torch.allclose(left.double(), right.double(), rtol=1e-4, atol=1e-4)
+
+
+def _read_head(probe: _Probe) -> Anatomy:
+    anatomy = _layout(probe)
+    names = ", ".join(name for name, _, _ in probe.layers[:-1])
+    if isinstance(getattr(probe.vanilla, "pre_logits", None), ConvMlp):
+        hidden = probe.vanilla.pre_logits.fc2.out_channels
+        return replace(anatomy, kind="vgg", channels=hidden, linear=probe.layers[-1][0])
+    if _reads_average(probe, anatomy):
+        found = _linear_after(probe, anatomy)
+        if found is not None:
+            return found
+        raise NoEvidenceMap(f"between its pool and its classifier stand nonlinear layers ({names})")
+    if not anatomy.tokens:
+        raise NoEvidenceMap(f"its classifier reads more than the average of its features (through {names})")
+    return anatomy
+
+
+def _layout(probe: _Probe) -> Anatomy:
+    """Where locations and channels are in the raw features; `tokens` until more is known."""
+    if len(probe.shape) == 4:
+        last = getattr(probe.vanilla, "output_fmt", None) == "NHWC"
+        return Anatomy("tokens", channels=probe.shape[3 if last else 1], channels_last=last)
+    prefix = getattr(probe.vanilla, "num_prefix_tokens", None)
+    if prefix is None:
+        prefix = _count_prefix(probe.shape[1], probe.image_size)
+    if probe.shape[1] - prefix < 2:
+        raise NoEvidenceMap("its features keep no patch tokens, only class tokens")
+    return Anatomy("tokens", channels=probe.shape[2], tokens=True, prefix_tokens=prefix)
+
+
+def _count_prefix(length: int, image_size: tuple[int, int]) -> int:
+    """The least number of tokens to drop so that the rest fills a grid in the shape of the image."""
+    for prefix in range(length):
+        height = int(((length - prefix) * image_size[0] / image_size[1]) ** 0.5 + 0.5)
+        if height * round(height * image_size[1] / image_size[0]) == length - prefix:
+            return prefix
+    return 0
+
+
+def _reads_average(probe: _Probe, anatomy: Anatomy) -> bool:
+    """Whether the head gives the same for features whose every location holds their average."""
+    raw = probe.random()
+    if anatomy.tokens:
+        patches = raw[:, anatomy.prefix_tokens :]
+        other_prefix = probe.random(raw[:, : anatomy.prefix_tokens].shape)
+        flat = torch.cat([other_prefix, patches.mean(dim=1, keepdim=True).expand_as(patches)], dim=1)
+    else:
+        flat = raw.mean(dim=(1, 2) if anatomy.channels_last else (2, 3), keepdim=True).expand_as(raw).contiguous()
+    return probe.close(probe.head(raw), probe.head(flat))
+
+
+def _linear_after(probe: _Probe, anatomy: Anatomy) -> Anatomy | None:
+    """The anatomy of a head that is linear, affine, or linear after a norm of the pooled features."""
+    raw, other = probe.random(), probe.random()
+    logits = probe.head(raw)
+    linear, last = probe.layers[-1][:2]
+    norms = [name for name, module, shape in probe.layers[:-1] if shape.numel() == anatomy.channels]
+    readings = [replace(anatomy, kind="linear", linear=linear)]
+    readings += [replace(anatomy, kind="norm", linear=linear, norm=norm) for norm in norms if "norm" in norm]
+    for reading in readings:
+        if isinstance(last, nn.Linear | nn.Conv2d) and last.weight.shape[1] == anatomy.channels:
+            features = reading.localise(probe.vanilla, raw, probe.image_size)
+            weight, bias = weights_of(last)
+            if probe.close(logits, torch.einsum("bkhw,ck->bchw", features, weight).mean(dim=(2, 3)) + bias):
+                return reading
+    if probe.close(probe.head((raw + other) / 2), (logits + probe.head(other)) / 2):
+        return replace(anatomy, kind="affine")
+    return None

@@ -1,0 +1,114 @@
+"""Any timm backbone as evidence features `F` (B, K, H, W).
+
+- A classifier whose logits are linear in the average-pooled features loses nothing: `W·F + b` averages to its logits.
+- Where a norm stands between pool and linear layer, the norm divides by a statistic of the *pooled* vector. Dividing
+  every location by that same statistic keeps the equality; normalising each location by itself does not.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from timm.models.vgg import ConvMlp
+from torch import Tensor, nn
+
+
+class NoEvidenceMap(ValueError):
+    """The architecture's head cannot be applied at every location; the message says why."""
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """How the head of a timm classifier reads its features.
+
+    Args:
+        kind: `linear` (pool, linear layer), `affine` (pool, then layers that fold into one linear layer), `norm` (pool,
+            norm, linear layer), `vgg` or `tokens` (a class token or attention pool: patches need a head of their own).
+        channels: K of the features.
+        tokens: the features are (B, L, K) rather than maps.
+        channels_last: the features are (B, H, W, K).
+        prefix_tokens: tokens before the patches (class token, registers).
+        norm: path of the norm between pool and linear layer.
+        linear: path of the linear layer.
+    """
+
+    kind: str
+    channels: int = 0
+    tokens: bool = False
+    channels_last: bool = False
+    prefix_tokens: int = 0
+    norm: str | None = None
+    linear: str | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether the classifier's own weights give evidence that averages to its own logits."""
+        return self.kind in ("linear", "affine", "norm")
+
+    def features(self, backbone: nn.Module, images: Tensor) -> Tensor:
+        """What `forward_features` of `backbone` says of `images`, as evidence features (B, K, H, W)."""
+        return self.localise(backbone, backbone.forward_features(images), images.shape[-2:])
+
+    def localise(self, backbone: nn.Module, raw: Tensor, image_size: tuple[int, int]) -> Tensor:
+        """The backbone's own output `raw` as (B, K, H, W), after what its head does before the linear layer."""
+        features = self.to_maps(raw, image_size)
+        if self.kind == "vgg":
+            return backbone.pre_logits(features)
+        if self.norm is not None:
+            return pooled_norm(backbone.get_submodule(self.norm), features)
+        return features
+
+    def to_maps(self, raw: Tensor, image_size: tuple[int, int]) -> Tensor:
+        """Drop prefix tokens and lay the rest out as (B, K, H, W), in the shape of the image."""
+        if self.channels_last:
+            return raw.permute(0, 3, 1, 2)
+        if not self.tokens:
+            return raw
+        patches = raw[:, self.prefix_tokens :]
+        height = int((patches.shape[1] * image_size[0] / image_size[1]) ** 0.5 + 0.5)  # round() breaks tracing
+        return patches.transpose(1, 2).unflatten(2, (height, patches.shape[1] // height))
+
+
+def pooled_norm(norm: nn.Module, features: Tensor) -> Tensor:
+    """Normalise every location by the statistic of the pooled vector, so that the mean over locations is `norm(mean)`.
+
+    With m the mean of F over locations: γ·(F - mean_K F)·rsqrt(var_K m + eps) + β for LayerNorm. RMSNorm and SimpleNorm
+    do not centre; SimpleNorm divides by the unbiased variance. The statistic is float32 at least.
+
+    Args:
+        norm: a LayerNorm, RMSNorm or SimpleNorm over K, of torch or timm.
+        features: (B, K, H, W).
+    """
+    values = features.to(torch.promote_types(features.dtype, torch.float32))
+    pooled = values.mean(dim=(2, 3), keepdim=True)
+    if isinstance(norm, nn.LayerNorm):
+        scale = torch.rsqrt(pooled.var(dim=1, correction=0, keepdim=True) + norm.eps)
+        values = values - values.mean(dim=1, keepdim=True)
+    elif "Rms" in type(norm).__name__ or "RMS" in type(norm).__name__:
+        scale = torch.rsqrt(pooled.square().mean(dim=1, keepdim=True) + norm.eps)
+    else:
+        scale = torch.rsqrt(pooled.var(dim=1, keepdim=True) + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight[:, None, None]
+    values = values * scale
+    if getattr(norm, "bias", None) is not None:
+        values = values + norm.bias[:, None, None]
+    return values.to(features.dtype)
+
+
+def make_backbone(architecture: str, anatomy: Anatomy, **model_args: Any) -> nn.Module:
+    """The timm model without classifier, whose state-dict keys are the vanilla model's.
+
+    What only a discarded head used is removed, so that every parameter takes part in training. VGG gets the SoftCAM
+    authors' two hidden 1x1 layers in place of its 7x7 one, which would leave a single location at 224 px.
+    """
+    backbone = timm.create_model(architecture, **{**model_args, "num_classes": 0})
+    if anatomy.kind == "vgg":
+        old = backbone.pre_logits
+        like = {"device": old.fc1.weight.device, "dtype": old.fc1.weight.dtype}
+        ratio = old.fc1.out_channels / old.fc2.out_channels
+        backbone.pre_logits = ConvMlp(old.fc1.in_channels, old.fc2.out_channels, 1, ratio, old.drop.p, **like)
+    if getattr(backbone, "attn_pool", None) is not None:
+        backbone.reset_classifier(0, global_pool="avg")
+    return backbone

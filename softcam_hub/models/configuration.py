@@ -1,0 +1,130 @@
+"""Configurations: one config.json that transformers and timm both read.
+
+- timm reads `architecture`, `num_classes`, `label_names`, `pretrained_cfg` and `model_args`; transformers the rest.
+- A `model_args` of null crashes timm, so it is left out when empty.
+"""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from .classifier import split_name
+from .losses import Bootstrap
+
+_NOT_MODEL_ARGS = ("num_classes", "global_pool")
+"""What timm's own export puts into `model_args` although it is said elsewhere or has one possible value."""
+
+_WEIGHT_SOURCES = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "tag", "architecture")
+"""Keys of a `pretrained_cfg` that say where other weights came from; in a saved folder the weights lie beside it."""
+
+
+@strict
+class EvidenceConfig(PreTrainedConfig):
+    """What both families share.
+
+    Args:
+        architecture: a name that `softcam_hub.build` takes, such as `cape_resnet50`.
+        model_args: what the timm architecture takes (`img_size`, `output_stride`, `in_chans`, ...).
+        pretrained_cfg: timm's description of input size, mean, std, crop and interpolation.
+        output_maps: give the maps beside the logits by default.
+    """
+
+    keys_to_ignore_at_inference = ["maps"]  # noqa: RUF012, transformers reads this class attribute
+
+    architecture: str = "softcam_resnet50"
+    model_args: dict[str, Any] | None = None
+    pretrained_cfg: dict[str, Any] | None = None
+    output_maps: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        family, architecture = split_name(self.architecture)
+        if family != self.model_type:
+            raise ValueError(
+                f"a {self.model_type} configuration describes {self.model_type}_* architectures, got "
+                f"{self.architecture!r}: use {self.model_type}_{architecture}, or the configuration of {family}"
+            )
+        if self.model_args:
+            self.model_args = {k: v for k, v in self.model_args.items() if k not in _NOT_MODEL_ARGS}
+        if self.pretrained_cfg:
+            self.pretrained_cfg = {k: v for k, v in self.pretrained_cfg.items() if k not in _WEIGHT_SOURCES}
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Read our own config.json, or the one that timm's export of our model wrote."""
+        config_dict = {**config_dict, "model_type": cls.model_type}  # timm's export names none
+        classes, names = config_dict.pop("num_classes", None), config_dict.pop("label_names", None)
+        labelled = "id2label" in config_dict or {"num_labels", "id2label"} & kwargs.keys()
+        if not labelled and names:
+            config_dict["id2label"] = dict(enumerate(names))
+            config_dict["label2id"] = {name: index for index, name in enumerate(names)}
+        elif not labelled and classes is not None:
+            config_dict["num_labels"] = classes
+        return super().from_dict(config_dict, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        output = super().to_dict()
+        output["num_classes"] = self.num_labels
+        output["label_names"] = [self.id2label[index] for index in sorted(self.id2label)]
+        for key in ("model_args", "pretrained_cfg"):
+            if not output.get(key):
+                output.pop(key, None)
+        return output
+
+
+@strict
+class SoftCAMConfig(EvidenceConfig):
+    """SoftCAM: logits are the mean of the maps, trained with cross-entropy and ElasticNet on the maps.
+
+    Args:
+        l1: weight of mean|M'|; above zero makes maps sparse.
+        l2: weight of mean M'².
+    """
+
+    model_type = "softcam"
+
+    architecture: str = "softcam_resnet50"
+    l1: float = 0.0
+    l2: float = 0.0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        for name in ("l1", "l2"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} weighs a penalty and must be at least 0, got {getattr(self, name)}")
+
+
+@strict
+class CAPEConfig(EvidenceConfig):
+    """CAPE: maps are probabilities that sum to the prediction.
+
+    Args:
+        mode: `direct`, `from-scratch` or `post-fit` (`losses.Bootstrap`); the last two hold a teacher.
+        alpha: weight of the cross-entropy; the mode's own by default.
+        beta: weight of the divergence from the teacher; the mode's own by default.
+        temperature: T of the teacher.
+        selective: the divergence counts only where model and teacher disagree (eq. 11).
+    """
+
+    model_type = "cape"
+
+    architecture: str = "cape_resnet50"
+    mode: str = "direct"
+    alpha: float | None = None
+    beta: float | None = None
+    temperature: float = 2.0
+    selective: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.bootstrap  # noqa: B018, refuses contradictory values
+        if self.problem_type not in (None, "single_label_classification"):
+            raise ValueError(
+                f"CAPE's class probabilities sum to one, so problem_type={self.problem_type!r} is not possible: "
+                "use SoftCAM for several labels per image"
+            )
+
+    @property
+    def bootstrap(self) -> Bootstrap:
+        return Bootstrap(self.mode, self.alpha, self.beta, self.temperature, self.selective)

@@ -1,0 +1,130 @@
+"""What the heads are trained with: ElasticNet on SoftCAM's maps, and CAPE's bootstrap (eq. 10 and 11).
+
+- ElasticNet takes means over classes and locations, then over the batch, so that λ means the same at every map size.
+  The SoftCAM authors sum over the first image of the batch and do not square the L2 norm: their λ1 is ours divided by
+  C·H·W, and their λ2 has no counterpart here.
+- The bootstrap's KL is KL(teacher ‖ student) times T², and its cross-entropy is the teacher's: so do the CAPE authors'
+  code and eq. 11. Eq. 10 writes KL(p̂, p) without T² and the cross-entropy of p̂.
+- Both students' and teachers' distributions stay in log space, so that evidence of any size has a finite loss.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .heads import CAPEHead, at_least_float32
+
+
+def elastic_net(maps: Tensor, l1: float = 0.0, l2: float = 0.0) -> Tensor:
+    """l1·mean|M'| + l2·mean M'², over classes and locations of each image, then over the batch.
+
+    Args:
+        maps: evidence (B, C, H, W).
+        l1: weight of the absolute values; more than zero makes maps sparse.
+        l2: weight of the squares.
+    """
+    maps = at_least_float32(maps)
+    return l1 * maps.abs().mean() + l2 * maps.square().mean()
+
+
+def distillation(student: Tensor, teacher: Tensor, temperature: float, selective: bool = False) -> Tensor:
+    """T²·KL(softmax(teacher/T) ‖ p̂), batch mean; T softens the teacher only, as CAPE learns its own temperature.
+
+    Args:
+        student: CAPE's logits log p̂ (B, C).
+        teacher: the vanilla classifier's logits (B, C); no gradient reaches them.
+        temperature: T.
+        selective: count only images on which student and teacher disagree (eq. 11). The sum is still divided by the
+            whole batch, so that processes agree, and it keeps its graph when none disagrees.
+    """
+    target = (at_least_float32(teacher.detach()) / temperature).log_softmax(dim=1)
+    divergence = F.kl_div(student, target, reduction="none", log_target=True).sum(dim=1)
+    if selective:
+        divergence = torch.where(student.argmax(dim=1) != target.argmax(dim=1), divergence, 0.0)
+    return temperature**2 * divergence.mean()
+
+
+class Trained(NamedTuple):
+    """A loss, and the student's logits that it was computed on."""
+
+    loss: Tensor
+    logits: Tensor
+
+
+MODES: dict[str, tuple[float, float]] = {"direct": (1.0, 0.0), "from-scratch": (1.0, 1.0), "post-fit": (0.0, 1.0)}
+"""Mode -> (alpha, beta) of eq. 10, the paper's."""
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """CAPE's training: alpha·CE + beta·T²·KL(teacher/T ‖ p̂), and which part learns from which term.
+
+    - `direct`: cross-entropy on p̂, gradient everywhere, no teacher.
+    - `from-scratch` (TS): the backbone and the teacher learn from the teacher's cross-entropy, CAPE from the teacher.
+    - `post-fit` (PF): only CAPE learns; the caller keeps backbone and teacher frozen.
+
+    Args:
+        mode: one of the above.
+        alpha: weight of the cross-entropy; the mode's own by default.
+        beta: weight of the divergence; the mode's own by default.
+        temperature: T of the teacher.
+        selective: the divergence counts only where student and teacher disagree.
+        label_smoothing: of the cross-entropy.
+    """
+
+    mode: str = "direct"
+    alpha: float | None = None
+    beta: float | None = None
+    temperature: float = 2.0
+    selective: bool = False
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"unknown mode {self.mode!r} for CAPE: expected one of {', '.join(MODES)}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+        for name in ("alpha", "beta"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"{name} must be at least 0, got {value}")
+        if self.mode == "direct" and self.beta:
+            raise ValueError(f"mode 'direct' has no teacher, so beta must be 0, got {self.beta}")
+
+    @property
+    def needs_teacher(self) -> bool:
+        return self.mode != "direct"
+
+    def __call__(self, head: CAPEHead, teacher: nn.Linear | None, features: Tensor, targets: Tensor | None) -> Trained:
+        """Loss and CAPE's logits of one batch.
+
+        Args:
+            head: the student.
+            teacher: the vanilla linear classifier, on pooled features.
+            features: (B, K, H, W), with the backbone's graph.
+            targets: (B,) labels or (B, C) probabilities; may be missing where alpha is 0.
+        """
+        if not self.needs_teacher:
+            logits = head(features)
+            return Trained(self._cross_entropy(logits, targets), logits)
+        if teacher is None:
+            raise ValueError(f"mode {self.mode!r} learns from a teacher, but the model has none")
+        logits = head(features.detach())
+        teacher_logits = teacher(features.mean(dim=(2, 3)))
+        loss = self._weight(1) * distillation(logits, teacher_logits, self.temperature, self.selective)
+        if self._weight(0):
+            loss = loss + self._cross_entropy(teacher_logits, targets)
+        return Trained(loss, logits)
+
+    def _cross_entropy(self, logits: Tensor, targets: Tensor | None) -> Tensor:
+        if targets is None:
+            raise ValueError(f"mode {self.mode!r} with alpha above 0 needs labels, got none")
+        loss = F.cross_entropy(at_least_float32(logits), targets, label_smoothing=self.label_smoothing)
+        return self._weight(0) * loss
+
+    def _weight(self, term: int) -> float:
+        given = (self.alpha, self.beta)[term]
+        return MODES[self.mode][term] if given is None else given

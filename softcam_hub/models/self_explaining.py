@@ -1,0 +1,126 @@
+"""What the timm model and the Hugging Face model have in common: `backbone`, `head`, and `explain`."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .backbone import Anatomy
+from .explanation import Explanation
+from .heads import EvidenceHead, select
+
+
+class SelfExplaining(nn.Module):
+    """A classifier that holds `backbone` and `head` and explains itself."""
+
+    family: str
+    anatomy: Anatomy
+    backbone: nn.Module
+    head: nn.Module
+    num_classes: int
+    in_chans: int
+    drop_rate: float
+
+    @property
+    def exact(self) -> bool:
+        """Whether the vanilla classifier's weights serve here unchanged; otherwise the head must be trained."""
+        return self.anatomy.exact
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """The features that the head reads at every location, (B, K, H, W)."""
+        check_images(images, self.in_chans)
+        return self.anatomy.features(self.backbone, images)
+
+    def drop_features(self, features: Tensor) -> Tensor:
+        """The classifier's dropout: dropping channels of F is dropping entries of the pooled vector."""
+        return F.dropout2d(features, self.drop_rate, self.training) if self.drop_rate else features
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return logits.float().softmax(dim=1)
+
+    @torch.no_grad()
+    def explain(
+        self, images: Tensor, classes: int | Tensor | None = None, top_k: int = 1, kind: str | None = None
+    ) -> Explanation:
+        """Maps of the given classes, or of the `top_k` most probable ones.
+
+        The model is evaluated in eval mode and left in the modes it was in.
+
+        Args:
+            images: (B, C, H, W), normalised as for `forward`.
+            classes: a class index for all images, (B,) one per image, or (B, k) several per image.
+            top_k: how many classes to explain when `classes` is not given.
+            kind: one of `head.kinds`; by default the one that composes the prediction.
+        """
+        if not isinstance(self.head, EvidenceHead):
+            raise ValueError("explain() needs classes: this model has num_classes=0; call reset_classifier(n) first")
+        self.head.check_kind(kind)
+        check_images(images, self.in_chans)
+        if not torch.isfinite(images).all():
+            raise ValueError("explain() got images with NaN or infinite values: check the preprocessing")
+        chosen = choose_classes(classes, top_k, len(images), self.num_classes)
+        with evaluation(self):
+            logits, maps = self.head.logits_and_maps(self.forward_features(images), kind)
+        probabilities = self.probabilities(logits)
+        index = probabilities.topk(chosen, dim=1).indices if isinstance(chosen, int) else chosen.to(logits.device)
+        return Explanation(select(maps, index), index, probabilities.gather(1, index), kind or self.head.kinds[0])
+
+
+class evaluation:
+    """Every submodule in eval mode inside the `with`, and as it was afterwards, also after an exception."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.training = [module for module in model.modules() if module.training]
+
+    def __enter__(self) -> None:
+        for module in self.training:
+            module.training = False
+
+    def __exit__(self, *exception: object) -> None:
+        for module in self.training:
+            module.training = True
+
+
+def check_images(images: Tensor, channels: int) -> None:
+    """Refuse what is no floating-point batch (B, `channels`, H, W); static facts only, so that export stays whole."""
+    if not isinstance(images, Tensor):
+        raise TypeError(
+            f"expected images as a torch.Tensor (B, {channels}, H, W), got {type(images).__name__}: "
+            "convert them with timm.data.create_transform"
+        )
+    if images.ndim != 4:
+        hint = ": add the batch dimension with images[None]" if images.ndim == 3 else ""
+        raise ValueError(f"expected images of shape (B, {channels}, H, W), got {tuple(images.shape)}{hint}")
+    if images.shape[1] != channels:
+        raise ValueError(
+            f"expected images with {channels} channels, got {images.shape[1]} in shape {tuple(images.shape)}: "
+            f"convert them, or build the model with in_chans={images.shape[1]}"
+        )
+    if not images.is_floating_point():
+        raise TypeError(f"expected floating-point images, got {images.dtype}: scale to [0, 1] and normalise them first")
+
+
+def choose_classes(classes: int | Tensor | None, top_k: int, batch: int, num_classes: int) -> int | Tensor:
+    """Checked class indices (B, k), or how many of the most probable classes to take."""
+    if classes is None:
+        if not 1 <= top_k <= num_classes:
+            raise ValueError(f"top_k must be from 1 to the number of classes {num_classes}, got {top_k}")
+        return top_k
+    index = torch.as_tensor(classes)
+    if index.is_floating_point() or index.dtype == torch.bool:
+        raise TypeError(f"classes must be integer class indices, got {index.dtype}")
+    outside = index[(index < 0) | (index >= num_classes)]
+    if outside.numel():
+        bad = int(outside[0])
+        raise ValueError(
+            f"class index {bad} is out of range: this model has {num_classes} classes, 0 to {num_classes - 1}"
+        )
+    if index.ndim == 0:
+        index = index.expand(batch)
+    if index.ndim == 1 and len(index) == batch:
+        index = index[:, None]
+    if index.ndim == 2 and len(index) in (1, batch) and index.shape[1]:
+        return index.long().expand(batch, -1)
+    raise ValueError(
+        f"classes must be an int, ({batch},) or ({batch}, k) for {batch} images, got shape {tuple(index.shape)}: "
+        "to explain several classes of every image pass [[3, 5]]"
+    )
