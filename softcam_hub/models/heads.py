@@ -71,7 +71,7 @@ class EvidenceHead(nn.Module, ABC):
         """Logits (B, C) and the maps (B, C, H, W) of all classes, from one evidence computation."""
         kind = self.check_kind(kind)
         evidence = self.evidence(features)
-        return self.compose(evidence), self.draw(features, evidence, kind)
+        return self.compose(evidence), self.draw(evidence, kind)
 
     def maps(self, features: Tensor, classes: Tensor | None = None, kind: str | None = None) -> Tensor:
         """Maps of the given `classes` (B, k), or of all.
@@ -97,11 +97,9 @@ class EvidenceHead(nn.Module, ABC):
     def compose(self, evidence: Tensor) -> Tensor:
         """Logits (B, C) from evidence (B, C, H, W)."""
 
-    def draw(self, features: Tensor, evidence: Tensor, kind: str) -> Tensor:
+    def draw(self, evidence: Tensor, kind: str) -> Tensor:
         """Maps (B, C, H, W) of a checked `kind`; `cam` (eq. 2) leaves the bias out, as CAM always did."""
-        if kind == "cam":
-            return F.conv2d(features, self.weight[:, :, None, None]).relu()
-        return evidence
+        return (evidence - self.bias[:, None, None]).relu() if kind == "cam" else evidence
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.num_classes}"
@@ -165,14 +163,18 @@ class CAPEHead(EvidenceHead):
         kind = self.check_kind(kind)
         evidence = self.evidence(features)
         if kind != "cape":
-            return self.compose(evidence), self.draw(features, evidence, kind)
+            return self.compose(evidence), self.draw(evidence, kind)
         parts = self.log_parts(evidence)
         return parts.flatten(2).logsumexp(dim=2), parts.exp()
 
     def log_parts(self, evidence: Tensor) -> Tensor:
         """log P (B, C, H, W): the product of eq. 8 in log space."""
         scaled = at_least_float32(evidence) * (-at_least_float32(self.log_temperature)).exp()
-        return scaled.log_softmax(dim=1) + self.log_saliency(scaled)
+        # torch's log_softmax over a strided dimension adds up serially on a CPU, which costs digits with many classes;
+        # with the maximum taken off, the sum is at least 1 and large evidence keeps its digits
+        shifted = scaled - scaled.detach().amax(dim=1, keepdim=True)
+        log_sum = shifted.exp().sum(dim=1, keepdim=True).log()
+        return shifted - (log_sum - self.log_saliency(scaled))
 
     def log_saliency(self, scaled: Tensor) -> Tensor:
         """log p(location), (B, 1, H, W): softmax over locations of the mean evidence (eq. 7), or uniform (eq. 4)."""
@@ -181,11 +183,11 @@ class CAPEHead(EvidenceHead):
             return scaled.new_full((1, 1, 1, 1), -math.log(height * width))
         return scaled.mean(dim=1, keepdim=True).flatten(2).log_softmax(dim=2).unflatten(2, (height, width))
 
-    def draw(self, features: Tensor, evidence: Tensor, kind: str) -> Tensor:
+    def draw(self, evidence: Tensor, kind: str) -> Tensor:
         if kind == "mu-cape":
             evidence = at_least_float32(evidence)
             return (evidence + evidence.mean(dim=1, keepdim=True)).relu()
-        return super().draw(features, evidence, kind)
+        return super().draw(evidence, kind)
 
 
 def at_least_float32(values: Tensor) -> Tensor:

@@ -8,6 +8,7 @@
 - Both students' and teachers' distributions stay in log space, so that evidence of any size has a finite loss.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -85,14 +86,16 @@ class Bootstrap:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"unknown mode {self.mode!r} for CAPE: expected one of {', '.join(MODES)}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be above 0 and finite, got {self.temperature}")
         for name in ("alpha", "beta"):
             value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ValueError(f"{name} must be at least 0, got {value}")
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be at least 0 and finite, got {value}")
         if self.mode == "direct" and self.beta:
             raise ValueError(f"mode 'direct' has no teacher, so beta must be 0, got {self.beta}")
+        if not self._weight(0) and not self._weight(1):
+            raise ValueError(f"mode {self.mode!r} with alpha and beta both 0 trains nothing")
 
     @property
     def needs_teacher(self) -> bool:

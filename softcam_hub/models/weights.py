@@ -74,6 +74,8 @@ def _load_vanilla(state_dict: dict[str, Tensor], model: nn.Module) -> nn.Module:
 
 
 def _length(state_dict: dict[str, Tensor], layer: Any, dim: int) -> int | None:
+    """Rows or columns of a layer's weight, of the first layer where timm names several."""
+    layer = layer[0] if isinstance(layer, tuple | list) and layer else layer
     weight = state_dict.get(f"{layer}.weight") if isinstance(layer, str) else None
     return None if weight is None else weight.shape[dim]
 

@@ -1,0 +1,144 @@
+"""Derive README's tables from the rows in `benchmarks/results/`.
+
+python benchmarks/tables.py            # write the tables between their markers
+python benchmarks/tables.py --check    # exit 1 where README differs from the rows
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parents[1] / "README.md"
+COLUMNS = {
+    "softcam logits": "SoftCAM, logits only",
+    "softcam explained": "SoftCAM, all maps",
+    "cape explained": "CAPE, all maps",
+    "control": "vanilla again (control)",
+}
+
+Row = dict[str, Any]
+
+
+def markdown(header: list[str], body: list[list[str]]) -> str:
+    """A table whose first column is text and whose others are numbers."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *body))
+
+
+def with_quartiles(row: Row, name: str, form: str) -> str:
+    low, high = row[f"{name}_quartiles"]
+    return f"{row[name]:{form}} ({low:{form}} to {high:{form}})"
+
+
+def where(row: Row) -> str:
+    return f"torch {row['torch']}, timm {row['timm']}, {row['machine']}, torch threads: {row['threads']}"
+
+
+def heads_table(rows: list[Row]) -> str:
+    formula = [row for row in rows if row["comparison"] == "cape formula"]
+    return "\n\n".join([models_table([row for row in rows if row["comparison"] in COLUMNS]), formula_table(formula)])
+
+
+def models_table(rows: list[Row]) -> str:
+    """One line per model and batch: the vanilla forward, and what each variant takes of it."""
+    cases: dict[tuple[str, int], dict[str, Row]] = {}
+    for row in rows:
+        cases.setdefault((row["model"], row["batch"]), {})[row["comparison"]] = row
+    body = [
+        [
+            f"`{model}` at {found['control']['image_size']} px, batch {batch}",
+            f"{1000 * found['control']['b_seconds']:.0f} ms",
+            *(with_quartiles(found[comparison], "ratio", ".3f") for comparison in COLUMNS),
+        ]
+        for (model, batch), found in cases.items()
+    ]
+    pairs = sorted({row["pairs"] for row in rows})
+    return (
+        "Time of one forward, as a multiple of the vanilla timm forward with the same (random) weights: median of "
+        f"{pairs[0]} to {pairs[-1]} interleaved pairs, quartiles in brackets. The control is a copy of the vanilla "
+        f"model: what it differs from 1 by is noise. {where(rows[0])}.\n\n"
+    ) + markdown(["model", "vanilla", *COLUMNS.values()], body)
+
+
+def formula_table(rows: list[Row]) -> str:
+    """One line per evidence shape and pass: the authors' formula beside ours."""
+    return (
+        "CAPE from evidence to log-probabilities (the 1x1 evidence layer is on neither side): `CAPEHead` beside the "
+        "authors' formula, which forms a (B, C, HW, HW) tensor. Peak memory is what a fresh process rises by.\n\n"
+    ) + markdown(
+        ["evidence", "authors' formula", "`CAPEHead`", "time ratio", "CPU time ratio", "memory, theirs", "ours"],
+        [formula_line(row) for row in rows],
+    )
+
+
+def formula_line(row: Row) -> list[str]:
+    shape = "×".join(str(size) for size in (row["batch"], row["classes"], *row["map_size"]))
+    label = f"{shape}, {row['pass']}"
+    if "not_run" in row:
+        return [label, row["not_run"], *["-"] * 5]
+    return [
+        label,
+        *(f"{three_digits(1000 * row[f'{side}_seconds'])} ms" for side in "ab"),
+        with_quartiles(row, "ratio", ".0f"),
+        with_quartiles(row, "cpu_ratio", ".0f"),
+        *(mebibytes(row[f"{side}_peak_mib"]) for side in "ab"),
+    ]
+
+
+def mebibytes(value: float | None) -> str:
+    return "not measured" if value is None else f"{three_digits(value)} MiB"
+
+
+def three_digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def import_table(rows: list[Row]) -> str:
+    row = rows[0]
+    cells = [f"{row['b_seconds']:.2f} s", f"{row['a_seconds']:.2f} s", with_quartiles(row, "added_seconds", ".2f")]
+    return (
+        f"Seconds to import, in fresh processes: medians of {row['pairs']} interleaved pairs, and the median of the "
+        f"differences with quartiles. Python {row['python']}, {where(row)}.\n\n"
+    ) + markdown(["", "without `softcam_hub`", "with it", "added"], [[f"`{row['b']}`", *cells]])
+
+
+TABLES: dict[str, Callable[[list[Row]], str]] = {"heads": heads_table, "import": import_table}
+
+
+def read_rows(name: str) -> list[Row]:
+    path = RESULTS / f"{name}.jsonl"
+    if not path.exists():
+        sys.exit(f"benchmarks/results/{path.name} does not exist: run `make bench` first")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def filled(text: str, name: str, table: str) -> str:
+    """`text` with `table` between the markers of `name`."""
+    pattern = re.compile(rf"(<!-- table: {name} -->\n)(?:(?!<!-- table).)*?(<!-- /table -->)", re.DOTALL)
+    if len(pattern.findall(text)) != 1:
+        sys.exit(f"README.md needs `<!-- table: {name} -->` and `<!-- /table -->` once, each on its own line")
+    return pattern.sub(lambda found: f"{found[1]}\n{table}\n\n{found[2]}", text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare only; exit 1 where README differs from the rows")
+    check = parser.parse_args().check
+    if not README.exists():
+        sys.exit("README.md does not exist: write it first, with a pair of markers for each table")
+    old = new = README.read_text(encoding="utf-8")
+    for name, table in TABLES.items():
+        new = filled(new, name, table(read_rows(name)))
+    if check and new != old:
+        sys.exit("README.md differs from the rows in benchmarks/results: run `python benchmarks/tables.py`")
+    if new != old:
+        README.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

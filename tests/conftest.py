@@ -1,0 +1,34 @@
+"""What several test files need: models with weights that hide nothing, and images."""
+
+import pytest
+import torch
+from torch import nn
+
+import softcam_hub  # noqa: F401, registers the architectures
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@torch.no_grad()
+def randomise(model: nn.Module) -> nn.Module:
+    """Move every parameter and statistic off its initial value, so that a forgotten bias or norm shows."""
+    for parameter in model.parameters():
+        if parameter.ndim <= 1:
+            parameter.add_(0.2 * torch.randn_like(parameter))
+        else:
+            parameter.add_(0.3 * parameter.std(correction=0) * torch.randn_like(parameter))
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.add_(0.1 * torch.randn_like(buffer))
+        elif name.endswith("running_var"):
+            buffer.mul_(0.75 + 0.5 * torch.rand_like(buffer))
+    return model
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest error, relative to the largest expected value."""
+    assert found.shape == expected.shape
+    return ((found - expected).abs().max() / expected.abs().max()).item()

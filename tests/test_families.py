@@ -1,0 +1,130 @@
+"""Every timm family that admits exact evidence: SoftCAM is the vanilla model, and CAPE's maps are its prediction.
+
+The vanilla weights are random in every parameter and statistic, and go through the loading path that pretrained
+weights take. A family is a timm module together with the way its heads read the features.
+"""
+
+import pytest
+import timm
+import torch
+from conftest import randomise, relative_error
+from timm.models import _registry
+
+from softcam_hub.registry import EXACT, architectures
+
+MEMBERS = """
+byoanet.linear: halonet_h1
+byobnet.linear: test_byobnet repvgg_a0 mobileone_s0
+convmixer.linear: convmixer_1024_20_ks9_p14
+convnext.linear: convnext_tiny_hnf
+convnext.norm: test_convnext convnext_atto_rms convnext_zepto_rms convnextv2_atto
+csatv2.norm: csatv2
+cspnet.linear: cs3darknet_focus_s
+cspnext.linear: cspnext_tiny
+davit.norm: davit_tiny
+densenet.linear: densenet121
+dla.linear: dla46x_c
+dpn.linear: dpn48b
+edgenext.norm: edgenext_xx_small
+efficientformer.affine: efficientformer_l1
+efficientformer_v2.affine: efficientformerv2_s0
+efficientnet.linear: test_efficientnet mobilenetv2_050 tf_efficientnet_lite0 mixnet_s
+efficientvit_msra.affine: efficientvit_m0
+eva.linear: vit_tiny_patch16_dinov3_qkvb
+eva.norm: eva02_tiny_patch14_224
+fastvit.linear: fastvit_t8
+focalnet.linear: focalnet_tiny_srf
+gcvit.linear: gcvit_xxtiny
+hiera.norm: hiera_tiny_224
+hieradet_sam2.norm: sam2_hiera_tiny
+hrnet.linear: hrnet_w18_small
+iformer.affine: iformer_t
+inception_v3.linear: inception_v3
+levit.affine: levit_128s levit_conv_128s
+maxxvit.linear: test_coatnet
+metaformer.norm: poolformerv2_s12 poolformer_s12
+mlp_mixer.linear: gmlp_ti16_224 resmlp_12_224
+mobilevit.linear: mobilevit_xxs mobilevitv2_050
+mvitv2.linear: mvitv2_tiny
+nest.linear: nest_tiny
+nfnet.linear: test_nfnet
+pvt_v2.linear: pvt_v2_b0
+rdnet.norm: rdnet_tiny
+regnet.linear: regnetx_002 regnety_002
+repvit.affine: repvit_m1 repvit_m0_9
+res2net.linear: res2next50
+resnest.linear: resnest14d
+resnet.linear: test_resnet resnet18 resnetblur50
+resnetv2.linear: resnetv2_18
+rexnet.linear: rexnet_100
+senet.linear: legacy_seresnet18
+sequencer.linear: sequencer2d_s
+shvit.affine: shvit_s1
+sknet.linear: skresnet18
+starnet.linear: starnet_s050
+swiftformer.affine: swiftformer_xs
+swin_transformer.linear: swin_tiny_patch4_window7_224
+swin_transformer_v2.linear: swinv2_tiny_window8_256
+swin_transformer_v2_cr.linear: swinv2_cr_tiny_224
+tiny_vit.norm: tiny_vit_5m_224
+twins.linear: twins_svt_small
+visformer.linear: visformer_tiny
+vision_transformer.norm: test_vit2 test_vit4
+vision_transformer_relpos.linear: vit_srelpos_small_patch16_224
+vision_transformer_relpos.norm: test_vit_relpos
+vitamin.norm: vitamin_small_224
+vovnet.linear: ese_vovnet19b_slim_dw
+xception.linear: legacy_xception
+xception_aligned.linear: xception41p
+"""
+
+ABOVE_30M = """
+beit.norm deepseek_vit.norm gemma4_vit.norm inception_resnet_v2.linear inception_v4.linear mobilenetv5.linear
+naflexvit.norm nasnet.linear nextvit.linear pnasnet.linear qwen3_vit.norm selecsls.linear tresnet.linear
+vision_transformer.linear vision_transformer_sam.linear
+"""
+"""Families whose smallest member has over 30 million parameters; `tools/probe_timm.py` has examined their heads."""
+
+COVERED = dict(line.split(": ") for line in MEMBERS.strip().splitlines())
+
+
+def family_of(architecture: str) -> str:
+    return f"{_registry._model_to_module[architecture]}.{architectures()[architecture]}"
+
+
+def image_for(model: torch.nn.Module) -> torch.Tensor:
+    """Two images, small where the architecture takes any size."""
+    channels, height, _ = model.pretrained_cfg["input_size"]
+    any_size = not model.pretrained_cfg.get("fixed_input_size") and "halo" not in model.pretrained_cfg["architecture"]
+    side = min(height, 128) if any_size else height
+    return torch.randn(2, channels, side, side)
+
+
+def test_no_family_is_missing():
+    exact = {family_of(name) for name, kind in architectures().items() if kind in EXACT}
+    assert exact == COVERED.keys() | set(ABOVE_30M.split())
+
+
+@pytest.mark.parametrize("architecture", " ".join(COVERED.values()).split())
+def test_exact(architecture):
+    assert family_of(architecture) in COVERED
+    vanilla = randomise(timm.create_model(architecture, num_classes=7)).eval()
+    images = image_for(vanilla)
+    source = {"state_dict": vanilla.state_dict(), "num_classes": 7}
+    softcam, cape = (
+        timm.create_model(
+            f"{family}_{architecture}", pretrained=True, num_classes=7, pretrained_cfg_overlay=source
+        ).eval()
+        for family in ("softcam", "cape")
+    )
+    with torch.no_grad():
+        expected, logits = vanilla(images), softcam(images)
+        composed, evidence = softcam.head.logits_and_maps(softcam.forward_features(images))
+        log_p, parts = cape.head.logits_and_maps(cape.forward_features(images))
+    assert expected.isfinite().all()
+    assert expected.std() > 1e-3
+    assert relative_error(logits, expected) < 1e-5
+    assert relative_error(composed, expected) < 1e-5
+    assert relative_error(evidence.mean(dim=(2, 3)), logits) < 1e-5
+    assert (parts.sum(dim=(2, 3)) - log_p.softmax(dim=1)).abs().max() < 1e-6
+    assert torch.equal(cape.head.weight, softcam.head.weight)
