@@ -14,7 +14,7 @@ $(STAMP): pyproject.toml
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	touch $@
 
-demo: $(STAMP) ## explain one generated image and write the picture to demo_output/
+demo: $(STAMP) ## train a small CAPE network on generated shapes (a minute) and write its explanation to demo_output/
 	$(RUN) -m softcam_hub.demo --out demo_output
 
 test: $(STAMP) ## the fast tests

@@ -1,6 +1,6 @@
 """`make demo`: train a small CAPE classifier on generated shapes, and explain an image that holds two of them.
 
-    python -m softcam_hub.demo --out demo_output
+python -m softcam_hub.demo --out demo_output
 """
 
 import argparse
@@ -53,7 +53,7 @@ def batch(start: int, size: int) -> tuple[Tensor, Tensor]:
     return torch.stack(images), torch.tensor(labels)
 
 
-def train(model: nn.Module, steps: int, size: int = 48) -> None:
+def train(model: nn.Module, steps: int, size: int = 32) -> None:
     """Cross-entropy on CAPE's own prediction."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)
@@ -70,25 +70,25 @@ def train(model: nn.Module, steps: int, size: int = 48) -> None:
 
 
 def picture(model: nn.Module, names: list[str], seed: int) -> Image.Image:
-    """The image, the map of each class in it with its probability, and the difference of the two maps."""
+    """The image, both classes' probabilities as maps, their difference, and what µ-CAPE shows of each class."""
     image = draw_shapes(names, seed)
-    a, b = (CLASSES.index(name) for name in names)
-    explanation = model.explain(to_tensor(image)[None], classes=[[a, b]])
-    heat, shares = explanation.heatmaps(SIDE), explanation.regions(0.2).share
+    classes = [CLASSES.index(name) for name in names]
+    parts = model.explain(to_tensor(image)[None], classes=[classes])
+    mutual = model.explain(to_tensor(image)[None], classes=[classes], kind="mu-cape")
     panels = [("image", image)]
-    for rank, name in enumerate(names):
-        probability = float(explanation.probabilities[0, rank])
-        caption = f"{name}: {probability:.1%}\nregions carry {float(shares[0, rank]):.0%} of it"
-        panels.append((caption, overlay(image, heat[0, rank])))
-    gap = explanation.difference(a, b)[0]
-    panels.append((f"{names[0]} (orange) minus\n{names[1]} (blue): {float(gap.sum()):+.1%}", signed(gap, (SIDE, SIDE))))
-    return row(panels)
+    for name, heat, probability in zip(names, parts.heatmaps(SIDE)[0], parts.probabilities[0], strict=True):
+        panels.append((f"CAPE: {name}\nsums to {float(probability):.1%}", overlay(image, heat)))
+    gap = parts.difference(*classes)[0]
+    panels.append((f"{names[0]} minus {names[1]}\nsums to {float(gap.sum()):+.1%}", signed(gap, (SIDE, SIDE))))
+    for name, heat in zip(names, mutual.heatmaps(SIDE)[0], strict=True):
+        panels.append((f"mu-CAPE: {name}\nalso what classes share", overlay(image, heat)))
+    return row(panels, side=192)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder for the picture")
-    parser.add_argument("--steps", type=int, default=400, help="training steps")
+    parser.add_argument("--steps", type=int, default=450, help="training steps")
     args = parser.parse_args()
     torch.manual_seed(0)
     model = timm.create_model(ARCHITECTURE, num_classes=len(CLASSES), output_stride=8)

@@ -1,0 +1,34 @@
+"""The benchmark scripts run, their rows say what README's tables need, and the tables are those of the rows."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*command):
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+def test_readme_shows_the_committed_rows():
+    done = run("benchmarks/tables.py", "--check")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_heads_benchmark_runs(tmp_path):
+    done = run("benchmarks/heads.py", "--quick", "--threads", "1", "--out", str(tmp_path / "rows.jsonl"))
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert {row["comparison"] for row in rows} == {
+        "softcam logits",
+        "softcam explained",
+        "cape explained",
+        "control",
+        "cape formula",
+    }
+    assert all(row["ratio"] > 0 for row in rows)
