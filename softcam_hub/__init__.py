@@ -1,7 +1,9 @@
 """Any timm image classifier, made self-explaining. Importing this registers its models with timm and transformers."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
+from transformers.models.timm_wrapper import TimmWrapperImageProcessor
 
+from .export import export_onnx
 from .models.classifier import Classifier, build, convert, to_vanilla
 from .models.configuration import CAPEConfig, SoftCAMConfig
 from .models.explanation import Explanation, Regions
@@ -11,7 +13,8 @@ from .models.modeling import (
     SoftCAMForImageClassification,
     SoftCAMModel,
 )
-from .registry import register as _register
+from .pipeline import register as _register_pipeline
+from .registry import register as _register_architectures
 
 __version__ = "0.1.0"
 
@@ -27,10 +30,12 @@ __all__ = [
     "SoftCAMModel",
     "build",
     "convert",
+    "export_onnx",
     "to_vanilla",
 ]
 
-_register()
+_register_architectures()
+_register_pipeline()
 for _config, _model, _classifier in (
     (SoftCAMConfig, SoftCAMModel, SoftCAMForImageClassification),
     (CAPEConfig, CAPEModel, CAPEForImageClassification),
@@ -38,3 +43,4 @@ for _config, _model, _classifier in (
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     AutoModel.register(_config, _model, exist_ok=True)
     AutoModelForImageClassification.register(_config, _classifier, exist_ok=True)
+    AutoImageProcessor.register(_config, slow_image_processor_class=TimmWrapperImageProcessor, exist_ok=True)

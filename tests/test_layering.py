@@ -9,13 +9,16 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "softcam_hub"
 
 FLOORS = [
-    {"models", "figures"},
-    {"registry"},
-    {"demo"},
+    {"models", "explanation_scores"},
+    {"registry", "figures", "training", "export"},
+    {"pipeline", "demo"},
 ]
 """From the ground up; a module may import from floors below its own."""
 
-TRAVELLERS = {"models": {"torch", "timm", "transformers", "huggingface_hub"}}
+TRAVELLERS = {
+    "models": {"torch", "timm", "transformers", "huggingface_hub"},
+    "explanation_scores": {"torch", "numpy", "evaluate"},
+}
 """Folders that are copied to the Hub -> the packages they may import beside the standard library."""
 
 

@@ -41,7 +41,7 @@ def test_one_folder_for_timm_and_transformers(timm_model, tmp_path):
     assert torch.allclose(ours(x).logits, timm_model(x), atol=1e-6)
 
     ours.save_pretrained(tmp_path / "ours")
-    assert sorted(file.suffix for file in (tmp_path / "ours").iterdir()) == [".json", ".safetensors"]
+    assert {file.suffix for file in (tmp_path / "ours").iterdir()} == {".json", ".safetensors", ".py"}
     again = AutoModelForImageClassification.from_pretrained(tmp_path / "ours")
     assert torch.equal(again(x).logits, ours(x).logits)
     through_timm = timm.create_model(f"local-dir:{tmp_path / 'ours'}", pretrained=True).eval()

@@ -14,7 +14,7 @@ import torch
 from timm.models.vgg import ConvMlp
 from torch import Tensor, nn
 
-from .backbone import Anatomy, NoEvidenceMap
+from .backbone import Anatomy, NoEvidenceMap, input_size
 
 _PROBE_CLASSES = 3
 
@@ -41,14 +41,6 @@ def examine(architecture: str, **model_args: Any) -> Anatomy:
         image = torch.empty(1, *input_size(vanilla, model_args))
         raw = _raw_features(vanilla, image)
     return _read_head(_Probe(vanilla, raw.shape, image.shape[-2:]))
-
-
-def input_size(vanilla: nn.Module, model_args: dict[str, Any]) -> tuple[int, int, int]:
-    """The (channels, height, width) that `vanilla`, made with `model_args`, takes by default."""
-    channels, height, width = vanilla.pretrained_cfg.get("input_size", (3, 224, 224))
-    size = model_args.get("img_size") or (height, width)
-    height, width = (size, size) if isinstance(size, int) else size
-    return model_args.get("in_chans") or channels, height, width
 
 
 def _raw_features(vanilla: nn.Module, image: Tensor) -> Tensor:

@@ -70,6 +70,14 @@ class Anatomy:
         return patches.transpose(1, 2).unflatten(2, (height, patches.shape[1] // height))
 
 
+def input_size(vanilla: nn.Module, model_args: dict[str, Any]) -> tuple[int, int, int]:
+    """The (channels, height, width) that `vanilla`, made with `model_args`, takes by default."""
+    channels, height, width = vanilla.pretrained_cfg.get("input_size", (3, 224, 224))
+    size = model_args.get("img_size") or (height, width)
+    height, width = (size, size) if isinstance(size, int) else size
+    return model_args.get("in_chans") or channels, height, width
+
+
 def pooled_norm(norm: nn.Module, features: Tensor) -> Tensor:
     """Normalise every location by the statistic of the pooled vector, so that the mean over locations is `norm(mean)`.
 

@@ -15,7 +15,7 @@ from .losses import Bootstrap
 _NOT_MODEL_ARGS = ("num_classes", "global_pool")
 """What timm's own export puts into `model_args` although it is said elsewhere or has one possible value."""
 
-_WEIGHT_SOURCES = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "tag", "architecture")
+_NOT_PREPROCESSING = ("state_dict", "hf_hub_id", "hf_hub_filename", "url", "file", "source", "tag", "architecture")
 """Keys of a `pretrained_cfg` that say where other weights came from; in a saved folder the weights lie beside it."""
 
 
@@ -28,6 +28,7 @@ class EvidenceConfig(PreTrainedConfig):
         model_args: what the timm architecture takes (`img_size`, `output_stride`, `in_chans`, ...).
         pretrained_cfg: timm's description of input size, mean, std, crop and interpolation.
         output_maps: give the maps beside the logits by default.
+        freeze_backbone: train the head alone; the backbone also keeps its batch statistics.
     """
 
     keys_to_ignore_at_inference = ["maps"]  # noqa: RUF012, transformers reads this class attribute
@@ -36,6 +37,7 @@ class EvidenceConfig(PreTrainedConfig):
     model_args: dict[str, Any] | None = None
     pretrained_cfg: dict[str, Any] | None = None
     output_maps: bool = True
+    freeze_backbone: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -48,12 +50,24 @@ class EvidenceConfig(PreTrainedConfig):
         if self.model_args:
             self.model_args = {k: v for k, v in self.model_args.items() if k not in _NOT_MODEL_ARGS}
         if self.pretrained_cfg:
-            self.pretrained_cfg = {k: v for k, v in self.pretrained_cfg.items() if k not in _WEIGHT_SOURCES}
+            self.pretrained_cfg = self.without_sources(self.pretrained_cfg)
+
+    @staticmethod
+    def without_sources(pretrained_cfg: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in pretrained_cfg.items() if key not in _NOT_PREPROCESSING}
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As read from disk or the Hub; transformers calls timm's own exports, which name no type, `timm_wrapper`."""
+        config_dict, kwargs = super().get_config_dict(*args, **kwargs)
+        if config_dict.get("model_type") == "timm_wrapper":
+            config_dict = {**config_dict, "model_type": cls.model_type}
+        return config_dict, kwargs
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Read our own config.json, or the one that timm's export of our model wrote."""
-        config_dict = {**config_dict, "model_type": cls.model_type}  # timm's export names none
+        config_dict = dict(config_dict)
         classes, names = config_dict.pop("num_classes", None), config_dict.pop("label_names", None)
         labelled = "id2label" in config_dict or {"num_labels", "id2label"} & kwargs.keys()
         if not labelled and names:
@@ -67,10 +81,22 @@ class EvidenceConfig(PreTrainedConfig):
         output = super().to_dict()
         output["num_classes"] = self.num_labels
         output["label_names"] = [self.id2label[index] for index in sorted(self.id2label)]
+        output["image_processor_type"] = "TimmWrapperImageProcessor"
+        output["auto_map"] = self._auto_map()
         for key in ("model_args", "pretrained_cfg"):
             if not output.get(key):
                 output.pop(key, None)
         return output
+
+    @classmethod
+    def _auto_map(cls) -> dict[str, str]:
+        """Where the classes stand in the code that travels with the weights."""
+        family = cls.__name__.removesuffix("Config")
+        return {
+            "AutoConfig": f"configuration.{cls.__name__}",
+            "AutoModel": f"modeling.{family}Model",
+            "AutoModelForImageClassification": f"modeling.{family}ForImageClassification",
+        }
 
 
 @strict

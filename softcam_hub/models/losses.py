@@ -110,17 +110,22 @@ class Bootstrap:
             features: (B, K, H, W), with the backbone's graph.
             targets: (B,) labels or (B, C) probabilities; may be missing where alpha is 0.
         """
-        if not self.needs_teacher:
-            logits = head(features)
-            return Trained(self._cross_entropy(logits, targets), logits)
-        if teacher is None:
+        if self.needs_teacher and teacher is None:
             raise ValueError(f"mode {self.mode!r} learns from a teacher, but the model has none")
-        logits = head(features.detach())
-        teacher_logits = teacher(features.mean(dim=(2, 3)))
+        logits = head(self.student_features(features))
+        teacher_logits = teacher(features.mean(dim=(2, 3))) if self.needs_teacher else None
+        return Trained(self.loss(logits, teacher_logits, targets), logits)
+
+    def student_features(self, features: Tensor) -> Tensor:
+        """What CAPE sees: with a teacher, the backbone does not learn from CAPE."""
+        return features.detach() if self.needs_teacher else features
+
+    def loss(self, logits: Tensor, teacher_logits: Tensor | None, targets: Tensor | None) -> Tensor:
+        """The loss of CAPE's `logits` (B, C) on `student_features`, and of the teacher's where the mode has one."""
+        if teacher_logits is None:
+            return self._cross_entropy(logits, targets)
         loss = self._weight(1) * distillation(logits, teacher_logits, self.temperature, self.selective)
-        if self._weight(0):
-            loss = loss + self._cross_entropy(teacher_logits, targets)
-        return Trained(loss, logits)
+        return loss + self._cross_entropy(teacher_logits, targets) if self._weight(0) else loss
 
     def _cross_entropy(self, logits: Tensor, targets: Tensor | None) -> Tensor:
         if targets is None:

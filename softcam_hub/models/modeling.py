@@ -3,21 +3,25 @@
 - transformers builds on the meta device and initialises what a checkpoint lacks; buffers that timm does not save are
   rebuilt there, and weights that timm drew or loaded are never drawn again.
 - `AutoModel` gives the features first, `AutoModelForImageClassification` the logits; both give the maps.
+- A saved folder holds the code of this package's `models/` too, so that it loads where softcam_hub is not installed.
 """
 
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
+from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .classifier import build
+from .classifier import Classifier, build, convert
 from .configuration import CAPEConfig, EvidenceConfig, SoftCAMConfig
 from .heads import EvidenceHead
 from .losses import elastic_net
-from .self_explaining import SelfExplaining
+from .self_explaining import SelfExplaining, check_images
 
 
 @dataclass
@@ -55,7 +59,12 @@ class EvidenceClassifierOutput(ModelOutput):
 
 
 class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
-    """What the Hugging Face models of both families share."""
+    """What the Hugging Face models of both families share.
+
+    Args:
+        config: what to build.
+        classifier: the timm model to take over instead of building one.
+    """
 
     config: EvidenceConfig
     base_model_prefix = ""
@@ -63,11 +72,12 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # with **kwargs in forward, Trainer would multiply the loss by the accumulation steps
-    _keys_to_ignore_on_load_unexpected = [r"^teacher\."]  # noqa: RUF012, transformers reads this class attribute
+    _no_split_modules: list[str] = []  # noqa: RUF012, transformers reads these class attributes
+    _keys_to_ignore_on_load_unexpected = [r"^teacher\."]  # noqa: RUF012
 
-    def __init__(self, config: EvidenceConfig) -> None:
+    def __init__(self, config: EvidenceConfig, classifier: Classifier | None = None) -> None:
         super().__init__(config)
-        classifier = build(
+        classifier = classifier or build(
             config.architecture,
             num_classes=config.num_labels,
             pretrained_cfg=dict(config.pretrained_cfg or {}),
@@ -76,11 +86,32 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
         self.family, self.anatomy = classifier.family, classifier.anatomy
         self.backbone, self.head = classifier.backbone, classifier.head
         self.num_classes, self.in_chans = classifier.num_classes, classifier.in_chans
-        self.drop_rate = classifier.drop_rate
+        self.drop_rate, self.backbone_args = classifier.drop_rate, classifier.backbone_args
+        config.pretrained_cfg = self.pretrained_cfg = _preprocessing(classifier)
+        self.teacher = self._make_teacher()
         for module in self.modules():
             if not any(tensor.is_meta for tensor in (*module.parameters(False), *module.buffers(False))):
                 module._is_hf_initialized = True  # timm has drawn these weights
+        self._freeze()
         self.post_init()
+
+    def _freeze(self) -> None:
+        for module in self._frozen:
+            module.requires_grad_(False)
+
+    def _make_teacher(self) -> nn.Linear | None:
+        return None
+
+    @property
+    def _frozen(self) -> list[nn.Module]:
+        """The modules that do not learn; their batch statistics do not move either."""
+        return [self.backbone] if self.config.freeze_backbone else []
+
+    def train(self, mode: bool = True) -> "EvidencePreTrainedModel":
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise what neither timm nor a checkpoint has: a new head, and buffers lost to the meta device."""
@@ -97,14 +128,73 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
     def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func: Any = None) -> None:
         self.backbone.set_grad_checkpointing(enable)
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        model, report = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        if any(key.startswith("teacher.") for key in report["missing_keys"]):
+            raise ValueError(
+                f"mode {model.config.mode!r} learns from a teacher, but this checkpoint holds none: it was made for "
+                "inference. Load it with mode='direct', or start again with from_timm(..., mode=...)"
+            )
+        model._freeze()  # loading puts new parameters in place of the frozen ones
+        return (model, report) if output_loading_info else model
+
+    @classmethod
+    def from_timm(
+        cls,
+        source: str | nn.Module,
+        pretrained: bool = True,
+        model_args: dict[str, Any] | None = None,
+        cache_dir: str | Path | None = None,
+        **config: Any,
+    ) -> "EvidencePreTrainedModel":
+        """The Hugging Face model of a timm one, with its weights.
+
+        Args:
+            source: a name with or without tag (`cape_resnet50.a1_in1k`), a vanilla timm classifier, or our timm model.
+            pretrained: load the weights of a named model.
+            model_args: what the timm architecture takes.
+            cache_dir: where downloads are kept.
+            config: fields of the configuration (`num_labels`, `id2label`, `l1`, `mode`, ...).
+        """
+        family = cls.config_class.model_type
+        if isinstance(source, str):
+            labels = config.get("id2label") or range(config.get("num_labels") or 0)
+            chosen = {"num_classes": len(labels)} if labels else {}
+            classifier = build(source, pretrained, cache_dir=cache_dir, **chosen, **(model_args or {}))
+            carried = pretrained and classifier.num_classes == classifier.pretrained_cfg.get("num_classes")
+        else:
+            classifier = source if isinstance(source, Classifier) else convert(source, family)
+            model_args, carried = getattr(classifier, "_model_args", None), True
+        config = {**({} if "id2label" in config else _labels(classifier, carried)), **config}
+        name = f"{classifier.family}_{classifier.architecture}"
+        settings = cls.config_class(architecture=name, model_args=model_args, **config)
+        model = cls(settings, classifier)
+        model._teach(carried and classifier.exact)
+        return model
+
+    def _teach(self, trained: bool) -> None:
+        """Called with a head that was just taken over; says whether it is a trained classifier."""
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        super().save_pretrained(save_directory, **kwargs)
+        if kwargs.get("is_main_process", True):
+            for file in Path(__file__).parent.glob("*.py"):
+                if file.name != "__init__.py":
+                    shutil.copyfile(file, Path(save_directory) / file.name)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        check_images(images, self.in_chans)
+        return self.anatomy.features(self.backbone, images.to(self.dtype))
+
     def _features(self, pixel_values: Tensor, output_hidden_states: bool) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         if not output_hidden_states:
             return self.forward_features(pixel_values), None
-        raw, hidden = self.backbone.forward_intermediates(pixel_values)
+        check_images(pixel_values, self.in_chans)
+        raw, hidden = self.backbone.forward_intermediates(pixel_values.to(self.dtype))
         return self.anatomy.localise(self.backbone, raw, pixel_values.shape[-2:]), tuple(hidden)
 
     def _predict(self, features: Tensor, output_maps: bool) -> tuple[Tensor, Tensor | None]:
-        features = self.drop_features(features)
         return self.head.logits_and_maps(features) if output_maps else (self.head(features), None)
 
 
@@ -121,7 +211,7 @@ class EvidenceModel(EvidencePreTrainedModel):
     ) -> EvidenceModelOutput | tuple[Tensor, ...]:
         """Features (B, K, H, W), logits (B, C) and maps (B, C, H, W) of `pixel_values` (B, 3, H, W)."""
         features, hidden = self._features(pixel_values, _given(output_hidden_states, self.config.output_hidden_states))
-        logits, maps = self._predict(features, _given(output_maps, self.config.output_maps))
+        logits, maps = self._predict(self.drop_features(features), _given(output_maps, self.config.output_maps))
         output = EvidenceModelOutput(last_hidden_state=features, logits=logits, maps=maps, hidden_states=hidden)
         return output if _given(return_dict, self.config.return_dict) else output.to_tuple()
 
@@ -140,9 +230,11 @@ class EvidenceForImageClassification(EvidencePreTrainedModel):
     ) -> EvidenceClassifierOutput | tuple[Tensor, ...]:
         """Logits (B, C) and maps (B, C, H, W) of `pixel_values` (B, 3, H, W), and the loss when `labels` are given."""
         features, hidden = self._features(pixel_values, _given(output_hidden_states, self.config.output_hidden_states))
+        features = self.drop_features(features)
         output_maps = _given(output_maps, self.config.output_maps)
-        logits, maps = self._predict(features, output_maps or (labels is not None and self._penalises_maps))
-        loss = None if labels is None else self.loss(logits, maps, labels)
+        wanted = output_maps or (labels is not None and self._penalises_maps)
+        logits, maps = self._predict(self._student_features(features), wanted)
+        loss = None if labels is None else self._loss(features, logits, maps, labels)
         output = EvidenceClassifierOutput(loss, logits, maps if output_maps else None, hidden)
         return output if _given(return_dict, self.config.return_dict) else output.to_tuple()
 
@@ -150,11 +242,8 @@ class EvidenceForImageClassification(EvidencePreTrainedModel):
     def _penalises_maps(self) -> bool:
         return False
 
-    def loss(self, logits: Tensor, maps: Tensor | None, labels: Tensor) -> Tensor:
-        """Cross-entropy, or with multi-hot labels (B, C) the binary cross-entropy of every class."""
-        if self.config.problem_type == "multi_label_classification":
-            return F.binary_cross_entropy_with_logits(logits.float(), labels.float())
-        return F.cross_entropy(logits.float(), labels)
+    def _student_features(self, features: Tensor) -> Tensor:
+        return features
 
 
 class SoftCAMModel(EvidenceModel):
@@ -170,29 +259,86 @@ class CAPEModel(EvidenceModel):
 
 
 class SoftCAMForImageClassification(EvidenceForImageClassification):
-    """SoftCAM: maps whose mean is the logits, trained with ElasticNet."""
+    """SoftCAM: maps whose mean is the logits; cross-entropy plus ElasticNet on the maps."""
 
     config_class = SoftCAMConfig
+
+    @property
+    def _multi_label(self) -> bool:
+        return self.config.problem_type == "multi_label_classification"
 
     @property
     def _penalises_maps(self) -> bool:
         return self.config.l1 > 0 or self.config.l2 > 0
 
-    def loss(self, logits: Tensor, maps: Tensor | None, labels: Tensor) -> Tensor:
-        loss = super().loss(logits, maps, labels)
+    def _loss(self, features: Tensor, logits: Tensor, maps: Tensor | None, labels: Tensor) -> Tensor:
+        if self._multi_label:
+            loss = F.binary_cross_entropy_with_logits(logits.float(), labels.float())
+        else:
+            loss = F.cross_entropy(logits.float(), labels)
         return loss + elastic_net(maps, self.config.l1, self.config.l2) if self._penalises_maps else loss
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        if self.config.problem_type == "multi_label_classification":
-            return logits.float().sigmoid()
-        return super().probabilities(logits)
+        return logits.float().sigmoid() if self._multi_label else super().probabilities(logits)
 
 
 class CAPEForImageClassification(EvidenceForImageClassification):
-    """CAPE: maps that sum to the prediction."""
+    """CAPE: maps that sum to the prediction; in the bootstrap modes a vanilla linear `teacher` is trained or kept."""
 
     config_class = CAPEConfig
+
+    def _make_teacher(self) -> nn.Linear | None:
+        if not self.config.bootstrap.needs_teacher:
+            return None
+        weight = self.head.weight
+        return nn.Linear(self.head.in_features, self.num_classes, device=weight.device, dtype=weight.dtype)
+
+    @property
+    def _frozen(self) -> list[nn.Module]:
+        return [self.backbone, self.teacher] if self.config.mode == "post-fit" else super()._frozen
+
+    def _teach(self, trained: bool) -> None:
+        """The teacher is the vanilla classifier, which an exact head holds when it is taken over."""
+        if self.config.mode == "post-fit" and not trained:
+            raise ValueError(
+                f"mode 'post-fit' fits CAPE to a trained classifier, but {self.config.architecture} has none for these "
+                f"{self.num_classes} classes: fine-tune the vanilla timm model first and pass it to from_timm, or use "
+                "mode='from-scratch'"
+            )
+        if self.teacher is not None and trained:
+            self.teacher.weight.data.copy_(self.head.weight.data)
+            self.teacher.bias.data.copy_(self.head.bias.data)
+
+    def drop_teacher(self) -> "CAPEForImageClassification":
+        """Leave only what inference needs, for `save_pretrained` and `push_to_hub` after training."""
+        self.teacher = None
+        self.config.mode, self.config.alpha, self.config.beta = "direct", None, None
+        return self
+
+    def _student_features(self, features: Tensor) -> Tensor:
+        return self.config.bootstrap.student_features(features)
+
+    def _loss(self, features: Tensor, logits: Tensor, maps: Tensor | None, labels: Tensor) -> Tensor:
+        teacher_logits = None if self.teacher is None else self.teacher(features.mean(dim=(2, 3)))
+        return self.config.bootstrap.loss(logits, teacher_logits, labels)
 
 
 def _given(value: Any, default: Any) -> Any:
     return default if value is None else value
+
+
+def _preprocessing(classifier: Classifier) -> dict[str, Any]:
+    """timm's description of the input, for the channels and size that the classifier was made for."""
+    cfg = {**classifier.pretrained_cfg, "input_size": classifier.input_size}
+    cfg.pop("num_classes", None)
+    return EvidenceConfig.without_sources(cfg)
+
+
+def _labels(classifier: Classifier, pretrained: bool) -> dict[str, Any]:
+    """Names of the classes that a pretrained classifier knows, where timm has them; otherwise their number."""
+    subset = infer_imagenet_subset(classifier) if pretrained else None
+    if subset is None:
+        return {"num_labels": classifier.num_classes}
+    info = ImageNetInfo(subset)
+    names = [info.index_to_description(index) for index in range(classifier.num_classes)]
+    return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}

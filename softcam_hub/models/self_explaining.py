@@ -1,10 +1,12 @@
 """What the timm model and the Hugging Face model have in common: `backbone`, `head`, and `explain`."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .backbone import Anatomy
+from .backbone import Anatomy, input_size
 from .explanation import Explanation
 from .heads import EvidenceHead, select
 
@@ -19,11 +21,18 @@ class SelfExplaining(nn.Module):
     num_classes: int
     in_chans: int
     drop_rate: float
+    pretrained_cfg: dict[str, Any]
+    backbone_args: dict[str, Any]
 
     @property
     def exact(self) -> bool:
         """Whether the vanilla classifier's weights serve here unchanged; otherwise the head must be trained."""
         return self.anatomy.exact
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """(channels, height, width) that the model was made for."""
+        return input_size(self, self.backbone_args)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """The features that the head reads at every location, (B, K, H, W)."""

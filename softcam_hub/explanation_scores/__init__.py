@@ -1,0 +1,1 @@
+"""How good an explanation is: pure functions on tensors, one value per image."""

@@ -1,0 +1,77 @@
+"""ONNX with two outputs, logits and maps, checked in onnxruntime before it takes the file's place."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .models.self_explaining import SelfExplaining, evaluation
+
+HINT = "ONNX export needs extra packages: pip install 'softcam-hub[onnx]'"
+
+
+class _LogitsAndMaps(nn.Module):
+    def __init__(self, model: SelfExplaining) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        return self.model.head.logits_and_maps(self.model.forward_features(pixel_values))
+
+
+def export_onnx(model: SelfExplaining, path: str | Path, tolerance: float = 1e-4) -> Path:
+    """Write `model` to an ONNX file with input `pixel_values` and outputs `logits` and `maps`.
+
+    The batch is dynamic, and so are height and width where the architecture takes any size. The file is written only
+    after onnxruntime has given the same outputs on another batch size.
+
+    Args:
+        model: a timm or Hugging Face model of ours, with classes.
+        path: the file to write.
+        tolerance: largest difference between torch and onnxruntime, relative to the largest output.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"{HINT} ({error.name} is missing)") from error
+    path = Path(path)
+    channels, height, width = model.input_size
+    fixed = model.pretrained_cfg.get("fixed_input_size", False)
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    sides = {} if fixed else {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    both = _LogitsAndMaps(model)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder, evaluation(both):
+        draft = Path(folder) / path.name
+        torch.onnx.export(
+            both,
+            kwargs={"pixel_values": torch.zeros(2, channels, height, width)},
+            f=draft,
+            dynamo=True,
+            output_names=["logits", "maps"],
+            dynamic_shapes={"pixel_values": {0: batch, **sides}},
+            opset_version=18,
+            external_data=False,
+            verbose=False,
+        )
+        other = (height, width) if fixed else (height + 32, width + 64)
+        session = onnxruntime.InferenceSession(draft, providers=["CPUExecutionProvider"])
+        _check(both, session, torch.randn(3, channels, *other), tolerance)
+        os.replace(draft, path)
+    return path
+
+
+@torch.no_grad()
+def _check(both: nn.Module, session: Any, images: Tensor, tolerance: float) -> None:
+    found = session.run(None, {"pixel_values": images.numpy()})
+    for name, ours, theirs in zip(("logits", "maps"), both(images), found, strict=True):
+        error = float((ours - torch.from_numpy(theirs)).abs().max() / ours.abs().max())
+        if not error <= tolerance:
+            raise RuntimeError(
+                f"the exported {name} differ from torch's by {error:.1e} of the largest, more than {tolerance:.0e}: "
+                "nothing was written"
+            )

@@ -1,0 +1,118 @@
+"""`pipeline("image-explanation")`: label, score, map and heat-map image for the classes of each image."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoModelForImageClassification, Pipeline
+from transformers.image_utils import load_image
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from .figures import overlay
+
+TASK = "image-explanation"
+
+
+class ImageExplanationPipeline(Pipeline):
+    """A prediction with its evidence.
+
+        explain = pipeline("image-explanation", model="you/repo")
+        explain("photo.jpg", top_k=2)[0]["heatmap"].save("why.png")
+
+    Inputs are PIL images, paths, URLs or (H, W, 3) arrays of bytes, one or a list.
+
+    Args:
+        top_k: how many of the most probable classes to explain; 1 by default.
+        classes: labels or indices to explain instead.
+        kind: the kind of map (`softcam`, `cape`, `mu-cape`, `cam`).
+
+    Returns:
+        For each image a list with, per class, `label`, `score`, `map` (a tensor (H, W) at its own resolution) and
+        `heatmap` (the map over what the model saw of the image, a PIL image).
+    """
+
+    _load_processor = False
+    _load_image_processor = True
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    def _sanitize_parameters(
+        self,
+        top_k: int | None = None,
+        classes: int | str | list[int | str] | None = None,
+        kind: str | None = None,
+        timeout: float | None = None,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        given = {"top_k": top_k, "classes": None if classes is None else self._indices(classes), "kind": kind}
+        forward = {name: value for name, value in given.items() if value is not None}
+        return {} if timeout is None else {"timeout": timeout}, forward, {}
+
+    def _indices(self, classes: int | str | list[int | str]) -> list[int]:
+        """Class indices of labels or indices."""
+        named = [classes] if isinstance(classes, int | str) else list(classes)
+        known = self.model.config.label2id or {}
+        unknown = [name for name in named if isinstance(name, str) and name not in known]
+        if unknown:
+            labels = list(known)
+            listed = ", ".join(labels[:10]) + (", ..." if len(labels) > 10 else "")
+            raise ValueError(f"unknown class {unknown[0]!r}: this model's {len(labels)} labels are {listed}")
+        return [known[name] if isinstance(name, str) else name for name in named]
+
+    def preprocess(self, image: Any, timeout: float | None = None) -> dict[str, Tensor]:
+        inputs = self.image_processor(images=as_picture(image, timeout), return_tensors="pt")
+        return {"pixel_values": inputs["pixel_values"].to(self.dtype)}
+
+    def _forward(self, inputs: dict[str, Tensor], top_k: int = 1, **options: Any) -> dict[str, Tensor]:
+        if "classes" in options:
+            options["classes"] = [options["classes"]]  # the same for every image of the batch
+        images = inputs["pixel_values"]
+        explanation = self.model.explain(images, top_k=top_k, **options)
+        return {
+            "images": images,
+            "maps": explanation.maps,
+            "classes": explanation.classes,
+            "probabilities": explanation.probabilities,
+            "heatmaps": explanation.heatmaps(tuple(images.shape[-2:])),
+        }
+
+    def postprocess(self, outputs: dict[str, Tensor]) -> list[dict[str, Any]]:
+        picture = self.seen_by_the_model(outputs["images"][0])
+        ranks = range(outputs["classes"].shape[1])
+        return [
+            {
+                "label": self.model.config.id2label[int(outputs["classes"][0, rank])],
+                "score": float(outputs["probabilities"][0, rank]),
+                "map": outputs["maps"][0, rank],
+                "heatmap": overlay(picture, outputs["heatmaps"][0, rank]),
+            }
+            for rank in ranks
+        ]
+
+    def seen_by_the_model(self, image: Tensor) -> Image.Image:
+        """The normalised image (C, H, W) as a picture: resized and cropped as the model saw it."""
+        data = self.image_processor.data_config
+        mean, std = (torch.tensor(data[key])[:, None, None] for key in ("mean", "std"))
+        pixels = (image.float() * std + mean).clamp(0, 1).expand(3, -1, -1)
+        return Image.fromarray((pixels * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def as_picture(image: Any, timeout: float | None) -> Image.Image:
+    """An RGB picture of what a user may pass for one."""
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3):
+            raise ValueError(
+                f"expected an image array of bytes (H, W, 3), got {image.dtype} of shape {image.shape}: "
+                "scale it to 0..255 and convert with .astype('uint8')"
+            )
+        return Image.fromarray(image).convert("RGB")
+    return load_image(image, timeout=timeout).convert("RGB")
+
+
+def register() -> None:
+    """Make the task known to `transformers.pipeline`."""
+    if TASK not in PIPELINE_REGISTRY.get_supported_tasks():
+        PIPELINE_REGISTRY.register_pipeline(
+            TASK, ImageExplanationPipeline, pt_model=AutoModelForImageClassification, type="image"
+        )

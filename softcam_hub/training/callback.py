@@ -1,0 +1,67 @@
+"""Explanation scores in `Trainer`'s own log, at each evaluation."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..explanation_scores.faithfulness import completeness_error, gini_sparseness
+
+
+class ExplanationCallback(TrainerCallback):
+    """Score the maps of the predicted classes on the first evaluation images, and log the means.
+
+        trainer.add_callback(ExplanationCallback(trainer))
+
+    Logs `eval_completeness_error` (0 but for rounding), `eval_sparseness` (Gini) and `eval_confidence`; they can serve
+    as `metric_for_best_model` too.
+
+    Args:
+        trainer: whose model and log to use.
+        images: how many images each process scores.
+    """
+
+    def __init__(self, trainer: Trainer, images: int = 64) -> None:
+        self.trainer, self.images = trainer, images
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float],
+        **kwargs: Any,
+    ) -> None:
+        model = self.trainer.accelerator.unwrap_model(kwargs["model"])
+        scores = [score(model, batch["pixel_values"]) for batch in self._batches(kwargs["eval_dataloader"])]
+        columns = {name: torch.cat([part[name] for part in scores]) for name in scores[0]}
+        gathered = self.trainer.accelerator.gather(columns)
+        means = {f"eval_{name}": float(values.mean()) for name, values in gathered.items()}
+        metrics.update(means)
+        self.trainer.log(means)
+
+    def _batches(self, loader: Any) -> Any:
+        seen = 0
+        for batch in loader:
+            yield batch
+            seen += len(batch["pixel_values"])
+            if seen >= self.images:
+                return
+
+
+def score(model: Any, images: Tensor) -> dict[str, Tensor]:
+    """Scores (B,) of the predicted class's map; where a map composes probabilities they are compared, else logits."""
+    explanation = model.explain(images.to(model.device))
+    maps, probabilities = explanation.maps[:, 0].float(), explanation.probabilities[:, 0]
+    if explanation.kind == "cape":
+        composed, predicted = maps.sum(dim=(1, 2)), probabilities
+    else:
+        with torch.no_grad():
+            logits = model.eval()(images.to(model.device), output_maps=False).logits
+        composed, predicted = maps.mean(dim=(1, 2)), logits.float().gather(1, explanation.classes)[:, 0]
+    return {
+        "completeness_error": completeness_error(composed, predicted),
+        "sparseness": gini_sparseness(maps),
+        "confidence": probabilities,
+    }
