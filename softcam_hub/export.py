@@ -39,6 +39,8 @@ def export_onnx(model: SelfExplaining, path: str | Path, tolerance: float = 1e-4
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError(f"{HINT} ({error.name} is missing)") from error
+    if not model.num_classes:
+        raise ValueError("export_onnx() needs classes: this model has num_classes=0; call reset_classifier(n) first")
     path = Path(path)
     channels, height, width = model.input_size
     fixed = model.pretrained_cfg.get("fixed_input_size", False)

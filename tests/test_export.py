@@ -1,0 +1,94 @@
+"""ONNX: logits and maps in onnxruntime are torch's, for other batches and sizes, and a bad export writes nothing."""
+
+import builtins
+
+import onnxruntime
+import pytest
+import timm
+import torch
+from conftest import randomise, relative_error
+from torch import nn
+
+from softcam_hub import CAPEForImageClassification, export_onnx
+
+SMALL_SWIN = {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "img_size": 64, "window_size": 4}
+CASES = {
+    "cape_test_resnet": {},
+    "softcam_test_resnet": {"output_stride": 8},
+    "cape_test_convnext": {},
+    "softcam_test_vit2": {"img_size": 64},
+    "cape_swinv2_tiny_window8_256": SMALL_SWIN,
+}
+
+
+def run(path, images):
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert [output.name for output in session.get_outputs()] == ["logits", "maps"]
+    return [torch.from_numpy(found) for found in session.run(None, {"pixel_values": images.numpy()})]
+
+
+@pytest.mark.parametrize("architecture", CASES)
+@torch.no_grad()
+def test_outputs_are_those_of_torch(architecture, tmp_path):
+    model = randomise(timm.create_model(architecture, num_classes=5, **CASES[architecture])).train()
+    path = export_onnx(model, tmp_path / "model.onnx")
+    assert model.training
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+    model.eval()
+    sizes = [(64, 64)] if "img_size" in CASES[architecture] else [(64, 64), (96, 128), (224, 160)]
+    for batch, size in enumerate(sizes, start=1):
+        images = torch.randn(batch, 3, *size)
+        logits, maps = run(path, images)
+        expected_logits, expected_maps = model.head.logits_and_maps(model.forward_features(images))
+        assert relative_error(logits, expected_logits) < 1e-4
+        assert relative_error(maps, expected_maps) < 1e-4
+
+
+@torch.no_grad()
+def test_hugging_face_model(tmp_path):
+    model = CAPEForImageClassification.from_timm("cape_test_resnet", pretrained=False, num_labels=3).eval()
+    images = torch.randn(3, 3, 96, 64)
+    logits, maps = run(export_onnx(model, tmp_path / "model.onnx"), images)
+    assert relative_error(logits, model(images).logits) < 1e-4
+    assert torch.allclose(maps.sum(dim=(2, 3)), logits.softmax(dim=1), atol=1e-6)
+
+
+def test_a_deviating_export_is_refused_and_leaves_the_old_file(tmp_path):
+    class Drifting(nn.Module):
+        """Gives something else each time torch is asked."""
+
+        calls = 0.0
+
+        def forward(self, x):
+            Drifting.calls += 1.0
+            return x * Drifting.calls
+
+    model = timm.create_model("softcam_test_resnet", num_classes=2)
+    model.backbone.maxpool = Drifting()
+    (tmp_path / "model.onnx").write_text("the old one")
+    with pytest.raises(RuntimeError, match=r"^the exported logits differ from torch's by .*: nothing was written$"):
+        export_onnx(model, tmp_path / "model.onnx")
+    assert (tmp_path / "model.onnx").read_text() == "the old one"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_missing_package_is_named_with_its_remedy(tmp_path, monkeypatch):
+    original = builtins.__import__
+
+    def without_onnx(name, *args, **kwargs):
+        if name == "onnxscript":
+            raise ImportError(name=name)
+        return original(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without_onnx)
+    model = timm.create_model("softcam_test_resnet", num_classes=2)
+    expected = r"^ONNX export needs extra packages: pip install 'softcam-hub\[onnx\]' \(onnxscript is missing\)$"
+    with pytest.raises(ImportError, match=expected):
+        export_onnx(model, tmp_path / "model.onnx")
+
+
+def test_a_model_without_classes_or_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match=r"^export_onnx\(\) needs classes: this model has num_classes=0"):
+        export_onnx(timm.create_model("cape_test_resnet", num_classes=0), tmp_path / "model.onnx")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        export_onnx(timm.create_model("cape_test_resnet", num_classes=2), tmp_path / "nowhere" / "model.onnx")

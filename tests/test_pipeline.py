@@ -1,0 +1,149 @@
+"""`pipeline("image-explanation")` on every kind of input, against `explain` on the same preprocessed image."""
+
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import torch
+from conftest import randomise
+from PIL import Image
+from transformers import AutoImageProcessor, pipeline
+
+from softcam_hub import CAPEForImageClassification, SoftCAMForImageClassification
+
+LABELS = {0: "cat", 1: "dog", 2: "owl"}
+ARGUMENTS = {"pretrained": False, "id2label": LABELS, "label2id": {name: index for index, name in LABELS.items()}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("model")
+    randomise(CAPEForImageClassification.from_timm("cape_test_resnet", **ARGUMENTS)).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def explain(folder):
+    return pipeline("image-explanation", model=str(folder))
+
+
+@pytest.fixture
+def picture():
+    pixels = np.random.default_rng(0).integers(0, 255, (200, 300, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def expected(explain, folder, picture, **options):
+    pixel_values = AutoImageProcessor.from_pretrained(folder)(picture)["pixel_values"]
+    return explain.model.explain(pixel_values, **options)
+
+
+def test_the_prediction_is_explained(explain, folder, picture):
+    (row,) = explain(picture)
+    found = expected(explain, folder, picture)
+    assert row["label"] == LABELS[int(found.classes)]
+    assert row["score"] == pytest.approx(float(found.probabilities))
+    assert torch.equal(row["map"], found.maps[0, 0])
+    assert float(row["map"].sum()) == pytest.approx(row["score"], abs=1e-6)
+    assert row["heatmap"].size == (160, 160)
+
+
+def test_the_heatmap_lies_over_what_the_model_saw(explain, picture):
+    plain = Image.new("RGB", (160, 160), (10, 200, 30))
+    grey = np.asarray(plain.convert("L"))[0, 0]
+    (row,) = explain(plain)
+    assert (np.abs(np.asarray(row["heatmap"]).astype(int) - int(grey)).max(axis=-1) <= 1).any()
+
+
+def test_every_kind_of_input(explain, picture, tmp_path):
+    file = tmp_path / "picture.png"
+    picture.save(file)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(tmp_path)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/picture.png"
+        rows = [explain(source)[0] for source in (picture, str(file), url, np.asarray(picture))]
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert all(torch.equal(row["map"], rows[0]["map"]) for row in rows)
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        """Keep the access log out of the test's output."""
+
+
+def test_grey_and_transparent_pictures(explain, picture):
+    for mode in ("L", "RGBA", "P", "CMYK"):
+        assert explain(picture.convert(mode))[0]["score"] > 0
+    assert explain(np.asarray(picture.convert("L")))[0]["score"] > 0
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_batches(explain, picture, batch_size):
+    pictures = [picture, picture.rotate(90, expand=True), picture.resize((99, 170))]
+    alone = [explain(one, top_k=2) for one in pictures]
+    together = explain(pictures, top_k=2, batch_size=batch_size)
+    for single, batched in zip(alone, together, strict=True):
+        assert [row["label"] for row in single] == [row["label"] for row in batched]
+        assert all(torch.allclose(a["map"], b["map"], atol=1e-6) for a, b in zip(single, batched, strict=True))
+
+
+def test_chosen_classes_and_kinds(explain, folder, picture):
+    rows = explain(picture, classes=["owl", 0], kind="mu-cape")
+    assert [row["label"] for row in rows] == ["owl", "cat"]
+    found = expected(explain, folder, picture, classes=[[2, 0]], kind="mu-cape")
+    assert all(torch.equal(row["map"], found.maps[0, rank]) for rank, row in enumerate(rows))
+    assert explain(picture, classes="dog")[0]["label"] == "dog"
+
+
+def test_several_labels_per_image_are_scored_one_by_one(picture, tmp_path):
+    config = {**ARGUMENTS, "problem_type": "multi_label_classification"}
+    model = SoftCAMForImageClassification.from_timm("softcam_test_resnet", **config).eval()
+    model.save_pretrained(tmp_path)
+    rows = pipeline("image-explanation", model=str(tmp_path))(picture, top_k=3)
+    pixel_values = AutoImageProcessor.from_pretrained(tmp_path)(picture)["pixel_values"]
+    scores = model(pixel_values).logits.sigmoid()[0]
+    assert {row["label"]: row["score"] for row in rows} == {
+        LABELS[index]: pytest.approx(float(score), abs=1e-6) for index, score in enumerate(scores)
+    }
+
+
+def test_the_stock_pipeline_agrees(explain, folder, picture):
+    stock = pipeline("image-classification", model=str(folder))(picture)
+    ours = explain(picture, top_k=3)
+    assert [row["label"] for row in stock] == [row["label"] for row in ours]
+    assert [row["score"] for row in stock] == pytest.approx([row["score"] for row in ours], abs=1e-6)
+
+
+MISTAKES = {
+    "label": (
+        lambda explain: explain(Image.new("RGB", (9, 9)), classes="cow"),
+        "unknown class 'cow': this model's 3 labels are cat, dog, owl",
+    ),
+    "index": (
+        lambda explain: explain(Image.new("RGB", (9, 9)), classes=3),
+        "class index 3 is out of range: this model has 3 classes, 0 to 2",
+    ),
+    "kind": (
+        lambda explain: explain(Image.new("RGB", (9, 9)), kind="softcam"),
+        "unknown map kind 'softcam' for cape: expected one of cape, mu-cape, cam",
+    ),
+    "array": (
+        lambda explain: explain(np.zeros((9, 9, 3))),
+        "expected an image array of bytes (H, W, 3), got float64 of shape (9, 9, 3): scale it to 0..255 and convert "
+        "with .astype('uint8')",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_answered_in_words(explain, mistake):
+    do, message = MISTAKES[mistake]
+    with pytest.raises(ValueError) as error:  # noqa: PT011, compared word for word below
+        do(explain)
+    assert str(error.value) == message
