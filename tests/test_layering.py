@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "softcam_hub"
 
 FLOORS = [
-    {"models", "explanation_scores"},
+    {"models", "explanation_scores", "data"},
     {"registry", "figures", "training", "export"},
     {"pipeline", "demo"},
 ]

@@ -1,5 +1,7 @@
 """What the timm model and the Hugging Face model have in common: `backbone`, `head`, and `explain`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -74,18 +76,16 @@ class SelfExplaining(nn.Module):
         return Explanation(select(maps, index), index, probabilities.gather(1, index), kind or self.head.kinds[0])
 
 
-class evaluation:
+@contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
     """Every submodule in eval mode inside the `with`, and as it was afterwards, also after an exception."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.training = [module for module in model.modules() if module.training]
-
-    def __enter__(self) -> None:
-        for module in self.training:
-            module.training = False
-
-    def __exit__(self, *exception: object) -> None:
-        for module in self.training:
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
             module.training = True
 
 
