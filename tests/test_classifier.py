@@ -1,5 +1,6 @@
 """The timm model's own behaviour: conversion both ways, `explain`, and what a user reads after a mistake."""
 
+import copy
 import re
 
 import pytest
@@ -65,6 +66,63 @@ def test_convert_refuses_what_it_cannot_convert():
         softcam_hub.convert(timm.create_model("test_resnet", num_classes=0))
     with pytest.raises(ValueError, match="^unknown kind 'gradcam': expected one of softcam, cape$"):
         softcam_hub.convert(timm.create_model("test_resnet"), "gradcam")
+
+
+@pytest.mark.parametrize("pool", ["max", "avgmax"])
+def test_convert_refuses_another_pool(pool):
+    vanilla = timm.create_model("test_resnet", num_classes=3, global_pool=pool)
+    with pytest.raises(
+        ValueError, match="^this test_resnet does not average its features and multiply once, as timm's"
+    ):
+        softcam_hub.convert(vanilla)
+
+
+@pytest.mark.parametrize("architecture", ["levit_128s", "repvit_m1"])
+def test_affine_heads_fold_without_loss_in_half_precision(architecture):
+    vanilla = randomise(timm.create_model(architecture, num_classes=7)).eval()
+    expected = softcam_hub.convert(vanilla).head.weight
+    folded = softcam_hub.convert(vanilla.to(torch.bfloat16)).head.weight
+    assert relative_error(folded.float(), expected) < 2**-7
+
+
+def test_to_vanilla_carries_the_preprocessing_back():
+    model = timm.create_model("softcam_resnet18.tv_in1k", pretrained_cfg_overlay={"mean": (0.1, 0.2, 0.3)})
+    cfg = softcam_hub.to_vanilla(model).pretrained_cfg
+    assert (cfg["tag"], cfg["mean"], cfg["interpolation"]) == ("tv_in1k", (0.1, 0.2, 0.3), "bilinear")
+    assert (cfg["first_conv"], cfg["classifier"], cfg["architecture"]) == ("conv1", "fc", "resnet18")
+
+
+def test_an_encoder_without_classifier_gets_a_fresh_head():
+    vanilla = timm.create_model("vit_tiny_patch16_dinov3_qkvb", img_size=64)
+    assert vanilla.num_classes == 0
+    source = {"state_dict": vanilla.state_dict()}
+    with pytest.warns(UserWarning, match="has no pretrained head"):
+        ours = timm.create_model(
+            "softcam_vit_tiny_patch16_dinov3_qkvb",
+            pretrained=True,
+            num_classes=5,
+            img_size=64,
+            pretrained_cfg_overlay=source,
+        ).eval()
+    assert ours(images()).shape == (2, 5)
+    assert torch.equal(ours.backbone.patch_embed.proj.weight, vanilla.patch_embed.proj.weight)
+
+
+def test_an_empty_state_dict_asks_nobody_for_weights():
+    assert cape().load_state_dict({}, strict=False).missing_keys
+
+
+def test_explain_while_training_sees_todays_weights():
+    model = timm.create_model("cape_tiny_vit_5m_224", num_classes=3).train()
+    x = torch.randn(1, 3, 224, 224)
+    model.explain(x)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "attention_biases" in name:
+                parameter.normal_(std=3)
+    after = model.explain(x)
+    assert torch.equal(after.maps, copy.deepcopy(model).eval().explain(x).maps)
+    assert model.training
 
 
 def test_to_vanilla_refuses_what_has_no_counterpart():
@@ -191,9 +249,17 @@ MISTAKES = {
         "classes must be an int, (2,) or (2, k) for 2 images, got shape (3,): to explain several classes of every image "
         "pass [[3, 5]]",
     ),
+    "class name": (
+        lambda: cape().explain(images(), classes="cat"),
+        "classes must be integer class indices, got 'cat'",
+    ),
+    "half a class": (
+        lambda: cape().explain(images(), top_k=1.5),
+        "top_k must be a whole number from 1 to the number of classes 5, got 1.5",
+    ),
     "top_k": (
         lambda: cape().explain(images(), top_k=6),
-        "top_k must be from 1 to the number of classes 5, got 6",
+        "top_k must be a whole number from 1 to the number of classes 5, got 6",
     ),
     "no classes": (
         lambda: cape(num_classes=0).explain(images()),

@@ -6,10 +6,12 @@ import pytest
 import timm
 import torch
 from conftest import randomise, relative_error
-from timm.models import group_parameters, load_checkpoint
+from timm.models import group_parameters, load_checkpoint, save_for_hf
 from timm.optim import param_groups_layer_decay
 
+import softcam_hub
 from softcam_hub.models.anatomy import examine
+from softcam_hub.models.backbone import grid_height
 
 SMALL_SWIN = {
     "embed_dim": 24,
@@ -119,6 +121,40 @@ def test_img_size_resizes_pretrained_positions(backbone):
     assert relative_error(ours(x), vanilla(x)) < 1e-5
 
 
+@pytest.mark.parametrize("backbone", [name for name in EXACT if name not in FREE_SIZE])
+def test_img_size_resizes_positions_of_our_own_folders(backbone, tmp_path):
+    model, x = randomise(make("softcam", backbone)).eval(), images(height=96, width=96)
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    larger = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, img_size=96).eval()
+    vanilla = softcam_hub.to_vanilla(model)
+    save_for_hf(vanilla, tmp_path / "vanilla", safe_serialization=True)
+    expected = timm.create_model(f"local-dir:{tmp_path / 'vanilla'}", pretrained=True, img_size=96).eval()
+    assert relative_error(larger(x), expected(x)) < 1e-5
+
+
+def test_a_state_dict_of_another_size_is_refused():
+    with pytest.raises(RuntimeError, match=r"size mismatch for backbone\.pos_embed"):
+        make("softcam", "gap-vit", img_size=96).load_state_dict(make("softcam", "gap-vit").state_dict())
+
+
+@pytest.mark.parametrize("backbone", ["swin", "gap-vit", "class-token-vit"])
+def test_set_input_size(backbone, tmp_path):
+    model, x = make("softcam", backbone).eval(), images(height=96, width=96)
+    model.set_input_size(96)
+    logits = model(x)
+    assert model.input_size == (3, 96, 96)
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    assert torch.equal(timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()(x), logits)
+    with pytest.raises(ValueError, match="^test_resnet takes images of any size: there is nothing to set$"):
+        make("softcam", "resnet").set_input_size(96)
+
+
+@pytest.mark.parametrize(("architecture", "rate"), [("rexnet_100", 0.2), ("resnet18", 0.0)])
+def test_default_dropout_is_timms(architecture, rate):
+    assert timm.create_model(f"softcam_{architecture}", num_classes=2).drop_rate == rate
+    assert timm.create_model(f"softcam_{architecture}", num_classes=2, drop_rate=0.4).drop_rate == 0.4
+
+
 @pytest.mark.parametrize("backbone", STRIDED)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_output_stride(family, backbone):
@@ -143,6 +179,21 @@ def test_maps_lie_where_the_image_does(backbone):
         assert laid_out.shape[2:] == expected.shape[2:]
 
 
+def test_tokens_without_a_declared_class_token_in_an_oblong_image():
+    model = timm.create_model("softcam_levit_128s", num_classes=3, img_size=(224, 320)).eval()
+    assert model.exact
+    assert model.anatomy.prefix_tokens == 0
+    assert model.forward_features(torch.randn(1, 3, 224, 320)).shape[2:] == (4, 5)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "height", "width", "rows"),
+    [(98, 224, 100, 14), (64, 17, 500, 2), (26, 17, 200, 2), (196, 224, 224, 14), (24, 64, 96, 4), (1, 32, 32, 1)],
+)
+def test_the_grid_fills_its_tokens(tokens, height, width, rows):
+    assert grid_height(tokens, height, width) == rows
+
+
 def test_tokens_of_an_image_that_is_not_square():
     model = make("softcam", "class-token-vit", img_size=(64, 96)).eval()
     x = images(height=64, width=96)
@@ -162,6 +213,29 @@ def test_features_only(family, backbone):
     for found, expected in zip(ours(x), vanilla(x), strict=True):
         assert torch.equal(found, expected)
     assert ours.feature_info.channels() == vanilla.feature_info.channels()
+
+
+@every_model
+def test_features_only_defaults_are_timms(family, backbone):
+    ours, vanilla = make(family, backbone, features_only=True), make_vanilla(backbone, features_only=True)
+    assert ours.feature_info.channels() == vanilla.feature_info.channels()
+    assert ours.feature_info.reduction() == vanilla.feature_info.reduction()
+
+
+@every_backbone
+def test_pruned_layers(backbone):
+    model, x = make("softcam", backbone).eval(), images()
+    expected = model.forward_intermediates(x, indices=[1], intermediates_only=True)
+    model.prune_intermediate_layers([1], prune_norm=True)
+    assert torch.equal(model.forward_intermediates(x, [1], intermediates_only=True)[0], expected[0])
+    assert model(x).ndim == 2
+
+
+def test_intermediates_as_a_dictionary():
+    model, x = make("softcam", "gap-vit").eval(), images()
+    found = model.forward_intermediates(x, 2, output_dict=True)
+    assert torch.equal(found["image_features"], model.forward_features(x))
+    assert len(found["image_intermediates"]) == 2
 
 
 @every_model
@@ -216,17 +290,33 @@ def test_teacher_in_a_checkpoint_is_left_out(tmp_path):
 
 
 @every_model
-def test_grad_checkpointing_gives_the_same_gradients(family, backbone):
+def test_grad_checkpointing_gives_the_same_gradients(family, backbone, monkeypatch):
     model, x = make(family, backbone).train(), images()
+    recomputed = count_calls(monkeypatch, torch.utils.checkpoint, "checkpoint")
     model.apply(lambda m: m.eval() if isinstance(m, torch.nn.BatchNorm2d) else None)
     gradients = []
     for enable in (False, True):
         model.zero_grad()
         model.set_grad_checkpointing(enable)
+        recomputed.clear()
         model(x)[:, 0].sum().backward()
         gradients.append([p.grad.clone() for p in model.backbone.parameters() if p.grad is not None])
+        assert bool(recomputed) == enable
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
     assert len(gradients[0]) == len(gradients[1]) > 0
+
+
+def count_calls(monkeypatch, module, name):
+    """A list that grows by one at each call of a function, which still does its work."""
+    calls, original = [], getattr(module, name)
+    monkeypatch.setattr(module, name, lambda *args, **kwargs: calls.append(name) or original(*args, **kwargs))
+    return calls
+
+
+def test_no_layer_groups_where_timm_has_none():
+    model = timm.create_model("softcam_poolformerv2_s12", num_classes=2)
+    assert not hasattr(model, "group_matcher")
+    assert param_groups_layer_decay(model, layer_decay=0.7)
 
 
 @every_model

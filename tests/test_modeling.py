@@ -121,6 +121,14 @@ CONTRADICTIONS = {
         "CAPE's class probabilities sum to one, so problem_type='multi_label_classification' is not possible: use "
         "SoftCAM for several labels per image",
     ),
+    "no classes": (
+        lambda: SoftCAMConfig(num_labels=0),
+        "num_labels must be at least 1: a model that shows evidence has classes to show it for",
+    ),
+    "regression": (
+        lambda: SoftCAMConfig(problem_type="regression"),
+        "problem_type='regression' is not possible: evidence maps are maps of classes",
+    ),
     "mode": (
         lambda: CAPEConfig(mode="postfit"),
         "unknown mode 'postfit' for CAPE: expected one of direct, from-scratch, post-fit",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .backbone import Anatomy, NoEvidenceMap, input_size
 
 _PROBE_CLASSES = 3
+_ONLY_CLASS_TOKENS = "its features keep no patch tokens, only class tokens"
 
 
 def weights_of(linear: nn.Module) -> tuple[Tensor, Tensor]:
@@ -62,8 +63,11 @@ class _Probe:
         self.generator = torch.Generator().manual_seed(0)  # the caller's random state is left alone
         self.shape, self.image_size = shape, image_size
         self.layers = self._layers()
+
+    def materialise(self) -> None:
+        """Give the head random weights on the CPU."""
         for name in {name.split(".")[0] for name, _, _ in self.layers}:
-            self._materialise(vanilla.get_submodule(name))
+            self._materialise(self.vanilla.get_submodule(name))
 
     def _layers(self) -> list[tuple[str, nn.Module, torch.Size]]:
         """The layers with weights or a nonlinearity that `forward_head` runs, with the shape of their input."""
@@ -107,6 +111,7 @@ def _read_head(probe: _Probe) -> Anatomy:
     if isinstance(getattr(probe.vanilla, "pre_logits", None), ConvMlp):
         hidden = probe.vanilla.pre_logits.fc2.out_channels
         return replace(anatomy, kind="vgg", channels=hidden, linear=probe.layers[-1][0])
+    probe.materialise()
     if _reads_average(probe, anatomy):
         found = _linear_after(probe, anatomy)
         if found is not None:
@@ -114,7 +119,7 @@ def _read_head(probe: _Probe) -> Anatomy:
         raise NoEvidenceMap(f"between its pool and its classifier stand nonlinear layers ({names})")
     if not anatomy.tokens:
         raise NoEvidenceMap(f"its classifier reads more than the average of its features (through {names})")
-    return anatomy
+    return _with_class_tokens(probe, anatomy)
 
 
 def _layout(probe: _Probe) -> Anatomy:
@@ -122,12 +127,19 @@ def _layout(probe: _Probe) -> Anatomy:
     if len(probe.shape) == 4:
         last = getattr(probe.vanilla, "output_fmt", None) == "NHWC"
         return Anatomy("tokens", channels=probe.shape[3 if last else 1], channels_last=last)
-    prefix = getattr(probe.vanilla, "num_prefix_tokens", None)
-    if prefix is None:
-        prefix = _count_prefix(probe.shape[1], probe.image_size)
+    prefix = getattr(probe.vanilla, "num_prefix_tokens", 0)
     if probe.shape[1] - prefix < 2:
-        raise NoEvidenceMap("its features keep no patch tokens, only class tokens")
+        raise NoEvidenceMap(_ONLY_CLASS_TOKENS)
     return Anatomy("tokens", channels=probe.shape[2], tokens=True, prefix_tokens=prefix)
+
+
+def _with_class_tokens(probe: _Probe, anatomy: Anatomy) -> Anatomy:
+    """The anatomy of a head that reads something other than the average; the class tokens that timm does not count."""
+    if not hasattr(probe.vanilla, "num_prefix_tokens"):
+        anatomy = replace(anatomy, prefix_tokens=_count_prefix(probe.shape[1], probe.image_size))
+    if probe.shape[1] - anatomy.prefix_tokens < 2:
+        raise NoEvidenceMap(_ONLY_CLASS_TOKENS)
+    return anatomy
 
 
 def _count_prefix(length: int, image_size: tuple[int, int]) -> int:

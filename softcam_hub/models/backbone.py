@@ -5,6 +5,7 @@
   every location by that same statistic keeps the equality; normalising each location by itself does not.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,8 +67,16 @@ class Anatomy:
         if not self.tokens:
             return raw
         patches = raw[:, self.prefix_tokens :]
-        height = int((patches.shape[1] * image_size[0] / image_size[1]) ** 0.5 + 0.5)  # round() breaks tracing
+        height = grid_height(patches.shape[1], *image_size)
         return patches.transpose(1, 2).unflatten(2, (height, patches.shape[1] // height))
+
+
+def grid_height(tokens: int, height: int, width: int) -> int:
+    """Rows of the grid that fills `tokens` and comes closest to the image's shape, which padding may have changed."""
+    if not isinstance(tokens, int):  # symbolic while an export traces
+        return int((tokens * height / width) ** 0.5 + 0.5)  # round() breaks tracing
+    rows = [n for n in range(1, tokens + 1) if tokens % n == 0]
+    return min(rows, key=lambda n: abs(math.log(n * n * width / (tokens * height))))
 
 
 def input_size(vanilla: nn.Module, model_args: dict[str, Any]) -> tuple[int, int, int]:
@@ -89,14 +98,15 @@ def pooled_norm(norm: nn.Module, features: Tensor) -> Tensor:
         features: (B, K, H, W).
     """
     values = features.to(torch.promote_types(features.dtype, torch.float32))
+    eps = torch.finfo(features.dtype).eps if norm.eps is None else norm.eps  # torch's RMSNorm may leave it open
     pooled = values.mean(dim=(2, 3), keepdim=True)
     if isinstance(norm, nn.LayerNorm):
-        scale = torch.rsqrt(pooled.var(dim=1, correction=0, keepdim=True) + norm.eps)
+        scale = torch.rsqrt(pooled.var(dim=1, correction=0, keepdim=True) + eps)
         values = values - values.mean(dim=1, keepdim=True)
     elif "Rms" in type(norm).__name__ or "RMS" in type(norm).__name__:
-        scale = torch.rsqrt(pooled.square().mean(dim=1, keepdim=True) + norm.eps)
+        scale = torch.rsqrt(pooled.square().mean(dim=1, keepdim=True) + eps)
     else:
-        scale = torch.rsqrt(pooled.var(dim=1, keepdim=True) + norm.eps)
+        scale = torch.rsqrt(pooled.var(dim=1, keepdim=True) + eps)
     if norm.weight is not None:
         scale = scale * norm.weight[:, None, None]
     values = values * scale

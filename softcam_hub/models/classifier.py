@@ -7,19 +7,30 @@
 import copy
 import difflib
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from timm.models import PretrainedCfg, build_model_with_cfg, get_pretrained_cfg
 from torch import Tensor, nn
 
 from .anatomy import examine
 from .backbone import Anatomy, NoEvidenceMap, make_backbone
 from .heads import HEADS
-from .self_explaining import SelfExplaining, check_images
-from .weights import adopt, converted_weights, derive_cfg, set_linear_classifier
+from .self_explaining import SelfExplaining, check_images, evaluation
+from .weights import (
+    adopt,
+    below_backbone,
+    converted_weights,
+    derive_cfg,
+    filter_pretrained,
+    restore_cfg,
+    set_linear_classifier,
+)
 
 ALIASES = {"swinv2_b": "swinv2_base_window8_256"}
 """Short names of timm architectures."""
@@ -48,7 +59,7 @@ class Classifier(SelfExplaining):
         architecture: timm name of the backbone.
         num_classes: C; 0 gives pooled features instead of logits.
         in_chans: channels of the images.
-        drop_rate: dropout before the head.
+        drop_rate: dropout before the head; the architecture's own by default.
         global_pool: for compatibility; evidence is always averaged (`avg`).
         naive: CAPE with uniform saliency (eq. 4).
         backbone_args: what the timm architecture takes (`img_size`, `output_stride`, `drop_path_rate`, ...).
@@ -60,7 +71,7 @@ class Classifier(SelfExplaining):
         architecture: str,
         num_classes: int = 1000,
         in_chans: int = 3,
-        drop_rate: float = 0.0,
+        drop_rate: float | None = None,
         global_pool: str | None = None,
         naive: bool = False,
         device: torch.device | str | None = None,
@@ -72,12 +83,17 @@ class Classifier(SelfExplaining):
         if naive and family != "cape":
             raise ValueError(f"naive is a variant of CAPE (eq. 4), {family} has none: build cape_{architecture}")
         self.family, self.architecture = family, architecture
-        self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
-        self.backbone_args = {"in_chans": in_chans, "drop_rate": drop_rate, **backbone_args}
+        self.num_classes, self.in_chans = num_classes, in_chans
+        self.backbone_args = {"in_chans": in_chans, **backbone_args}
+        if drop_rate is not None:
+            self.backbone_args["drop_rate"] = drop_rate
         self.head_args = {"naive": True} if naive else {}
         self.anatomy = examine_or_explain(f"{family}_{architecture}", architecture, self.backbone_args)
         self.backbone = make_backbone(architecture, self.anatomy, device=device, dtype=dtype, **self.backbone_args)
+        self.drop_rate = getattr(self.backbone, "drop_rate", 0.0) if drop_rate is None else drop_rate
         self.num_features = self.head_hidden_size = self.anatomy.channels
+        traits = getattr(self.backbone, "_traits", {})  # what timm itself notes of a model, for loading and saving
+        self._traits = {**traits, "first_conv": below_backbone(traits.get("first_conv"))}
         self.reset_classifier(num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -90,16 +106,18 @@ class Classifier(SelfExplaining):
             return features.mean(dim=(2, 3))
         return self.head(features)
 
-    def forward_intermediates(self, images: Tensor, **options: Any) -> Any:
-        """timm's intermediate features; the final ones, where returned, are those of `forward_features`."""
+    def forward_intermediates(self, images: Tensor, indices: int | list[int] | None = None, **options: Any) -> Any:
+        """timm's intermediate features; the final ones, where returned whole, are those of `forward_features`."""
         check_images(images, self.in_chans)
         if not hasattr(self.backbone, "forward_intermediates"):
             raise ValueError(f"timm's {self.architecture} gives no intermediate features")
-        found = self.backbone.forward_intermediates(images, **options)
-        if options.get("intermediates_only"):
+        found = self.backbone.forward_intermediates(images, indices, **options)
+        if options.get("intermediates_only") or options.get("stop_early"):
             return found
-        raw, intermediates = found
-        return self.anatomy.localise(self.backbone, raw, images.shape[-2:]), intermediates
+        size = images.shape[-2:]
+        if isinstance(found, dict):
+            return {**found, "image_features": self.anatomy.localise(self.backbone, found["image_features"], size)}
+        return self.anatomy.localise(self.backbone, found[0], size), found[1]
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -107,6 +125,7 @@ class Classifier(SelfExplaining):
         """Drop the layers that the intermediate features at `indices` do not need."""
         if prune_head:
             self.reset_classifier(0)
+            self.anatomy = replace(self.anatomy, norm=None)  # timm's head goes, and with it the norm of pooled features
         if hasattr(self.backbone, "prune_intermediate_layers"):
             return self.backbone.prune_intermediate_layers(indices, prune_norm, prune_head)
         return indices
@@ -142,14 +161,29 @@ class Classifier(SelfExplaining):
         names = self.backbone.no_weight_decay() if hasattr(self.backbone, "no_weight_decay") else set()
         return {f"backbone.{name}" for name in names} | {"head.log_temperature"}
 
-    def group_matcher(self, coarse: bool = False) -> Any:
+    def set_input_size(self, img_size: int | tuple[int, int] | None = None, **options: Any) -> None:
+        """Change the image size of an architecture that fixes it (ViT, Swin, ...)."""
+        if not hasattr(self.backbone, "set_input_size"):
+            raise ValueError(f"{self.architecture} takes images of any size: there is nothing to set")
+        before = dict(self.backbone._model_args)
+        self.backbone.set_input_size(img_size=img_size, **options)
+        changed = {key: v for key, v in self.backbone._model_args.items() if before.get(key) != v}
+        self._traits = {**self._traits, "img_size": self.backbone._traits["img_size"]}
+        self._model_args = {**getattr(self, "_model_args", {}), **changed}
+        self.backbone_args |= changed
+
+    @property
+    def group_matcher(self) -> Callable[..., Any]:
         """timm's layer groups of the backbone, for layer-wise learning rates; the head comes last."""
-        matcher = self.backbone.group_matcher(coarse=coarse)
-        if callable(matcher):
-            return lambda name: (
-                matcher(name.removeprefix("backbone.")) if name.startswith("backbone.") else float("inf")
-            )
-        return {group: _below_backbone(spec) for group, spec in matcher.items()}
+        theirs = self.backbone.group_matcher  # where there is none, timm finds that we have none either
+
+        def group_matcher(coarse: bool = False) -> Any:
+            matcher = theirs(coarse=coarse)
+            if callable(matcher):
+                return lambda name: matcher(name.removeprefix("backbone.")) if "backbone." in name else float("inf")
+            return {group: _below_backbone(spec) for group, spec in matcher.items()}
+
+        return group_matcher
 
     def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False) -> Any:
         """Load our weights, or those of the vanilla timm model, from which an exact head takes its classifier."""
@@ -195,15 +229,23 @@ def build(architecture: str, pretrained: bool = False, **options: Any) -> nn.Mod
     cfg = options.pop("pretrained_cfg", None) or tag
     if isinstance(cfg, str):  # a tag, or none; anything else describes our own weights already
         cfg = derive_cfg(get_pretrained_cfg(f"{timm_name}.{cfg}" if cfg else timm_name), f"{family}_{timm_name}")
+    if options.get("features_only"):
+        options = {"num_classes": 0, "out_indices": _default_indices(timm_name), **options}
     return build_model_with_cfg(
         partial(Classifier, family, timm_name),
         f"{family}_{timm_name}",
         pretrained,
         pretrained_cfg=cfg,
-        pretrained_filter_fn=adopt,
+        pretrained_filter_fn=filter_pretrained,
         feature_cfg={"feature_cls": "getter"},
         **options,
     )
+
+
+def _default_indices(architecture: str) -> tuple[int, ...]:
+    """The intermediate features that timm gives of an architecture when none are named."""
+    with torch.device("meta"):
+        return tuple(timm.create_model(architecture, features_only=True).feature_info.out_indices)
 
 
 def convert(vanilla: nn.Module, kind: str = "softcam") -> Classifier:
@@ -220,16 +262,34 @@ def convert(vanilla: nn.Module, kind: str = "softcam") -> Classifier:
         raise TypeError(f"convert() takes a model from timm.create_model, got {type(vanilla).__name__}")
     if not vanilla.num_classes:
         raise ValueError(f"{architecture} has num_classes=0: there is no classifier to convert")
-    args = {**getattr(vanilla, "_model_args", {}), "num_classes": vanilla.num_classes}
-    args.pop("global_pool", None)
+    recorded = getattr(vanilla, "_model_args", {})
+    args = {**recorded, "num_classes": vanilla.num_classes, "global_pool": None}
     cfg = PretrainedCfg(**{k: v for k, v in vanilla.pretrained_cfg.items() if k != "state_dict"})
     model = build(f"{kind}_{architecture}", pretrained_cfg=derive_cfg(cfg, f"{kind}_{architecture}"), **args)
     _refuse_inexact(model, f"{architecture} cannot be converted with its classifier")
     weight = next(vanilla.parameters())
     model = model.to(weight.device, weight.dtype).train(vanilla.training)
     model.load_state_dict(converted_weights(vanilla, model))
+    _check_conversion(vanilla, model)
     model._model_args = args  # what timm records when it makes a model, so that it can be saved and rebuilt
     return model
+
+
+@torch.no_grad()
+def _check_conversion(vanilla: nn.Module, model: Classifier) -> None:
+    """Refuse a timm model that is not what its name says any more: another pool, or layers exchanged."""
+    weight = model.head.weight
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, *model.input_size, generator=generator).to(weight.device, weight.dtype)
+    with evaluation(vanilla), evaluation(model):
+        expected = vanilla(image)
+        found = F.linear(model.forward_features(image).mean(dim=(2, 3)), weight, model.head.bias)
+    error = (found - expected).abs().max() / expected.abs().max()
+    if not error < max(1e-3, 16 * torch.finfo(weight.dtype).eps):
+        raise ValueError(
+            f"this {model.architecture} does not average its features and multiply once, as timm's does (its logits "
+            f"differ by {float(error):.1e}): another global_pool, or an exchanged layer, admits no evidence map"
+        )
 
 
 def to_vanilla(model: Classifier) -> nn.Module:
@@ -237,7 +297,8 @@ def to_vanilla(model: Classifier) -> nn.Module:
     if not isinstance(model, Classifier) or not model.num_classes:
         raise TypeError(f"to_vanilla() takes a softcam_* or cape_* timm model with classes, got {type(model).__name__}")
     _refuse_inexact(model, f"{model.family}_{model.architecture} has no vanilla counterpart")
-    vanilla = timm.create_model(model.architecture, num_classes=model.num_classes, **model.backbone_args)
+    args = {**model.backbone_args, "num_classes": model.num_classes}
+    vanilla = timm.create_model(model.architecture, pretrained_cfg=restore_cfg(model), **args)
     weight = next(model.parameters())
     vanilla = vanilla.to(weight.device, weight.dtype).train(model.training)
     own = {key.removeprefix("backbone."): v for key, v in model.state_dict().items() if key.startswith("backbone.")}

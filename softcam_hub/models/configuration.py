@@ -47,6 +47,10 @@ class EvidenceConfig(PreTrainedConfig):
                 f"a {self.model_type} configuration describes {self.model_type}_* architectures, got "
                 f"{self.architecture!r}: use {self.model_type}_{architecture}, or the configuration of {family}"
             )
+        if not self.num_labels:
+            raise ValueError("num_labels must be at least 1: a model that shows evidence has classes to show it for")
+        if self.problem_type == "regression":
+            raise ValueError("problem_type='regression' is not possible: evidence maps are maps of classes")
         if self.model_args:
             self.model_args = {k: v for k, v in self.model_args.items() if k not in _NOT_MODEL_ARGS}
         if self.pretrained_cfg:

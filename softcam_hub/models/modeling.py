@@ -125,7 +125,7 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
         else:
             super()._init_weights(module)
 
-    def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func: Any = None) -> None:
+    def _set_gradient_checkpointing(self, enable: bool = True, **_: Any) -> None:
         self.backbone.set_grad_checkpointing(enable)
 
     @classmethod

@@ -79,14 +79,16 @@ class SelfExplaining(nn.Module):
 @contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
     """Every submodule in eval mode inside the `with`, and as it was afterwards, also after an exception."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
+    modes = [(module, module.training) for module in model.modules()]
+    if any(training for _, training in modes):
+        model.eval()  # not by the flags alone: timm models drop cached attention biases in train() and eval()
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        if model.training != modes[0][1]:
+            model.train()
+        for module, training in modes:
+            module.training = training
 
 
 def check_images(images: Tensor, channels: int) -> None:
@@ -111,11 +113,16 @@ def check_images(images: Tensor, channels: int) -> None:
 def choose_classes(classes: int | Tensor | None, top_k: int, batch: int, num_classes: int) -> int | Tensor:
     """Checked class indices (B, k), or how many of the most probable classes to take."""
     if classes is None:
-        if not 1 <= top_k <= num_classes:
-            raise ValueError(f"top_k must be from 1 to the number of classes {num_classes}, got {top_k}")
+        if not isinstance(top_k, int) or not 1 <= top_k <= num_classes:
+            raise ValueError(
+                f"top_k must be a whole number from 1 to the number of classes {num_classes}, got {top_k!r}"
+            )
         return top_k
-    index = torch.as_tensor(classes)
-    if index.is_floating_point() or index.dtype == torch.bool:
+    try:
+        index = torch.as_tensor(classes)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"classes must be integer class indices, got {classes!r}") from error
+    if index.numel() and (index.is_floating_point() or index.dtype == torch.bool):
         raise TypeError(f"classes must be integer class indices, got {index.dtype}")
     outside = index[(index < 0) | (index >= num_classes)]
     if outside.numel():

@@ -4,13 +4,16 @@
 - What the vanilla model has no place for (the head of a class-token ViT, VGG's 1x1 layers) stays fresh, and says so.
 """
 
+import copy
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import timm
 import torch
-from timm.models import PretrainedCfg, get_pretrained_cfg
+from timm.models import PretrainedCfg, get_arch_pretrained_cfgs, get_pretrained_cfg
 from torch import Tensor, nn
 
 from .anatomy import weights_of
@@ -20,22 +23,52 @@ from .backbone import Anatomy
 def derive_cfg(cfg: PretrainedCfg | None, architecture: str | None = None) -> PretrainedCfg:
     """timm's description of pretrained weights, for our `architecture` that adopts them."""
     cfg = cfg or PretrainedCfg()
-    first = cfg.first_conv
-    prefixed = f"backbone.{first}" if isinstance(first, str) else first and tuple(f"backbone.{name}" for name in first)
     return replace(
         cfg,
         architecture=architecture,
         url=None if cfg.custom_load else cfg.url,
-        first_conv=prefixed,
+        first_conv=below_backbone(cfg.first_conv),
         classifier="head",
         label_offset=None,
         custom_load=False,
     )
 
 
+def below_backbone(layers: Any) -> Any:
+    """timm's name or names of layers, as they are in our model."""
+    return f"backbone.{layers}" if isinstance(layers, str) else layers and tuple(f"backbone.{n}" for n in layers)
+
+
+def restore_cfg(model: nn.Module) -> PretrainedCfg:
+    """The inverse of `derive_cfg`: the vanilla model's description, with this model's preprocessing."""
+    timms = _timm_cfg(model)
+    theirs = {"architecture": model.architecture, "first_conv": timms.first_conv, "classifier": timms.classifier}
+    return replace(timms, **{**model.pretrained_cfg, "state_dict": None, **theirs})
+
+
+def _timm_cfg(model: nn.Module) -> PretrainedCfg:
+    """timm's description of the weights that the model's tag names, or of its default ones."""
+    tagged = f"{model.architecture}.{getattr(model, 'pretrained_cfg', {}).get('tag')}"
+    known = tagged in get_arch_pretrained_cfgs(model.architecture)
+    return get_pretrained_cfg(tagged if known else model.architecture) or PretrainedCfg()
+
+
+def filter_pretrained(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """A checkpoint as weights to start from: brought to our keys, and resized to the model's image size."""
+    weights = adopt(state_dict, model)
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
+    stem = {f"{name}.weight" for name in _names(model.pretrained_cfg.get("first_conv"))}  # timm adapts its channels
+    backbone = {key: value for key, value in weights.items() if key.startswith("backbone.")}
+    if any(value.shape != shapes.get(key, value.shape) for key, value in backbone.items() if key not in stem):
+        plain = {key.removeprefix("backbone."): value for key, value in backbone.items()}
+        resized = _load_vanilla(plain, model, num_classes=0).state_dict()
+        weights |= {f"backbone.{key}": value for key, value in resized.items()}
+    return weights
+
+
 def adopt(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Bring a checkpoint to our keys: ours pass, less a teacher; a vanilla one goes through timm and is converted."""
-    if any(key.startswith("backbone.") for key in state_dict):
+    if all(key.startswith(("backbone.", "head.", "teacher.")) for key in state_dict):
         return {key: value for key, value in state_dict.items() if not key.startswith("teacher.")}
     return converted_weights(_load_vanilla(state_dict, model), model)
 
@@ -47,36 +80,48 @@ def converted_weights(vanilla: nn.Module, model: nn.Module) -> dict[str, Tensor]
     for key, value in vanilla.state_dict().items():
         if f"backbone.{key}" in weights and not (fresh and key.startswith(fresh)):
             weights[f"backbone.{key}"] = value
-    if not model.exact:
-        warnings.warn(
-            f"{model.family}_{model.architecture} has no pretrained head: its evidence layer is random and "
-            "must be trained before its predictions or maps mean anything",
-            stacklevel=2,
-        )
-    elif model.num_classes:
+    if not model.num_classes:
+        return weights
+    if model.exact and vanilla.num_classes:
         weights["head.weight"], weights["head.bias"] = (t.detach() for t in linear_classifier(vanilla, model.anatomy))
+        return weights
+    warnings.warn(
+        f"{model.family}_{model.architecture} has no pretrained head: its evidence layer is random and must be trained "
+        "before its predictions or maps mean anything",
+        stacklevel=2,
+    )
     return weights
 
 
-def _load_vanilla(state_dict: dict[str, Tensor], model: nn.Module) -> nn.Module:
+def _load_vanilla(state_dict: dict[str, Tensor], model: nn.Module, num_classes: int | None = None) -> nn.Module:
     """The vanilla timm model with the weights of `state_dict`, through timm's own filters and resizing."""
-    tag = getattr(model, "pretrained_cfg", {}).get("tag")
-    cfg = get_pretrained_cfg(f"{model.architecture}.{tag}" if tag else model.architecture) or PretrainedCfg()
-    rows = _length(state_dict, cfg.classifier, 0)
-    if rows is not None and rows != cfg.num_classes + (cfg.label_offset or 0):
-        cfg = replace(cfg, num_classes=rows, label_offset=None)
-    stem = _length(model.state_dict(), cfg.first_conv and f"backbone.{cfg.first_conv}", 1)
-    if stem is not None and stem == _length(state_dict, cfg.first_conv, 1):
-        cfg = replace(cfg, input_size=(model.in_chans, *cfg.input_size[1:]))
-    cfg = replace(cfg, state_dict=state_dict, custom_load=False, source=None)
-    args = {**model.backbone_args, "in_chans": cfg.input_size[0], "num_classes": cfg.num_classes}
-    return timm.create_model(model.architecture, pretrained=True, pretrained_cfg=cfg, **args)
+    cfg = _timm_cfg(model)
+    rows = _length(state_dict, cfg.classifier, 0) if num_classes is None else num_classes
+    stem = _length(model.state_dict(), cfg.first_conv and f"backbone.{_names(cfg.first_conv)[0]}", 1)
+    channels = model.in_chans if stem and stem == _length(state_dict, cfg.first_conv, 1) else cfg.input_size[0]
+    cfg = replace(
+        cfg,
+        num_classes=cfg.num_classes if rows is None else rows,
+        input_size=(channels, *cfg.input_size[1:]),
+        state_dict=state_dict,
+        custom_load=False,
+        source=None,
+    )
+    args = {**model.backbone_args, "in_chans": channels, "num_classes": cfg.num_classes}
+    source_args = getattr(model, "pretrained_model_args", {})
+    return timm.create_model(
+        model.architecture, pretrained=True, pretrained_cfg=cfg, pretrained_model_args=source_args, **args
+    )
 
 
-def _length(state_dict: dict[str, Tensor], layer: Any, dim: int) -> int | None:
+def _names(layers: str | tuple[str, ...] | list[str] | None) -> tuple[str, ...]:
+    """Layer names as timm gives them: one, several or none."""
+    return (layers,) if isinstance(layers, str) else tuple(layers or ())
+
+
+def _length(state_dict: dict[str, Tensor], layers: Any, dim: int) -> int | None:
     """Rows or columns of a layer's weight, of the first layer where timm names several."""
-    layer = layer[0] if isinstance(layer, tuple | list) and layer else layer
-    weight = state_dict.get(f"{layer}.weight") if isinstance(layer, str) else None
+    weight = state_dict.get(f"{_names(layers)[0]}.weight") if layers else None
     return None if weight is None else weight.shape[dim]
 
 
@@ -84,11 +129,29 @@ def linear_classifier(vanilla: nn.Module, anatomy: Anatomy) -> tuple[Tensor, Ten
     """The (C, K) weight and (C,) bias by which an exact timm model reads its features; an affine head is folded."""
     if anatomy.linear is not None:
         return weights_of(vanilla.get_submodule(anatomy.linear))
-    like = next(vanilla.parameters())
-    probes = torch.zeros(anatomy.channels + 1, anatomy.channels, dtype=like.dtype, device=like.device)
+    probes = torch.zeros(anatomy.channels + 1, anatomy.channels, dtype=torch.float64)
     probes[1:].fill_diagonal_(1)
-    logits = _evaluated_head(vanilla, _one_location(probes, anatomy))
+    with _head_in_double(vanilla):
+        logits = vanilla.forward_head(_one_location(probes, anatomy))
     return (logits[1:] - logits[0]).T.contiguous(), logits[0].clone()
+
+
+@contextmanager
+def _head_in_double(vanilla: nn.Module) -> Iterator[None]:
+    """The top-level modules of the classifier replaced by evaluating copies in double precision on the CPU."""
+    names = {name.split(".")[0] for name in _names(vanilla.pretrained_cfg["classifier"])}
+    originals = {name: vanilla.get_submodule(name) for name in names}
+    training = vanilla.training
+    try:
+        for name, module in originals.items():
+            setattr(vanilla, name, copy.deepcopy(module).to("cpu", torch.float64).eval())
+        vanilla.training = False  # distilled heads are averaged in evaluation only
+        with torch.no_grad():
+            yield
+    finally:
+        vanilla.training = training
+        for name, module in originals.items():
+            setattr(vanilla, name, module)
 
 
 def set_linear_classifier(vanilla: nn.Module, anatomy: Anatomy, weight: Tensor, bias: Tensor) -> None:
@@ -104,15 +167,6 @@ def set_linear_classifier(vanilla: nn.Module, anatomy: Anatomy, weight: Tensor, 
         layer.weight.data.copy_(weight.reshape(layer.weight.shape))
         if layer.bias is not None:
             layer.bias.data.copy_(bias)
-
-
-@torch.no_grad()
-def _evaluated_head(vanilla: nn.Module, raw: Tensor) -> Tensor:
-    training = vanilla.training
-    try:
-        return vanilla.eval().forward_head(raw)
-    finally:
-        vanilla.train(training)
 
 
 def _one_location(vectors: Tensor, anatomy: Anatomy) -> Tensor:
