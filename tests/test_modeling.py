@@ -114,7 +114,7 @@ CONTRADICTIONS = {
     ),
     "penalty": (
         lambda: SoftCAMConfig(l1=-0.1),
-        "l1 weighs a penalty and must be at least 0, got -0.1",
+        "l1 weighs a penalty and must be at least 0 and finite, got -0.1",
     ),
     "several labels": (
         lambda: CAPEConfig(problem_type="multi_label_classification"),
@@ -127,7 +127,8 @@ CONTRADICTIONS = {
     ),
     "regression": (
         lambda: SoftCAMConfig(problem_type="regression"),
-        "problem_type='regression' is not possible: evidence maps are maps of classes",
+        "problem_type='regression' is not possible, evidence maps are maps of classes: expected "
+        "single_label_classification or multi_label_classification",
     ),
     "mode": (
         lambda: CAPEConfig(mode="postfit"),

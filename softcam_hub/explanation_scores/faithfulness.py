@@ -25,4 +25,4 @@ def gini_sparseness(maps: Tensor) -> Tensor:
     rank = torch.arange(1, count + 1, device=values.device, dtype=values.dtype)
     total = values.sum(dim=1)
     uneven = ((2 * rank - count - 1) * values).sum(dim=1) / (count * total.clamp_min(torch.finfo(values.dtype).tiny))
-    return torch.where(total > 0, uneven, 0.0)
+    return torch.where(total == 0, 0.0, uneven)

@@ -4,6 +4,8 @@
 - A `model_args` of null crashes timm, so it is left out when empty.
 """
 
+import copy
+import math
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -12,11 +14,16 @@ from transformers import PreTrainedConfig
 from .classifier import split_name
 from .losses import Bootstrap
 
+_PROBLEM_TYPES = ("single_label_classification", "multi_label_classification")
+
 _NOT_MODEL_ARGS = ("num_classes", "global_pool")
 """What timm's own export puts into `model_args` although it is said elsewhere or has one possible value."""
 
-_NOT_PREPROCESSING = ("state_dict", "hf_hub_id", "hf_hub_filename", "url", "file", "source", "tag", "architecture")
-"""Keys of a `pretrained_cfg` that say where other weights came from; in a saved folder the weights lie beside it."""
+_NOT_PREPROCESSING = (
+    *("state_dict", "hf_hub_id", "hf_hub_filename", "url", "file", "source", "tag"),
+    *("architecture", "label_names", "label_descriptions"),
+)
+"""Keys of a `pretrained_cfg` that say where other weights came from, or what config.json says at its root."""
 
 
 @strict
@@ -31,7 +38,7 @@ class EvidenceConfig(PreTrainedConfig):
         freeze_backbone: train the head alone; the backbone also keeps its batch statistics.
     """
 
-    keys_to_ignore_at_inference = ["maps"]  # noqa: RUF012, transformers reads this class attribute
+    keys_to_ignore_at_inference = ["maps", "hidden_states"]  # noqa: RUF012, transformers reads this class attribute
 
     architecture: str = "softcam_resnet50"
     model_args: dict[str, Any] | None = None
@@ -47,14 +54,23 @@ class EvidenceConfig(PreTrainedConfig):
                 f"a {self.model_type} configuration describes {self.model_type}_* architectures, got "
                 f"{self.architecture!r}: use {self.model_type}_{architecture}, or the configuration of {family}"
             )
-        if not self.num_labels:
-            raise ValueError("num_labels must be at least 1: a model that shows evidence has classes to show it for")
-        if self.problem_type == "regression":
-            raise ValueError("problem_type='regression' is not possible: evidence maps are maps of classes")
+        self._check_labels()
         if self.model_args:
             self.model_args = {k: v for k, v in self.model_args.items() if k not in _NOT_MODEL_ARGS}
         if self.pretrained_cfg:
             self.pretrained_cfg = self.without_sources(self.pretrained_cfg)
+
+    def _check_labels(self) -> None:
+        if not self.num_labels:
+            raise ValueError("num_labels must be at least 1: a model that shows evidence has classes to show it for")
+        if sorted(self.id2label) != list(range(self.num_labels)):
+            raise ValueError(f"id2label must name the classes 0 to {self.num_labels - 1}, got {sorted(self.id2label)}")
+        self.label2id = self.label2id or {name: index for index, name in self.id2label.items()}
+        if self.problem_type not in (None, *_PROBLEM_TYPES):
+            raise ValueError(
+                f"problem_type={self.problem_type!r} is not possible, evidence maps are maps of classes: expected "
+                f"{' or '.join(_PROBLEM_TYPES)}"
+            )
 
     @staticmethod
     def without_sources(pretrained_cfg: dict[str, Any]) -> dict[str, Any]:
@@ -64,6 +80,8 @@ class EvidenceConfig(PreTrainedConfig):
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """As read from disk or the Hub; transformers calls timm's own exports, which name no type, `timm_wrapper`."""
         config_dict, kwargs = super().get_config_dict(*args, **kwargs)
+        if not config_dict:
+            raise OSError(f"{args[0] if args else 'the model'} holds no config.json, so what to build is not known")
         if config_dict.get("model_type") == "timm_wrapper":
             config_dict = {**config_dict, "model_type": cls.model_type}
         return config_dict, kwargs
@@ -73,6 +91,7 @@ class EvidenceConfig(PreTrainedConfig):
         """Read our own config.json, or the one that timm's export of our model wrote."""
         config_dict = dict(config_dict)
         classes, names = config_dict.pop("num_classes", None), config_dict.pop("label_names", None)
+        _check_written(config_dict, classes)
         labelled = "id2label" in config_dict or {"num_labels", "id2label"} & kwargs.keys()
         if not labelled and names:
             config_dict["id2label"] = dict(enumerate(names))
@@ -103,6 +122,17 @@ class EvidenceConfig(PreTrainedConfig):
         }
 
 
+def _check_written(config_dict: dict[str, Any], classes: int | None) -> None:
+    """Refuse a config.json that does not say what to build, or contradicts itself."""
+    if "architecture" not in config_dict:
+        raise ValueError("config.json names no architecture: expected one such as 'softcam_resnet50'")
+    labels = config_dict.get("id2label")
+    if labels is not None and not isinstance(labels, dict):
+        raise ValueError(f"id2label must map class indices to names, got a {type(labels).__name__}")
+    if labels is not None and classes is not None and len(labels) != classes:
+        raise ValueError(f"config.json says num_classes={classes}, but its id2label names {len(labels)}")
+
+
 @strict
 class SoftCAMConfig(EvidenceConfig):
     """SoftCAM: logits are the mean of the maps, trained with cross-entropy and ElasticNet on the maps.
@@ -115,14 +145,16 @@ class SoftCAMConfig(EvidenceConfig):
     model_type = "softcam"
 
     architecture: str = "softcam_resnet50"
-    l1: float = 0.0
-    l2: float = 0.0
+    l1: float | int = 0.0
+    l2: float | int = 0.0
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         for name in ("l1", "l2"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} weighs a penalty and must be at least 0, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"{name} weighs a penalty and must be at least 0 and finite, got {getattr(self, name)}"
+                )
 
 
 @strict
@@ -141,9 +173,9 @@ class CAPEConfig(EvidenceConfig):
 
     architecture: str = "cape_resnet50"
     mode: str = "direct"
-    alpha: float | None = None
-    beta: float | None = None
-    temperature: float = 2.0
+    alpha: float | int | None = None
+    beta: float | int | None = None
+    temperature: float | int = 2.0
     selective: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -154,6 +186,19 @@ class CAPEConfig(EvidenceConfig):
                 f"CAPE's class probabilities sum to one, so problem_type={self.problem_type!r} is not possible: "
                 "use SoftCAM for several labels per image"
             )
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As written; a `mode` chosen at loading brings its own weights of the two terms."""
+        if kwargs.get("mode", config_dict.get("mode")) != config_dict.get("mode"):
+            config_dict = {key: value for key, value in config_dict.items() if key not in ("alpha", "beta")}
+        return super().from_dict(config_dict, **kwargs)
+
+    def for_inference(self) -> "CAPEConfig":
+        """The same model without its training mode, which would ask for a teacher."""
+        config = copy.deepcopy(self)
+        config.mode, config.alpha, config.beta = "direct", None, None
+        return config
 
     @property
     def bootstrap(self) -> Bootstrap:

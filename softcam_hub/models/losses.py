@@ -136,3 +136,40 @@ class Bootstrap:
     def _weight(self, term: int) -> float:
         given = (self.alpha, self.beta)[term]
         return MODES[self.mode][term] if given is None else given
+
+
+def check_labels(labels: Tensor, logits: Tensor) -> Tensor:
+    """Class indices (B,) as int64, or class probabilities (B, C); -100 leaves an image out.
+
+    Values are looked at on the CPU only: elsewhere it would make the device wait at every step.
+    """
+    batch, classes = logits.shape
+    indices = labels.ndim == 1 and not labels.is_floating_point()
+    if labels.shape[:1] != (batch,) or not (indices or (labels.shape == logits.shape and labels.is_floating_point())):
+        several = labels.shape == logits.shape
+        hint = (
+            ": several labels per image need SoftCAM with problem_type='multi_label_classification'" if several else ""
+        )
+        raise ValueError(
+            f"expected labels as integer class indices ({batch},) or probabilities ({batch}, {classes}), got "
+            f"{labels.dtype} of shape {tuple(labels.shape)}{hint}"
+        )
+    if not indices:
+        return labels
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        outside = labels[((labels < 0) & (labels != -100)) | (labels >= classes)]
+        if outside.numel():
+            known = f"this model has {classes} classes, 0 to {classes - 1}"
+            raise ValueError(f"label {int(outside[0])} is out of range: {known}")
+    return labels.long()
+
+
+def check_multi_hot(labels: Tensor, logits: Tensor) -> Tensor:
+    """Multi-hot labels (B, C)."""
+    if labels.shape != logits.shape:
+        hint = ": for one class per image use problem_type='single_label_classification'" if labels.ndim == 1 else ""
+        raise ValueError(
+            f"expected multi-hot labels of shape {tuple(logits.shape)}, a 0 or 1 for each class, got shape "
+            f"{tuple(labels.shape)}{hint}"
+        )
+    return labels

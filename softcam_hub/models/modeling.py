@@ -6,7 +6,8 @@
 - A saved folder holds the code of this package's `models/` too, so that it loads where softcam_hub is not installed.
 """
 
-import shutil
+import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from transformers.utils import ModelOutput
 from .classifier import Classifier, build, convert
 from .configuration import CAPEConfig, EvidenceConfig, SoftCAMConfig
 from .heads import EvidenceHead
-from .losses import elastic_net
+from .losses import check_labels, check_multi_hot, elastic_net
 from .self_explaining import SelfExplaining, check_images
 
 
@@ -119,9 +120,6 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
             module.reset_parameters()
         elif hasattr(module, "init_non_persistent_buffers"):
             module.init_non_persistent_buffers()
-        elif getattr(module, "feat_shape", None) is not None and hasattr(module, "_get_pos_embed_values"):
-            like = {"device": module.pos_embed.device, "dtype": module.pos_embed.dtype}
-            module.pos_embed = module._get_pos_embed_values(feat_shape=module.feat_shape, **like)
         else:
             super()._init_weights(module)
 
@@ -130,11 +128,17 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        kwargs["use_safetensors"] = True  # nothing that was pickled is read
         model, report = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         if any(key.startswith("teacher.") for key in report["missing_keys"]):
             raise ValueError(
                 f"mode {model.config.mode!r} learns from a teacher, but this checkpoint holds none: it was made for "
                 "inference. Load it with mode='direct', or start again with from_timm(..., mode=...)"
+            )
+        lost = sorted(key for key in report["missing_keys"] if key.startswith("backbone."))
+        if lost:
+            raise ValueError(
+                f"this checkpoint is not whole: it lacks {len(lost)} weights of the backbone, among them {lost[0]}"
             )
         model._freeze()  # loading puts new parameters in place of the frozen ones
         return (model, report) if output_loading_info else model
@@ -177,11 +181,20 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
         """Called with a head that was just taken over; says whether it is a trained classifier."""
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        super().save_pretrained(save_directory, **kwargs)
-        if kwargs.get("is_main_process", True):
-            for file in Path(__file__).parent.glob("*.py"):
-                if file.name != "__init__.py":
-                    shutil.copyfile(file, Path(save_directory) / file.name)
+        """Write weights, configuration and code; what is there stays as it was until all of it is written."""
+        target = Path(save_directory)
+        target.mkdir(parents=True, exist_ok=True)
+        if kwargs.get("push_to_hub"):
+            kwargs.setdefault("repo_id", target.name)
+        with tempfile.TemporaryDirectory(dir=target, prefix=".unfinished-") as draft:
+            super().save_pretrained(draft, **kwargs)
+            written = {file.name for file in Path(draft).iterdir()}
+            for name in written:
+                os.replace(Path(draft, name), target / name)
+        if any(name.endswith(".safetensors") for name in written):
+            for old in target.glob("model*.safetensors*"):  # shards of an earlier save would be found beside the new
+                if old.name not in written:
+                    old.unlink()
 
     def forward_features(self, images: Tensor) -> Tensor:
         check_images(images, self.in_chans)
@@ -201,6 +214,8 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
 class EvidenceModel(EvidencePreTrainedModel):
     """Features first, then the maps and logits made of them."""
 
+    _auto_class = "AutoModel"  # so that transformers saves this code beside the weights
+
     def forward(
         self,
         pixel_values: Tensor,
@@ -219,6 +234,8 @@ class EvidenceModel(EvidencePreTrainedModel):
 class EvidenceForImageClassification(EvidencePreTrainedModel):
     """Loss, logits and maps."""
 
+    _auto_class = "AutoModelForImageClassification"
+
     def forward(
         self,
         pixel_values: Tensor,
@@ -234,9 +251,16 @@ class EvidenceForImageClassification(EvidencePreTrainedModel):
         output_maps = _given(output_maps, self.config.output_maps)
         wanted = output_maps or (labels is not None and self._penalises_maps)
         logits, maps = self._predict(self._student_features(features), wanted)
-        loss = None if labels is None else self._loss(features, logits, maps, labels)
+        loss = None if labels is None else self._loss(features, logits, maps, self._checked(labels, logits))
         output = EvidenceClassifierOutput(loss, logits, maps if output_maps else None, hidden)
         return output if _given(return_dict, self.config.return_dict) else output.to_tuple()
+
+    @property
+    def _multi_label(self) -> bool:
+        return self.config.problem_type == "multi_label_classification"
+
+    def _checked(self, labels: Tensor, logits: Tensor) -> Tensor:
+        return check_multi_hot(labels, logits) if self._multi_label else check_labels(labels, logits)
 
     @property
     def _penalises_maps(self) -> bool:
@@ -253,19 +277,18 @@ class SoftCAMModel(EvidenceModel):
 
 
 class CAPEModel(EvidenceModel):
-    """CAPE without a loss."""
+    """CAPE without a loss, and so without a teacher."""
 
     config_class = CAPEConfig
+
+    def __init__(self, config: CAPEConfig, classifier: Classifier | None = None) -> None:
+        super().__init__(config.for_inference(), classifier)
 
 
 class SoftCAMForImageClassification(EvidenceForImageClassification):
     """SoftCAM: maps whose mean is the logits; cross-entropy plus ElasticNet on the maps."""
 
     config_class = SoftCAMConfig
-
-    @property
-    def _multi_label(self) -> bool:
-        return self.config.problem_type == "multi_label_classification"
 
     @property
     def _penalises_maps(self) -> bool:
@@ -312,7 +335,7 @@ class CAPEForImageClassification(EvidenceForImageClassification):
     def drop_teacher(self) -> "CAPEForImageClassification":
         """Leave only what inference needs, for `save_pretrained` and `push_to_hub` after training."""
         self.teacher = None
-        self.config.mode, self.config.alpha, self.config.beta = "direct", None, None
+        self.config = self.config.for_inference()
         return self
 
     def _student_features(self, features: Tensor) -> Tensor:

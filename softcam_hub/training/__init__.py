@@ -1,5 +1,6 @@
 """How the classifiers are trained."""
 
 from .callback import ExplanationCallback
+from .trainer import EvidenceTrainer
 
-__all__ = ["ExplanationCallback"]
+__all__ = ["EvidenceTrainer", "ExplanationCallback"]

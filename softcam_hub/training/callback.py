@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..explanation_scores.faithfulness import completeness_error, gini_sparseness
+from ..models.self_explaining import evaluation
 
 
 class ExplanationCallback(TrainerCallback):
@@ -34,10 +35,12 @@ class ExplanationCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         model = self.trainer.accelerator.unwrap_model(kwargs["model"])
-        scores = [score(model, batch["pixel_values"]) for batch in self._batches(kwargs["eval_dataloader"])]
+        with torch.random.fork_rng(devices=[]):  # a loader draws a seed, and training must not depend on being scored
+            scores = [score(model, batch["pixel_values"]) for batch in self._batches(kwargs["eval_dataloader"])]
         columns = {name: torch.cat([part[name] for part in scores]) for name in scores[0]}
         gathered = self.trainer.accelerator.gather(columns)
-        means = {f"eval_{name}": float(values.mean()) for name, values in gathered.items()}
+        prefix = next((key.removesuffix("loss") for key in metrics if key.endswith("_loss")), "eval_")
+        means = {f"{prefix}{name}": float(values.mean()) for name, values in gathered.items()}
         metrics.update(means)
         self.trainer.log(means)
 
@@ -52,13 +55,14 @@ class ExplanationCallback(TrainerCallback):
 
 def score(model: Any, images: Tensor) -> dict[str, Tensor]:
     """Scores (B,) of the predicted class's map; where a map composes probabilities they are compared, else logits."""
-    explanation = model.explain(images.to(model.device))
+    images = images.to(model.device)
+    explanation = model.explain(images)
     maps, probabilities = explanation.maps[:, 0].float(), explanation.probabilities[:, 0]
     if explanation.kind == "cape":
         composed, predicted = maps.sum(dim=(1, 2)), probabilities
     else:
-        with torch.no_grad():
-            logits = model.eval()(images.to(model.device), output_maps=False).logits
+        with evaluation(model), torch.no_grad():
+            logits = model.head(model.forward_features(images))
         composed, predicted = maps.mean(dim=(1, 2)), logits.float().gather(1, explanation.classes)[:, 0]
     return {
         "completeness_error": completeness_error(composed, predicted),
