@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -59,17 +60,22 @@ def make(family, backbone="test_convnext", model_args=None, **config):
     return model(settings(architecture=f"{family}_{backbone}", num_labels=3, model_args=args, **config))
 
 
-def post_fit(backbone="test_convnext", **config):
-    """CAPE on a vanilla timm classifier that was trained on the squares."""
+@cache
+def vanilla(backbone):
+    """A timm classifier that was trained on the squares."""
     torch.manual_seed(7)
     rows = squares()
-    vanilla = timm.create_model(backbone, num_classes=3, output_stride=8)
-    optimizer = torch.optim.AdamW(vanilla.parameters(), lr=3e-3)
+    model = timm.create_model(backbone, num_classes=3, output_stride=8)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(15):
         optimizer.zero_grad()
-        F.cross_entropy(vanilla(images_of(rows)), torch.tensor([row["labels"] for row in rows])).backward()
+        F.cross_entropy(model(images_of(rows)), torch.tensor([row["labels"] for row in rows])).backward()
         optimizer.step()
-    return CAPEForImageClassification.from_timm(vanilla, mode="post-fit", **config)
+    return model
+
+
+def post_fit(backbone="test_convnext", **config):
+    return CAPEForImageClassification.from_timm(vanilla(backbone), mode="post-fit", **config)
 
 
 def trainer_of(model, folder, **options):
@@ -268,7 +274,7 @@ RESUMED = {
 
 @pytest.mark.parametrize("name", RESUMED)
 def test_resuming_equals_the_uninterrupted_run(name, tmp_path):
-    options = {"max_steps": 9, "save_strategy": "steps", "save_steps": 1}
+    options = {"max_steps": 9, "save_strategy": "steps", "save_steps": 2}
     whole = fit(RESUMED[name](), tmp_path, **options)
     for step in (4, 6):  # within an epoch, and between two
         torch.manual_seed(123)

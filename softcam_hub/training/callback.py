@@ -35,12 +35,12 @@ class ExplanationCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         model = self.trainer.accelerator.unwrap_model(kwargs["model"])
+        gather = self.trainer.accelerator.gather_for_metrics  # without the images that fill up the last batch
         with torch.random.fork_rng(devices=[]):  # a loader draws a seed, and training must not depend on being scored
-            scores = [score(model, batch["pixel_values"]) for batch in self._batches(kwargs["eval_dataloader"])]
-        columns = {name: torch.cat([part[name] for part in scores]) for name in scores[0]}
-        gathered = self.trainer.accelerator.gather(columns)
-        prefix = next((key.removesuffix("loss") for key in metrics if key.endswith("_loss")), "eval_")
-        means = {f"{prefix}{name}": float(values.mean()) for name, values in gathered.items()}
+            loader = kwargs["eval_dataloader"]
+            scores = [gather(score(model, batch["pixel_values"])) for batch in self._batches(loader)]
+        prefix = next(key.removesuffix("runtime") for key in metrics if key.endswith("_runtime"))
+        means = {f"{prefix}{name}": float(torch.cat([part[name] for part in scores]).mean()) for name in scores[0]}
         metrics.update(means)
         self.trainer.log(means)
 
@@ -50,6 +50,8 @@ class ExplanationCallback(TrainerCallback):
             yield batch
             seen += len(batch["pixel_values"])
             if seen >= self.images:
+                if hasattr(loader, "end"):  # accelerate counts the loaders that are under way
+                    loader.end()
                 return
 
 
