@@ -67,10 +67,13 @@ def vanilla(backbone):
     rows = squares()
     model = timm.create_model(backbone, num_classes=3, output_stride=8)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the same weights in every process, whatever a launcher gives it
     for _ in range(15):
         optimizer.zero_grad()
         F.cross_entropy(model(images_of(rows)), torch.tensor([row["labels"] for row in rows])).backward()
         optimizer.step()
+    torch.set_num_threads(threads)
     return model
 
 
