@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from softcam_hub.models.heads import CAPEHead
-from softcam_hub.models.losses import MODES, Bootstrap, distillation, elastic_net
+from softcam_hub.models.losses import MODES, Bootstrap, cross_entropy, distillation, elastic_net
 
 LAMBDAS = [(0.0, 0.0), (0.3, 0.0), (0.0, 0.7), (0.3, 0.7)]
 WEIGHTS = {"direct": (1, 0), "from-scratch": (1, 1), "post-fit": (0, 1)}
@@ -98,6 +98,33 @@ def slow_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> flo
     return total / len(logits)
 
 
+@pytest.mark.parametrize("mixup", [False, True], ids=["labels", "mixup"])
+def test_weighted_cross_entropy_divides_by_the_number_of_images(setting: Setting, mixup: bool) -> None:
+    weights = torch.tensor([0.5, 2.0, 1.0, 4.0], dtype=torch.float64)
+    logits = setting.teacher_logits()
+    targets = mixed(setting.labels) if mixup else setting.labels
+    expected = 0.0
+    for index, target in enumerate(targets):
+        weight = float(target @ weights) if mixup else float(weights[target])
+        expected += (
+            weight * slow_cross_entropy(logits[index : index + 1], targets[index : index + 1], 0.1) / len(logits)
+        )
+    found = cross_entropy(logits, targets, label_smoothing=0.1, class_weights=weights)
+    assert found.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_cross_entropy_of_several_labels_per_image(setting: Setting) -> None:
+    logits = setting.teacher_logits()
+    labels, weights = (mixed(setting.labels) > 0).double(), torch.tensor([0.5, 2.0, 1.0, 4.0], dtype=torch.float64)
+    total = 0.0
+    for row, present in zip(logits.tolist(), labels.tolist(), strict=True):
+        for logit, y, weight in zip(row, present, weights.tolist(), strict=True):
+            p, q = 1 / (1 + math.exp(-logit)), 0.9 * y + 0.05
+            total -= weight * q * math.log(p) + (1 - q) * math.log(1 - p)
+    found = cross_entropy(logits, labels, label_smoothing=0.1, class_weights=weights, multi_label=True)
+    assert found.item() == pytest.approx(total / logits.numel(), rel=1e-6)
+
+
 def make_maps(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
 
@@ -157,8 +184,8 @@ def test_bootstrap(
 ) -> None:
     targets = mixed(setting.labels) if mixup else setting.labels
     student, teacher = setting.student_logits(), setting.teacher_logits()
-    loss, logits = Bootstrap(mode, alpha, beta, 3.0, selective, smoothing)(
-        setting.head, setting.teacher, setting.features, targets
+    loss, logits = Bootstrap(mode, alpha, beta, 3.0, selective)(
+        setting.head, setting.teacher, setting.features, targets, label_smoothing=smoothing
     )
     alpha, beta = WEIGHTS[mode] if alpha is None else (alpha, beta)
     expected = alpha * slow_cross_entropy(student if mode == "direct" else teacher, targets, smoothing)
@@ -170,7 +197,7 @@ def test_bootstrap(
 def test_the_papers_temperature_and_modes() -> None:
     bootstrap = Bootstrap("post-fit")
     assert MODES == WEIGHTS
-    assert (bootstrap.temperature, bootstrap.selective, bootstrap.label_smoothing) == (2.0, False, 0.0)
+    assert (bootstrap.temperature, bootstrap.selective) == (2.0, False)
     assert {mode: Bootstrap(mode).needs_teacher for mode in MODES} == {mode: mode in TEACHERS for mode in MODES}
 
 
@@ -281,7 +308,7 @@ def test_loss_gradient(setting: Setting, mode: str, selective: bool) -> None:
             return functional_call(setting.head, dict(zip(names, values, strict=True)), (features,))
 
         return setting._replace(head=student, features=setting.features.detach()).loss(
-            Bootstrap(mode, selective=selective, label_smoothing=0.1)
+            Bootstrap(mode, selective=selective)
         )
 
     assert torch.autograd.gradcheck(loss, tuple(setting.head.parameters()))

@@ -6,8 +6,6 @@
 
 import copy
 import difflib
-import re
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -157,10 +155,6 @@ class Classifier(SelfExplaining):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.backbone.set_grad_checkpointing(enable)
 
-    def no_weight_decay(self) -> set[str]:
-        names = self.backbone.no_weight_decay() if hasattr(self.backbone, "no_weight_decay") else set()
-        return {f"backbone.{name}" for name in names} | {"head.log_temperature"}
-
     def set_input_size(self, img_size: int | tuple[int, int] | None = None, **options: Any) -> None:
         """Change the image size of an architecture that fixes it (ViT, Swin, ...)."""
         if not hasattr(self.backbone, "set_input_size"):
@@ -171,19 +165,6 @@ class Classifier(SelfExplaining):
         self._traits = {**self._traits, "img_size": self.backbone._traits["img_size"]}
         self._model_args = {**getattr(self, "_model_args", {}), **changed}
         self.backbone_args |= changed
-
-    @property
-    def group_matcher(self) -> Callable[..., Any]:
-        """timm's layer groups of the backbone, for layer-wise learning rates; the head comes last."""
-        theirs = self.backbone.group_matcher  # where there is none, timm finds that we have none either
-
-        def group_matcher(coarse: bool = False) -> Any:
-            matcher = theirs(coarse=coarse)
-            if callable(matcher):
-                return lambda name: matcher(name.removeprefix("backbone.")) if "backbone." in name else float("inf")
-            return {group: _below_backbone(spec) for group, spec in matcher.items()}
-
-        return group_matcher
 
     def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False) -> Any:
         """Load our weights, or those of the vanilla timm model, from which an exact head takes its classifier."""
@@ -206,14 +187,6 @@ def examine_or_explain(name: str, architecture: str, model_args: dict[str, Any])
             f"Use one that timm.list_models('{name.split('_')[0]}_*') lists, such as resnet50, efficientnet_b0, "
             "convnext_tiny or swinv2_tiny_window8_256"
         ) from error
-
-
-def _below_backbone(spec: Any) -> Any:
-    """A timm group specification, one pattern or a list of (pattern, suffix), for names that begin with `backbone.`."""
-    if isinstance(spec, str):
-        unanchored = re.sub(r"(?<!\[)\^", "", spec)
-        return rf"^backbone\.(?:{unanchored})"
-    return None if spec is None else [(_below_backbone(pattern), suffix) for pattern, suffix in spec]
 
 
 def build(architecture: str, pretrained: bool = False, **options: Any) -> nn.Module:

@@ -38,7 +38,9 @@ class EvidenceConfig(PreTrainedConfig):
         freeze_backbone: train the head alone; the backbone also keeps its batch statistics.
     """
 
-    keys_to_ignore_at_inference = ["maps", "hidden_states"]  # noqa: RUF012, transformers reads this class attribute
+    keys_to_ignore_at_inference = [  # noqa: RUF012, transformers reads this class attribute
+        *("maps", "hidden_states", "teacher_logits")
+    ]
 
     architecture: str = "softcam_resnet50"
     model_args: dict[str, Any] | None = None

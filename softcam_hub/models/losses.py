@@ -10,7 +10,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,36 @@ def elastic_net(maps: Tensor, l1: float = 0.0, l2: float = 0.0) -> Tensor:
     """
     maps = at_least_float32(maps)
     return l1 * maps.abs().mean() + l2 * maps.square().mean()
+
+
+def cross_entropy(
+    logits: Tensor,
+    targets: Tensor,
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+    multi_label: bool = False,
+) -> Tensor:
+    """Cross-entropy, batch mean; one binary cross-entropy per class where an image may have several labels.
+
+    The weighted sum is divided by the number of images, not by the sum of their weights, so that processes that see
+    other classes agree.
+
+    Args:
+        logits: (B, C).
+        targets: (B,) labels or (B, C) probabilities; multi-hot (B, C) with `multi_label`.
+        label_smoothing: share of the target that is spread over all classes.
+        class_weights: (C,) weight of an image by its class; with `multi_label`, of a class where it is present.
+        multi_label: classes do not exclude one another.
+    """
+    logits = at_least_float32(logits)
+    if multi_label:
+        targets = targets.to(logits.dtype) * (1 - label_smoothing) + label_smoothing / 2
+        return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=class_weights)
+    if class_weights is None:
+        return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+    losses = F.cross_entropy(logits, targets, label_smoothing=label_smoothing, reduction="none")
+    weights = targets @ class_weights if targets.is_floating_point() else class_weights[targets.clamp_min(0)]
+    return (weights * losses).mean()
 
 
 def distillation(student: Tensor, teacher: Tensor, temperature: float, selective: bool = False) -> Tensor:
@@ -73,7 +103,6 @@ class Bootstrap:
         beta: weight of the divergence; the mode's own by default.
         temperature: T of the teacher.
         selective: the divergence counts only where student and teacher disagree.
-        label_smoothing: of the cross-entropy.
     """
 
     mode: str = "direct"
@@ -81,7 +110,6 @@ class Bootstrap:
     beta: float | None = None
     temperature: float = 2.0
     selective: bool = False
-    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -101,7 +129,14 @@ class Bootstrap:
     def needs_teacher(self) -> bool:
         return self.mode != "direct"
 
-    def __call__(self, head: CAPEHead, teacher: nn.Linear | None, features: Tensor, targets: Tensor | None) -> Trained:
+    def __call__(
+        self,
+        head: CAPEHead,
+        teacher: nn.Linear | None,
+        features: Tensor,
+        targets: Tensor | None,
+        **cross_entropy_options: Any,
+    ) -> Trained:
         """Loss and CAPE's logits of one batch.
 
         Args:
@@ -109,29 +144,31 @@ class Bootstrap:
             teacher: the vanilla linear classifier, on pooled features.
             features: (B, K, H, W), with the backbone's graph.
             targets: (B,) labels or (B, C) probabilities; may be missing where alpha is 0.
+            cross_entropy_options: `label_smoothing` and `class_weights` of `cross_entropy`.
         """
         if self.needs_teacher and teacher is None:
             raise ValueError(f"mode {self.mode!r} learns from a teacher, but the model has none")
         logits = head(self.student_features(features))
         teacher_logits = teacher(features.mean(dim=(2, 3))) if self.needs_teacher else None
-        return Trained(self.loss(logits, teacher_logits, targets), logits)
+        return Trained(self.loss(logits, teacher_logits, targets, **cross_entropy_options), logits)
 
     def student_features(self, features: Tensor) -> Tensor:
         """What CAPE sees: with a teacher, the backbone does not learn from CAPE."""
         return features.detach() if self.needs_teacher else features
 
-    def loss(self, logits: Tensor, teacher_logits: Tensor | None, targets: Tensor | None) -> Tensor:
+    def loss(
+        self, logits: Tensor, teacher_logits: Tensor | None, targets: Tensor | None, **cross_entropy_options: Any
+    ) -> Tensor:
         """The loss of CAPE's `logits` (B, C) on `student_features`, and of the teacher's where the mode has one."""
         if teacher_logits is None:
-            return self._cross_entropy(logits, targets)
+            return self._cross_entropy(logits, targets, cross_entropy_options)
         loss = self._weight(1) * distillation(logits, teacher_logits, self.temperature, self.selective)
-        return loss + self._cross_entropy(teacher_logits, targets) if self._weight(0) else loss
+        return loss + self._cross_entropy(teacher_logits, targets, cross_entropy_options) if self._weight(0) else loss
 
-    def _cross_entropy(self, logits: Tensor, targets: Tensor | None) -> Tensor:
+    def _cross_entropy(self, logits: Tensor, targets: Tensor | None, options: dict[str, Any]) -> Tensor:
         if targets is None:
             raise ValueError(f"mode {self.mode!r} with alpha above 0 needs labels, got none")
-        loss = F.cross_entropy(at_least_float32(logits), targets, label_smoothing=self.label_smoothing)
-        return self._weight(0) * loss
+        return self._weight(0) * cross_entropy(logits, targets, **options)
 
     def _weight(self, term: int) -> float:
         given = (self.alpha, self.beta)[term]

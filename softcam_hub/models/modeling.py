@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch.nn.functional as F
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -21,7 +20,7 @@ from transformers.utils import ModelOutput
 from .classifier import Classifier, build, convert
 from .configuration import CAPEConfig, EvidenceConfig, SoftCAMConfig
 from .heads import EvidenceHead
-from .losses import check_labels, check_multi_hot, elastic_net
+from .losses import check_labels, check_multi_hot, cross_entropy, elastic_net
 from .self_explaining import SelfExplaining, check_images
 
 
@@ -51,12 +50,14 @@ class EvidenceClassifierOutput(ModelOutput):
         logits: (B, C).
         maps: (B, C, H, W); their mean is the logits (SoftCAM), or their sum softmax(logits) (CAPE).
         hidden_states: the backbone's intermediate features.
+        teacher_logits: (B, C), of the vanilla classifier that CAPE learns from.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     maps: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+    teacher_logits: Tensor | None = None
 
 
 class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
@@ -238,36 +239,64 @@ class EvidenceForImageClassification(EvidencePreTrainedModel):
 
     def forward(
         self,
-        pixel_values: Tensor,
+        pixel_values: Tensor | None = None,
         labels: Tensor | None = None,
         output_maps: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        features: Tensor | None = None,
         **kwargs: Any,
     ) -> EvidenceClassifierOutput | tuple[Tensor, ...]:
-        """Logits (B, C) and maps (B, C, H, W) of `pixel_values` (B, 3, H, W), and the loss when `labels` are given."""
-        features, hidden = self._features(pixel_values, _given(output_hidden_states, self.config.output_hidden_states))
+        """Logits (B, C) and maps (B, C, H, W) of `pixel_values` (B, 3, H, W), and the loss when `labels` are given.
+
+        `features` (B, K, H, W) of `forward_features` may be given instead of the images.
+        """
+        hidden = None
+        if features is None:
+            wanted = _given(output_hidden_states, self.config.output_hidden_states)
+            features, hidden = self._features(pixel_values, wanted)
         features = self.drop_features(features)
         output_maps = _given(output_maps, self.config.output_maps)
-        wanted = output_maps or (labels is not None and self._penalises_maps)
+        wanted = output_maps or (labels is not None and self.penalises_maps)
         logits, maps = self._predict(self._student_features(features), wanted)
-        loss = None if labels is None else self._loss(features, logits, maps, self._checked(labels, logits))
-        output = EvidenceClassifierOutput(loss, logits, maps if output_maps else None, hidden)
+        teacher_logits = self._teacher_logits(features)
+        loss = None if labels is None else self.loss(logits, labels, maps, teacher_logits)
+        output = EvidenceClassifierOutput(loss, logits, maps if output_maps else None, hidden, teacher_logits)
         return output if _given(return_dict, self.config.return_dict) else output.to_tuple()
 
+    def loss(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        maps: Tensor | None = None,
+        teacher_logits: Tensor | None = None,
+        **cross_entropy_options: Any,
+    ) -> Tensor:
+        """The loss of what `forward` gave.
+
+        Args:
+            logits: (B, C).
+            labels: (B,) or (B, C).
+            maps: (B, C, H, W), needed where `penalises_maps`.
+            teacher_logits: (B, C), needed where there is a teacher.
+            cross_entropy_options: `label_smoothing` and `class_weights` of `losses.cross_entropy`.
+        """
+        labels = check_multi_hot(labels, logits) if self.multi_label else check_labels(labels, logits)
+        return self._loss(logits, labels, maps, teacher_logits, cross_entropy_options)
+
     @property
-    def _multi_label(self) -> bool:
+    def multi_label(self) -> bool:
         return self.config.problem_type == "multi_label_classification"
 
-    def _checked(self, labels: Tensor, logits: Tensor) -> Tensor:
-        return check_multi_hot(labels, logits) if self._multi_label else check_labels(labels, logits)
-
     @property
-    def _penalises_maps(self) -> bool:
+    def penalises_maps(self) -> bool:
         return False
 
     def _student_features(self, features: Tensor) -> Tensor:
         return features
+
+    def _teacher_logits(self, features: Tensor) -> Tensor | None:
+        return None
 
 
 class SoftCAMModel(EvidenceModel):
@@ -291,18 +320,17 @@ class SoftCAMForImageClassification(EvidenceForImageClassification):
     config_class = SoftCAMConfig
 
     @property
-    def _penalises_maps(self) -> bool:
+    def penalises_maps(self) -> bool:
         return self.config.l1 > 0 or self.config.l2 > 0
 
-    def _loss(self, features: Tensor, logits: Tensor, maps: Tensor | None, labels: Tensor) -> Tensor:
-        if self._multi_label:
-            loss = F.binary_cross_entropy_with_logits(logits.float(), labels.float())
-        else:
-            loss = F.cross_entropy(logits.float(), labels)
-        return loss + elastic_net(maps, self.config.l1, self.config.l2) if self._penalises_maps else loss
+    def _loss(
+        self, logits: Tensor, labels: Tensor, maps: Tensor | None, teacher_logits: Tensor | None, options: dict
+    ) -> Tensor:
+        loss = cross_entropy(logits, labels, multi_label=self.multi_label, **options)
+        return loss + elastic_net(maps, self.config.l1, self.config.l2) if self.penalises_maps else loss
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        return logits.float().sigmoid() if self._multi_label else super().probabilities(logits)
+        return logits.float().sigmoid() if self.multi_label else super().probabilities(logits)
 
 
 class CAPEForImageClassification(EvidenceForImageClassification):
@@ -341,9 +369,13 @@ class CAPEForImageClassification(EvidenceForImageClassification):
     def _student_features(self, features: Tensor) -> Tensor:
         return self.config.bootstrap.student_features(features)
 
-    def _loss(self, features: Tensor, logits: Tensor, maps: Tensor | None, labels: Tensor) -> Tensor:
-        teacher_logits = None if self.teacher is None else self.teacher(features.mean(dim=(2, 3)))
-        return self.config.bootstrap.loss(logits, teacher_logits, labels)
+    def _teacher_logits(self, features: Tensor) -> Tensor | None:
+        return None if self.teacher is None else self.teacher(features.mean(dim=(2, 3)))
+
+    def _loss(
+        self, logits: Tensor, labels: Tensor, maps: Tensor | None, teacher_logits: Tensor | None, options: dict
+    ) -> Tensor:
+        return self.config.bootstrap.loss(logits, teacher_logits, labels, **options)
 
 
 def _given(value: Any, default: Any) -> Any:

@@ -1,6 +1,7 @@
 """What the timm model and the Hugging Face model have in common: `backbone`, `head`, and `explain`."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,6 +49,24 @@ class SelfExplaining(nn.Module):
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits.float().softmax(dim=1)
 
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay must spare."""
+        names = self.backbone.no_weight_decay() if hasattr(self.backbone, "no_weight_decay") else set()
+        return {f"backbone.{name}" for name in names} | {"head.log_temperature"}
+
+    @property
+    def group_matcher(self) -> Callable[..., Any]:
+        """timm's layer groups of the backbone, for layer-wise learning rates; the head comes last."""
+        theirs = self.backbone.group_matcher  # where there is none, timm finds that we have none either
+
+        def group_matcher(coarse: bool = False) -> Any:
+            matcher = theirs(coarse=coarse)
+            if callable(matcher):
+                return lambda name: matcher(name.removeprefix("backbone.")) if "backbone." in name else float("inf")
+            return {group: _below_backbone(spec) for group, spec in matcher.items()}
+
+        return group_matcher
+
     @torch.no_grad()
     def explain(
         self, images: Tensor, classes: int | Tensor | None = None, top_k: int = 1, kind: str | None = None
@@ -74,6 +93,14 @@ class SelfExplaining(nn.Module):
         probabilities = self.probabilities(logits)
         index = probabilities.topk(chosen, dim=1).indices if isinstance(chosen, int) else chosen.to(logits.device)
         return Explanation(select(maps, index), index, probabilities.gather(1, index), kind or self.head.kinds[0])
+
+
+def _below_backbone(spec: Any) -> Any:
+    """A timm group specification, one pattern or a list of (pattern, suffix), for names that begin with `backbone.`."""
+    if isinstance(spec, str):
+        unanchored = re.sub(r"(?<!\[)\^", "", spec)
+        return rf"^backbone\.(?:{unanchored})"
+    return None if spec is None else [(_below_backbone(pattern), suffix) for pattern, suffix in spec]
 
 
 @contextmanager
