@@ -1,0 +1,168 @@
+"""Features of a frozen backbone, computed once: post-fitting at the price of one pass over the images.
+
+- A cache belongs to the backbone's weights, the images and their preprocessing; its folder is named by their hash.
+- Every process writes the images that are its own into a file of its own. The folder gets its name when all have
+  finished, so that what was cut off is never read.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import tqdm
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from ..data.loading import Images
+from ..models.modeling import EvidenceForImageClassification
+from ..models.self_explaining import evaluation
+
+INDEX = "index.json"
+DTYPE = np.dtype("float32")
+GB = 1e9
+
+
+class CachedFeatures(Dataset):
+    """Features (K, H, W) and labels of a data set's images, memory-mapped.
+
+    Args:
+        folder: of a finished cache.
+        labels: of the images, in their order.
+    """
+
+    def __init__(self, folder: Path, labels: Tensor) -> None:
+        index = json.loads((folder / INDEX).read_text())
+        self.labels, self.shape, self.processes = labels, tuple(index["shape"]), index["processes"]
+        self.files = [folder / f"{rank}.bin" for rank in range(self.processes)]
+        self.shards = [self._open(rank) for rank in range(self.processes)]
+
+    def _open(self, rank: int) -> np.ndarray:
+        shape = (len(range(rank, len(self.labels), self.processes)), *self.shape)
+        expected = int(np.prod(shape)) * DTYPE.itemsize
+        found = self.files[rank].stat().st_size
+        if found != expected:
+            raise OSError(f"{self.files[rank]} has {found} bytes instead of {expected}: delete the folder")
+        return np.memmap(self.files[rank], DTYPE, "r", shape=shape) if shape[0] else np.empty(shape, DTYPE)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        return {name: values[0] for name, values in self.__getitems__([key]).items()}
+
+    def __getitems__(self, keys: list[int | tuple[int, int]]) -> dict[str, Tensor]:
+        """A whole batch at once; training's keys are (epoch, index)."""
+        indices = [key if isinstance(key, int) else key[1] for key in keys]
+        features = np.empty((len(indices), *self.shape), DTYPE)
+        for row, index in enumerate(indices):
+            features[row] = self.shards[index % self.processes][index // self.processes]
+        where = torch.tensor(indices)
+        return {"features": torch.from_numpy(features), "labels": self.labels[where], "index": where}
+
+
+def cached_features(
+    model: EvidenceForImageClassification,
+    images: Images,
+    accelerator: Accelerator,
+    folder: Path,
+    limit: float,
+    batch_size: int,
+    workers: int = 0,
+) -> CachedFeatures:
+    """The features of all images, from `folder` or computed now by all processes together.
+
+    Args:
+        model: its backbone is frozen and on the accelerator's device.
+        images: without augmentation.
+        accelerator: of the run.
+        folder: that holds all caches.
+        limit: GB that all caches together may take; the ones not used for longest make room.
+        batch_size: images per forward pass.
+        workers: processes that load images.
+    """
+    target = folder / key_of(model, images, accelerator.mixed_precision)
+    if not (target / INDEX).is_file():
+        shape = _shape_of(model, images, accelerator)
+        if accelerator.is_main_process:
+            make_room(folder, len(images) * int(np.prod(shape)) * DTYPE.itemsize / GB, limit)
+        _compute(model, images, accelerator, target, shape, batch_size, workers)
+    if accelerator.is_main_process:
+        os.utime(target)  # used now
+    return CachedFeatures(target, torch.as_tensor(images.rows.labels))
+
+
+def key_of(model: EvidenceForImageClassification, images: Images, precision: str) -> str:
+    """Hash of everything that the features depend on."""
+    known = hashlib.sha256(f"{precision} {model.config.architecture} {model.backbone_args}".encode())
+    known.update(f"{images.transform} {images.rows.fingerprint()}".encode())
+    for name, tensor in sorted(model.backbone.state_dict().items()):
+        known.update(name.encode())
+        known.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return known.hexdigest()[:32]
+
+
+def make_room(folder: Path, needed: float, limit: float) -> None:
+    """Refuse what cannot fit into `limit` GB or on the disk, and delete the caches that were not used for longest."""
+    if needed > limit:
+        raise ValueError(
+            f"the features would take {needed:.1f} GB, more than cache_limit={limit:g}: raise it, or compute features "
+            "at every epoch with --cache_features False"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    caches = sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
+    sizes = {path: sum(file.stat().st_size for file in path.iterdir()) / GB for path in caches}
+    while caches and sum(sizes[path] for path in caches) + needed > limit:
+        shutil.rmtree(caches.pop(0))
+    free = shutil.disk_usage(folder).free / GB
+    if needed > free:
+        raise OSError(f"the features would take {needed:.1f} GB, but {folder} has {free:.1f} GB left: set --cache_dir")
+
+
+@torch.no_grad()
+def _features(model: EvidenceForImageClassification, pixels: Tensor, accelerator: Accelerator) -> Tensor:
+    with evaluation(model), accelerator.autocast():
+        return model.forward_features(pixels.to(accelerator.device)).float()
+
+
+def _shape_of(model: EvidenceForImageClassification, images: Images, accelerator: Accelerator) -> tuple[int, int, int]:
+    return tuple(_features(model, images[0]["pixel_values"][None], accelerator).shape[1:])
+
+
+def _compute(
+    model: EvidenceForImageClassification,
+    images: Images,
+    accelerator: Accelerator,
+    target: Path,
+    shape: tuple[int, int, int],
+    batch_size: int,
+    workers: int,
+) -> None:
+    draft = target.with_name(f"{target.name}.unfinished")
+    if accelerator.is_main_process:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    own = range(rank, len(images), processes)
+    with open(draft / f"{rank}.bin", "wb") as file:
+        for pixels in _batches(Subset(images, own), batch_size, workers):
+            file.write(_features(model, pixels, accelerator).cpu().numpy().tobytes())
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        (draft / INDEX).write_text(json.dumps({"shape": shape, "processes": processes, "images": len(images)}))
+        shutil.rmtree(target, ignore_errors=True)
+        draft.rename(target)
+    accelerator.wait_for_everyone()
+
+
+def _batches(images: Dataset, batch_size: int, workers: int) -> Iterator[Tensor]:
+    loader = DataLoader(images, batch_size, num_workers=workers)
+    for batch in tqdm(loader, desc="features", leave=False):
+        yield batch["pixel_values"]

@@ -1,0 +1,291 @@
+"""What a training run is told: flags, or a recipe with flags over it.
+
+- A recipe's settings are read as if they stood on the command line before the flags, so that both are checked alike.
+- The name of the model says how it is trained: `cape_*` and `softcam_*` by their own losses, a plain timm name as the
+  black box that they are compared with.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import timm
+import yaml
+from transformers import HfArgumentParser
+
+from ..data.config import DataConfig, flag
+from ..data.transforms import AugmentationConfig
+from ..models.classifier import split_name
+from ..models.heads import HEADS
+from ..models.losses import MODES
+
+NOTES = "notes"
+"""The key of a recipe that holds command, hardware, time and score; it is no setting."""
+
+
+@dataclass
+class ModelConfig:
+    """The network, what it starts from, and its loss."""
+
+    _argument_group_name: ClassVar[str] = "model"
+
+    model: str = flag("cape_resnet18", "softcam_<timm name>, cape_<timm name>, or a plain timm name: the black box")
+    pretrained: bool = flag(False, "start from timm's weights")
+    init: str | None = flag(None, "start from this model folder or Hub id: one of ours, or a vanilla timm one")
+    num_classes: int | None = flag(None, "refuse data with another number of classes")
+    image_size: int | None = flag(None, "side of the images that it sees; the architecture's own by default")
+    model_args: str = flag("", "what the timm architecture takes, such as 'output_stride=8 drop_rate=0.1'")
+    freeze_backbone: bool = flag(False, "train the head alone")
+    l1: float = flag(0.0, "SoftCAM: weight of mean |M'|; above zero makes maps sparse (lasso)")
+    l2: float = flag(0.0, "SoftCAM: weight of mean M'^2 (ridge); both: elastic net, none: dense")
+    mode: str = flag("direct", f"CAPE: {', '.join(MODES)}")
+    alpha: float | None = flag(None, "CAPE: weight of the cross-entropy; the mode's own by default")
+    beta: float | None = flag(None, "CAPE: weight of the divergence from the teacher; the mode's own by default")
+    temperature: float = flag(2.0, "CAPE: T of the teacher")
+    selective: bool = flag(False, "CAPE: the divergence counts only where it disagrees with the teacher (eq. 11)")
+
+    def __post_init__(self) -> None:
+        if self.init and self.pretrained:
+            raise ValueError("init and pretrained both say what to start from: give one of them")
+        if self.image_size is not None and self.image_size < 32:
+            raise ValueError(f"image_size must be at least 32 pixels, got {self.image_size}")
+        if self.freeze_backbone and self.family is None:
+            raise ValueError(f"freeze_backbone needs a model of ours: softcam_{self.model} has the same logits")
+        self.architecture_args()
+        theirs = {"cape": ("mode", "alpha", "beta", "temperature", "selective"), "softcam": ("l1", "l2")}
+        defaults = {item.name: item.default for item in dataclasses.fields(self)}
+        for family, names in theirs.items():
+            strange = [name for name in names if family != self.family and getattr(self, name) != defaults[name]]
+            if strange:
+                raise ValueError(f"{strange[0]} is a setting of {family}_* models, but model is {self.model!r}")
+
+    @property
+    def family(self) -> str | None:
+        """`softcam`, `cape`, or None for the black box."""
+        prefix = self.model.partition("_")[0]
+        return prefix if prefix in HEADS else None
+
+    @property
+    def frozen(self) -> bool:
+        return self.freeze_backbone or self.mode == "post-fit"
+
+    def architecture_args(self) -> dict[str, Any]:
+        """`model_args` as keyword arguments; values are read as YAML."""
+        pairs = [pair.partition("=") for pair in self.model_args.split()]
+        wrong = [name for name, equals, _ in pairs if not (name and equals)]
+        if wrong:
+            raise ValueError(f"model_args: expected name=value pairs, such as 'output_stride=8', got {wrong[0]!r}")
+        args = {name: yaml.safe_load(value) for name, _, value in pairs}
+        cfg = timm.get_pretrained_cfg(self.timm_name, allow_unregistered=True)
+        if self.image_size and cfg is not None and cfg.fixed_input_size:
+            args.setdefault("img_size", self.image_size)
+        return args
+
+    @property
+    def timm_name(self) -> str:
+        """The timm architecture, with its tag if there is one."""
+        return split_name(self.model)[1] if self.family else self.model
+
+
+@dataclass
+class OptimizationConfig:
+    """Steps and their size."""
+
+    _argument_group_name: ClassVar[str] = "optimization"
+
+    epochs: int = flag(10, "passes over the training images")
+    steps_per_epoch: int | None = flag(None, "streaming only: updates that make an epoch")
+    batch_size: int = flag(32, "images per process and forward pass")
+    accumulation: int = flag(1, "forward passes per update")
+    optimizer: str = flag("sgd", "any of timm's; sgd has Nesterov momentum, adamw, ...")
+    lr: float = flag(1e-3, "learning rate")
+    momentum: float = flag(0.9, "of sgd and its like")
+    weight_decay: float = flag(5e-4, "of matrices; biases, norms and CAPE's temperature are spared")
+    layer_decay: float | None = flag(None, "factor of the learning rate from each layer to the one below")
+    schedule: Literal["constant", "cosine", "clipped-cosine", "linear", "step"] = flag(
+        "cosine", "how the learning rate falls; clipped-cosine goes towards 0 but not below min_lr"
+    )
+    min_lr: float = flag(0.0, "where the learning rate ends")
+    warmup_epochs: float = flag(0.0, "epochs of linear warm-up")
+    decay_epochs: float = flag(30.0, "step: epochs between decays")
+    decay_rate: float = flag(0.1, "step: factor of a decay")
+    clip_grad: float | None = flag(None, "largest norm of the gradient")
+    label_smoothing: float = flag(0.0, "share of the target that is spread over all classes")
+    balance: Literal["none", "loss", "sampling"] = flag("none", "make rare classes count as much as common ones")
+    ema: float | None = flag(None, "decay of an exponential moving average of the weights, which is then the result")
+
+    def __post_init__(self) -> None:
+        at_least = {"epochs": 1, "batch_size": 1, "accumulation": 1, "lr": 0, "weight_decay": 0, "min_lr": 0}
+        at_least |= {"warmup_epochs": 0, "momentum": 0, "label_smoothing": 0}
+        for name, least in at_least.items():
+            if not least <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least {least} and finite, got {getattr(self, name)}")
+        for name in ("ema", "layer_decay"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
+        for name in ("clip_grad", "steps_per_epoch", "decay_epochs", "decay_rate"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs} leaves nothing of {self.epochs} epochs")
+        if self.label_smoothing >= 1:
+            raise ValueError(f"label_smoothing must be below 1, got {self.label_smoothing}")
+
+
+@dataclass
+class RunConfig:
+    """Where, how, and what is kept."""
+
+    _argument_group_name: ClassVar[str] = "run"
+
+    output: str = flag("runs/softcam_hub", "folder for the model, its metrics, curve, log and checkpoints")
+    resume: bool = flag(False, "go on from the last checkpoint in output; the end is the same as without a break")
+    overwrite: bool = flag(False, "throw away what an earlier run left in output")
+    seed: int = flag(0, "of everything random")
+    select: str = flag("accuracy", "validation metric that chooses the best epoch")
+    checkpoint_steps: int = flag(500, "updates between checkpoints, beside the one after every epoch")
+    log_steps: int = flag(50, "updates between lines of the log")
+    trackers: str = flag("", "beside the log in JSON lines: 'tensorboard', 'wandb' or both")
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = flag(None, "by default what `accelerate launch` says")
+    channels_last: bool = flag(False, "memory layout that GPUs prefer for convolutions")
+    compile: bool = flag(False, "torch.compile the network")
+    workers: int = flag(0, "processes that load images, per training process")
+    cache_features: bool = flag(True, "frozen backbone without augmentation: compute features once and keep them")
+    cache_dir: str | None = flag(None, "where features are kept; output/features by default")
+    cache_limit: float = flag(20.0, "GB of disk that kept features may take")
+
+    def __post_init__(self) -> None:
+        for name, least in {"checkpoint_steps": 1, "log_steps": 1, "workers": 0, "seed": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not self.cache_limit > 0:
+            raise ValueError(f"cache_limit must be above 0 GB, got {self.cache_limit}")
+        if self.resume and self.overwrite:
+            raise ValueError("resume goes on with an earlier run and overwrite throws it away: give one of them")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a run is told."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def flat(self) -> dict[str, Any]:
+        """All settings by name, those that a recipe could hold."""
+        groups = (getattr(self, group.name) for group in dataclasses.fields(self))
+        return {name: value for group in groups for name, value in dataclasses.asdict(group).items()}
+
+
+GROUPS = [group.default_factory for group in dataclasses.fields(Config)]
+
+
+def make_config(**settings: Any) -> Config:
+    """The settings of a run by name, checked as on the command line: `make_config(model="cape_resnet18", epochs=3)`."""
+    return parse(as_flags(settings, "make_config()"))
+
+
+def parse(arguments: Sequence[str] | None = None) -> Config:
+    """Settings from the command line, `sys.argv` by default."""
+    flags = sys.argv[1:] if arguments is None else list(arguments)
+    parser = make_parser()
+    try:
+        recipe = _recipe_parser().parse_known_args(flags)[0].recipe
+        settings = as_flags(read_recipe(recipe), f"recipe {recipe!r}") if recipe else []
+        *groups, _, rest = parser.parse_args_into_dataclasses(
+            settings + flags, return_remaining_strings=True, look_for_args_file=False
+        )
+    except argparse.ArgumentError as error:
+        raise ValueError(str(error)) from None
+    if rest:
+        raise ValueError(f"unknown option {rest[0]!r}{_suggest(rest[0].lstrip('-').replace('-', '_'))}; see --help")
+    return Config(*groups)
+
+
+def make_parser() -> HfArgumentParser:
+    return HfArgumentParser(
+        GROUPS,
+        prog="train_accelerate.py",
+        usage="train_accelerate.py [--recipe NAME_OR_FILE] [--SETTING VALUE ...]",
+        formatter_class=_Help,
+        allow_abbrev=False,
+        exit_on_error=False,
+        parents=[_recipe_parser()],
+        description="Train a SoftCAM or CAPE classifier, or the black box that it is compared with.",
+        epilog=f"Recipes: {', '.join(recipes())}.",
+    )
+
+
+class _Help(argparse.HelpFormatter):
+    """One line of `--help` per setting where it fits: its name, what it is, and its default if it has one."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28, width=120)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        return action.option_strings[0] if action.option_strings else super()._format_action_invocation(action)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        shown = action.default not in (None, "", False, argparse.SUPPRESS)
+        choices = f"; {', '.join(map(str, action.choices))}" if action.choices else ""
+        return f"{action.help}{choices}" + (f" [{action.default}]".replace("%", "%%") if shown else "")
+
+
+def _recipe_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--recipe", help="name of a recipe, or a YAML file; flags go over its settings")
+    return parser
+
+
+def recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    root = _recipe_folder()
+    return sorted(str(file.relative_to(root).with_suffix("")) for file in root.rglob("*.yaml"))
+
+
+def _recipe_folder() -> Path:
+    return Path(str(files(__package__))) / "recipes"
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """The settings of a recipe, by name or file."""
+    file = Path(name) if name.endswith((".yaml", ".yml")) else _recipe_folder() / f"{name}.yaml"
+    if not file.is_file():
+        near = difflib.get_close_matches(name, recipes(), n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(recipes())}"
+        raise ValueError(f"no recipe {name!r}: {hint}")
+    try:
+        settings = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"recipe {file} is no YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"recipe {file} must hold `name: value` lines, got {type(settings).__name__}")
+    return {name: value for name, value in settings.items() if name != NOTES}
+
+
+def as_flags(settings: dict[str, Any], source: str) -> list[str]:
+    """Settings as the command line would give them; None stands for the default."""
+    known = _names()
+    for name in settings:
+        if name not in known:
+            raise ValueError(f"{source} sets {name!r}, which is no setting{_suggest(name)}; see --help")
+    return [part for name, value in settings.items() if value is not None for part in (f"--{name}", str(value))]
+
+
+def _names() -> list[str]:
+    return [item.name for group in GROUPS for item in dataclasses.fields(group)]
+
+
+def _suggest(name: str) -> str:
+    near = difflib.get_close_matches(name, _names(), n=1)
+    return f": did you mean {near[0]}?" if near else ""

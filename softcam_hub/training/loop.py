@@ -1,0 +1,305 @@
+"""Training with Accelerate: epochs, evaluation, checkpoints.
+
+- Every random number follows from (seed, epoch, image) or (seed, update, process), so that a run that was killed and
+  resumed ends with the same bits as one that was not.
+- One update sees the same images whatever the number of processes and accumulated batches, if their product with the
+  batch size is the same.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, tqdm
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from .checkpoint import Checkpoints
+from .config import Config, OptimizationConfig
+from .evaluation import agreement, evaluate
+from .log import JSONLines
+from .objective import Objective, Step, balanced_weights
+from .sampling import EpochSampler, seed_of
+
+LOWER_IS_BETTER = ("loss", "calibration_error", "completeness_error", "disagreement")
+
+
+class NotFinite(ArithmeticError):
+    """The loss became NaN or infinite."""
+
+
+class Training:
+    """A run under way.
+
+    Args:
+        config: its settings.
+        accelerator: of this process.
+        model: the network.
+        train: samples of the training split.
+        validation: samples of the validation split, if there is one.
+        labels: (N,) or (N, C) of the training split, for balancing; None where they are not known beforehand.
+        output: folder of the run.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        accelerator: Accelerator,
+        model: nn.Module,
+        train: Dataset,
+        validation: Dataset | None,
+        labels: Any,
+        output: Path,
+    ) -> None:
+        self.config, self.accelerator, self.output = config, accelerator, output
+        settings = config.optimization
+        weights = None if settings.balance == "none" else _class_weights(labels, model)
+        objective = Objective(model, settings.label_smoothing, weights if settings.balance == "loss" else None)
+        if config.run.channels_last:
+            objective = objective.to(memory_format=torch.channels_last)
+        self.average = None if settings.ema is None else ModelEmaV3(objective.to(accelerator.device), settings.ema)
+        if config.run.compile:
+            objective.compile()
+        accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=_has_unused_parameters(model))
+        self.objective, self.optimizer = accelerator.prepare(objective, make_optimizer(model, settings))
+        self.sampler = None
+        self.loader = self._train_loader(train, labels, weights)
+        self.schedule = make_schedule(self.optimizer, settings, self.updates)
+        self.validation = None if validation is None else self._loader(validation)
+        self.checkpoints = Checkpoints(output / "checkpoints", accelerator, self.average)
+        self.epoch, self.step, self.best = 0, 0, None
+        self.totals: Counter[str] = Counter()
+
+    @property
+    def network(self) -> nn.Module:
+        """The bare model with the newest weights."""
+        return self.accelerator.unwrap_model(self.objective, keep_torch_compile=False).model
+
+    @property
+    def result(self) -> nn.Module:
+        """The bare model that counts: the moving average where there is one."""
+        return self.network if self.average is None else self.average.module.model
+
+    def resume(self) -> bool:
+        """Go on from the last checkpoint, if there is one."""
+        progress = self.checkpoints.load()
+        if progress is None:
+            return False
+        self.epoch, self.step, self.best = progress["epoch"], progress["step"], progress["best"]
+        if self.accelerator.is_main_process:  # sums over all processes; the others begin at zero
+            self.totals = Counter(progress["totals"])
+        for tracker in self.accelerator.trackers:
+            if isinstance(tracker, JSONLines):
+                tracker.rewind(self.step)
+        return True
+
+    def fit(self) -> None:
+        """Train until the last epoch is over."""
+        while self.epoch < self.config.optimization.epochs:
+            self._train_epoch()
+            row = {"epoch": self.epoch + 1, **self._training_means()}
+            if self.validation is not None:
+                scores = evaluate(self.result, self.validation, self.accelerator)
+                row |= {f"validation_{name}": value for name, value in scores.items()}
+                self._keep_best(row)
+            self.accelerator.log(row, step=self.step)
+            self._say(row)
+            self.epoch, self.totals = self.epoch + 1, Counter()
+            self._save()
+
+    def _train_epoch(self) -> None:
+        settings = self.config.optimization
+        done = self.step - self.epoch * self.updates
+        self.objective.train()
+        bar = tqdm(total=self.updates, initial=done, desc=f"epoch {self.epoch + 1}/{settings.epochs}", leave=False)
+        for micro, batch in self._batches(done * settings.accumulation):
+            index = batch.pop("index")
+            torch.manual_seed(seed_of(self.config.run.seed, self.step, micro, self.accelerator.process_index))
+            with self.accelerator.accumulate(self.objective):
+                step = self.objective(**batch)
+                self._check(step.loss, index)
+                self._update(step.loss)
+            self._count(step, batch["labels"])
+            if self.accelerator.sync_gradients:
+                self._after_update(step.loss, bar)
+        bar.close()
+
+    def _update(self, loss: Tensor) -> None:
+        self.accelerator.backward(loss)
+        if self.accelerator.sync_gradients and self.config.optimization.clip_grad is not None:
+            self.accelerator.clip_grad_norm_(self.objective.parameters(), self.config.optimization.clip_grad)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def _after_update(self, loss: Tensor, bar: Any) -> None:
+        self.step += 1
+        self.schedule(self.step)
+        if self.average is not None:
+            self.average.update(self.accelerator.unwrap_model(self.objective, keep_torch_compile=False), self.step)
+        bar.update()
+        if self.step % self.config.run.log_steps == 0:
+            values = {"loss": float(loss), "lr": max(group["lr"] for group in self.optimizer.param_groups)}
+            bar.set_postfix(loss=f"{values['loss']:.3f}")
+            self.accelerator.log(values, step=self.step)
+        within = self.step % self.updates
+        if within and within % self.config.run.checkpoint_steps == 0:
+            self._save()
+
+    def _check(self, loss: Tensor, index: Tensor) -> None:
+        if not torch.isfinite(loss):
+            last = self.checkpoints.last()
+            where = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
+            raise NotFinite(
+                f"the loss is {float(loss)} at update {self.step + 1} (epoch {self.epoch + 1}), on the images "
+                f"{index.tolist()} of the training split; {where}. Lower lr, set clip_grad, or look at these images"
+            )
+
+    def _count(self, step: Step, labels: Tensor) -> None:
+        counts = agreement(self.network, step.logits.detach(), step.teacher_logits, labels)
+        counts["loss"] = step.loss.detach().expand(len(labels))
+        sums = torch.stack([values.float().sum() for values in counts.values()]).tolist()  # waits for the device once
+        self.totals.update(dict(zip(counts, sums, strict=True)), images=len(labels))
+
+    def _summed(self) -> dict[str, float]:
+        """The totals of all processes together."""
+        names = sorted(self.totals)
+        values = torch.tensor([self.totals[name] for name in names], dtype=torch.float64)
+        gathered = self.accelerator.reduce(values.to(self.accelerator.device), "sum")
+        return dict(zip(names, gathered.tolist(), strict=True))
+
+    def _training_means(self) -> dict[str, float]:
+        totals = self._summed()
+        images = totals.pop("images")
+        return {f"train_{name}": value / images for name, value in totals.items()}
+
+    def _save(self) -> None:
+        totals = self._summed() if self.totals else {}
+        self.checkpoints.save({"epoch": self.epoch, "step": self.step, "best": self.best, "totals": totals})
+
+    def _keep_best(self, row: dict[str, Any]) -> None:
+        name = f"validation_{self.config.run.select}"
+        if name not in row:
+            known = ", ".join(key.removeprefix("validation_") for key in row if key.startswith("validation_"))
+            raise ValueError(f"select={self.config.run.select!r} is no validation metric: there are {known}")
+        score = -row[name] if self.config.run.select in LOWER_IS_BETTER else row[name]
+        if self.best is None or score > self.best["score"]:
+            self.best = {"score": score, "epoch": row["epoch"]}
+            if self.accelerator.is_main_process:
+                self.result.save_pretrained(self.output / "best")
+
+    def _say(self, row: dict[str, Any]) -> None:
+        shown = {k: v for k, v in row.items() if k.endswith(("loss", "accuracy", "auc", "disagreement"))}
+        text = "  ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in shown.items())
+        self.accelerator.print(f"epoch {row['epoch']}/{self.config.optimization.epochs}  {text}")
+
+    def _batches(self, skip: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """(number, batch) of this epoch from batch number `skip` on."""
+        if self.sampler is not None:
+            self.sampler.skip = skip * self.config.optimization.batch_size * self.accelerator.num_processes
+        self.loader.set_epoch(self.epoch)
+        first = 0 if self.sampler is None else skip
+        last = self.updates * self.config.optimization.accumulation
+        for number, batch in enumerate(self.loader, first):
+            if skip <= number < last:
+                yield number, batch
+            if number + 1 == last:
+                break
+
+    def _train_loader(self, train: Dataset, labels: Any, weights: Tensor | None) -> Any:
+        settings = self.config.optimization
+        together = settings.batch_size * self.accelerator.num_processes
+        if isinstance(train, IterableDataset):
+            if settings.steps_per_epoch is None:
+                raise ValueError("streaming data has no length: say how long an epoch is with --steps_per_epoch")
+            self.updates = settings.steps_per_epoch
+            return self._loader(train, drop_last=True)
+        self.updates = len(train) // (together * settings.accumulation)
+        if not self.updates:
+            raise ValueError(
+                f"the training split has {len(train)} images, fewer than one update takes: {settings.batch_size} x "
+                f"{settings.accumulation} accumulated x {self.accelerator.num_processes} processes; lower batch_size"
+            )
+        chances = None
+        if settings.balance == "sampling":
+            chances = weights[torch.as_tensor(labels)]
+        take = self.updates * settings.accumulation * together
+        self.sampler = EpochSampler(len(train), take, self.config.run.seed, chances)
+        return self._loader(train, sampler=self.sampler, drop_last=True)
+
+    def _loader(self, samples: Dataset, **options: Any) -> Any:
+        return prepare_loader(samples, self.config, self.accelerator, **options)
+
+
+def prepare_loader(samples: Dataset, config: Config, accelerator: Accelerator, **options: Any) -> Any:
+    """Batches of samples, each process its own share."""
+    whole = hasattr(samples, "__getitems__")  # gives batches that are put together already
+    workers = 0 if whole else config.run.workers
+    loader = DataLoader(
+        samples,
+        config.optimization.batch_size,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=accelerator.device.type == "cuda",
+        collate_fn=_as_it_is if whole else None,
+        **options,
+    )
+    return accelerator.prepare_data_loader(loader)
+
+
+def _as_it_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return batch
+
+
+def make_optimizer(model: nn.Module, settings: OptimizationConfig) -> torch.optim.Optimizer:
+    """timm's optimizer of that name; biases, norms and temperature do not decay."""
+    network = getattr(model, "vanilla", model)
+    options = {"opt": settings.optimizer, "lr": settings.lr, "weight_decay": settings.weight_decay}
+    if settings.layer_decay is not None:
+        options["layer_decay"] = settings.layer_decay
+    return create_optimizer_v2(network, momentum=settings.momentum, **options)
+
+
+def make_schedule(optimizer: Any, settings: OptimizationConfig, updates: int) -> Callable[[int], None]:
+    """Sets the learning rate for what follows a number of updates, of which an epoch has `updates`."""
+    clipped = settings.schedule == "clipped-cosine"
+    names = {"clipped-cosine": "cosine", "linear": "poly"}
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched=names.get(settings.schedule, settings.schedule),
+        num_epochs=settings.epochs,
+        decay_epochs=settings.decay_epochs,
+        decay_rate=1.0 if settings.schedule == "linear" else settings.decay_rate,  # the power of poly
+        min_lr=0.0 if clipped else settings.min_lr,
+        warmup_epochs=settings.warmup_epochs,
+        warmup_lr=0.0,
+        step_on_epochs=False,
+        updates_per_epoch=updates,
+    )
+
+    def update(step: int) -> None:
+        scheduler.step_update(step)
+        if clipped:
+            for group in optimizer.param_groups:
+                group["lr"] = max(group["lr"], settings.min_lr * group.get("lr_scale", 1.0))
+
+    update(0)
+    return update
+
+
+def _class_weights(labels: Any, model: nn.Module) -> Tensor:
+    if labels is None:
+        raise ValueError("balance needs to count the classes before training, which streaming data does not allow")
+    classes = model.vanilla.num_classes if hasattr(model, "vanilla") else model.num_classes
+    return balanced_weights(labels, classes)
+
+
+def _has_unused_parameters(model: nn.Module) -> bool:
+    """Class-token networks may keep parameters that only the token used; others must not pay for looking."""
+    anatomy = getattr(model, "anatomy", None)
+    return anatomy is not None and anatomy.kind == "tokens"

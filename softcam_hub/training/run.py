@@ -1,0 +1,198 @@
+"""A whole run: data and network, training, test, and the folder that is left.
+
+output/
+  model/             the result: timm, transformers and pipelines load it
+  twin/              from-scratch and post-fit: the vanilla classifier that CAPE learnt from
+  metrics.json       scores of the result on the test split, and what the run took
+  curve.png          accuracy and loss of every epoch
+  log.jsonl          every logged value
+  settings.yaml      a recipe that gives this run again
+  checkpoints/       the last checkpoint, for --resume
+"""
+
+import platform
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import yaml
+from accelerate import Accelerator
+from timm.data import resolve_data_config
+from torch import nn
+from torch.utils.data import Dataset
+from transformers.utils.logging import disable_progress_bar
+
+from ..data.loading import Images, Rows, Splits, StreamedImages, load_splits, make_transforms
+from ..models.classifier import Classifier, to_vanilla
+from . import log
+from .cache import cached_features
+from .config import Config
+from .evaluation import evaluate
+from .loop import Training, prepare_loader
+from .objective import BlackBox, load_model, make_model
+from .report import card_stub, draw_curve, write_json
+
+SETTINGS = "settings.yaml"
+
+FREE_TO_CHANGE = (
+    *("resume", "overwrite", "workers", "trackers", "log_steps", "checkpoint_steps"),
+    *("cache_features", "cache_dir", "cache_limit", "output"),
+)
+"""Settings that a resumed run may have otherwise: they do not change what is learnt."""
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Train, test and write everything to `config.run.output`; the metrics of the result."""
+    began = time.monotonic()
+    disable_progress_bar()  # of transformers, for the loading and saving of every model
+    trackers = log.check_trackers(config.run.trackers)
+    output = Path(config.run.output)
+    accelerator = _make_accelerator(config, trackers, output)
+    if accelerator.is_main_process:
+        _claim(output, config)
+    accelerator.wait_for_everyone()
+    log.start(accelerator, config.flat())
+    splits = load_splits(config.data)
+    model = make_model(config, splits)
+    if accelerator.is_main_process:
+        _check_disk(model, output)
+    training = _prepare(config, accelerator, splits, model, output)
+    if config.run.resume and training.resume():
+        accelerator.print(f"going on after update {training.step}")
+    training.fit()
+    metrics = _finish(config, training, splits, output)
+    metrics |= {"seconds": round(time.monotonic() - began, 1), "processes": accelerator.num_processes, **_versions()}
+    if accelerator.is_main_process:
+        _leave(config, training, metrics, output)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return metrics
+
+
+def _make_accelerator(config: Config, trackers: list[str], output: Path) -> Accelerator:
+    return Accelerator(
+        mixed_precision=config.run.mixed_precision,
+        gradient_accumulation_steps=config.optimization.accumulation,
+        log_with=[*trackers, log.JSONLines(output / "log.jsonl")],
+        project_dir=str(output),
+    )
+
+
+def _claim(output: Path, config: Config) -> None:
+    """Make sure that the folder can be written and holds no other run."""
+    settings = output / SETTINGS
+    if config.run.overwrite:
+        for name in ("checkpoints", "best", "model", "twin"):
+            shutil.rmtree(output / name, ignore_errors=True)
+        for name in ("log.jsonl", SETTINGS, "metrics.json", "curve.png"):
+            (output / name).unlink(missing_ok=True)
+    elif settings.exists() and not config.run.resume:
+        raise FileExistsError(
+            f"{output} holds an earlier run: go on with it by --resume, throw it away by --overwrite, or choose "
+            "another --output"
+        )
+    elif settings.exists():
+        _check_same(yaml.safe_load(settings.read_text()), config.flat(), settings)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        settings.write_text(yaml.safe_dump(config.flat(), sort_keys=False))
+    except OSError as error:
+        raise OSError(f"output {output} cannot be written: {error.strerror}; choose another --output") from error
+
+
+def _check_same(before: dict[str, Any], now: dict[str, Any], file: Path) -> None:
+    changed = [name for name in now if name not in FREE_TO_CHANGE and before.get(name) != now[name]]
+    if changed:
+        name = changed[0]
+        raise ValueError(
+            f"cannot resume: {file} says {name}={before.get(name)!r}, but now it is {now[name]!r}; use the same "
+            "settings, or --overwrite"
+        )
+
+
+def _check_disk(model: nn.Module, output: Path) -> None:
+    """Room for two checkpoints (the old one goes when the new one is whole) and three copies of the model."""
+    size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    needed, free = (2 * 4 + 3) * size, shutil.disk_usage(output).free
+    if free < needed:
+        raise OSError(
+            f"{output} has {free / 1e9:.1f} GB left, but checkpoints and models take up to {needed / 1e9:.1f} GB: "
+            "choose another --output"
+        )
+
+
+def _prepare(config: Config, accelerator: Accelerator, splits: Splits, model: nn.Module, output: Path) -> Training:
+    train_transform, eval_transform = _transforms(config, model)
+    frozen = config.model.frozen and config.model.family is not None
+    model.to(accelerator.device)
+    if isinstance(splits.train, Rows):
+        train = Images(splits.train, train_transform, config.run.seed)
+        labels = splits.train.labels
+    else:
+        train, labels = StreamedImages(splits.train, train_transform, config.run.seed), None
+    validation = None if splits.validation is None else Images(splits.validation, eval_transform)
+    if frozen and config.run.cache_features and not config.augmentation.augment and labels is not None:
+        folder = Path(config.run.cache_dir or output / "features")
+        options = (accelerator, folder, config.run.cache_limit, config.optimization.batch_size, config.run.workers)
+        train = cached_features(model, Images(splits.train, eval_transform), *options)
+        validation = None if validation is None else cached_features(model, validation, *options)
+    return Training(config, accelerator, model, train, validation, labels, output)
+
+
+def _transforms(config: Config, model: nn.Module) -> tuple[Any, Any]:
+    data_config = resolve_data_config({}, pretrained_cfg=dict(model.pretrained_cfg))
+    return make_transforms(data_config, config.augmentation)
+
+
+def _finish(config: Config, training: Training, splits: Splits, output: Path) -> dict[str, Any]:
+    """Write the result and score it as anyone would who loads it."""
+    accelerator = training.accelerator
+    best = output / "best"
+    if accelerator.is_main_process and training.best is None:
+        training.result.save_pretrained(best)
+    accelerator.wait_for_everyone()
+    result = load_model(best, splits).to(accelerator.device)
+    scores = {} if training.best is None else {f"validation_{config.run.select}": abs(training.best["score"])}
+    scores["epoch"] = config.optimization.epochs if training.best is None else training.best["epoch"]
+    if splits.test is not None:
+        loader = prepare_loader(_test_samples(config, splits, result), config, accelerator)
+        scores |= {f"test_{name}": value for name, value in evaluate(result, loader, accelerator).items()}
+    if accelerator.is_main_process:
+        if getattr(result, "teacher", None) is not None:
+            _save_twin(best, result, output / "twin", splits.classes)
+            result.drop_teacher()
+        result.save_pretrained(output / "model")
+        shutil.rmtree(best)
+    return {"model": config.model.model, "data": config.data.data, **scores}
+
+
+def _test_samples(config: Config, splits: Splits, model: nn.Module) -> Dataset:
+    return Images(splits.test, _transforms(config, model)[1])
+
+
+def _save_twin(best: Path, result: nn.Module, folder: Path, classes: list[str]) -> None:
+    """The vanilla timm model with the teacher's classifier, where the architecture has one."""
+    if not result.exact:
+        return
+    timm_model = timm.create_model(f"local-dir:{best}", pretrained=True)
+    assert isinstance(timm_model, Classifier)
+    timm_model.head.weight.data.copy_(result.teacher.weight.data)
+    timm_model.head.bias.data.copy_(result.teacher.bias.data)
+    BlackBox(to_vanilla(timm_model), False, classes).save_pretrained(folder)
+
+
+def _leave(config: Config, training: Training, metrics: dict[str, Any], output: Path) -> None:
+    write_json(metrics, output / "metrics.json")
+    draw_curve(output / "log.jsonl", output / "curve.png")
+    (output / "model" / "README.md").write_text(card_stub(config, metrics))
+    scores = {name: value for name, value in metrics.items() if name.startswith("test_")}
+    training.accelerator.print("  ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in scores.items()))
+    training.accelerator.print(f"model in {output / 'model'}, metrics in {output / 'metrics.json'}")
+
+
+def _versions() -> dict[str, str]:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
+    return {"device": device, "torch": torch.__version__, "timm": timm.__version__}
