@@ -256,11 +256,19 @@ class _Scene:
 
     def _stain(self, layer: Image.Image, colour: tuple[int, int, int], opacity: float, blur: float) -> None:
         """Blend a colour in where the layer is, with a soft edge."""
-        soft = layer.filter(ImageFilter.GaussianBlur(blur * self.side)).point(lambda value: round(value * opacity))
-        self.image.paste(colour, mask=soft)
+        box = layer.getbbox()
+        if box is None:  # outside the picture
+            return
+        edge = math.ceil(4 * blur * self.side) + 1  # as far as the blur reaches; the rest need not be computed
+        left, top, right, bottom = box
+        box = (max(0, left - edge), max(0, top - edge), min(self.side, right + edge), min(self.side, bottom + edge))
+        soft = layer.crop(box).filter(ImageFilter.GaussianBlur(blur * self.side))
+        self.image.paste(colour, box, soft.point([round(value * opacity) for value in range(256)]))
 
     def _mark_lesion(self, layer: Image.Image) -> None:
-        self.lesion.paste(255, mask=layer)
+        box = layer.getbbox()
+        if box is not None:
+            self.lesion.paste(255, box, layer.crop(box))
 
     def _pixel(self, point: tuple[float, float]) -> tuple[float, float]:
         return point[0] * self.side, point[1] * self.side

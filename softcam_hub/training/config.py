@@ -26,8 +26,8 @@ from ..models.classifier import split_name
 from ..models.heads import HEADS
 from ..models.losses import MODES
 
-NOTES = "notes"
-"""The key of a recipe that holds command, hardware, time and score; it is no setting."""
+NOTES, BASE = "notes", "base"
+"""Keys of a recipe that are no settings: hardware, time and score; and the recipe that it changes."""
 
 
 @dataclass
@@ -49,6 +49,7 @@ class ModelConfig:
     alpha: float | None = flag(None, "CAPE: weight of the cross-entropy; the mode's own by default")
     beta: float | None = flag(None, "CAPE: weight of the divergence from the teacher; the mode's own by default")
     temperature: float = flag(2.0, "CAPE: T of the teacher")
+    temperatures: str = flag("", "CAPE: values of T to train with, '1 2 4'; the best on validation is kept")
     selective: bool = flag(False, "CAPE: the divergence counts only where it disagrees with the teacher (eq. 11)")
 
     def __post_init__(self) -> None:
@@ -59,7 +60,9 @@ class ModelConfig:
         if self.freeze_backbone and self.family is None:
             raise ValueError(f"freeze_backbone needs a model of ours: softcam_{self.model} has the same logits")
         self.architecture_args()
-        theirs = {"cape": ("mode", "alpha", "beta", "temperature", "selective"), "softcam": ("l1", "l2")}
+        self.candidates()
+        cape = ("mode", "alpha", "beta", "temperature", "temperatures", "selective")
+        theirs = {"cape": cape, "softcam": ("l1", "l2")}
         defaults = {item.name: item.default for item in dataclasses.fields(self)}
         for family, names in theirs.items():
             strange = [name for name in names if family != self.family and getattr(self, name) != defaults[name]]
@@ -87,6 +90,16 @@ class ModelConfig:
         if self.image_size and cfg is not None and cfg.fixed_input_size:
             args.setdefault("img_size", self.image_size)
         return args
+
+    def candidates(self) -> list[float]:
+        """The values of T to choose from; none where it is given."""
+        try:
+            values = [float(value) for value in self.temperatures.replace(",", " ").split()]
+        except ValueError:
+            raise ValueError(f"temperatures must be numbers, such as '1 2 4', got {self.temperatures!r}") from None
+        if values and self.mode == "direct":
+            raise ValueError("temperatures are of CAPE's teacher, and mode 'direct' has none")
+        return values
 
     @property
     def timm_name(self) -> str:
@@ -145,7 +158,7 @@ class RunConfig:
 
     _argument_group_name: ClassVar[str] = "run"
 
-    output: str = flag("runs/softcam_hub", "folder for the model, its metrics, curve, log and checkpoints")
+    output: str = flag("", "folder for the model, metrics, curve, log and checkpoints; by default runs/ and its name")
     resume: bool = flag(False, "go on from the last checkpoint in output; the end is the same as without a break")
     overwrite: bool = flag(False, "throw away what an earlier run left in output")
     seed: int = flag(0, "of everything random")
@@ -209,7 +222,9 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
         raise ValueError(str(error)) from None
     if rest:
         raise ValueError(f"unknown option {rest[0]!r}{_suggest(rest[0].lstrip('-').replace('-', '_'))}; see --help")
-    return Config(*groups)
+    config = Config(*groups)
+    config.run.output = config.run.output or f"runs/{Path(recipe or config.model.model).stem}"
+    return config
 
 
 def make_parser() -> HfArgumentParser:
@@ -270,7 +285,8 @@ def read_recipe(name: str) -> dict[str, Any]:
         raise ValueError(f"recipe {file} is no YAML: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"recipe {file} must hold `name: value` lines, got {type(settings).__name__}")
-    return {name: value for name, value in settings.items() if name != NOTES}
+    below = read_recipe(settings[BASE]) if BASE in settings else {}
+    return below | {name: value for name, value in settings.items() if name not in (NOTES, BASE)}
 
 
 def as_flags(settings: dict[str, Any], source: str) -> list[str]:

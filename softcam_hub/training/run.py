@@ -13,13 +13,14 @@ output/
 import platform
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 import yaml
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from timm.data import resolve_data_config
 from torch import nn
 from torch.utils.data import Dataset
@@ -31,7 +32,7 @@ from . import log
 from .cache import cached_features
 from .config import Config
 from .evaluation import evaluate
-from .loop import Training, prepare_loader
+from .loop import LOWER_IS_BETTER, Training, prepare_loader
 from .objective import BlackBox, load_model, make_model
 from .report import card_stub, draw_curve, write_json
 
@@ -46,6 +47,34 @@ FREE_TO_CHANGE = (
 
 def run(config: Config) -> dict[str, Any]:
     """Train, test and write everything to `config.run.output`; the metrics of the result."""
+    return _choose_temperature(config) if config.model.candidates() else _train(config)
+
+
+def _choose_temperature(config: Config) -> dict[str, Any]:
+    """One run for each temperature, in a folder of its own; the best on validation becomes the result."""
+    output, found = Path(config.run.output), {}
+    for value in config.model.candidates():
+        model = replace(config.model, temperature=value, temperatures="")
+        cache = config.run.cache_dir or str(output / "features")
+        tried = replace(
+            config, model=model, run=replace(config.run, output=str(output / f"T={value:g}"), cache_dir=cache)
+        )
+        found[value] = _train(tried)
+    name = f"validation_{config.run.select}"
+    if any(name not in metrics for metrics in found.values()):
+        raise ValueError("temperatures are chosen on validation data, but there is none: set hold_out, such as 0.1")
+    best = (min if config.run.select in LOWER_IS_BETTER else max)(found, key=lambda value: found[value][name])
+    metrics = {**found[best], "temperature": best, "tried": {f"{value:g}": row[name] for value, row in found.items()}}
+    if PartialState().is_main_process:
+        shutil.copytree(
+            output / f"T={best:g}", output, dirs_exist_ok=True, ignore=shutil.ignore_patterns("checkpoints")
+        )
+        write_json(metrics, output / "metrics.json")
+    PartialState().wait_for_everyone()
+    return metrics
+
+
+def _train(config: Config) -> dict[str, Any]:
     began = time.monotonic()
     disable_progress_bar()  # of transformers, for the loading and saving of every model
     trackers = log.check_trackers(config.run.trackers)
