@@ -14,8 +14,8 @@ $(STAMP): pyproject.toml
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	touch $@
 
-demo: $(STAMP) ## train a small CAPE network on generated shapes (a minute) and write its explanation to demo_output/
-	$(RUN) -m softcam_hub.demo --out demo_output
+demo: $(STAMP) ## train a small CAPE network on generated lesions (two minutes) and explain test images: demo_output/
+	$(RUN) train_accelerate.py --recipe lesions-demo --output demo_output --overwrite
 
 test: $(STAMP) ## the fast tests
 	$(RUN) -m pytest -m "not slow"

@@ -4,8 +4,11 @@ Both colour scales keep their order in grey and for colour-blind readers: a sequ
 orange to pale yellow, and a diverging one from blue over white to orange for signed maps.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -17,6 +20,22 @@ def colour(values: np.ndarray, scale: tuple[tuple[int, int, int], ...] = SEQUENT
     """(H, W) values in [0, 1] to (H, W, 3) colours of 0 to 255."""
     stops = np.linspace(0, 1, len(scale))
     return np.stack([np.interp(values, stops, [stop[c] for stop in scale]) for c in range(3)], axis=-1)
+
+
+def picture(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
+    """What the model saw: the normalised image (C, H, W), resized and cropped as it was, back in colours."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (mean, std))
+    pixels = (image.float().cpu() * std + mean).clamp(0, 1).expand(3, -1, -1)
+    return Image.fromarray((pixels * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def outlined(image: Image.Image, mask: Tensor, colour: tuple[int, int, int] = (0, 220, 255)) -> Image.Image:
+    """The image with the border of a mask (H, W) drawn just outside of it."""
+    inside = mask.bool().cpu()
+    grown = F.max_pool2d(inside.float()[None], 3, stride=1, padding=1)[0] > 0
+    pixels = np.array(image.convert("RGB"))
+    pixels[(grown & ~inside).numpy()] = colour
+    return Image.fromarray(pixels)
 
 
 def overlay(image: Image.Image, heatmap: Tensor, opacity: float = 0.75) -> Image.Image:
@@ -33,6 +52,16 @@ def signed(values: Tensor, size: tuple[int, int]) -> Image.Image:
     limit = values.abs().max().clamp_min(torch.finfo(values.dtype).tiny)
     pixels = colour((values / limit * 0.5 + 0.5).numpy(), DIVERGING).astype(np.uint8)
     return Image.fromarray(pixels).resize(size[::-1], Image.Resampling.NEAREST)
+
+
+def column(rows: list[Image.Image]) -> Image.Image:
+    """Pictures below one another."""
+    sheet = Image.new("RGB", (max(r.width for r in rows), sum(r.height for r in rows)), "white")
+    top = 0
+    for picture in rows:
+        sheet.paste(picture, (0, top))
+        top += picture.height
+    return sheet
 
 
 def row(panels: list[tuple[str, Image.Image]], side: int = 256, gap: int = 12) -> Image.Image:

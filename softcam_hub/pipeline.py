@@ -3,14 +3,13 @@
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageClassification, Pipeline
 from transformers.image_utils import load_image
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .figures import overlay
+from .figures import overlay, picture
 
 TASK = "image-explanation"
 
@@ -78,24 +77,18 @@ class ImageExplanationPipeline(Pipeline):
         }
 
     def postprocess(self, outputs: dict[str, Tensor]) -> list[dict[str, Any]]:
-        picture = self.seen_by_the_model(outputs["images"][0])
+        data = self.image_processor.data_config
+        seen = picture(outputs["images"][0], data["mean"], data["std"])
         ranks = range(outputs["classes"].shape[1])
         return [
             {
                 "label": self.model.config.id2label[int(outputs["classes"][0, rank])],
                 "score": float(outputs["probabilities"][0, rank]),
                 "map": outputs["maps"][0, rank],
-                "heatmap": overlay(picture, outputs["heatmaps"][0, rank]),
+                "heatmap": overlay(seen, outputs["heatmaps"][0, rank]),
             }
             for rank in ranks
         ]
-
-    def seen_by_the_model(self, image: Tensor) -> Image.Image:
-        """The normalised image (C, H, W) as a picture: resized and cropped as the model saw it."""
-        data = self.image_processor.data_config
-        mean, std = (torch.tensor(data[key])[:, None, None] for key in ("mean", "std"))
-        pixels = (image.float() * std + mean).clamp(0, 1).expand(3, -1, -1)
-        return Image.fromarray((pixels * 255).round().byte().permute(1, 2, 0).numpy())
 
 
 def as_picture(image: Any, timeout: float | None) -> Image.Image:

@@ -69,7 +69,10 @@ class Checkpoints:
                 f"{last} was written by {progress['processes']} processes, but this run has "
                 f"{self.accelerator.num_processes}: resume with as many"
             )
-        self.accelerator.load_state(str(last))
-        if self.average is not None:
-            self.average.load_state_dict(load_file(last / AVERAGE))
+        try:
+            self.accelerator.load_state(str(last))
+            if self.average is not None:
+                self.average.load_state_dict(load_file(last / AVERAGE))
+        except Exception as error:  # files that were cut off or changed raise errors of many kinds
+            raise ValueError(f"{last} is damaged: {error}. Delete it and --overwrite the run") from error
         return progress

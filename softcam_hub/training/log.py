@@ -8,6 +8,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, on_main_process
 
+PROJECT = "softcam_hub"
 HINTS = {"tensorboard": "pip install tensorboard", "wandb": "pip install wandb"}
 
 
@@ -43,7 +44,9 @@ class JSONLines(GeneralTracker):
         """Forget what a run that goes on from `step` will log again."""
         if self.file.exists():
             kept = [line for line in read(self.file) if line["step"] <= step]
-            self.file.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            draft = self.file.with_suffix(".unfinished")
+            draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            draft.replace(self.file)
 
 
 def read(file: Path) -> list[dict[str, Any]]:
@@ -70,4 +73,4 @@ def check_trackers(names: str) -> list[str]:
 
 def start(accelerator: Accelerator, settings: dict[str, Any]) -> None:
     """Begin logging; settings that are unset are left out, as TensorBoard takes no None."""
-    accelerator.init_trackers("softcam_hub", {k: v for k, v in settings.items() if v is not None})
+    accelerator.init_trackers(PROJECT, {k: v for k, v in settings.items() if v is not None})

@@ -6,25 +6,25 @@
   batch size is the same.
 """
 
+import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, tqdm
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
+from accelerate.utils import DistributedDataParallelKwargs, broadcast, tqdm
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from .checkpoint import Checkpoints
-from .config import Config, OptimizationConfig
+from .config import Config
 from .evaluation import agreement, evaluate
 from .log import JSONLines
 from .objective import Objective, Step, balanced_weights
+from .optimization import make_optimizer, make_schedule
 from .sampling import EpochSampler, seed_of
 
 LOWER_IS_BETTER = ("loss", "calibration_error", "completeness_error", "disagreement")
@@ -86,18 +86,16 @@ class Training:
         """The bare model that counts: the moving average where there is one."""
         return self.network if self.average is None else self.average.module.model
 
-    def resume(self) -> bool:
-        """Go on from the last checkpoint, if there is one."""
+    def resume(self) -> None:
+        """Go on from the last checkpoint, or begin again where there is none."""
         progress = self.checkpoints.load()
-        if progress is None:
-            return False
-        self.epoch, self.step, self.best = progress["epoch"], progress["step"], progress["best"]
-        if self.accelerator.is_main_process:  # sums over all processes; the others begin at zero
-            self.totals = Counter(progress["totals"])
+        if progress is not None:
+            self.epoch, self.step, self.best = progress["epoch"], progress["step"], progress["best"]
+            if self.accelerator.is_main_process:  # sums over all processes; the others begin at zero
+                self.totals = Counter(progress["totals"])
         for tracker in self.accelerator.trackers:
             if isinstance(tracker, JSONLines):
                 tracker.rewind(self.step)
-        return True
 
     def fit(self) -> None:
         """Train until the last epoch is over."""
@@ -105,6 +103,7 @@ class Training:
             self._train_epoch()
             row = {"epoch": self.epoch + 1, **self._training_means()}
             if self.validation is not None:
+                self._share_statistics()
                 scores = evaluate(self.result, self.validation, self.accelerator)
                 row |= {f"validation_{name}": value for name, value in scores.items()}
                 self._keep_best(row)
@@ -112,6 +111,11 @@ class Training:
             self._say(row)
             self.epoch, self.totals = self.epoch + 1, Counter()
             self._save()
+
+    def _share_statistics(self) -> None:
+        """BatchNorm's statistics of the main process, which saves them, for all: each has those of its own images."""
+        for buffer in self.result.buffers():
+            broadcast(buffer)
 
     def _train_epoch(self) -> None:
         settings = self.config.optimization
@@ -144,7 +148,7 @@ class Training:
             self.average.update(self.accelerator.unwrap_model(self.objective, keep_torch_compile=False), self.step)
         bar.update()
         if self.step % self.config.run.log_steps == 0:
-            values = {"loss": float(loss), "lr": max(group["lr"] for group in self.optimizer.param_groups)}
+            values = {"loss": float(loss.detach()), "lr": max(group["lr"] for group in self.optimizer.param_groups)}
             bar.set_postfix(loss=f"{values['loss']:.3f}")
             self.accelerator.log(values, step=self.step)
         within = self.step % self.updates
@@ -187,9 +191,10 @@ class Training:
         if name not in row:
             known = ", ".join(key.removeprefix("validation_") for key in row if key.startswith("validation_"))
             raise ValueError(f"select={self.config.run.select!r} is no validation metric: there are {known}")
-        score = -row[name] if self.config.run.select in LOWER_IS_BETTER else row[name]
-        if self.best is None or score > self.best["score"]:
-            self.best = {"score": score, "epoch": row["epoch"]}
+        lower, value = self.config.run.select in LOWER_IS_BETTER, row[name]
+        before = math.nan if self.best is None else self.best["value"]
+        if math.isnan(before) or (value < before if lower else value > before):
+            self.best = {"value": value, "epoch": row["epoch"]}
             if self.accelerator.is_main_process:
                 self.result.save_pretrained(self.output / "best")
 
@@ -209,7 +214,8 @@ class Training:
             if skip <= number < last:
                 yield number, batch
             if number + 1 == last:
-                break
+                return
+        raise ValueError(f"the stream ended after {number + 1} batches, but an epoch has {last}: lower steps_per_epoch")
 
     def _train_loader(self, train: Dataset, labels: Any, weights: Tensor | None) -> Any:
         settings = self.config.optimization
@@ -254,42 +260,6 @@ def prepare_loader(samples: Dataset, config: Config, accelerator: Accelerator, *
 
 def _as_it_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return batch
-
-
-def make_optimizer(model: nn.Module, settings: OptimizationConfig) -> torch.optim.Optimizer:
-    """timm's optimizer of that name; biases, norms and temperature do not decay."""
-    network = getattr(model, "vanilla", model)
-    options = {"opt": settings.optimizer, "lr": settings.lr, "weight_decay": settings.weight_decay}
-    if settings.layer_decay is not None:
-        options["layer_decay"] = settings.layer_decay
-    return create_optimizer_v2(network, momentum=settings.momentum, **options)
-
-
-def make_schedule(optimizer: Any, settings: OptimizationConfig, updates: int) -> Callable[[int], None]:
-    """Sets the learning rate for what follows a number of updates, of which an epoch has `updates`."""
-    clipped = settings.schedule == "clipped-cosine"
-    names = {"clipped-cosine": "cosine", "linear": "poly"}
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        sched=names.get(settings.schedule, settings.schedule),
-        num_epochs=settings.epochs,
-        decay_epochs=settings.decay_epochs,
-        decay_rate=1.0 if settings.schedule == "linear" else settings.decay_rate,  # the power of poly
-        min_lr=0.0 if clipped else settings.min_lr,
-        warmup_epochs=settings.warmup_epochs,
-        warmup_lr=0.0,
-        step_on_epochs=False,
-        updates_per_epoch=updates,
-    )
-
-    def update(step: int) -> None:
-        scheduler.step_update(step)
-        if clipped:
-            for group in optimizer.param_groups:
-                group["lr"] = max(group["lr"], settings.min_lr * group.get("lr_scale", 1.0))
-
-    update(0)
-    return update
 
 
 def _class_weights(labels: Any, model: nn.Module) -> Tensor:

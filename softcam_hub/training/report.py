@@ -5,7 +5,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..charts import curves
+from ..data.loading import Images
+from ..figures import column, outlined, overlay, picture, row
+from ..models.modeling import EvidenceForImageClassification
 from . import log
 from .config import Config
 
@@ -18,7 +23,9 @@ CURVES = {
 def write_json(values: dict[str, Any], file: Path) -> None:
     """JSON, with null for what is not finite."""
     clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-    file.write_text(json.dumps(clean, indent=2) + "\n")
+    draft = file.with_suffix(".unfinished")
+    draft.write_text(json.dumps(clean, indent=2) + "\n")
+    draft.replace(file)
 
 
 def draw_curve(log_file: Path, picture: Path) -> None:
@@ -31,6 +38,30 @@ def draw_curve(log_file: Path, picture: Path) -> None:
         }
         panels[title] = {name: points for name, points in series.items() if points}
     curves(panels, "epoch").save(picture)
+
+
+def draw_examples(
+    model: EvidenceForImageClassification, samples: Images, classes: list[str], file: Path, count: int = 4
+) -> None:
+    """Explained images of `count` classes: the image, and the maps of its two most probable classes.
+
+    The ground truth is outlined where there is any.
+    """
+    labels = samples.rows.labels
+    first = [int((labels == label).argmax()) for label in range(len(classes)) if (labels == label).any()][:count]
+    data, rows = model.pretrained_cfg, []
+    for sample in (samples[index] for index in first):
+        pixels = sample["pixel_values"]
+        found = model.explain(pixels[None].to(model.device), top_k=min(2, len(classes)))
+        seen, mask = picture(pixels, data["mean"], data["std"]), sample.get("mask", torch.zeros(pixels.shape[1:]))
+        panels = [(f"{classes[sample['labels']]}\n(ground truth outlined)", outlined(seen, mask))]
+        shown = zip(found.classes[0], found.probabilities[0], found.heatmaps(pixels.shape[-2:])[0], strict=True)
+        for index, probability, heat in shown:
+            panels.append(
+                (f"evidence for {classes[index]}\n{float(probability):.1%}", outlined(overlay(seen, heat), mask))
+            )
+        rows.append(row(panels))
+    column(rows).save(file)
 
 
 def card_stub(config: Config, metrics: dict[str, Any]) -> str:

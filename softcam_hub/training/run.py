@@ -5,11 +5,13 @@ output/
   twin/              from-scratch and post-fit: the vanilla classifier that CAPE learnt from
   metrics.json       scores of the result on the test split, and what the run took
   curve.png          accuracy and loss of every epoch
+  examples.png       explained test images, with their ground truth
   log.jsonl          every logged value
   settings.yaml      a recipe that gives this run again
   checkpoints/       the last checkpoint, for --resume
 """
 
+import json
 import platform
 import shutil
 import time
@@ -23,10 +25,9 @@ import yaml
 from accelerate import Accelerator, PartialState
 from timm.data import resolve_data_config
 from torch import nn
-from torch.utils.data import Dataset
 from transformers.utils.logging import disable_progress_bar
 
-from ..data.loading import Images, Rows, Splits, StreamedImages, load_splits, make_transforms
+from ..data.loading import Images, Rows, Splits, StreamedImages, load_splits, make_transforms, mask_transform
 from ..models.classifier import Classifier, to_vanilla
 from . import log
 from .cache import cached_features
@@ -34,9 +35,10 @@ from .config import Config
 from .evaluation import evaluate
 from .loop import LOWER_IS_BETTER, Training, prepare_loader
 from .objective import BlackBox, load_model, make_model
-from .report import card_stub, draw_curve, write_json
+from .report import card_stub, draw_curve, draw_examples, write_json
 
-SETTINGS = "settings.yaml"
+SETTINGS, METRICS = "settings.yaml", "metrics.json"
+"""The first and the last file that a run writes."""
 
 FREE_TO_CHANGE = (
     *("resume", "overwrite", "workers", "trackers", "log_steps", "checkpoint_steps"),
@@ -47,6 +49,9 @@ FREE_TO_CHANGE = (
 
 def run(config: Config) -> dict[str, Any]:
     """Train, test and write everything to `config.run.output`; the metrics of the result."""
+    output = Path(config.run.output)
+    if config.run.resume and not output.is_dir():
+        raise FileNotFoundError(f"there is no run in {output} to go on with: leave --resume out, or check --output")
     return _choose_temperature(config) if config.model.candidates() else _train(config)
 
 
@@ -69,7 +74,7 @@ def _choose_temperature(config: Config) -> dict[str, Any]:
         shutil.copytree(
             output / f"T={best:g}", output, dirs_exist_ok=True, ignore=shutil.ignore_patterns("checkpoints")
         )
-        write_json(metrics, output / "metrics.json")
+        write_json(metrics, output / METRICS)
     PartialState().wait_for_everyone()
     return metrics
 
@@ -83,13 +88,17 @@ def _train(config: Config) -> dict[str, Any]:
     if accelerator.is_main_process:
         _claim(output, config)
     accelerator.wait_for_everyone()
+    if config.run.resume and (output / METRICS).exists():
+        accelerator.print(f"{output} holds a finished run")
+        return json.loads((output / METRICS).read_text())
     log.start(accelerator, config.flat())
     splits = load_splits(config.data)
     model = make_model(config, splits)
     if accelerator.is_main_process:
         _check_disk(model, output)
     training = _prepare(config, accelerator, splits, model, output)
-    if config.run.resume and training.resume():
+    if config.run.resume:
+        training.resume()
         accelerator.print(f"going on after update {training.step}")
     training.fit()
     metrics = _finish(config, training, splits, output)
@@ -113,10 +122,10 @@ def _make_accelerator(config: Config, trackers: list[str], output: Path) -> Acce
 def _claim(output: Path, config: Config) -> None:
     """Make sure that the folder can be written and holds no other run."""
     settings = output / SETTINGS
-    if config.run.overwrite:
-        for name in ("checkpoints", "best", "model", "twin"):
+    if config.run.overwrite and settings.exists():
+        for name in ("checkpoints", "best", "model", "twin", log.PROJECT):
             shutil.rmtree(output / name, ignore_errors=True)
-        for name in ("log.jsonl", SETTINGS, "metrics.json", "curve.png"):
+        for name in ("log.jsonl", SETTINGS, METRICS, "curve.png", "examples.png"):
             (output / name).unlink(missing_ok=True)
     elif settings.exists() and not config.run.resume:
         raise FileExistsError(
@@ -127,7 +136,8 @@ def _claim(output: Path, config: Config) -> None:
         _check_same(yaml.safe_load(settings.read_text()), config.flat(), settings)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        settings.write_text(yaml.safe_dump(config.flat(), sort_keys=False))
+        kept = {name: value for name, value in config.flat().items() if name not in ("resume", "overwrite")}
+        settings.write_text(yaml.safe_dump(kept, sort_keys=False))
     except OSError as error:
         raise OSError(f"output {output} cannot be written: {error.strerror}; choose another --output") from error
 
@@ -172,8 +182,11 @@ def _prepare(config: Config, accelerator: Accelerator, splits: Splits, model: nn
 
 
 def _transforms(config: Config, model: nn.Module) -> tuple[Any, Any]:
-    data_config = resolve_data_config({}, pretrained_cfg=dict(model.pretrained_cfg))
-    return make_transforms(data_config, config.augmentation)
+    return make_transforms(_data_config(model), config.augmentation)
+
+
+def _data_config(model: nn.Module) -> dict[str, Any]:
+    return resolve_data_config({}, pretrained_cfg=dict(model.pretrained_cfg))
 
 
 def _finish(config: Config, training: Training, splits: Splits, output: Path) -> dict[str, Any]:
@@ -184,7 +197,7 @@ def _finish(config: Config, training: Training, splits: Splits, output: Path) ->
         training.result.save_pretrained(best)
     accelerator.wait_for_everyone()
     result = load_model(best, splits).to(accelerator.device)
-    scores = {} if training.best is None else {f"validation_{config.run.select}": abs(training.best["score"])}
+    scores = {} if training.best is None else {f"validation_{config.run.select}": training.best["value"]}
     scores["epoch"] = config.optimization.epochs if training.best is None else training.best["epoch"]
     if splits.test is not None:
         loader = prepare_loader(_test_samples(config, splits, result), config, accelerator)
@@ -194,12 +207,16 @@ def _finish(config: Config, training: Training, splits: Splits, output: Path) ->
             _save_twin(best, result, output / "twin", splits.classes)
             result.drop_teacher()
         result.save_pretrained(output / "model")
-        shutil.rmtree(best)
+        if config.model.family is not None and splits.test is not None and not splits.multi_label:
+            draw_examples(result, _test_samples(config, splits, result, True), splits.classes, output / "examples.png")
     return {"model": config.model.model, "data": config.data.data, **scores}
 
 
-def _test_samples(config: Config, splits: Splits, model: nn.Module) -> Dataset:
-    return Images(splits.test, _transforms(config, model)[1])
+def _test_samples(config: Config, splits: Splits, model: nn.Module, with_masks: bool = False) -> Images:
+    data_config = _data_config(model)
+    transform = make_transforms(data_config, config.augmentation)[1]
+    masks = mask_transform(data_config, config.augmentation) if with_masks and splits.test.has_masks else None
+    return Images(splits.test, transform, masks=masks)
 
 
 def _save_twin(best: Path, result: nn.Module, folder: Path, classes: list[str]) -> None:
@@ -214,12 +231,13 @@ def _save_twin(best: Path, result: nn.Module, folder: Path, classes: list[str]) 
 
 
 def _leave(config: Config, training: Training, metrics: dict[str, Any], output: Path) -> None:
-    write_json(metrics, output / "metrics.json")
     draw_curve(output / "log.jsonl", output / "curve.png")
     (output / "model" / "README.md").write_text(card_stub(config, metrics))
+    write_json(metrics, output / METRICS)
+    shutil.rmtree(output / "best")
     scores = {name: value for name, value in metrics.items() if name.startswith("test_")}
     training.accelerator.print("  ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in scores.items()))
-    training.accelerator.print(f"model in {output / 'model'}, metrics in {output / 'metrics.json'}")
+    training.accelerator.print(f"model in {output / 'model'}, metrics in {output / METRICS}")
 
 
 def _versions() -> dict[str, str]:
