@@ -191,9 +191,17 @@ class Hub:
         return {**info, "createdAt": EVERY_DATE, "lastModified": EVERY_DATE, "siblings": siblings}
 
     def tree(self, request: Request) -> list[Json]:
-        if request.query.get("recursive") != ["true"]:
-            raise HubError(400, "This hub lists trees only with recursive=True")
-        return [tree_entry(*file) for file in sorted(self.asked_commit(request).files.items())]
+        """A folder, one folder deep or all of it."""
+        top = f"{request.path_parts['folder']}/" if request.path_parts.get("folder") else ""
+        files = {path: content for path, content in self.asked_commit(request).files.items() if path.startswith(top)}
+        if top and not files:
+            raise HubError(404, "no such folder", "EntryNotFound")
+        folders = {path.rsplit("/", depth)[0] for path in files for depth in range(1, path.count("/") + 1)}
+        below = sorted(path for path in folders if path.startswith(top))
+        entries = [{"type": "directory", "path": path, "oid": "0", "size": 0} for path in below]
+        entries += [tree_entry(*file) for file in sorted(files.items())]
+        deep = request.query.get("recursive") == ["true"]
+        return [entry for entry in entries if deep or "/" not in entry["path"].removeprefix(top)]
 
     def refs(self, request: Request) -> dict[str, list[Json]]:
         groups = {"heads": "branches", "tags": "tags", "pr": "pullRequests", "convert": "converts"}
@@ -304,7 +312,7 @@ ROUTES = (
     Route("PUT", r"/lfs/(?P<oid>\w+)", Hub.lfs_put),
     Route("POST", rf"{API}/commit/{REV}", Hub.commit, needs_token=True),
     Route("GET", rf"{API}/refs", Hub.refs),
-    Route("GET", rf"{API}/tree/{REV}", Hub.tree),
+    Route("GET", rf"{API}/tree/{REV}(?:/(?P<folder>.+))?", Hub.tree),
     Route("GET", rf"{API}(?:/revision/{REV})?", Hub.repo_info),
     Route("GET HEAD", rf"{WEB}/resolve/{REV}/(?P<file>.+)", Hub.resolve),
 )

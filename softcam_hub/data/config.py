@@ -1,0 +1,81 @@
+"""What to train and evaluate on: the flags of the data, checked before anything is read."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from .lesions import VARIANTS
+
+
+def flag(default: Any, text: str) -> Any:
+    """A field of a dataclass that `transformers.HfArgumentParser` shows with `text`."""
+    return field(default=default, metadata={"help": text.replace("%", "%%")})
+
+
+@dataclass
+class DataConfig:
+    """Where images, labels and masks come from, and how they are divided; each field's `help` says the rest."""
+
+    _argument_group_name: ClassVar[str] = "data"
+
+    data: str = flag(
+        "lesions",
+        f"a generated variant ({', '.join(VARIANTS)}), an image folder, a folder written by save_to_disk, "
+        "a .csv or .parquet manifest, or the id of a data set on the Hugging Face Hub",
+    )
+    data_name: str | None = flag(None, "named configuration of a data set on the Hub")
+    train_split: str = flag("train", "the split to train on")
+    validation_split: str = flag("validation", "the split to validate on, if there is one; '' for none")
+    test_split: str = flag("test", "the split to test on, if there is one; '' for none")
+    train_count: int = flag(2000, "how many training images to generate (generated variants only)")
+    eval_count: int = flag(400, "how many validation and test images to generate, each (generated variants only)")
+    data_size: int = flag(128, "side of generated images in pixels")
+    data_seed: int = flag(0, "seed of generated images, of hold_out and of folds")
+    image_column: str = flag("image", "column of images: embedded, or paths relative to the manifest")
+    label_column: str = flag("label", "column of labels; if it is absent and 'labels' is there, that one is taken")
+    mask_column: str = flag("mask", "column of ground-truth masks (non-zero is lesion), if there is one")
+    boxes_column: str = flag("boxes", "column of ground-truth boxes [[x0, y0, x1, y1], ...] in pixels, if there is one")
+    hold_out: float = flag(
+        0.0, "share of the training split, stratified by class, to validate on in place of a validation split"
+    )
+    folds: int = flag(0, "divide the training split into this many folds and test on one, in place of a test split")
+    fold: int = flag(0, "the fold to test on, from 0")
+    group_column: str | None = flag(None, "column of persons (or the like) that hold_out and folds never divide")
+    streaming: bool = flag(False, "read the training split as a stream, without downloading it first")
+    unreadable: str = flag("stop", "what to do about images that cannot be read: 'stop', or 'skip' (checks all first)")
+
+    def __post_init__(self) -> None:
+        self._check_names()
+        self._check_numbers()
+        if self.streaming and (self.hold_out or self.folds):
+            raise ValueError("a stream cannot be divided: set streaming=False for hold_out or folds")
+
+    def _check_names(self) -> None:
+        for name in ("data", "train_split", "image_column", "label_column"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} must not be empty")
+        names = [name for name in (self.train_split, self.validation_split, self.test_split) if name]
+        if len(set(names)) < len(names):
+            raise ValueError(f"train_split, validation_split and test_split must differ, got {', '.join(names)}")
+        if self.unreadable not in ("stop", "skip"):
+            raise ValueError(f"unreadable must be 'stop' or 'skip', got {self.unreadable!r}")
+
+    def _check_numbers(self) -> None:
+        for name in ("train_count", "eval_count"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.data_seed < 0:
+            raise ValueError(f"data_seed must not be negative, got {self.data_seed}")
+        if not 0 <= self.hold_out < 1:
+            raise ValueError(f"hold_out is a share and must be in [0, 1), got {self.hold_out}")
+        if self.folds < 0 or self.folds == 1:
+            raise ValueError(f"folds must be 0 (no cross-validation) or at least 2, got {self.folds}")
+        if self.fold and not self.folds:
+            raise ValueError(f"fold is {self.fold} but folds is 0: say into how many folds to divide")
+        if self.folds and not 0 <= self.fold < self.folds:
+            raise ValueError(f"fold must be from 0 to {self.folds - 1} with folds={self.folds}, got {self.fold}")
+
+    @property
+    def optional_splits(self) -> list[str]:
+        """Names of the splits beside the training split that this configuration reads, where they are there."""
+        validation = [] if self.hold_out else [self.validation_split]
+        return [name for name in validation + ([] if self.folds else [self.test_split]) if name]

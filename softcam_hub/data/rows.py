@@ -1,0 +1,281 @@
+"""One split: undecoded images, labels, and masks if there are any.
+
+- EXIF orientation is applied; masks and boxes are meant on the upright image.
+- Transparent images are laid over white: what hides under full transparency is arbitrary. 16-bit grey is divided by
+  257, not clipped. CMYK, palettes and one-bit images are converted as Pillow does it.
+- A mask is true where any colour channel is not zero, so that class-index masks work; save masks losslessly.
+- An image that cannot be read (missing, empty, truncated, no image, a decompression bomb) raises `UnreadableImage`, or
+  is left out with `unreadable="skip"`: then every image is decoded once in the beginning.
+"""
+
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from .labels import shorten
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+logger = logging.getLogger(__name__)
+
+
+class UnreadableImage(ValueError):
+    """An image or mask that cannot be decoded, by name."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a split: names, and `None` for what is not there."""
+
+    image: str
+    label: str
+    mask: str | None = None
+    boxes: str | None = None
+
+    def of_images(self) -> list[str]:
+        return [name for name in (self.image, self.mask) if name]
+
+    def to_decode(self) -> list[str]:
+        return [name for name in (self.image, self.mask, self.boxes) if name]
+
+
+class Rows:
+    """The images, labels and masks of one split, decoded one at a time when asked for.
+
+    Args:
+        data: of one split; its images are not decoded before they are asked for.
+        labels: (N,) class indices or (N, C) multi-hot.
+        columns: of `data`.
+        split: name, for messages.
+        root: what relative paths are relative to.
+        unreadable: "stop", or "skip" to leave out now what cannot be read.
+        rows: (n,) the rows of `data` that these are; all of them by default.
+    """
+
+    def __init__(
+        self,
+        data: "Dataset",
+        labels: np.ndarray,
+        columns: Columns,
+        split: str = "train",
+        root: Path = Path(),
+        unreadable: str = "stop",
+        rows: np.ndarray | None = None,
+    ) -> None:
+        self.columns, self.split, self.root = columns, split, root
+        self.rows = np.arange(len(data)) if rows is None else rows
+        self.labels = labels[self.rows]
+        self.unreadable: list[str] = []
+        self._data = undecoded(data, columns).select_columns(columns.to_decode())
+        self._fingerprint: str | None = None
+        if unreadable == "skip":
+            self._skip_unreadable()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def has_masks(self) -> bool:
+        return bool(self.columns.mask or self.columns.boxes)
+
+    def image(self, index: int) -> Image.Image:
+        """The image, RGB and upright."""
+        row = self._row(index)
+        return decode_image(row[self.columns.image], self.root, self._name(row, index))
+
+    def mask(self, index: int) -> Image.Image | None:
+        """The ground truth as "L", 255 where it is, or `None` if this image has none."""
+        return self.image_and_mask(index)[1]
+
+    def image_and_mask(self, index: int) -> tuple[Image.Image, Image.Image | None]:
+        """Both of one size, from one look at the row."""
+        row = self._row(index)
+        name = self._name(row, index)
+        image = decode_image(row[self.columns.image], self.root, name)
+        return image, find_mask(row, self.columns, image.size, self.root, name)
+
+    def name(self, index: int) -> str:
+        """What to call an image in a message: its row in the split that was read, and its path if it has one."""
+        return self._name(self._row(index), index)
+
+    def _name(self, row: dict[str, Any], index: int) -> str:
+        path = _path(row[self.columns.image])
+        return f"row {self.rows[index]} of split {self.split!r}" + (f" ({path})" if path else "")
+
+    def fingerprint(self) -> str:
+        """Hash of what the images are, in their order: of embedded bytes, or of path, size and time of change."""
+        if self._fingerprint is None:
+            digest = hashlib.sha256()
+            for row in self._data.select_columns([self.columns.image]).select(self.rows):
+                digest.update(_identity(row[self.columns.image], self.root))
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    def _row(self, index: int) -> dict[str, Any]:
+        return self._data[int(self.rows[index])]
+
+    def _skip_unreadable(self) -> None:
+        with ThreadPool() as pool:
+            problems = pool.map(self._problem, range(len(self)), chunksize=16)
+        self.unreadable = [problem for problem in problems if problem]
+        if not self.unreadable:
+            return
+        counts = f"{len(self.unreadable)} of the {len(self)} images of split {self.split!r}"
+        if len(self.unreadable) == len(self):
+            raise UnreadableImage(f"{counts} cannot be read, so that none is left: {shorten(self.unreadable, 3)}")
+        logger.warning("%s cannot be read and are left out: %s", counts, shorten(self.unreadable, 3))
+        kept = np.array([problem is None for problem in problems])
+        self.rows, self.labels = self.rows[kept], self.labels[kept]
+
+    def _problem(self, index: int) -> str | None:
+        try:
+            self.image_and_mask(index)
+        except UnreadableImage:
+            return self.name(index)
+        return None
+
+
+def undecoded(data: Any, columns: Columns) -> Any:
+    """`data`, or a stream of it, whose image features give bytes or paths."""
+    from datasets import Image as ImageFeature
+    from datasets import IterableDataset
+
+    if isinstance(data, IterableDataset):
+        return data.decode(False)  # cast_column, below, does not keep a stream of files from decoding them
+    for name in columns.of_images():
+        if isinstance(data.features[name], ImageFeature):
+            data = data.cast_column(name, ImageFeature(decode=False))
+    return data
+
+
+def embedded(stream: "IterableDataset", columns: Columns) -> Iterator[dict[str, Any]]:
+    """The rows of an undecoded stream, with the content of remote images in them."""
+    for row in stream:
+        remote = {name: _read_remote(row[name]) for name in columns.of_images()}
+        yield row | {name: {"bytes": content, "path": None} for name, content in remote.items() if content is not None}
+
+
+def decode_image(source: Any, root: Path, name: str) -> Image.Image:
+    return to_rgb(_open(source, root, name), name)
+
+
+def find_mask(
+    row: dict[str, Any], columns: Columns, size: tuple[int, int], root: Path, name: str
+) -> Image.Image | None:
+    """The mask of a row from its mask column or drawn from its boxes, for an image of `size` (width, height)."""
+    if columns.mask and row[columns.mask] is not None:
+        pixels = np.asarray(_without_alpha(_open(row[columns.mask], root, f"the mask of {name}")))
+        pixels = pixels.any(axis=2) if pixels.ndim == 3 else pixels != 0
+    elif columns.boxes and row[columns.boxes] is not None:
+        pixels = _draw(row[columns.boxes], size, name)
+    else:
+        return None
+    if pixels.shape != size[::-1]:
+        raise ValueError(
+            f"the mask of {name} is {pixels.shape[1]}×{pixels.shape[0]} pixels but its image {size[0]}×{size[1]}: "
+            "expected one size (of the upright image)"
+        )
+    return Image.fromarray(pixels.astype(np.uint8) * 255)
+
+
+def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
+    """RGB with 8 bits, from whatever Pillow opened."""
+    if image.mode.startswith("I"):
+        deep = np.asarray(image)
+        if deep.min() < 0 or deep.max() > 65535:
+            raise _unreadable(name, "it has more than 16 bits per pixel")
+        image = Image.fromarray((deep / 257).round().astype(np.uint8))
+    elif image.mode == "F":
+        raise _unreadable(name, "its pixels are floating-point numbers")
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _open(source: Any, root: Path, name: str) -> Image.Image:
+    """The decoded and upright image of a path, of bytes, or of what `datasets` makes of them."""
+    remote = _read_remote(source)  # outside the try: a failing network does not make an image unreadable
+    try:
+        image = Image.open(io.BytesIO(remote if remote is not None else _read(source, root)))
+        image.load()
+        return ImageOps.exif_transpose(image)
+    # Pillow's readers raise errors of many kinds (OSError, SyntaxError, struct.error, DecompressionBombError, ...)
+    except Exception as error:
+        raise _unreadable(name, error) from error
+
+
+def _unreadable(name: str, reason: object) -> UnreadableImage:
+    return UnreadableImage(
+        f"{name} cannot be read: {reason}. Repair or remove it, or leave such images out with unreadable='skip'"
+    )
+
+
+def _read_remote(source: Any) -> bytes | None:
+    path = _path(source)
+    if _embedded(source) is not None or "://" not in (path or ""):
+        return None
+    import fsspec
+
+    with fsspec.open(path, "rb") as file:
+        return file.read()
+
+
+def _read(source: Any, root: Path) -> bytes:
+    content, path = _embedded(source), _path(source)
+    if content is None and not path:
+        raise FileNotFoundError("there is neither a path nor an embedded image")
+    return (root / path).read_bytes() if content is None else content
+
+
+def _embedded(source: Any) -> bytes | None:
+    if isinstance(source, dict):
+        source = source.get("bytes")
+    return source if isinstance(source, bytes) else None
+
+
+def _path(source: Any) -> str | None:
+    if isinstance(source, dict):
+        source = source.get("path")
+    return source if isinstance(source, str) else None
+
+
+def _without_alpha(image: Image.Image) -> Image.Image:
+    return image.convert({"RGBA": "RGB", "LA": "L", "PA": "P"}.get(image.mode, image.mode))
+
+
+def _draw(boxes: Any, size: tuple[int, int], name: str) -> np.ndarray:
+    """(H, W) booleans: every pixel that one of the boxes touches."""
+    try:
+        corners = np.asarray(json.loads(boxes) if isinstance(boxes, str) else boxes, dtype=np.float64).reshape(-1, 4)
+    except ValueError as error:
+        raise ValueError(f"boxes of {name} are {boxes!r}: expected [[x0, y0, x1, y1], ...] in pixels") from error
+    inside = np.zeros(size[::-1], dtype=bool)
+    for x0, y0, x1, y1 in corners:
+        if not (0 <= x0 < x1 <= size[0] and 0 <= y0 < y1 <= size[1]):
+            raise ValueError(
+                f"box {[x0, y0, x1, y1]} of {name} does not fit an image of {size[0]}×{size[1]} pixels: "
+                "expected [x0, y0, x1, y1] with x0 < x1 and y0 < y1"
+            )
+        inside[int(np.floor(y0)) : int(np.ceil(y1)), int(np.floor(x0)) : int(np.ceil(x1))] = True
+    return inside
+
+
+def _identity(source: Any, root: Path) -> bytes:
+    """32 bytes that change when the image does."""
+    content = _embedded(source)
+    if content is None:
+        path = root / (_path(source) or "")
+        known = path.stat() if path.is_file() else None
+        content = repr((str(path), known.st_size, known.st_mtime_ns) if known else str(path)).encode()
+    return hashlib.sha256(content).digest()
