@@ -15,15 +15,13 @@ from softcam_hub.training import NotFinite, parse, run
 
 def main() -> int:
     """Train; a mistake in settings or data ends with a sentence, not with a traceback."""
-    config = None
     try:
-        config = parse()
-        run(config)
+        run(parse())
     except (ValueError, OSError, ImportError, NotFinite) as error:
         print(f"train_accelerate.py: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"interrupted; --resume goes on from the last checkpoint in {config.run.output}", file=sys.stderr)
+        print("train_accelerate.py: interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
         return 130
     return 0
 

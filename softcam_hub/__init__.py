@@ -3,6 +3,7 @@
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 from transformers.models.timm_wrapper import TimmWrapperImageProcessor
 
+from .explanation_scores import load_scores
 from .export import export_onnx
 from .models.classifier import Classifier, build, convert, to_vanilla
 from .models.configuration import CAPEConfig, SoftCAMConfig
@@ -31,6 +32,7 @@ __all__ = [
     "build",
     "convert",
     "export_onnx",
+    "load_scores",
     "to_vanilla",
 ]
 

@@ -17,7 +17,7 @@ FLOORS = [
 
 TRAVELLERS = {
     "models": {"torch", "timm", "transformers", "huggingface_hub"},
-    "explanation_scores": {"torch", "numpy", "evaluate"},
+    "explanation_scores": {"torch", "numpy", "evaluate", "datasets", "gradio"},
 }
 """Folders that are copied to the Hub -> the packages they may import beside the standard library."""
 

@@ -39,7 +39,8 @@ class CachedFeatures(Dataset):
 
     def __init__(self, folder: Path, labels: Tensor) -> None:
         index = json.loads((folder / INDEX).read_text())
-        self.labels, self.shape, self.processes = labels, tuple(index["shape"]), index["processes"]
+        self.folder, self.labels = folder, labels
+        self.shape, self.processes = tuple(index["shape"]), index["processes"]
         self.files = [folder / f"{rank}.bin" for rank in range(self.processes)]
         self.shards = [self._open(rank) for rank in range(self.processes)]
 
@@ -75,6 +76,7 @@ def cached_features(
     limit: float,
     batch_size: int,
     workers: int = 0,
+    beside: CachedFeatures | None = None,
 ) -> CachedFeatures:
     """The features of all images, from `folder` or computed now by all processes together.
 
@@ -86,12 +88,14 @@ def cached_features(
         limit: GB that all caches together may take; the ones not used for longest make room.
         batch_size: images per forward pass.
         workers: processes that load images.
+        beside: another cache of this run, which stays.
     """
     target = folder / key_of(model, images, accelerator.mixed_precision)
     if not (target / INDEX).is_file():
         shape = _shape_of(model, images, accelerator)
         if accelerator.is_main_process:
-            make_room(folder, len(images) * int(np.prod(shape)) * DTYPE.itemsize / GB, limit)
+            needed = len(images) * int(np.prod(shape)) * DTYPE.itemsize / GB
+            make_room(folder, needed, limit, beside and beside.folder)
         _compute(model, images, accelerator, target, shape, batch_size, workers)
     if accelerator.is_main_process:
         os.utime(target)  # used now
@@ -108,21 +112,27 @@ def key_of(model: EvidenceForImageClassification, images: Images, precision: str
     return known.hexdigest()[:32]
 
 
-def make_room(folder: Path, needed: float, limit: float) -> None:
+def make_room(folder: Path, needed: float, limit: float, kept: Path | None = None) -> None:
     """Refuse what cannot fit into `limit` GB or on the disk, and delete the caches that were not used for longest."""
-    if needed > limit:
-        raise ValueError(
-            f"the features would take {needed:.1f} GB, more than cache_limit={limit:g}: raise it, or compute features "
-            "at every epoch with --cache_features False"
-        )
     folder.mkdir(parents=True, exist_ok=True)
-    caches = sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
-    sizes = {path: sum(file.stat().st_size for file in path.iterdir()) / GB for path in caches}
-    while caches and sum(sizes[path] for path in caches) + needed > limit:
-        shutil.rmtree(caches.pop(0))
+    sizes = {path: _size(path) for path in folder.iterdir() if path.is_dir()}
+    together = needed + sizes.get(kept, 0.0)
+    if together > limit:
+        raise ValueError(
+            f"the features would take {together:.1f} GB, more than cache_limit={limit:g}: raise it, or compute "
+            "features at every epoch with --cache_features False"
+        )
+    oldest = sorted((path for path in sizes if path != kept), key=lambda path: path.stat().st_mtime)
+    while oldest and sum(sizes.values()) + needed > limit:
+        del sizes[oldest[0]]
+        shutil.rmtree(oldest.pop(0))
     free = shutil.disk_usage(folder).free / GB
     if needed > free:
         raise OSError(f"the features would take {needed:.1f} GB, but {folder} has {free:.1f} GB left: set --cache_dir")
+
+
+def _size(folder: Path) -> float:
+    return sum(file.stat().st_size for file in folder.iterdir()) / GB
 
 
 @torch.no_grad()

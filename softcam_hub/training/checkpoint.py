@@ -41,7 +41,8 @@ class Checkpoints:
         self.accelerator.save_state(str(draft))
         if self.accelerator.is_main_process:
             if self.average is not None:
-                save_file(self.average.state_dict(), draft / AVERAGE)
+                tensors = {name: tensor.contiguous() for name, tensor in self.average.state_dict().items()}
+                save_file(tensors, draft / AVERAGE)
             progress = {**progress, "processes": self.accelerator.num_processes}
             (draft / PROGRESS).write_text(json.dumps(progress))
         self.accelerator.wait_for_everyone()

@@ -24,10 +24,16 @@ from ..data.config import DataConfig, flag
 from ..data.transforms import AugmentationConfig
 from ..models.classifier import split_name
 from ..models.heads import HEADS
-from ..models.losses import MODES
+from ..models.losses import MODES, Bootstrap
 
 NOTES, BASE = "notes", "base"
 """Keys of a recipe that are no settings: hardware, time and score; and the recipe that it changes."""
+
+SCORES = (
+    *("loss", "accuracy", "balanced_accuracy", "auc", "kappa", "calibration_error", "confidence"),
+    *("teacher_accuracy", "teacher_confidence", "disagreement", "sparseness", "completeness_error"),
+)
+"""Of a split, those that its model and labels have."""
 
 
 @dataclass
@@ -60,7 +66,6 @@ class ModelConfig:
         if self.freeze_backbone and self.family is None:
             raise ValueError(f"freeze_backbone needs a model of ours: softcam_{self.model} has the same logits")
         self.architecture_args()
-        self.candidates()
         cape = ("mode", "alpha", "beta", "temperature", "temperatures", "selective")
         theirs = {"cape": cape, "softcam": ("l1", "l2")}
         defaults = {item.name: item.default for item in dataclasses.fields(self)}
@@ -68,6 +73,8 @@ class ModelConfig:
             strange = [name for name in names if family != self.family and getattr(self, name) != defaults[name]]
             if strange:
                 raise ValueError(f"{strange[0]} is a setting of {family}_* models, but model is {self.model!r}")
+        for temperature in self.candidates() or [self.temperature]:
+            Bootstrap(self.mode, self.alpha, self.beta, temperature)  # checks them
 
     @property
     def family(self) -> str | None:
@@ -162,7 +169,7 @@ class RunConfig:
     resume: bool = flag(False, "go on from the last checkpoint in output; the end is the same as without a break")
     overwrite: bool = flag(False, "throw away what an earlier run left in output")
     seed: int = flag(0, "of everything random")
-    select: str = flag("accuracy", "validation metric that chooses the best epoch")
+    select: Literal[SCORES] = flag("accuracy", "validation score that chooses the best epoch")
     checkpoint_steps: int = flag(500, "updates between checkpoints, beside the one after every epoch")
     log_steps: int = flag(50, "updates between lines of the log")
     trackers: str = flag("", "beside the log in JSON lines: 'tensorboard', 'wandb' or both")

@@ -160,7 +160,7 @@ class Training:
             last = self.checkpoints.last()
             where = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
             raise NotFinite(
-                f"the loss is {float(loss)} at update {self.step + 1} (epoch {self.epoch + 1}), on the images "
+                f"the loss is {float(loss.detach())} at update {self.step + 1} (epoch {self.epoch + 1}), on the images "
                 f"{index.tolist()} of the training split; {where}. Lower lr, set clip_grad, or look at these images"
             )
 
@@ -208,14 +208,14 @@ class Training:
         if self.sampler is not None:
             self.sampler.skip = skip * self.config.optimization.batch_size * self.accelerator.num_processes
         self.loader.set_epoch(self.epoch)
-        first = 0 if self.sampler is None else skip
+        number = first = 0 if self.sampler is None else skip
         last = self.updates * self.config.optimization.accumulation
-        for number, batch in enumerate(self.loader, first):
-            if skip <= number < last:
-                yield number, batch
-            if number + 1 == last:
+        for number, batch in enumerate(self.loader, first + 1):
+            if number > skip:
+                yield number - 1, batch
+            if number == last:
                 return
-        raise ValueError(f"the stream ended after {number + 1} batches, but an epoch has {last}: lower steps_per_epoch")
+        raise ValueError(f"the stream ended after {number} batches, but an epoch has {last}: lower steps_per_epoch")
 
     def _train_loader(self, train: Dataset, labels: Any, weights: Tensor | None) -> Any:
         settings = self.config.optimization
@@ -233,6 +233,8 @@ class Training:
             )
         chances = None
         if settings.balance == "sampling":
+            if labels.ndim == 2:
+                raise ValueError("balance='sampling' needs one label per image: use balance='loss'")
             chances = weights[torch.as_tensor(labels)]
         take = self.updates * settings.accumulation * together
         self.sampler = EpochSampler(len(train), take, self.config.run.seed, chances)

@@ -3,6 +3,7 @@
 - The black box is trained as timm makes it; ours are the Hugging Face models, which hold teacher and frozen parts.
 """
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,6 +73,10 @@ class BlackBox(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         save_for_hf(self.vanilla, str(folder), model_config={"label_names": self.classes}, safe_serialization=True)
+        file = Path(folder) / "config.json"
+        config = json.loads(file.read_text())
+        config.get("model_args", {}).pop("num_classes", None)  # transformers passes it on beside its own
+        file.write_text(json.dumps(config, indent=2))
 
 
 class Objective(nn.Module):
@@ -103,7 +108,11 @@ def make_model(config: Config, splits: Splits) -> nn.Module:
     if settings.num_classes not in (None, len(classes)):
         raise ValueError(f"num_classes={settings.num_classes}, but the data has {len(classes)} classes: {classes[:10]}")
     torch.manual_seed(config.run.seed)
-    model = _make(settings, splits)
+    try:
+        model = _make(settings, splits)
+    except (RuntimeError, TypeError) as error:  # timm's, about names and arguments that it does not know
+        args = f" with model_args {settings.model_args!r}" if settings.model_args else ""
+        raise ValueError(f"model {settings.model!r}{args} cannot be made: {error}") from error
     if settings.image_size:
         model.pretrained_cfg["input_size"] = (3, settings.image_size, settings.image_size)
     if config.augmentation.eval_crop:

@@ -127,12 +127,12 @@ def _claim(output: Path, config: Config) -> None:
             shutil.rmtree(output / name, ignore_errors=True)
         for name in ("log.jsonl", SETTINGS, METRICS, "curve.png", "examples.png"):
             (output / name).unlink(missing_ok=True)
-    elif settings.exists() and not config.run.resume:
+    elif not config.run.resume and any((output / name).exists() for name in ("checkpoints", "log.jsonl", METRICS)):
         raise FileExistsError(
             f"{output} holds an earlier run: go on with it by --resume, throw it away by --overwrite, or choose "
             "another --output"
         )
-    elif settings.exists():
+    elif config.run.resume and settings.exists():
         _check_same(yaml.safe_load(settings.read_text()), config.flat(), settings)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -177,7 +177,7 @@ def _prepare(config: Config, accelerator: Accelerator, splits: Splits, model: nn
         folder = Path(config.run.cache_dir or output / "features")
         options = (accelerator, folder, config.run.cache_limit, config.optimization.batch_size, config.run.workers)
         train = cached_features(model, Images(splits.train, eval_transform), *options)
-        validation = None if validation is None else cached_features(model, validation, *options)
+        validation = None if validation is None else cached_features(model, validation, *options, beside=train)
     return Training(config, accelerator, model, train, validation, labels, output)
 
 

@@ -1,0 +1,210 @@
+"""Class activation maps: `map_c = Σ_k weight_kc · A_k` for k classes at once; the methods differ in the weights.
+
+`A` (B, K, H, W) is the layer's output, `w` the classifier's weights, `g = ∂logit_c/∂A`.
+
+- Where the logit is linear in mean(A), g is `w / HW` everywhere and the maps need no backward pass. Everywhere else one
+  backward pass per class serves all methods.
+- Maps are signed here; the positive part is taken by the caller.
+- Grad-CAM++ and Smooth Grad-CAM++ divide by a sum that may vanish where features are negative: the weight is 0 there.
+- Smooth Grad-CAM++ averages the derivatives over noisy images and applies them to the *clean* A; the noise is the same
+  for every image, so that a map does not depend on the batch around it.
+- FD-CAM and Score-CAM work on logits. Score-CAM's baseline cancels in its softmax and is not computed.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..models.heads import EvidenceHead, at_least_float32
+from .deep_lift import deep_lift
+from .recording import Recording
+
+_ROWS = 256
+"""Rows of FD-CAM's similarities that are compared at a time, so that they stay in the processor's cache."""
+
+
+def cam(recording: Recording) -> Tensor:
+    """CAM (Zhou et al., 2016): weight_kc = w_kc. The bias is left out (eq. 2 of CAPE)."""
+    return combine(_classifier_weights(recording), recording.features)
+
+
+def _classifier_weights(recording: Recording) -> Tensor:
+    head = getattr(recording.subject.model, "head", None)
+    if recording.linear is not None:
+        return recording.weights
+    if recording.subject.layer is None and isinstance(head, EvidenceHead):
+        return at_least_float32(head.weight.detach())[recording.classes]
+    raise ValueError(
+        f"cam needs logits that are linear in the average of layer {recording.subject.layer_name!r}, and they are not: "
+        "take grad-cam, or the maps of softcam_hub.convert(model)"
+    )
+
+
+def grad_cam(recording: Recording) -> Tensor:
+    """Grad-CAM (Selvaraju et al., 2017): weight_kc = mean_ij g. In closed form w_kc / HW."""
+    if recording.linear is not None:
+        return combine(recording.weights / _locations(recording), recording.features)
+    return combine(recording.gradient.mean(dim=(3, 4)), recording.features)
+
+
+def grad_cam_pp(recording: Recording) -> Tensor:
+    """Grad-CAM++ (Chattopadhyay et al., 2018): weight_kc = Σ_ij α·ReLU(g) with α = g² / (2g² + Σ_ab A·g³).
+
+    In closed form ReLU(w_kc) / (2 + w_kc·mean(A_k)).
+    """
+    if recording.linear is not None:
+        weights = recording.weights
+        return combine(_divide(weights.relu(), 2 + weights * recording.pooled[:, None]), recording.features)
+    gradient = recording.gradient
+    return combine(_pp_weights(gradient, gradient.square(), gradient.pow(3), recording.features), recording.features)
+
+
+def smooth_grad_cam_pp(recording: Recording, n: int = 10, sigma: float = 0.3, seed: int = 0) -> Tensor:
+    """Smooth Grad-CAM++ (Omeiza et al., 2019): D_p = mean_m g(x_m)^p, α = D2 / (2·D2 + Σ_ab A·D3), Σ_ij α·ReLU(D1).
+
+    In closed form it is Grad-CAM++, since g does not depend on the image.
+
+    Args:
+        recording: of the clean images.
+        n: number of noisy images.
+        sigma: standard deviation of the noise, in the units of the normalised image.
+        seed: of the noise; torch's global random state is left alone.
+    """
+    if recording.linear is not None:
+        return grad_cam_pp(recording)
+    sums = [torch.zeros_like(recording.gradient) for _ in range(3)]
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(n):
+        noise = sigma * torch.randn(recording.images.shape[1:], generator=generator)
+        noisy = recording.images + noise.to(recording.images)
+        gradient = recording.subject.record(noisy).of(recording.classes).gradient
+        for power, total in enumerate(sums, start=1):
+            total += gradient.pow(power)
+    return combine(_pp_weights(*(total / n for total in sums), recording.features), recording.features)
+
+
+def _pp_weights(first: Tensor, second: Tensor, third: Tensor, features: Tensor) -> Tensor:
+    """Σ_ij α·ReLU(D1) with α = D2 / (2·D2 + Σ_ab A·D3), (B, k, K), of derivatives (B, k, K, H, W)."""
+    shift = (features[:, None] * third).sum(dim=(3, 4), keepdim=True)
+    return (_divide(second, 2 * second + shift) * first.relu()).sum(dim=(3, 4))
+
+
+def layer_cam(recording: Recording) -> Tensor:
+    """Layer-CAM (Jiang et al., 2021): Σ_k ReLU(g)·A, element by element. In closed form weights are ReLU(w) / HW."""
+    if recording.linear is not None:
+        return combine(recording.weights.relu() / _locations(recording), recording.features)
+    return (recording.gradient.relu() * recording.features[:, None]).sum(dim=2)
+
+
+def lift_cam(recording: Recording) -> Tensor:
+    """LIFT-CAM (Jung & Oh, 2021): weight_kc = Σ_ij DeepLIFT of A_k, baseline 0. In closed form w_kc·mean(A_k)."""
+    if recording.linear is not None:
+        return combine(recording.weights * recording.pooled[:, None], recording.features)
+    return combine(deep_lift(recording), recording.features)
+
+
+def fd_cam(recording: Recording, batch: int = 32) -> Tensor:
+    """FD-CAM (Li et al., 2022): weight = exp(minmax_k(score))·minmax_k(mean_ij g) - 0.5.
+
+    score_k = f_c(A⊙S_k) + f_c(A) - f_c(A⊙S̄_k), where S_k are the channels whose cosine with channel k is above the
+    0.95-quantile of row k, and S̄_k the others. In closed form score_k = b_c + 2·Σ_{j in S_k} w_jc·mean(A_j).
+
+    Args:
+        recording: of the images.
+        batch: how many masked copies run through the rest of the network at a time.
+    """
+    if recording.linear is not None:
+        slopes = recording.weights / _locations(recording)
+        shares = recording.weights * recording.pooled[:, None]  # (B, k, K)
+        grouped = torch.stack([_sum_over_similar(*pair) for pair in zip(recording.features, shares, strict=True)])
+        scores = recording.linear[1][recording.classes][..., None] + 2 * grouped
+    else:
+        slopes = recording.gradient.mean(dim=(3, 4))
+        scores = torch.stack([_group_scores(recording, index, batch) for index in range(len(recording.features))])
+    return combine(_minmax(scores).exp() * _minmax(slopes) - 0.5, recording.features)
+
+
+def _similar_channels(features: Tensor, rows: int) -> Iterator[Tensor]:
+    """S for `rows` channels at a time, (rows, K) of ones and zeros, of one image's features (K, H, W)."""
+    directions = F.normalize(features.flatten(1), dim=1)
+    rank = 19 * (len(directions) - 1) // 20  # above the 0.95-quantile is above this order statistic, ties included
+    for start in range(0, len(directions), rows):
+        cosines = directions[start : start + rows] @ directions.T
+        yield cosines.gt_(_order_statistic(cosines, rank))
+
+
+def _order_statistic(rows: Tensor, rank: int) -> Tensor:
+    """The value that comes at `rank` (from 0) when a row is sorted, (N, 1); numpy selects faster on a CPU."""
+    if rows.device.type != "cpu":
+        return rows.kthvalue(rank + 1, dim=1, keepdim=True).values
+    return torch.from_numpy(np.partition(rows.numpy(), rank, axis=1)[:, rank, None])
+
+
+def _sum_over_similar(features: Tensor, shares: Tensor) -> Tensor:
+    """Σ_{j in S_k} shares_j, (k, K), of one image's features (K, H, W) and shares (k, K)."""
+    return torch.cat([similar @ shares.T for similar in _similar_channels(features, _ROWS)]).T
+
+
+def _group_scores(recording: Recording, index: int, batch: int) -> Tensor:
+    """f_c(A⊙S_k) + f_c(A) - f_c(A⊙S̄_k) of one image, (k, K)."""
+    image, raw = recording.images[index : index + 1], recording.raw[index : index + 1].detach()
+    features, classes = recording.features[index], recording.classes[index]
+    gaps = []
+    for similar in _similar_channels(features, batch):
+        masks = similar[:, :, None, None]
+        alone, without = (
+            recording.subject.resume(image, recording.layout.from_maps(features * kept, raw))[:, classes]
+            for kept in (masks, 1 - masks)
+        )
+        gaps.append(at_least_float32(alone) - at_least_float32(without))
+    return (torch.cat(gaps) + at_least_float32(recording.logits[index, classes].detach())).T
+
+
+def score_cam(recording: Recording, batch: int = 32, progress: bool = False) -> Tensor:
+    """Score-CAM (Wang et al., 2020): weight_kc = softmax_k(f_c(x ⊙ m_k)), m_k = A_k upsampled and min-max scaled.
+
+    Args:
+        recording: of the images.
+        batch: how many masked images run through the network at a time.
+        progress: show a progress bar over the images.
+    """
+    from tqdm import tqdm
+
+    images = tqdm(recording.images, desc="score-cam", disable=not progress)
+    pairs = zip(images, recording.features, recording.classes, strict=True)
+    scores = torch.stack([_masked_logits(recording, *one, batch) for one in pairs])  # (B, k, K)
+    return combine(scores.softmax(dim=2), recording.features)
+
+
+@torch.no_grad()
+def _masked_logits(recording: Recording, image: Tensor, features: Tensor, classes: Tensor, batch: int) -> Tensor:
+    """Logits of one image (3, H, W) under the mask of every channel, (k, K)."""
+    found = []
+    for channels in features.split(batch):
+        large = F.interpolate(channels[None], size=image.shape[1:], mode="bilinear", align_corners=False)[0]
+        masks = _minmax(large.flatten(1)).view_as(large)[:, None].to(image.dtype)
+        found.append(at_least_float32(recording.subject.logits(image * masks)[:, classes]))
+    return torch.cat(found).T
+
+
+def combine(weights: Tensor, features: Tensor) -> Tensor:
+    """Σ_k weight_kc·A_k: (B, k, K) and (B, K, H, W) -> (B, k, H, W)."""
+    return torch.einsum("bck,bkhw->bchw", weights, features)
+
+
+def _locations(recording: Recording) -> int:
+    return recording.features.shape[2] * recording.features.shape[3]
+
+
+def _minmax(values: Tensor) -> Tensor:
+    """The last dimension scaled to [0, 1]; 0 where it has no contrast."""
+    low, high = values.amin(dim=-1, keepdim=True), values.amax(dim=-1, keepdim=True)
+    return _divide(values - low, high - low)
+
+
+def _divide(above: Tensor, below: Tensor) -> Tensor:
+    """The quotient, and 0 where `below` is 0."""
+    return torch.where(below == 0, 0, above / below.where(below != 0, 1))

@@ -1,0 +1,87 @@
+"""The page of the Space: one row per image in, scores out."""
+
+import csv
+import io
+from pathlib import Path
+
+import evaluate
+import gradio as gr
+
+EXAMPLE = """\
+confidence,kept,removed,coherency,complexity
+0.91,0.88,0.12,0.95,0.21
+0.64,0.70,0.33,0.90,0.30
+0.80,0.55,0.08,0.82,0.17
+"""
+
+INTRODUCTION = """
+# Explanation scores
+
+How faithful are the heat maps of an image classifier? Paste or upload a CSV with one row per image and a header naming
+its columns; any subset will do. `confidence`, `kept` and `removed` are the probabilities of the predicted class on the
+image x, on E⊙x and on (1 - E)⊙x, for a heat map E in [0, 1]. `coherency` and `complexity` complete ADCC; `iou` is the
+overlap of the two top classes' regions. All of them lie in [0, 1]; the scores are in percent.
+
+In Python, the same module takes the maps themselves:
+`evaluate.load("<this space>").compute(maps=maps, second_maps=second_maps, masks=masks)`.
+"""
+
+
+def read_csv(text: str) -> dict[str, list[float]]:
+    """Columns of numbers by their name in the header."""
+    rows = [row for row in csv.reader(io.StringIO(text.lstrip("\ufeff"))) if row]
+    if len(rows) < 2:
+        raise ValueError("expected a header with the names of the columns, and at least one row of numbers")
+    header = [name.strip() for name in rows[0]]
+    if len(set(header)) < len(header):
+        raise ValueError(f"every column must have a name of its own, got {', '.join(header)}")
+    return dict(zip(header, map(list, zip(*numbers(rows[1:], header), strict=True)), strict=True))
+
+
+def numbers(rows: list[list[str]], header: list[str]) -> list[list[float]]:
+    """The rows as numbers, or an error that names the cell."""
+    found = []
+    for place, row in enumerate(rows, start=1):
+        if len(row) != len(header):
+            raise ValueError(f"row {place} has {len(row)} cells, but the header names {len(header)} columns")
+        for name, cell in zip(header, row, strict=True):
+            if not is_number(cell):
+                raise ValueError(f"row {place}, column {name}: {cell!r} is not a number")
+        found.append([float(cell) for cell in row])
+    return found
+
+
+def is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def score(text: str) -> list[list[str | float]]:
+    """Rows of score and percent; every request has a module of its own, as modules gather what they are given."""
+    try:
+        module = evaluate.load(str(Path(__file__).with_name("explanation_scores.py")), keep_in_memory=True)
+        return [[name, round(value, 2)] for name, value in module.compute(**read_csv(text)).items()]
+    except ValueError as error:
+        raise gr.Error(str(error)) from error
+
+
+def read_file(path: str | None) -> str:
+    return Path(path).read_text() if path else ""
+
+
+with gr.Blocks(title="Explanation scores") as demo:
+    gr.Markdown(INTRODUCTION)
+    with gr.Row():
+        with gr.Column():
+            values = gr.Textbox(EXAMPLE, label="One row per image", lines=8, max_lines=20)
+            upload = gr.File(label="or a CSV file", file_types=[".csv"], type="filepath")
+            button = gr.Button("Score", variant="primary")
+        found = gr.Dataframe(headers=["score", "percent"], label="Scores", interactive=False)
+    upload.upload(read_file, upload, values, api_name=False)
+    button.click(score, values, found, api_name="score")
+
+if __name__ == "__main__":
+    demo.launch()

@@ -1,0 +1,204 @@
+"""Features of a frozen backbone: what is read is what would have been computed, of these images and weights, or nothing."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from test_training import equal, part, settings, train, weights
+
+from softcam_hub.data.images import Images
+from softcam_hub.data.loading import load_splits, make_transforms
+from softcam_hub.models.self_explaining import evaluation
+from softcam_hub.training.cache import INDEX, CachedFeatures, cached_features, key_of, make_room
+from softcam_hub.training.objective import make_model
+from softcam_hub.training.run import resolve_data_config
+
+FROZEN = {"model": "softcam_test_resnet", "freeze_backbone": True, "augment": False, "lr": 1.0}
+
+
+def frozen(output, **changes):
+    """A model with a frozen backbone, and its images."""
+    config = settings(output, **{**FROZEN, **changes})
+    splits = load_splits(config.data)
+    model = make_model(config, splits)
+    data = resolve_data_config({}, pretrained_cfg=dict(model.pretrained_cfg))
+    return model, Images(splits.validation, make_transforms(data, config.augmentation)[1])
+
+
+def cached(model, images, folder, limit=1.0, **options):
+    return cached_features(model, images, Accelerator(), folder, limit, 8, **options)
+
+
+@pytest.fixture
+def cache(tmp_path):
+    model, images = frozen(tmp_path)
+    return model, images, tmp_path / "features", cached(model, images, tmp_path / "features")
+
+
+def write(folder, features, processes):
+    """A finished cache, as that many processes leave it."""
+    folder.mkdir(parents=True)
+    for rank in range(processes):
+        features[rank::processes].tofile(folder / f"{rank}.bin")
+    index = {"shape": features.shape[1:], "processes": processes, "images": len(features)}
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+def test_cached_features_are_the_backbones(cache):
+    model, images, folder, found = cache
+    assert len(found) == len(images) == 21
+    pixels = torch.stack([images[index]["pixel_values"] for index in range(21)])
+    with torch.no_grad(), evaluation(model):
+        expected = model.forward_features(pixels)
+    batch = found.__getitems__([(0, 20), (0, 3), 7])
+    assert batch["index"].tolist() == [20, 3, 7]
+    assert batch["labels"].tolist() == [images.rows.labels[index] for index in (20, 3, 7)]
+    assert torch.allclose(batch["features"], expected[[20, 3, 7]], atol=1e-6)
+    assert torch.equal(found[3]["features"], batch["features"][1])
+    again = cached(model.train(), images, folder)
+    assert torch.equal(again[20]["features"], batch["features"][0])
+    assert [path.name for path in folder.iterdir()] == [again.folder.name]
+
+
+def test_a_second_run_does_not_compute(cache, monkeypatch):
+    model, images, folder, found = cache
+    (found.folder / "0.bin").write_bytes(np.full((21, *found.shape), 7, np.float32).tobytes())
+    assert cached(model, images, folder)[0]["features"].unique().tolist() == [7]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5, 30])
+def test_any_number_of_processes_may_have_written_it(processes, tmp_path):
+    features = np.random.default_rng(0).normal(size=(21, 4, 2, 3)).astype(np.float32)
+    write(tmp_path / "cache", features, processes)
+    found = CachedFeatures(tmp_path / "cache", torch.arange(21))
+    batch = found.__getitems__([(1, index) for index in range(21)])
+    assert np.array_equal(batch["features"].numpy(), features)
+    assert batch["labels"].tolist() == list(range(21))
+
+
+def test_a_cut_off_file_is_refused_by_name(cache):
+    model, images, folder, found = cache
+    file = found.folder / "0.bin"
+    os.truncate(file, file.stat().st_size - 4)
+    with pytest.raises(OSError, match="0.bin has \\d+ bytes instead of \\d+: delete the folder"):
+        cached(model, images, folder)
+
+
+def test_without_its_index_it_is_computed_again(cache):
+    model, images, folder, found = cache
+    expected = found[5]["features"].clone()
+    (found.folder / INDEX).unlink()
+    (found.folder / "0.bin").write_bytes(b"half")
+    assert torch.equal(cached(model, images, folder)[5]["features"], expected)
+
+
+def test_what_was_cut_off_while_computing_is_never_read(cache):
+    model, images, folder, found = cache
+    expected = found[5]["features"].clone()
+    draft = found.folder.with_name(f"{found.folder.name}.unfinished")
+    found.folder.rename(draft)
+    os.truncate(draft / "0.bin", 1000)
+    assert torch.equal(cached(model, images, folder)[5]["features"], expected)
+    assert not draft.exists()
+
+
+CHANGES = {
+    "weights": {"seed": 1},
+    "data": {"validation_split": "test"},
+    "preprocessing": {"eval_crop": 0.5},
+    "size": {"image_size": 48},
+    "map size": {"model_args": "output_stride=16"},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_another_backbone_or_other_images_are_another_cache(change, tmp_path):
+    model, images = frozen(tmp_path)
+    changes = CHANGES[change] | ({"test_split": ""} if change == "data" else {})
+    other_model, other_images = frozen(tmp_path, **changes)
+    assert key_of(model, images, "no") != key_of(other_model, other_images, "no")
+    assert key_of(model, images, "no") != key_of(model, images, "bf16")
+    same_model, same_images = frozen(tmp_path)
+    assert key_of(model, images, "no") == key_of(same_model, same_images, "no")
+
+
+def test_one_statistic_of_the_backbone_is_enough(cache):
+    model, images, *_ = cache
+    before = key_of(model, images, "no")
+    with torch.no_grad():
+        model.head.weight.add_(1)
+    assert key_of(model, images, "no") == before
+    next(buffer for name, buffer in model.backbone.named_buffers() if name.endswith("running_var"))[0] += 1e-3
+    assert key_of(model, images, "no") != before
+
+
+MB = 1e-3
+
+
+def kept(folder, **ages):
+    """Caches of one megabyte that were used so many days ago."""
+    for name, age in ages.items():
+        (folder / name).mkdir(parents=True)
+        (folder / name / "0.bin").write_bytes(bytes(1_000_000))
+        os.utime(folder / name, (1e9 - 86400 * age,) * 2)
+    return folder
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def test_the_caches_not_used_for_longest_make_room(tmp_path):
+    folder = kept(tmp_path, young=1, oldest=9, old=5)
+    make_room(folder, MB, limit=4.1 * MB)
+    assert names(folder) == {"young", "old", "oldest"}
+    make_room(folder, MB, limit=3.1 * MB)
+    assert names(folder) == {"young", "old"}
+    make_room(folder, 2.5 * MB, limit=3.1 * MB)
+    assert names(folder) == set()
+
+
+def test_the_other_cache_of_the_run_stays(tmp_path):
+    folder = kept(tmp_path, mine=9, young=1)
+    make_room(folder, MB, limit=2.1 * MB, kept=folder / "mine")
+    assert names(folder) == {"mine"}
+    with pytest.raises(ValueError, match="would take .* GB, more than cache_limit"):
+        make_room(folder, 1.5 * MB, limit=2.1 * MB, kept=folder / "mine")
+    assert names(folder) == {"mine"}
+
+
+def test_what_cannot_fit_is_refused_before_anything_is_deleted(tmp_path, monkeypatch):
+    folder = kept(tmp_path, old=5)
+    with pytest.raises(ValueError, match="would take 3.0 GB, more than cache_limit=2: raise it, or .*--cache_features"):
+        make_room(folder, 3, limit=2)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 5e8})())
+    with pytest.raises(OSError, match="would take 1.0 GB, but .* has 0.5 GB left: set --cache_dir"):
+        make_room(folder, 1, limit=2)
+    assert names(folder) == {"old"}
+
+
+def test_a_limit_stops_the_run_before_training(tmp_path):
+    with pytest.raises(ValueError, match="more than cache_limit=1e-06"):
+        train(tmp_path, **FROZEN, cache_limit=1e-6)
+    assert not (tmp_path / "log.jsonl").exists()
+
+
+def test_runs_share_a_cache(tmp_path):
+    train(tmp_path / "a", **FROZEN, epochs=1, cache_dir=str(tmp_path / "features"))
+    first = names(tmp_path / "features")
+    assert len(first) == 2, "training and validation images"
+    train(tmp_path / "b", **{**FROZEN, "lr": 0.5}, epochs=1, cache_dir=str(tmp_path / "features"))
+    assert names(tmp_path / "features") == first
+    assert equal(part(weights(tmp_path / "a"), "backbone."), part(weights(tmp_path / "b"), "backbone."))
+    shutil.rmtree(tmp_path / "features")
+    train(tmp_path / "c", **{**FROZEN, "lr": 0.5}, epochs=1)
+    assert equal(weights(tmp_path / "b"), weights(tmp_path / "c"))
+
+
+def test_augmentation_does_without(tmp_path):
+    train(tmp_path, **{**FROZEN, "augment": True}, epochs=1)
+    assert not (tmp_path / "features").exists()

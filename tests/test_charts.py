@@ -1,0 +1,113 @@
+"""Line charts: ticks are round and enclose, lines run where their points are, odd points do no harm."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from softcam_hub.charts import BOTTOM, COLOURS, LEFT, RIGHT, TOP, curves, ticks
+
+WIDTH, HEIGHT = 400, 300
+
+
+def chart(lines, **options):
+    return np.asarray(curves({"title": lines}, "epoch", width=WIDTH, height=HEIGHT, **options))
+
+
+def near(pixels, x, y, colour, reach=2):
+    """Whether a colour is within `reach` pixels of a place in the first chart, given as fractions of its axes."""
+    column = round(LEFT + x * (WIDTH - LEFT - RIGHT))
+    row = round(HEIGHT - BOTTOM - y * (HEIGHT - TOP - BOTTOM))
+    patch = pixels[row - reach : row + reach + 1, column - reach : column + reach + 1]
+    return (patch == colour).all(axis=2).any()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [0, 1],
+        [0.123, 0.456],
+        [-3, 17.5],
+        [1e-7, 3e-7],
+        [1e6, 2.34e6],
+        [5, 5],
+        [0, 0],
+        [-2, -1],
+        [1, 90],
+        [0.3, 0.30001],
+        [1e9, 1e9 + 1],
+    ],
+    ids=str,
+)
+def test_ticks_enclose_all_values_and_are_round(values):
+    found = ticks(values)
+    span = (max(values) - min(values)) or 1
+    steps = [high - low for low, high in pairwise(found)]
+    assert found[0] <= min(values) + 1e-9 * span
+    assert found[-1] >= max(values) - 1e-9 * span
+    assert len(found) <= 8
+    assert max(steps) == pytest.approx(min(steps), rel=1e-4)
+    lead = steps[0] / 10 ** math.floor(math.log10(steps[0]) + 1e-4)
+    assert min(abs(lead - factor) for factor in (1, 2, 2.5, 5, 10)) < 1e-3
+    if min(values) < max(values):
+        assert found[0] > min(values) - 1.01 * steps[0]
+        assert found[-1] < max(values) + 1.01 * steps[0]
+
+
+def test_ticks_by_hand():
+    assert ticks([0, 1]) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert ticks([1, 30]) == [0, 10, 20, 30]
+    assert ticks([0.7, 0.7]) == [0.2, 0.4, 0.6, 0.8, 1.0, 1.2]
+
+
+def test_a_line_runs_through_its_points():
+    pixels = chart({"one": [(0, 0.0), (5, 1.0), (10, 0.0)]})
+    for x, y in ((0, 0), (0.25, 0.5), (0.5, 1), (0.75, 0.5), (1, 0)):
+        assert near(pixels, x, y, COLOURS[0])
+    for x, y in ((0.5, 0.5), (0.25, 0.9), (0.9, 0.9)):
+        assert not near(pixels, x, y, COLOURS[0])
+
+
+def test_every_line_has_a_colour_a_dash_and_a_place_in_the_legend():
+    names = ["one", "two", "three"]
+    pixels = chart({name: [(0, 0.2 * n), (10, 0.2 * n)] for n, name in enumerate(names)} | {"top": [(0, 1), (10, 1)]})
+    assert pixels.shape == (HEIGHT + 22 * 4 + 12, WIDTH, 3)
+    inks = []
+    for number in range(3):
+        row = HEIGHT - BOTTOM - round(0.2 * number * (HEIGHT - TOP - BOTTOM))
+        strip = (pixels[row - 2 : row + 3, LEFT:-RIGHT] == COLOURS[number]).all(axis=2).any(axis=0)
+        inks.append(strip.mean())
+        legend = pixels[HEIGHT + 12 + 22 * number - 2 : HEIGHT + 12 + 22 * number + 3, LEFT : LEFT + 44]
+        assert (legend == COLOURS[number]).all(axis=2).any()
+    assert inks[0] > 0.98
+    assert all(0.3 < ink < 0.9 for ink in inks[1:]), "dashed"
+
+
+def test_points_that_are_not_finite_are_skipped():
+    clean = chart({"one": [(0, 0.0), (2, 0.5), (10, 1.0)]})
+    odd = chart({"one": [(0, 0.0), (1, math.nan), (2, 0.5), (3, math.inf), (10, 1.0)]})
+    assert (clean == odd).all()
+
+
+def test_one_point_is_a_dot():
+    pixels = chart({"one": [(3, 0.7)]})
+    assert near(pixels, 0.5, 0.5, COLOURS[0], reach=0)
+    inside = (pixels[:HEIGHT] == COLOURS[0]).all(axis=2).sum()
+    assert 20 < inside < 60
+
+
+@pytest.mark.parametrize("lines", [{}, {"one": []}, {"one": [(0, math.nan)]}])
+def test_nothing_to_show(lines):
+    pixels = chart(lines)
+    assert (pixels[:HEIGHT] != 255).any()
+    assert (pixels.max(axis=2) == pixels.min(axis=2)).all(), "no colour but the grey of letters"
+
+
+def test_charts_stand_beside_one_another():
+    lines = {"one": [(0, 0.0), (1, 1.0)]}
+    both = np.asarray(curves({"left": lines, "right": lines | {"two": [(0, 1.0), (1, 0.0)]}}, "epoch", WIDTH, HEIGHT))
+    assert both.shape == (HEIGHT + 56, 2 * WIDTH, 3)
+    assert not (both[:, :WIDTH] == COLOURS[1]).all(axis=2).any()
+    assert (both[:, WIDTH:] == COLOURS[1]).all(axis=2).any()
+    assert curves({}, "epoch").size == (560, 372)

@@ -1,0 +1,487 @@
+"""The one signature of all explainers: models, layers, layouts, sharing, refusals, and nothing left behind."""
+
+import pytest
+import timm
+import torch
+import transformers
+from conftest import randomise, relative_error
+from torch import nn
+
+from softcam_hub import SoftCAMForImageClassification
+from softcam_hub.explain.explainers import create_explainer, list_explainers
+from softcam_hub.explain.layers import Hints, find_layout
+from softcam_hub.explain.subject import Subject
+
+CAMS = ["cam", "grad-cam", "grad-cam++", "smooth-grad-cam++", "layer-cam", "lift-cam", "fd-cam", "score-cam"]
+EVERYWHERE = ["grad-cam", "grad-cam++", "smooth-grad-cam++", "layer-cam", "fd-cam", "score-cam", "random", "centre"]
+PIXELS = ["guided-backprop", "integrated-gradients"]
+CLASSES = torch.tensor([[0, 3], [4, 1]])
+FEW = {"n": 2, "steps": 3}
+
+
+def network(name="test_resnet", size=96, **options):
+    return randomise(timm.create_model(name, num_classes=5, **options)).eval(), torch.randn(2, 3, size, size)
+
+
+def test_names():
+    native = ["softcam", "cape", "mu-cape"]
+    assert sorted(list_explainers()) == sorted([*CAMS, *PIXELS, *native, "random", "centre"])
+
+
+@pytest.mark.parametrize(
+    ("name", "names"),
+    [
+        ("test_resnet", [*CAMS, *PIXELS]),
+        ("softcam_test_resnet", [*CAMS, *PIXELS, "softcam"]),
+        ("cape_test_resnet", ["cam", *EVERYWHERE, *PIXELS, "cape", "mu-cape"]),
+        ("convnext_atto", EVERYWHERE),
+    ],
+)
+def test_several_methods_give_what_each_gives_alone(name, names):
+    model, images = network(name)
+    together = create_explainer(names, model, **FEW)(images, CLASSES)
+    assert list(together) == names
+    for one in names:
+        options = {
+            k: v for k, v in FEW.items() if k == ("steps" if "integrated" in one else "n" if "smooth" in one else "")
+        }
+        alone = create_explainer(one, model, **options)(images, CLASSES)
+        side = (96, 96) if one in PIXELS else (3, 3)
+        assert alone.shape == (2, 2, *side)
+        assert (alone >= 0).all()
+        assert not alone.requires_grad
+        assert torch.allclose(alone, together[one], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"), [("test_resnet", None), ("test_resnet", "layer3"), ("cape_test_resnet", None)]
+)
+def test_several_methods_share_one_forward_and_one_backward_per_class(name, layer):
+    model, images = network(name)
+    names = ["grad-cam", "grad-cam++", "layer-cam", "random", "centre"]
+    names += {"test_resnet": [], "cape_test_resnet": ["cape", "mu-cape", "cam"]}[name]
+    explainer = create_explainer(names, model, layer)
+    forwards, backwards = [], []
+    stem, head = model.get_submodule("backbone" if "cape" in name else "stem"), model.get_classifier()
+    handles = [
+        stem.register_forward_hook(lambda *_: forwards.append(1))
+        if "cape" not in name
+        else model.backbone.stem.register_forward_hook(lambda *_: forwards.append(1)),
+        head.register_forward_hook(lambda _, __, output: output.register_hook(lambda g: backwards.append(1)) and None),
+    ]
+    explainer(images, CLASSES)
+    for handle in handles:
+        handle.remove()
+    assert len(forwards) == 1
+    closed = name == "test_resnet" and layer is None
+    assert len(backwards) == (0 if closed else CLASSES.shape[1])
+
+
+@pytest.mark.parametrize("name", EVERYWHERE)
+def test_an_images_map_depends_on_its_own_class_and_not_on_its_batch(name):
+    model, images = network("cape_test_resnet")
+    explainer = create_explainer(name, model)
+    together = explainer(images, CLASSES)
+    for i in range(2):
+        assert torch.allclose(explainer(images[i : i + 1], CLASSES[i : i + 1])[0], together[i], atol=1e-5)
+    assert torch.equal(explainer(images, CLASSES), together)
+
+
+def test_class_lists():
+    model, images = network()
+    explainer = create_explainer("grad-cam", model)
+    maps = explainer(images, [[0, 1, 2, 3, 4]])
+    assert torch.equal(explainer(images, 3), maps[:, 3:4])
+    assert torch.equal(explainer(images, torch.tensor([2, 4])), torch.stack([maps[0, 2:3], maps[1, 4:5]]))
+    predicted = model(images).argmax(dim=1)
+    assert torch.equal(explainer(images), explainer(images, predicted))
+    with pytest.raises(ValueError, match=r"^classes must be an int, \(2,\) or \(2, k\) for 2 images, got shape \(3,\)"):
+        explainer(images, [1, 2, 3])
+    with pytest.raises(ValueError, match="^class index 5 is out of range: this model has 5 classes, 0 to 4$"):
+        explainer(images, 5)
+    with pytest.raises(TypeError, match="^classes must be integer class indices"):
+        explainer(images, torch.tensor([0.5, 1.0]))
+
+
+def test_images_are_checked():
+    explainer = create_explainer("grad-cam", network()[0])
+    with pytest.raises(ValueError, match=r"add the batch dimension with images\[None\]$"):
+        explainer(torch.rand(3, 96, 96), 0)
+    with pytest.raises(TypeError, match="^expected images as a torch.Tensor"):
+        explainer([[0.0]], 0)
+    with pytest.raises(ValueError, match="^images have NaN or infinite values"):
+        explainer(torch.full((1, 3, 96, 96), torch.nan), 0)
+
+
+@pytest.mark.parametrize("kind", ["softcam", "cape", "mu-cape"])
+def test_native_maps_are_those_of_explain(kind):
+    model, images = network(f"{kind.removeprefix('mu-')}_test_resnet")
+    expected = model.explain(images, CLASSES, kind=kind).maps
+    assert torch.allclose(create_explainer(kind, model, signed=True)(images, CLASSES), expected, atol=1e-6)
+    assert torch.allclose(create_explainer(kind, model)(images, CLASSES), expected.relu(), atol=1e-6)
+    with pytest.raises(ValueError, match=f"^'{kind}' maps are those of the head and have no layer: leave layer out$"):
+        create_explainer(kind, model, "backbone.layer3")(images, 0)
+    with pytest.raises(ValueError, match=f"^'{kind}' maps need a .* model: see softcam_hub.convert and build$"):
+        create_explainer(kind, network()[0])(images, 0)
+
+
+def test_random_maps_differ_by_image_and_class_but_not_by_call():
+    model, images = network()
+    maps = create_explainer("random", model)(images, CLASSES)
+    assert len({tuple(one.flatten().tolist()) for one in maps.flatten(0, 1)}) == 4
+    assert torch.equal(maps, create_explainer("random", model)(images, CLASSES))
+    assert not torch.equal(maps, create_explainer("random", model, seed=1)(images, CLASSES))
+    assert maps.min() >= 0
+    assert maps.max() <= 1
+
+
+def test_the_centre_is_highest_and_symmetric():
+    model, _ = network()
+    maps = create_explainer("centre", model)(torch.randn(1, 3, 160, 96), 0)[0, 0]
+    assert maps.shape == (5, 3)
+    assert maps.argmax() == 7
+    assert torch.allclose(maps, maps.flip(0).flip(1))
+
+
+HF = {
+    "resnet": lambda: transformers.ResNetForImageClassification(
+        transformers.ResNetConfig(
+            embedding_size=8, hidden_sizes=[8, 12, 16, 24], depths=[1, 1, 1, 1], layer_type="basic", num_labels=5
+        )
+    ),
+    "swin": lambda: transformers.SwinForImageClassification(
+        transformers.SwinConfig(
+            image_size=96, patch_size=4, embed_dim=12, depths=[1, 1], num_heads=[1, 2], window_size=3, num_labels=5
+        )
+    ),
+    "vit": lambda: transformers.ViTForImageClassification(
+        transformers.ViTConfig(
+            image_size=96,
+            patch_size=16,
+            hidden_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=32,
+            num_labels=5,
+        )
+    ),
+    "convnext": lambda: transformers.ConvNextForImageClassification(
+        transformers.ConvNextConfig(hidden_sizes=[8, 12, 16, 24], depths=[1, 1, 1, 1], num_labels=5)
+    ),
+    "dinov2": lambda: transformers.Dinov2WithRegistersForImageClassification(
+        transformers.Dinov2WithRegistersConfig(
+            image_size=98, patch_size=14, hidden_size=24, num_hidden_layers=2, num_attention_heads=2, num_labels=5
+        )
+    ),
+}
+LAST = {
+    "resnet": ("resnet.encoder.stages.3", lambda raw: raw, (3, 3)),
+    "swin": ("swin.layernorm", lambda raw: raw.transpose(1, 2).unflatten(2, (12, 12)), (12, 12)),
+    "vit": (None, lambda raw: raw[:, 1:].transpose(1, 2).unflatten(2, (6, 6)), (6, 6)),
+    "convnext": (None, lambda raw: raw, (3, 3)),
+    "dinov2": (None, lambda raw: raw, (7, 7)),
+}
+
+
+@pytest.mark.parametrize("name", HF)
+def test_transformers_models(name):
+    model, images = randomise(HF[name]()).eval(), torch.randn(2, 3, 96, 96)
+    images = torch.randn(2, 3, 98, 98) if name == "dinov2" else images
+    maps = create_explainer(EVERYWHERE, model, n=2)(images, CLASSES)
+    assert {one.shape[2:] for one in maps.values()} == {LAST[name][2]}
+    assert all(one.any() for one in maps.values())
+    subject = Subject(model)
+    recording = subject.record(images).of(CLASSES)
+    assert (recording.linear is not None) == (name in ("resnet", "swin"))
+    expected_layer, to_maps, _ = LAST[name]
+    if expected_layer:
+        assert subject.layer_name == expected_layer
+    if name == "dinov2":
+        return
+    kept = []
+    handle = subject.layer.register_forward_hook(lambda _, __, output: kept.append(output))
+    chosen = model(images).logits.gather(1, CLASSES)
+    handle.remove()
+    g = to_maps(torch.autograd.grad(chosen[:, 1].sum(), kept[0])[0])
+    expected = (g.mean(dim=(2, 3), keepdim=True) * to_maps(kept[0])).sum(dim=1).relu()
+    assert relative_error(maps["grad-cam"][:, 1], expected.detach()) < 1e-5
+
+
+def test_transformers_wrapper_of_timm_is_the_timm_model():
+    config = transformers.TimmWrapperConfig(architecture="test_resnet", num_labels=5, model_args={"num_classes": 5})
+    model, images = randomise(transformers.TimmWrapperForImageClassification(config)).eval(), torch.randn(2, 3, 96, 96)
+    for layer in (None, "layer3"):
+        expected = create_explainer("grad-cam", model.timm_model, layer)(images, CLASSES)
+        assert torch.equal(
+            create_explainer("grad-cam", model, layer and f"timm_model.{layer}")(images, CLASSES), expected
+        )
+
+
+def test_our_hugging_face_model_is_the_timm_model():
+    model, images = network("softcam_test_resnet")
+    twin = SoftCAMForImageClassification.from_timm(model).eval()
+    names = [*CAMS, "softcam"]
+    expected, found = (create_explainer(names, one, n=2)(images, CLASSES) for one in (model, twin))
+    for name in names:
+        assert torch.allclose(found[name], expected[name], atol=1e-6), name
+
+
+def test_any_module_will_do():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
+    )
+    images = torch.randn(2, 3, 20, 12)
+    maps = create_explainer(CAMS, model, n=2)(images, CLASSES)
+    assert {one.shape for one in maps.values()} == {(2, 2, 20, 12)}
+    by_hand = torch.einsum("bck,bkhw->bchw", model[4].weight[CLASSES], model[1](model[0](images))).relu()
+    assert relative_error(maps["cam"], by_hand.detach()) < 1e-5
+    assert torch.equal(create_explainer("cam", model, model[1])(images, CLASSES), maps["cam"])
+
+
+def test_images_that_are_not_square():
+    model, _ = network()
+    for layer, grid in ((None, (5, 3)), ("layer2", (20, 12))):
+        assert create_explainer("grad-cam", model, layer)(torch.randn(1, 3, 160, 96), 0).shape[2:] == grid
+
+
+def layout(shape, image=(224, 224), **hints):
+    found = find_layout(torch.zeros(shape), image, Hints(**hints))
+    return found.name, found.prefix_tokens, found.grid
+
+
+def test_layouts():
+    assert layout((2, 512, 7, 7))[0] == "NCHW"
+    assert layout((2, 7, 7, 512))[0] == "NHWC"
+    assert layout((2, 7, 5, 512), (210, 150))[0] == "NHWC"
+    assert layout((2, 512, 8, 5), (230, 150))[0] == "NCHW"
+    assert layout((2, 7, 7, 7), expected_layout="NHWC")[0] == "NHWC"
+    assert layout((2, 197, 768)) == ("NLC", 1, (14, 14))
+    assert layout((2, 261, 384), layout="NLC") == ("NLC", 5, (16, 16))
+    assert layout((2, 49, 64), expected_prefix=0) == ("NLC", 0, (7, 7))
+    assert layout((2, 1 + 12 * 8, 64), (192, 128)) == ("NLC", 1, (12, 8))
+    assert layout((2, 53, 60), prefix_tokens=4) == ("NLC", 4, (7, 7))
+
+
+@pytest.mark.parametrize(
+    ("shape", "hints", "expected"),
+    [
+        ((2, 7, 7, 7), {}, "can be read as NCHW and as NHWC: pass layout='NCHW' or layout='NHWC'"),
+        ((2, 7, 6, 512), {}, "in the shape of the image neither as NCHW nor NHWC: pass layout="),
+        (
+            (2, 61, 768),
+            {},
+            r"61 tokens fill a grid .* if no number up to 8 of them are class tokens: pass prefix_tokens",
+        ),
+        ((2, 49, 64), {}, r"\(2, 49, 64\) can be read as tokens \(B, L, K\) and as \(B, K, L\): pass layout='NLC'"),
+        ((2, 512), {}, r"shape \(2, 512\) has no locations: expected \(B, K, H, W\)"),
+        ((2, 512, 7, 7), {"layout": "NLC"}, r"layout='NLC' does not fit shape \(2, 512, 7, 7\)"),
+        ((2, 512, 7, 7), {"layout": "HWC"}, "unknown layout 'HWC': expected one of NCHW, NHWC, NLC"),
+        ((2, 3, 8), {"prefix_tokens": 3}, "prefix_tokens leaves 0 locations"),
+    ],
+)
+def test_layouts_that_cannot_be_read(shape, hints, expected):
+    with pytest.raises(ValueError, match=expected):
+        layout(shape, **hints)
+
+
+def test_swin_is_read_channels_last_and_a_hint_overrules():
+    model, images = network(
+        "swinv2_tiny_window8_256", 64, img_size=64, embed_dim=24, depths=(1, 1, 1, 1), window_size=2
+    )
+    assert Subject(model).record(images).features.shape == (2, 192, 2, 2)
+    assert Subject(model, "layers.1").record(images).features.shape == (2, 48, 8, 8)
+    assert Subject(model, "layers.1", layout="NCHW").record(images).features.shape == (2, 8, 8, 48)
+
+
+def test_class_tokens_alone_have_no_map():
+    model, images = network("test_vit", 160)
+    with pytest.raises(ValueError, match="^the logits read class tokens only at layer 'blocks.5'"):
+        create_explainer("grad-cam", model, "blocks.5")(images, 0)
+    subject = Subject(model)
+    subject.record(images)
+    assert subject.layer_name == "blocks.5.norm1"
+    pooled = Subject(timm.create_model("test_vit", num_classes=5, global_pool="avg").eval())
+    pooled.record(images)
+    assert pooled.layer_name == "forward_features"
+
+
+@pytest.mark.parametrize(
+    ("layer", "error", "expected"),
+    [
+        ("layer9", ValueError, "^ResNet has no layer 'layer9': expected a dotted path below conv1"),
+        (nn.Identity(), ValueError, "^layer is no module of this model: pass its dotted path"),
+        ("global_pool", ValueError, r"^layer 'global_pool': shape \(2, 96\) has no locations"),
+    ],
+)
+def test_layers_that_will_not_do(layer, error, expected):
+    model, images = network()
+    with pytest.raises(error, match=expected):
+        create_explainer("grad-cam", model, layer)(images, 0)
+
+
+class Odd(nn.Module):
+    """A network with layers that cannot be explained."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.unused, self.aside = (nn.Conv2d(3, 6, 1) for _ in range(3))
+        self.twice, self.fc, self.listing = nn.Conv2d(6, 6, 1), nn.Linear(6, 5), nn.Module()
+        self.listing.forward = lambda x: {"x": x}
+
+    def forward(self, x):
+        self.aside(x)
+        return self.fc(self.listing(self.twice(self.twice(self.conv(x))))["x"].mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("layer", "error", "expected"),
+    [
+        ("twice", ValueError, "^layer 'twice' ran 2 times in one forward pass: choose a layer that runs once$"),
+        ("unused", ValueError, "^layer 'unused' ran 0 times"),
+        ("aside", ValueError, "^the logits do not depend on layer 'aside': name another layer$"),
+        ("listing", TypeError, "^layer 'listing' gives no tensor but dict: choose another layer$"),
+    ],
+)
+def test_layers_that_run_oddly(layer, error, expected):
+    with pytest.raises(error, match=expected):
+        create_explainer("grad-cam", Odd(), layer)(torch.randn(2, 3, 8, 8), 0)
+
+
+def test_models_without_spatial_features():
+    images = torch.randn(1, 3, 240, 240)
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 240 * 240, 5))
+    with pytest.raises(ValueError, match="^Sequential has no spatial features to explain: pass layer="):
+        create_explainer("grad-cam", flat)(images, 0)
+    crossvit = timm.create_model("crossvit_tiny_240", num_classes=5).eval()
+    with pytest.raises(ValueError, match="^forward_features gives a list, which has no spatial features: pass layer="):
+        create_explainer("grad-cam", crossvit)(images, 0)
+    with pytest.raises(ValueError, match=r"^expected a classifier that gives logits \(B, C\), got"):
+        create_explainer("grad-cam", nn.Sequential(nn.Conv2d(3, 5, 3)), "0")(images, 0)
+    with pytest.raises(TypeError, match="^expected a model as a torch.nn.Module, got str$"):
+        create_explainer("grad-cam", "resnet18")
+
+
+def test_names_and_options_are_checked():
+    model, _ = network()
+    with pytest.raises(ValueError, match="^unknown explainer 'gradcam': did you mean 'grad-cam'"):
+        create_explainer("gradcam", model)
+    with pytest.raises(ValueError, match="^unknown explainer 'xyz': expected one of cam, grad-cam"):
+        create_explainer(["cam", "xyz"], model)
+    with pytest.raises(TypeError, match=r"^grad-cam: unknown option 'sigma', expected none$"):
+        create_explainer("grad-cam", model, sigma=1.0)
+    with pytest.raises(
+        TypeError, match=r"^fd-cam, smooth-grad-cam\+\+: unknown option 'm', expected batch, n, seed, sigma$"
+    ):
+        create_explainer(["fd-cam", "smooth-grad-cam++"], model, m=1)
+
+
+def test_a_norm_of_the_pooled_features_is_noted():
+    model = timm.create_model("softcam_convnext_atto", num_classes=5)
+    note = "the norm's statistic of the pooled features counts as a constant"
+    assert create_explainer("grad-cam", model).note == note
+    assert create_explainer("grad-cam", model, "backbone.stages.2").note == ""
+    assert create_explainer(["grad-cam"], network()[0]).note == ""
+
+
+def everything_hooked(model):
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return sum(len(getattr(module, name)) for module in model.modules() for name in names)
+
+
+def state_of(model):
+    return {
+        "modes": [module.training for module in model.modules()],
+        "hooks": everything_hooked(model),
+        "grads": [parameter.grad for parameter in model.parameters()],
+        "needs": [parameter.requires_grad for parameter in model.parameters()],
+        "values": [tensor.sum().item() for tensor in model.state_dict().values()],
+        "rng": torch.get_rng_state().tolist(),
+        "switches": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
+        "attributes": sorted(key for module in model.modules() for key in vars(module)),
+    }
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "cape_test_resnet"])
+def test_nothing_is_left_behind(name):
+    model, images = network(name)
+    model.train()
+    list(model.modules())[3].eval()
+    names = [*EVERYWHERE, *PIXELS, "integrated-gradients"]
+    before = state_of(model)
+    for layer in (None, "layer3" if name == "test_resnet" else "backbone.layer3"):
+        create_explainer(names, model, layer, **FEW)(images, CLASSES)
+        assert state_of(model) == before
+    assert images.grad is None
+    assert not images.requires_grad
+
+
+@pytest.mark.parametrize("method", ["grad-cam", "lift-cam", "fd-cam", "score-cam", *PIXELS])
+@pytest.mark.parametrize("layer", [None, "layer3"])
+@pytest.mark.parametrize("run", [0, 1, 2])
+def test_nothing_is_left_behind_by_an_exception(method, layer, run):
+    model, images = network()
+    runs = iter(range(100))
+
+    class Stumble(nn.Module):
+        def forward(self, x):
+            if next(runs) >= run:
+                raise KeyError("stumbled")
+            return x
+
+    model.fc = nn.Sequential(model.fc, Stumble())
+    before = state_of(model.train())
+    if run < 2 or method not in ("grad-cam", "lift-cam"):  # these are done by then
+        with pytest.raises(KeyError, match="stumbled"):
+            create_explainer(method, model, layer)(images, CLASSES)
+    assert state_of(model) == before
+
+
+@pytest.mark.parametrize("caller", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_frozen_models_and_callers_without_gradients(caller):
+    model, images = network()
+    names = [*EVERYWHERE, "lift-cam", *PIXELS]
+    expected = create_explainer(names, model, "layer3", **FEW)(images, CLASSES)
+    model.requires_grad_(False)
+    with caller():
+        found = create_explainer(names, model, "layer3", **FEW)(images.clone(), CLASSES.clone())
+        assert torch.is_inference_mode_enabled() == (caller is torch.inference_mode)
+    for name in names:
+        assert torch.allclose(found[name], expected[name], atol=1e-6), name
+        assert not found[name].requires_grad
+
+
+def test_weights_made_under_inference_mode_are_refused():
+    with torch.inference_mode():
+        model = timm.create_model("test_resnet", num_classes=5)
+    with pytest.raises(ValueError, match=r"^the model's weights were made under torch.inference_mode\(\)"):
+        create_explainer("grad-cam", model)(torch.randn(1, 3, 96, 96), 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_precisions(dtype):
+    model, images = network()
+    expected = create_explainer(CAMS, model, n=2)(images, CLASSES)
+    found = create_explainer(CAMS, model.to(dtype), n=2)(images.to(dtype), CLASSES)
+    for name in CAMS:
+        assert found[name].dtype == torch.promote_types(dtype, torch.float32)
+        if dtype == torch.float64:
+            assert relative_error(found[name].float(), expected[name]) < 1e-4, name
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("layer", [None, "layer3"])
+def test_on_a_gpu(layer):
+    model, images = network()
+    names = [*EVERYWHERE, "lift-cam", *PIXELS]
+    expected = create_explainer(names, model, layer, **FEW)(images, CLASSES)
+    found = create_explainer(names, model.cuda(), layer, **FEW)(images.cuda(), CLASSES)
+    for name in names:
+        assert relative_error(found[name].cpu(), expected[name]) < 1e-2, name
+
+
+def test_score_cam_shows_progress_if_asked(capsys):
+    model, images = network()
+    create_explainer("score-cam", model)(images, 0)
+    assert not capsys.readouterr().err
+    create_explainer("score-cam", model, progress=True)(images, 0)
+    assert "score-cam: 100%" in capsys.readouterr().err
