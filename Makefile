@@ -30,6 +30,7 @@ lint: $(STAMP) ## ruff
 bench: $(STAMP) ## measure speed side by side, then derive README's table from the rows
 	$(RUN) benchmarks/heads.py
 	$(RUN) benchmarks/import_time.py
+	$(RUN) benchmarks/training.py
 	$(RUN) benchmarks/tables.py
 
 table: $(STAMP) ## examine every architecture of the installed timm again

@@ -21,6 +21,16 @@ COLUMNS = {
     "control": "vanilla again (control)",
 }
 
+LESIONS = {
+    "test_accuracy": "accuracy",
+    "test_auc": "AUC",
+    "test_teacher_accuracy": "teacher",
+    "test_disagreement": "disagreement",
+    "test_calibration_error": "calibration error",
+    "test_sparseness": "map sparseness (Gini)",
+    "seconds": "seconds",
+}
+
 Row = dict[str, Any]
 
 
@@ -107,7 +117,47 @@ def import_table(rows: list[Row]) -> str:
     ) + markdown(["", "without `softcam_hub`", "with it", "added"], [[f"`{row['b']}`", *cells]])
 
 
-TABLES: dict[str, Callable[[list[Row]], str]] = {"heads": heads_table, "import": import_table}
+def lesions_table(rows: list[Row]) -> str:
+    """One line per recipe: scores on the test split, and what the run took."""
+    body = [[f"`{row['recipe']}`", f"`{row['model']}`", *(_score(row, name) for name in LESIONS)] for row in rows]
+    trained = [row for row in rows if "torch" in row]
+    where_run = sorted({f"{row['device']}, torch {row['torch']}, threads: {row['threads']}" for row in trained})
+    return (
+        "Scores on 600 generated test images of four classes (200 for the demo), one run each with seed 0; the floor "
+        "is a linear model on the mean colour. *Teacher* is the vanilla head that CAPE learnt from. Seconds are those of "
+        f"{'; '.join(where_run)}, on a machine that did other work too.\n\n"
+    ) + markdown(["recipe", "model", *LESIONS.values()], body)
+
+
+def training_table(rows: list[Row]) -> str:
+    """One line per setting: an epoch of post-fitting with and without the cache."""
+    body = [
+        [
+            f"`{row['model']}` at {row['image_size']} px, {row['images']} images, {row['classes']} classes",
+            *(f"{row[f'{side}_seconds']:.2f} s" for side in ("uncached", "cached")),
+            f"{row['ratio']:.0f} ({row['ratio_quartiles'][0]:.0f} to {row['ratio_quartiles'][1]:.0f})",
+        ]
+        for row in rows
+    ]
+    return (
+        "An epoch of post-fitting with the features of the frozen backbone computed anew, and read from the cache: "
+        f"medians of {rows[0]['pairs']} interleaved pairs, quartiles in brackets. {where(rows[0])}.\n\n"
+    ) + markdown(["model", "computed anew", "cached", "ratio"], body)
+
+
+def _score(row: Row, name: str) -> str:
+    value = row.get(name)
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if name == "seconds" else f"{100 * value:.1f} %" if "accuracy" in name else f"{value:.3f}"
+
+
+TABLES: dict[str, Callable[[list[Row]], str]] = {
+    "heads": heads_table,
+    "import": import_table,
+    "lesions": lesions_table,
+    "training": training_table,
+}
 
 
 def read_rows(name: str) -> list[Row]:

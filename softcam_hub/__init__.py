@@ -1,5 +1,7 @@
 """Any timm image classifier, made self-explaining. Importing this registers its models with timm and transformers."""
 
+from pathlib import Path as _Path
+
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 from transformers.models.timm_wrapper import TimmWrapperImageProcessor
 
@@ -19,7 +21,11 @@ from .registry import register as _register_architectures
 
 __version__ = "0.1.0"
 
+CAPE_LESIONS = _Path(__file__).parent / "assets" / "cape_lesions"
+"""A small model trained on generated lesions; load it as any model folder."""
+
 __all__ = [
+    "CAPE_LESIONS",
     "CAPEConfig",
     "CAPEForImageClassification",
     "CAPEModel",

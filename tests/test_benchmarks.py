@@ -32,3 +32,10 @@ def test_heads_benchmark_runs(tmp_path):
         "cape formula",
     }
     assert all(row["ratio"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_training_benchmark_runs():
+    done = run("benchmarks/training.py", "--quick")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["ratio"] > 1

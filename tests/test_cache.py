@@ -9,13 +9,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 from test_training import equal, part, settings, train, weights
+from timm.data import resolve_data_config
 
 from softcam_hub.data.images import Images
 from softcam_hub.data.loading import load_splits, make_transforms
 from softcam_hub.models.self_explaining import evaluation
 from softcam_hub.training.cache import INDEX, CachedFeatures, cached_features, key_of, make_room
 from softcam_hub.training.objective import make_model
-from softcam_hub.training.run import resolve_data_config
 
 FROZEN = {"model": "softcam_test_resnet", "freeze_backbone": True, "augment": False, "lr": 1.0}
 

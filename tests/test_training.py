@@ -24,11 +24,12 @@ from datasets import DatasetDict
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from timm.data import resolve_data_config
 from torch.utils.data import Dataset
 from transformers import AutoModelForImageClassification, pipeline
 
 from softcam_hub.data import load_lesions
-from softcam_hub.data.loading import Splits
+from softcam_hub.data.loading import Splits, make_transforms
 from softcam_hub.training import Config, NotFinite, make_config, parse, recipes, run
 from softcam_hub.training.config import SCORES, make_parser
 from softcam_hub.training.log import read
@@ -479,15 +480,14 @@ def test_the_curve_shows_both_heads(from_scratch):
     assert len(np.unique(pixels[:360, 560:].reshape(-1, 3), axis=0)) > 5
 
 
-def images(count=VALIDATION):
-    return list(load_lesions("test", count, SIZE)["image"])
+def images(split="test", count=VALIDATION):
+    return list(load_lesions(split, count, SIZE)["image"])
 
 
-def pixels_for(model):
-    from softcam_hub.training.run import make_transforms, resolve_data_config
-
+def pixels_for(model, pictures=None):
+    """Test images, or others, as the model is to see them."""
     transform = make_transforms(resolve_data_config({}, pretrained_cfg=dict(model.pretrained_cfg)))[1]
-    return torch.stack([transform(image) for image in images()])
+    return torch.stack([transform(image) for image in pictures or images()])
 
 
 def test_the_model_opens_through_every_door_and_scores_as_reported(from_scratch):
@@ -505,7 +505,7 @@ def test_the_model_opens_through_every_door_and_scores_as_reported(from_scratch)
     assert (logits.argmax(1) == labels).float().mean().item() == pytest.approx(metrics["test_accuracy"])
     assert F.cross_entropy(logits, labels).item() == pytest.approx(metrics["test_loss"], rel=1e-4)
     assert list(ours.config.id2label.values()) == CLASSES
-    answer = pipeline("image-classification", model=str(output / "model"))(images(1)[0], top_k=4)
+    answer = pipeline("image-classification", model=str(output / "model"))(images()[0], top_k=4)
     expected = dict(zip(CLASSES, logits[0].softmax(0).tolist(), strict=True))
     assert {row["label"]: row["score"] for row in answer} == pytest.approx(expected, abs=1e-4)
 
@@ -532,7 +532,7 @@ def test_the_black_box_opens_through_every_door(black_box):
     accuracy = (logits.argmax(1) == torch.arange(VALIDATION) % 4).float().mean().item()
     assert accuracy == pytest.approx(metrics["test_accuracy"])
     assert not (output / "twin").exists()
-    answer = pipeline("image-classification", model=str(output / "model"))(images(1)[0], top_k=4)
+    answer = pipeline("image-classification", model=str(output / "model"))(images()[0], top_k=4)
     assert {row["label"] for row in answer} == set(CLASSES)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from ..models.heads import EvidenceHead, at_least_float32
 from .deep_lift import deep_lift
@@ -171,8 +172,6 @@ def score_cam(recording: Recording, batch: int = 32, progress: bool = False) -> 
         batch: how many masked images run through the network at a time.
         progress: show a progress bar over the images.
     """
-    from tqdm import tqdm
-
     images = tqdm(recording.images, desc="score-cam", disable=not progress)
     pairs = zip(images, recording.features, recording.classes, strict=True)
     scores = torch.stack([_masked_logits(recording, *one, batch) for one in pairs])  # (B, k, K)

@@ -59,7 +59,7 @@ class Hints:
     Args:
         layout: one of `LAYOUTS`, given by the caller.
         prefix_tokens: how many tokens to leave out, given by the caller.
-        expected_layout: what 4-d features of this model or layer are when both readings fit.
+        expected_layout: what features of this model or layer are when several readings fit.
         expected_prefix: how many class tokens the model itself counts.
     """
 
@@ -79,9 +79,11 @@ class Hints:
 
 
 def hints_of(model: nn.Module, layout: str | None = None, prefix_tokens: int | None = None) -> Hints:
-    """What a timm model says of its own features, beside what the caller says."""
+    """What is known of the features of timm and transformers models, beside what the caller says."""
     inner = getattr(model, "backbone", model)
-    expected = getattr(inner, "output_fmt", None) if hasattr(inner, "forward_features") else None
+    if not hasattr(inner, "forward_features"):  # every transformer of transformers has its channels last
+        return Hints(layout, prefix_tokens, "NLC" if hasattr(getattr(model, "config", None), "patch_size") else None)
+    expected = getattr(inner, "output_fmt", None)
     return Hints(layout, prefix_tokens, getattr(expected, "value", expected), getattr(inner, "num_prefix_tokens", None))
 
 
@@ -130,7 +132,8 @@ def _find_tokens(raw: Tensor, image_size: tuple[int, int], hints: Hints) -> Layo
         raise ValueError(
             f"{length} tokens fill a grid in the shape of the image if {many} are class tokens: pass prefix_tokens=..."
         )
-    if hints.layout is None and hints.expected_prefix is None and _token_grids(channels, image_size):
+    known = hints.layout or hints.expected_layout == "NLC" or hints.expected_prefix is not None
+    if not known and _token_grids(channels, image_size):
         raise ValueError(f"{tuple(raw.shape)} can be read as tokens (B, L, K) and as (B, K, L): pass layout='NLC'")
     return Layout("NLC", *next(iter(grids.items())))
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..models.heads import SoftCAMHead
 from ..models.self_explaining import SelfExplaining
-from .layers import Hints, Layout, find_layout, first_tensor, hints_of, hooked, with_first_tensor
+from .layers import Layout, find_layout, first_tensor, hints_of, hooked, with_first_tensor
 from .recording import Recording
 
 Edit = Callable[[Tensor], Tensor]
@@ -97,11 +97,20 @@ class Subject:
             pass
         return self.run(image.expand(len(raws), -1, -1, -1), lambda _: raws)
 
-    def record(self, images: Tensor) -> "Recording":
-        """One forward pass; the first one also finds the layer, where none was named."""
-        if not self.settled:
-            self._settle(images[:1])
-        return self._record(images)
+    def record(self, images: Tensor) -> Recording:
+        """One forward pass; the first one also settles the layer, where none was named.
+
+        It is the last whose output has locations, and where the logits read class tokens only, the last that attention
+        reads.
+        """
+        if not self.settled and self.halves is None:
+            self._look_at(_last_map(self, images[:1]))
+        recording = self._record(images)
+        if not self.settled and recording.layout.prefix_tokens and not recording.reads_locations():
+            self._look_at(_last_read_by_class_tokens(self.model))
+            recording = self._record(images)
+        self.settled = True
+        return recording
 
     def _record(self, images: Tensor) -> "Recording":
         kept: list[Tensor] = []
@@ -130,15 +139,6 @@ class Subject:
             return find_layout(raw.detach(), tuple(images.shape[-2:]), self.hints.of_layer(self.layer))
         except ValueError as error:
             raise ValueError(f"layer {self.layer_name!r}: {error}") from error
-
-    def _settle(self, image: Tensor) -> None:
-        """Find the features before pooling; where only class tokens are read there, the last that attention reads."""
-        if self.halves is None:
-            self._look_at(_last_map(self, image))
-        recording = self._record(image)
-        if recording.layout.prefix_tokens and not recording.reads_locations():
-            self._look_at(_last_read_by_class_tokens(self.model))
-        self.settled = True
 
     def _look_at(self, name: str) -> None:
         self.layer, self.layer_name = self.model.get_submodule(name), name
@@ -196,29 +196,27 @@ def _find_layer(model: nn.Module, layer: str | nn.Module) -> nn.Module:
 def _last_map(subject: Subject, image: Tensor) -> str:
     """Path of the last module whose output has locations."""
     names = {module: name for name, module in subject.model.named_modules() if name}
-    found: list[str] = []
+    found: list[tuple[str, ValueError | None]] = []
 
     def note(module: nn.Module, _: Any, output: Any) -> None:
         tensor = first_tensor(output)
-        if tensor is not None and _has_locations(tensor, image, subject.hints.of_layer(module)):
-            found.append(names[module])
+        if tensor is None or tensor.ndim not in (3, 4) or len(tensor) != len(image) or 1 in tensor.shape[1:]:
+            return
+        try:
+            find_layout(tensor, tuple(image.shape[-2:]), subject.hints.of_layer(module))
+            found.append((names[module], None))
+        except ValueError as error:
+            found.append((names[module], error))
 
     with hooked(names, note):
         subject.logits(image)
-    if not found:
+    if not any(error is None for _, error in found):
         kind = type(subject.model).__name__
         raise ValueError(f"{kind} has no spatial features to explain: pass layer=... and layout=...")
-    return found[-1]
-
-
-def _has_locations(tensor: Tensor, image: Tensor, hints: Hints) -> bool:
-    if tensor.ndim not in (3, 4) or len(tensor) != len(image):
-        return False
-    try:
-        maps = find_layout(tensor, tuple(image.shape[-2:]), hints).to_maps(tensor)
-    except ValueError:
-        return False
-    return maps.shape[1] > 1 and maps.shape[2] * maps.shape[3] > 1
+    name, error = found[-1]
+    if error is not None:
+        raise ValueError(f"the last features are unclear, pass layer=...; at {name!r}: {error}") from error
+    return name
 
 
 def _last_read_by_class_tokens(model: nn.Module) -> str:

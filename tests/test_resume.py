@@ -1,0 +1,424 @@
+"""Runs that are killed and go on, runs of two processes, and the command line: all in processes of their own.
+
+Processes are forked from a server that has imported everything already, and are killed with all that they started.
+"""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from test_training import (
+    TRAIN,
+    VALIDATION,
+    Noise,
+    equal,
+    images,
+    largest_difference,
+    part,
+    pixels_for,
+    settings,
+    train,
+    training_of,
+    weights,
+)
+from transformers import AutoModelForImageClassification
+
+from softcam_hub.models.losses import cross_entropy
+from softcam_hub.training import run
+from softcam_hub.training.log import read
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["test_training"])
+PATIENCE = 120
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(job, *arguments, processes=1):
+    """`job(*arguments)` in processes that find one another as a launcher's do."""
+    port = free_port()
+    ranks = [FORKS.Process(target=_rank, args=(rank, processes, port, job, arguments)) for rank in range(processes)]
+    for process in ranks:
+        process.start()
+    return ranks
+
+
+def _rank(rank, processes, port, job, arguments):
+    os.setpgrp()
+    torch.set_num_threads(1)
+    if processes > 1:
+        numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+        os.environ.update({name: str(value) for name, value in {**numbers, **where}.items()})
+    job(*arguments)
+    os._exit(0)  # gloo sometimes aborts on the way out
+
+
+def finish(ranks):
+    for process in ranks:
+        process.join(PATIENCE)
+    assert [process.exitcode for process in ranks] == [0] * len(ranks)
+
+
+def run_in(processes, output, **changes):
+    finish(start(run, settings(output, **changes), processes=processes))
+    return json.loads((Path(output) / "metrics.json").read_text())
+
+
+def kill_when(moment, ranks):
+    """Kill all processes as soon as `moment()`; they must not have ended by themselves."""
+    patience = time.monotonic() + PATIENCE
+    while not moment():
+        assert all(process.is_alive() for process in ranks), "ended before it could be killed"
+        assert time.monotonic() < patience
+        time.sleep(0.001)
+    for process in ranks:
+        os.killpg(process.pid, signal.SIGKILL)
+    for process in ranks:
+        process.join(PATIENCE)
+        assert process.exitcode == -signal.SIGKILL
+
+
+def updates(output):
+    """How many updates a run has logged."""
+    log = output / "log.jsonl"
+    return max((line["step"] for line in read(log)), default=0) if log.exists() else 0
+
+
+def drafts(folder):
+    return folder.is_dir() and any(path.suffix == ".unfinished" for path in folder.iterdir())
+
+
+# --- kill -9 ---------------------------------------------------------------------------------------------------------
+
+RANDOM = {
+    "mode": "from-scratch",
+    "model_args": "output_stride=8 drop_rate=0.3 drop_path_rate=0.2",
+    "color_jitter": 0.3,
+    "erase": 0.3,
+    "batch_size": 4,
+    "epochs": 4,
+    "checkpoint_steps": 2,
+}
+ADAM = {"optimizer": "adamw", "lr": 3e-3}
+KILLED = {
+    "adamw, average, accumulation": (1, {**ADAM, "ema": 0.7, "accumulation": 2}),
+    "workers": (1, {**ADAM, "batch_size": 8, "workers": 2, "balance": "sampling"}),
+    "two processes": (2, {"ema": 0.7, "clip_grad": 1.0}),
+    "two processes, accumulation, workers": (2, {**ADAM, "batch_size": 2, "accumulation": 2, "workers": 1}),
+}
+
+
+@pytest.mark.parametrize("name", KILLED)
+def test_a_run_that_is_killed_over_and_over_ends_with_the_same_bits(name, tmp_path):
+    processes, changes = KILLED[name]
+    options = {**RANDOM, **changes}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    expected = run_in(processes, whole, **options)
+    total = updates(whole)
+    assert total == 4 * 6
+    chance = random.Random(name)
+    steps = sorted(chance.sample(range(total - 1), 6))
+    for number, step in enumerate(steps):
+        while_saving, delay = number % 2, chance.uniform(0, 0.05)
+
+        def moment(step=step, while_saving=while_saving, delay=delay):
+            if updates(broken) < step or (while_saving and not drafts(broken / "checkpoints")):
+                return False
+            time.sleep(0 if while_saving else delay)
+            return True
+
+        kill_when(moment, start(run, settings(broken, **options, resume=number > 0), processes=processes))
+    found = run_in(processes, broken, **options, resume=True)
+    assert equal(weights(broken), weights(whole))
+    assert equal(weights(broken, "twin"), weights(whole, "twin"))
+    assert {**found, "seconds": 0} == {**expected, "seconds": 0}
+    assert read(broken / "log.jsonl") == read(whole / "log.jsonl")
+    assert [path.name for path in (broken / "checkpoints").iterdir()] == [f"step-{total:09d}"]
+
+
+def test_a_kill_at_the_very_end_is_made_good(tmp_path):
+    train(tmp_path / "whole", epochs=1)
+    broken = tmp_path / "broken"
+    kill_when(lambda: (broken / "model").is_dir(), start(run, settings(broken, epochs=1)))
+    assert not (broken / "metrics.json").exists()
+    train(broken, epochs=1, resume=True)
+    assert equal(weights(broken), weights(tmp_path / "whole"))
+    assert not (broken / "best").exists()
+
+
+# --- what cannot be resumed ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cut_off(tmp_path_factory):
+    """A run that was killed in its second epoch."""
+    output = tmp_path_factory.mktemp("runs") / "cut_off"
+    kill_when(lambda: updates(output) > 7, start(run, settings(output, **RANDOM, ema=0.7)))
+    return output
+
+
+@pytest.fixture
+def broken(cut_off, tmp_path):
+    return shutil.copytree(cut_off, tmp_path / "copy")
+
+
+def resume(output, **changes):
+    return train(output, **{**RANDOM, "ema": 0.7, "resume": True, **changes})
+
+
+def test_other_settings_cannot_go_on(broken):
+    with pytest.raises(
+        ValueError, match="cannot resume: .*settings.yaml says lr=0.02, but now it is 0.5; use the same"
+    ):
+        resume(broken, lr=0.5)
+    with pytest.raises(FileExistsError, match="holds an earlier run"):
+        resume(broken, resume=False)
+
+
+def test_what_changes_nothing_may_change(broken, cut_off, tmp_path):
+    resume(broken, log_steps=3, checkpoint_steps=5, workers=1)
+    again = shutil.copytree(cut_off, tmp_path / "again")
+    resume(again)
+    assert equal(weights(broken), weights(again))
+
+
+def refused(output, message, **changes):
+    with pytest.raises(ValueError, match=message):
+        run(settings(output, **{**RANDOM, "ema": 0.7, "resume": True, **changes}))
+
+
+def test_another_number_of_processes_cannot_go_on(broken):
+    finish(start(refused, broken, "written by 1 processes, but this run has 2: resume with as many", processes=2))
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.bin", "average.safetensors", "progress.json", "random_states_0.pkl"]
+)
+def test_a_damaged_checkpoint_is_named(name, broken):
+    file = next((broken / "checkpoints").glob(f"step-*/{name}"))
+    os.truncate(file, file.stat().st_size // 2)
+    with pytest.raises(ValueError, match=f"{file.parent} is damaged: .*--overwrite"):
+        resume(broken)
+
+
+def test_without_a_checkpoint_it_begins_again(broken, tmp_path):
+    shutil.rmtree(broken / "checkpoints")
+    resume(broken)
+    train(tmp_path / "whole", **RANDOM, ema=0.7)
+    assert equal(weights(broken), weights(tmp_path / "whole"))
+    assert read(broken / "log.jsonl") == read(tmp_path / "whole" / "log.jsonl")
+
+
+def test_without_a_run_there_is_nothing_to_resume(tmp_path):
+    with pytest.raises(
+        OSError, match="there is no run in .*/none to go on with: leave --resume out, or check --output"
+    ):
+        resume(tmp_path / "none")
+
+
+def test_a_finished_run_stays_as_it_is(broken):
+    metrics = resume(broken)
+    before = {path: path.stat().st_mtime_ns for path in (broken / "model").iterdir()}
+    assert resume(broken) == metrics
+    assert {path: path.stat().st_mtime_ns for path in (broken / "model").iterdir()} == before
+
+
+# --- two processes ---------------------------------------------------------------------------------------------------
+
+
+def ask(output, samples, epochs):
+    training_of(output, samples, batch_size=4, epochs=epochs).fit()
+    (output / f"{os.environ['RANK']}.json").write_text(json.dumps(samples.asked))
+
+
+def test_two_processes_see_every_image_once_between_them(tmp_path):
+    finish(start(ask, tmp_path, Noise(26), 3, processes=2))
+    asked = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    one = Noise(26)
+    training_of(tmp_path / "one", one, epochs=3).fit()
+    for epoch in range(3):
+        first, second = ([index for number, index in each if number == epoch] for each in asked)
+        assert len(first) == len(second) == 12
+        assert len({*first, *second}) == 24, "no image twice, the rest of 2 is dropped"
+        alone = [index for number, index in one.asked if number == epoch]
+        for step in range(3):
+            together = first[4 * step : 4 * step + 4] + second[4 * step : 4 * step + 4]
+            assert together == alone[8 * step : 8 * step + 8], "one update sees the same images"
+
+
+EXACT = {"model": "cape_test_convnext", "mode": "from-scratch", "color_jitter": 0.3, "erase": 0.3}
+"""No BatchNorm and no dropout: nothing knows how a batch is divided."""
+
+
+def test_two_processes_learn_what_one_learns_from_the_whole_batch(tmp_path):
+    one = train(tmp_path / "one", **EXACT)
+    two = run_in(2, tmp_path / "two", **EXACT, batch_size=4)
+    start_weights = train(tmp_path / "start", **EXACT, lr=0)
+    assert start_weights["epoch"] == 1
+    moved = largest_difference(weights(tmp_path / "one"), weights(tmp_path / "start"))
+    assert largest_difference(weights(tmp_path / "one"), weights(tmp_path / "two")) < 1e-4 * moved
+    assert (one.pop("processes"), two.pop("processes")) == (1, 2)
+    compared = {name: value for name, value in one.items() if isinstance(value, float) and name != "seconds"}
+    assert {name: two[name] for name in compared} == pytest.approx(compared, abs=1e-4)
+    lines = zip(read(tmp_path / "one" / "log.jsonl"), read(tmp_path / "two" / "log.jsonl"), strict=True)
+    for alone, together in ((a, b) for a, b in lines if "epoch" in a):
+        assert together == pytest.approx(alone, abs=1e-4)
+
+
+def test_every_image_counts_once_in_an_evaluation_by_two_processes(tmp_path):
+    assert VALIDATION % 2 == 1, "one process has an image more than the other"
+    options = {**EXACT, "lr": 0, "epochs": 1}
+    one, two = train(tmp_path / "one", **options, batch_size=8), run_in(2, tmp_path / "two", **options, batch_size=4)
+    scores = {name: value for name, value in one.items() if name.startswith(("test_", "validation_"))}
+    assert len(scores) == 13
+    assert {name: two[name] for name in scores} == pytest.approx(scores, abs=1e-6)
+
+
+def test_what_is_scored_is_what_is_saved(tmp_path):
+    """BatchNorm's statistics are those of one process, also in the images that the other one scores."""
+    for name, options in {"plain": {}, "average": {"ema": 0.7}}.items():
+        metrics = run_in(2, tmp_path / name, batch_size=4, lr=0.2, select="loss", test_split="", **options)
+        model = AutoModelForImageClassification.from_pretrained(tmp_path / name / "model").eval()
+        with torch.no_grad():
+            logits = model(pixels_for(model, images("validation"))).logits
+        loss = cross_entropy(logits, torch.arange(VALIDATION) % 4).item()
+        assert metrics["validation_loss"] == pytest.approx(loss, rel=1e-5)
+
+
+FROZEN = {"model": "softcam_test_resnet", "freeze_backbone": True, "augment": False, "lr": 1.0}
+
+
+def test_caches_of_any_number_of_processes_serve_any_other(tmp_path):
+    train(tmp_path / "without", **FROZEN, cache_features=False)
+    expected = weights(tmp_path / "without")
+    for writers, readers in ((2, 1), (1, 2)):
+        cache = tmp_path / f"{writers} writers"
+        for number, processes in enumerate((writers, readers)):
+            output = tmp_path / f"{writers}-{number}"
+            run_in(processes, output, **FROZEN, batch_size=8 // processes, cache_dir=str(cache))
+            assert largest_difference(weights(output), expected) < 1e-5
+            assert equal(part(weights(output), "backbone."), part(expected, "backbone."))
+        assert len(list(cache.iterdir())) == 2
+        assert all(len(list(folder.glob("*.bin"))) == writers for folder in cache.iterdir())
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_kill_while_features_are_computed_leaves_nothing_to_read(processes, tmp_path):
+    output, options = tmp_path / "run", {**FROZEN, "batch_size": 2}
+    kill_when(lambda: drafts(output / "features"), start(run, settings(output, **options), processes=processes))
+    assert [path.suffix for path in (output / "features").iterdir()] == [".unfinished"]
+    run_in(processes, output, **options, resume=True)
+    run_in(processes, tmp_path / "whole", **options)
+    assert equal(weights(output), weights(tmp_path / "whole"))
+    assert not drafts(output / "features")
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+SCRIPT = str(ROOT / "train_accelerate.py")
+LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+
+
+def flags(output, **changes):
+    config = settings(output, **changes)
+    return [
+        f"--{name}={value}"
+        for group in dataclasses.fields(config)
+        for name, value in dataclasses.asdict(getattr(config, group.name)).items()
+        if value is not None
+    ]
+
+
+def command(*arguments):
+    """A process group of its own with what Python is to run."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *arguments], **pipes, env=environment, start_new_session=True, cwd=ROOT)
+
+
+def launched(output, **changes):
+    return command(*LAUNCH, "--main_process_port", str(free_port()), SCRIPT, *flags(output, **changes))
+
+
+def wait_until(moment, process):
+    patience = time.monotonic() + PATIENCE
+    while not moment():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < patience
+        time.sleep(0.005)
+
+
+def test_accelerate_launch_killed_and_resumed(tmp_path):
+    options = {**RANDOM, "epochs": 3}
+    run_in(2, tmp_path / "whole", **options)
+    broken = tmp_path / "broken"
+    process = launched(broken, **options)
+    wait_until(lambda: updates(broken) >= 8, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    process = launched(broken, **options, resume=True)
+    out, error = process.communicate(timeout=PATIENCE)
+    assert "going on after update" in out, error
+    assert json.loads((broken / "metrics.json").read_text())["processes"] == 2
+    assert equal(weights(broken), weights(tmp_path / "whole"))
+    assert read(broken / "log.jsonl") == read(tmp_path / "whole" / "log.jsonl")
+
+
+def test_help_groups_the_settings():
+    out, error = command(SCRIPT, "--help").communicate(timeout=PATIENCE)
+    for title in ("model:", "data:", "augmentation:", "optimization:", "run:", "Recipes:"):
+        assert f"\n{title}" in out, error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--epocs", "3"], "unknown option '--epocs': did you mean epochs?; see --help"),
+        (["--data", "/no/such/folder", "--model", "test_resnet"], "there is no folder /no/such/folder"),
+    ],
+)
+def test_a_mistake_ends_with_a_sentence(arguments, sentence, tmp_path):
+    process = command(SCRIPT, *arguments, *(["--output", str(tmp_path)] if "--data" in arguments else []))
+    _, error = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert f"train_accelerate.py: error: {sentence}" in error
+    assert "Traceback" not in error
+
+
+def test_an_interruption_ends_with_a_sentence(tmp_path):
+    process = command(SCRIPT, *flags(tmp_path, epochs=500))
+    wait_until(lambda: updates(tmp_path) >= 3, process)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130
+    assert "interrupted; --resume goes on from the last checkpoint" in error
+    assert "Traceback" not in error
+
+
+def test_a_compiled_network_learns_the_same(tmp_path):
+    options = {"model": "cape_test_convnext", "epochs": 1, "lr": 0.1, "ema": 0.5, "train_count": TRAIN}
+    train(tmp_path / "plain", **options)
+    train(tmp_path / "compiled", **options, compile=True)
+    train(tmp_path / "start", **{**options, "lr": 0})
+    moved = largest_difference(weights(tmp_path / "plain"), weights(tmp_path / "start"))
+    assert largest_difference(weights(tmp_path / "plain"), weights(tmp_path / "compiled")) < 1e-3 * moved

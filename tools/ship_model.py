@@ -1,0 +1,31 @@
+"""Put the result of a training run into the package, as the small model that examples, demo and tests run on.
+
+python benchmarks/lesions.py lesions-cape    # trains it, and keeps the row of its scores
+python tools/ship_model.py runs/lesions-cape
+
+The model's code is left out: the package has it.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+ASSET = Path(__file__).parents[1] / "softcam_hub" / "assets" / "cape_lesions"
+FILES = {
+    "model/config.json": "config.json",
+    "model/model.safetensors": "model.safetensors",
+    "model/README.md": "README.md",
+    "settings.yaml": "recipe.yaml",
+    "metrics.json": "metrics.json",
+}
+
+
+def main() -> None:
+    run = Path(sys.argv[1])
+    ASSET.mkdir(parents=True, exist_ok=True)
+    for source, name in FILES.items():
+        shutil.copyfile(run / source, ASSET / name)
+
+
+if __name__ == "__main__":
+    main()
