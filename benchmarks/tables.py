@@ -124,7 +124,7 @@ def lesions_table(rows: list[Row]) -> str:
     where_run = sorted({f"{row['device']}, torch {row['torch']}, threads: {row['threads']}" for row in trained})
     return (
         "Scores on 600 generated test images of four classes (200 for the demo), one run each with seed 0; the floor "
-        "is a linear model on the mean colour. *Teacher* is the vanilla head that CAPE learnt from. Seconds are those of "
+        "is a linear model on the mean colour. *Teacher* is the vanilla head that CAPE learnt from. Seconds are of "
         f"{'; '.join(where_run)}, on a machine that did other work too.\n\n"
     ) + markdown(["recipe", "model", *LESIONS.values()], body)
 

@@ -5,6 +5,7 @@ from pathlib import Path as _Path
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 from transformers.models.timm_wrapper import TimmWrapperImageProcessor
 
+from .explain.explainers import create_explainer, list_explainers
 from .explanation_scores import load_scores
 from .export import export_onnx
 from .models.classifier import Classifier, build, convert, to_vanilla
@@ -37,7 +38,9 @@ __all__ = [
     "SoftCAMModel",
     "build",
     "convert",
+    "create_explainer",
     "export_onnx",
+    "list_explainers",
     "load_scores",
     "to_vanilla",
 ]

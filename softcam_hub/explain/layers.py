@@ -81,8 +81,10 @@ class Hints:
 def hints_of(model: nn.Module, layout: str | None = None, prefix_tokens: int | None = None) -> Hints:
     """What is known of the features of timm and transformers models, beside what the caller says."""
     inner = getattr(model, "backbone", model)
-    if not hasattr(inner, "forward_features"):  # every transformer of transformers has its channels last
-        return Hints(layout, prefix_tokens, "NLC" if hasattr(getattr(model, "config", None), "patch_size") else None)
+    if not hasattr(inner, "forward_features"):
+        config = getattr(model, "config", None)
+        config = getattr(config, "vision_config", config)  # CLIP and its like keep it there
+        return Hints(layout, prefix_tokens, "NLC" if hasattr(config, "patch_size") else None)
     expected = getattr(inner, "output_fmt", None)
     return Hints(layout, prefix_tokens, getattr(expected, "value", expected), getattr(inner, "num_prefix_tokens", None))
 
