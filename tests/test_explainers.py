@@ -96,7 +96,7 @@ def test_an_images_map_depends_on_its_own_class_and_not_on_its_batch(name):
 
 def test_class_lists():
     model, images = network()
-    explainer = create_explainer("grad-cam", model)
+    explainer = create_explainer("grad-cam", model, signed=True)
     maps = explainer(images, [[0, 1, 2, 3, 4]])
     assert torch.allclose(explainer(images, 3), maps[:, 3:4], atol=1e-6)
     by_image = torch.stack([maps[0, 2:3], maps[1, 4:5]])

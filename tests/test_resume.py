@@ -3,9 +3,10 @@
 Processes are forked from a server that has imported everything already, and are killed with all that they started.
 """
 
+import contextlib
 import dataclasses
 import json
-import multiprocessing
+import multiprocessing.forkserver
 import os
 import random
 import shutil
@@ -42,8 +43,15 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["test_training"])
+FORKS.set_forkserver_preload(["test_resume"])
 PATIENCE = 120
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _server():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # before Python 3.12 a server knows no other path
+        multiprocessing.forkserver.ensure_running()
 
 
 def free_port():
@@ -75,7 +83,16 @@ def _rank(rank, processes, port, job, arguments):
 def finish(ranks):
     for process in ranks:
         process.join(PATIENCE)
-    assert [process.exitcode for process in ranks] == [0] * len(ranks)
+    codes = [process.exitcode for process in ranks]
+    kill(ranks)
+    assert codes == [0] * len(ranks)
+
+
+def kill(ranks):
+    for process in ranks:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.join(PATIENCE)
 
 
 def run_in(processes, output, **changes):
@@ -86,25 +103,27 @@ def run_in(processes, output, **changes):
 def kill_when(moment, ranks):
     """Kill all processes as soon as `moment()`; they must not have ended by themselves."""
     patience = time.monotonic() + PATIENCE
-    while not moment():
-        assert all(process.is_alive() for process in ranks), "ended before it could be killed"
-        assert time.monotonic() < patience
-        time.sleep(0.001)
-    for process in ranks:
-        os.killpg(process.pid, signal.SIGKILL)
-    for process in ranks:
-        process.join(PATIENCE)
-        assert process.exitcode == -signal.SIGKILL
+    try:
+        while not moment():
+            assert all(process.is_alive() for process in ranks), "ended before it could be killed"
+            assert time.monotonic() < patience
+            time.sleep(0.001)
+    finally:
+        kill(ranks)
+    assert [process.exitcode for process in ranks] == [-signal.SIGKILL] * len(ranks)
 
 
-def updates(output):
-    """How many updates a run has logged."""
+def updates(output, since=0.0):
+    """How many updates a run has logged that began then."""
     log = output / "log.jsonl"
-    return max((line["step"] for line in read(log)), default=0) if log.exists() else 0
+    if not log.exists() or log.stat().st_mtime < since:
+        return 0
+    return max((line["step"] for line in read(log)), default=0)
 
 
-def drafts(folder):
-    return folder.is_dir() and any(path.suffix == ".unfinished" for path in folder.iterdir())
+def drafts(folder, since=0.0):
+    """Whether something is being written there."""
+    return any(path.stat().st_mtime > since for path in folder.glob("*.unfinished"))
 
 
 # --- kill -9 ---------------------------------------------------------------------------------------------------------
@@ -138,10 +157,10 @@ def test_a_run_that_is_killed_over_and_over_ends_with_the_same_bits(name, tmp_pa
     chance = random.Random(name)
     steps = sorted(chance.sample(range(total - 1), 6))
     for number, step in enumerate(steps):
-        while_saving, delay = number % 2, chance.uniform(0, 0.05)
+        while_saving, delay, began = number % 2, chance.uniform(0, 0.05), time.time()
 
-        def moment(step=step, while_saving=while_saving, delay=delay):
-            if updates(broken) < step or (while_saving and not drafts(broken / "checkpoints")):
+        def moment(step=step, while_saving=while_saving, delay=delay, began=began):
+            if updates(broken, began) < step or (while_saving and not drafts(broken / "checkpoints", began)):
                 return False
             time.sleep(0 if while_saving else delay)
             return True
@@ -374,7 +393,9 @@ def test_accelerate_launch_killed_and_resumed(tmp_path):
     broken = tmp_path / "broken"
     process = launched(broken, **options)
     wait_until(lambda: updates(broken) >= 8, process)
-    os.killpg(process.pid, signal.SIGKILL)
+    ranks = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=True)
+    for group in [process.pid, *map(int, ranks.stdout.split())]:  # every rank has a group of its own
+        os.killpg(group, signal.SIGKILL)
     process.communicate()
     process = launched(broken, **options, resume=True)
     out, error = process.communicate(timeout=PATIENCE)
