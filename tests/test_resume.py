@@ -71,12 +71,16 @@ def start(job, *arguments, processes=1):
 
 def _rank(rank, processes, port, job, arguments):
     os.setpgrp()
+    multiprocessing.set_start_method("fork", force=True)  # of loaders' workers
     torch.set_num_threads(1)
     if processes > 1:
         numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
         os.environ.update({name: str(value) for name, value in {**numbers, **where}.items()})
     job(*arguments)
+    sys.stdout.flush()
+    if processes > 1:
+        time.sleep(0.5)  # the other one may still be reading from this one
     os._exit(0)  # gloo sometimes aborts on the way out
 
 
