@@ -48,6 +48,14 @@ PATIENCE = 120
 
 
 @pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the same bits here and in the processes that are started
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", autouse=True)
 def _server():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # before Python 3.12 a server knows no other path
@@ -224,18 +232,17 @@ def test_what_changes_nothing_may_change(broken, cut_off, tmp_path):
     assert equal(weights(broken), weights(again))
 
 
-def refused(output, message, **changes):
+def refused(config, message):
     with pytest.raises(ValueError, match=message):
-        run(settings(output, **{**RANDOM, "ema": 0.7, "resume": True, **changes}))
+        run(config)
 
 
 def test_another_number_of_processes_cannot_go_on(broken):
-    finish(start(refused, broken, "written by 1 processes, but this run has 2: resume with as many", processes=2))
+    config = settings(broken, **RANDOM, ema=0.7, resume=True)
+    finish(start(refused, config, "written by 1 processes, but this run has 2: resume with as many", processes=2))
 
 
-@pytest.mark.parametrize(
-    "name", ["model.safetensors", "optimizer.bin", "average.safetensors", "progress.json", "random_states_0.pkl"]
-)
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "average.safetensors", "progress.json"])
 def test_a_damaged_checkpoint_is_named(name, broken):
     file = next((broken / "checkpoints").glob(f"step-*/{name}"))
     os.truncate(file, file.stat().st_size // 2)
@@ -300,11 +307,12 @@ def test_two_processes_learn_what_one_learns_from_the_whole_batch(tmp_path):
     moved = largest_difference(weights(tmp_path / "one"), weights(tmp_path / "start"))
     assert largest_difference(weights(tmp_path / "one"), weights(tmp_path / "two")) < 1e-4 * moved
     assert (one.pop("processes"), two.pop("processes")) == (1, 2)
-    compared = {name: value for name, value in one.items() if isinstance(value, float) and name != "seconds"}
-    assert {name: two[name] for name in compared} == pytest.approx(compared, abs=1e-4)
+    smooth = {name: value for name, value in one.items() if name.endswith(("loss", "confidence", "sparseness"))}
+    assert {name: two[name] for name in smooth} == pytest.approx(smooth, abs=1e-4)
     lines = zip(read(tmp_path / "one" / "log.jsonl"), read(tmp_path / "two" / "log.jsonl"), strict=True)
     for alone, together in ((a, b) for a, b in lines if "epoch" in a):
-        assert together == pytest.approx(alone, abs=1e-4)
+        means = {name: value for name, value in alone.items() if name.endswith(("loss", "confidence"))}
+        assert {name: together[name] for name in means} == pytest.approx(means, abs=1e-4)
 
 
 def test_every_image_counts_once_in_an_evaluation_by_two_processes(tmp_path):
@@ -430,14 +438,24 @@ def test_a_mistake_ends_with_a_sentence(arguments, sentence, tmp_path):
     assert "Traceback" not in error
 
 
-def test_an_interruption_ends_with_a_sentence(tmp_path):
-    process = command(SCRIPT, *flags(tmp_path, epochs=500))
-    wait_until(lambda: updates(tmp_path) >= 3, process)
+def test_an_interrupted_command_says_how_to_go_on_and_does(tmp_path):
+    options, broken = {**RANDOM, "mode": "direct", "ema": 0.7, "epochs": 6}, tmp_path / "broken"
+    run_in(1, tmp_path / "whole", **options)
+    process = command(SCRIPT, *flags(broken, **options))
+    wait_until(lambda: updates(broken) >= 3, process)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert "interrupted; --resume goes on from the last checkpoint" in error
     assert "Traceback" not in error
+    process = command(SCRIPT, *flags(broken, **options, resume=True))
+    wait_until(lambda: updates(broken) >= 20, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    out, error = command(SCRIPT, *flags(broken, **options, resume=True)).communicate(timeout=PATIENCE)
+    assert "going on after update" in out, error
+    assert equal(weights(broken), weights(tmp_path / "whole"))
+    assert read(broken / "log.jsonl") == read(tmp_path / "whole" / "log.jsonl")
 
 
 def test_a_compiled_network_learns_the_same(tmp_path):

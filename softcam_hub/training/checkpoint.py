@@ -64,16 +64,16 @@ class Checkpoints:
         last = self.last()
         if last is None:
             return None
-        progress = json.loads((last / PROGRESS).read_text())
-        if progress["processes"] != self.accelerator.num_processes:
-            raise ValueError(
-                f"{last} was written by {progress['processes']} processes, but this run has "
-                f"{self.accelerator.num_processes}: resume with as many"
-            )
         try:
-            self.accelerator.load_state(str(last))
-            if self.average is not None:
-                self.average.load_state_dict(load_file(last / AVERAGE))
+            progress = json.loads((last / PROGRESS).read_text())
+            if progress["processes"] == self.accelerator.num_processes:
+                self.accelerator.load_state(str(last))
+                if self.average is not None:
+                    self.average.load_state_dict(load_file(last / AVERAGE))
+                return progress
         except Exception as error:  # files that were cut off or changed raise errors of many kinds
-            raise ValueError(f"{last} is damaged: {error}. Delete it and --overwrite the run") from error
-        return progress
+            raise ValueError(f"{last} is damaged: {error}. Start the run again with --overwrite") from error
+        raise ValueError(
+            f"{last} was written by {progress['processes']} processes, but this run has "
+            f"{self.accelerator.num_processes}: resume with as many"
+        )

@@ -103,6 +103,7 @@ def _train(config: Config) -> dict[str, Any]:
     training.fit()
     metrics = _finish(config, training, splits, output)
     metrics |= {"seconds": round(time.monotonic() - began, 1), "processes": accelerator.num_processes, **_versions()}
+    accelerator.wait_for_everyone()  # has loaded what is tidied away now
     if accelerator.is_main_process:
         _leave(config, training, metrics, output)
     accelerator.wait_for_everyone()
