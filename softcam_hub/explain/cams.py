@@ -11,7 +11,9 @@
 - FD-CAM and Score-CAM work on logits. Score-CAM's baseline cancels in its softmax and is not computed.
 """
 
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import product
 
 import numpy as np
 import torch
@@ -23,7 +25,7 @@ from ..models.heads import EvidenceHead, at_least_float32
 from .deep_lift import deep_lift
 from .recording import Recording
 
-_ROWS = 256
+_ROWS = 128
 """Rows of FD-CAM's similarities that are compared at a time, so that they stay in the processor's cache."""
 
 
@@ -120,21 +122,23 @@ def fd_cam(recording: Recording, batch: int = 32) -> Tensor:
     if recording.linear is not None:
         slopes = recording.weights / _locations(recording)
         shares = recording.weights * recording.pooled[:, None]  # (B, k, K)
-        grouped = torch.stack([_sum_over_similar(*pair) for pair in zip(recording.features, shares, strict=True)])
-        scores = recording.linear[1][recording.classes][..., None] + 2 * grouped
+        scores = recording.linear[1][recording.classes][..., None] + 2 * _sums_over_similar(recording.features, shares)
     else:
         slopes = recording.gradient.mean(dim=(3, 4))
         scores = torch.stack([_group_scores(recording, index, batch) for index in range(len(recording.features))])
     return combine(_minmax(scores).exp() * _minmax(slopes) - 0.5, recording.features)
 
 
-def _similar_channels(features: Tensor, rows: int) -> Iterator[Tensor]:
-    """S for `rows` channels at a time, (rows, K) of ones and zeros, of one image's features (K, H, W)."""
-    directions = F.normalize(features.flatten(1), dim=1)
+def _directions(features: Tensor) -> Tensor:
+    """Channels (..., K, H, W) as unit vectors (..., K, HW)."""
+    return F.normalize(features.flatten(-2), dim=-1)
+
+
+def _similar_channels(directions: Tensor, rows: slice) -> Tensor:
+    """S of the channels in `rows` as ones and zeros, (rows, K), of one image's directions (K, HW)."""
+    cosines = directions[rows] @ directions.T
     rank = 19 * (len(directions) - 1) // 20  # above the 0.95-quantile is above this order statistic, ties included
-    for start in range(0, len(directions), rows):
-        cosines = directions[start : start + rows] @ directions.T
-        yield cosines.gt_(_order_statistic(cosines, rank))
+    return cosines.gt_(_order_statistic(cosines, rank))
 
 
 def _order_statistic(rows: Tensor, rank: int) -> Tensor:
@@ -144,18 +148,27 @@ def _order_statistic(rows: Tensor, rank: int) -> Tensor:
     return torch.from_numpy(np.partition(rows.numpy(), rank, axis=1)[:, rank, None])
 
 
-def _sum_over_similar(features: Tensor, shares: Tensor) -> Tensor:
-    """Σ_{j in S_k} shares_j, (k, K), of one image's features (K, H, W) and shares (k, K)."""
-    return torch.cat([similar @ shares.T for similar in _similar_channels(features, _ROWS)]).T
+def _sums_over_similar(features: Tensor, shares: Tensor) -> Tensor:
+    """Σ_{j in S_k} shares_j, (B, k, K), of features (B, K, H, W) and shares (B, k, K)."""
+    directions, channels = _directions(features), features.shape[1]
+
+    @torch.no_grad()  # of each thread
+    def block(image: int, start: int) -> Tensor:
+        return _similar_channels(directions[image], slice(start, start + _ROWS)) @ shares[image].T
+
+    threads = torch.get_num_threads() if features.device.type == "cpu" else 1
+    with ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1)) as pool:
+        sums = list(pool.map(block, *zip(*product(range(len(features)), range(0, channels, _ROWS)), strict=True)))
+    return torch.cat(sums).view(len(features), channels, -1).transpose(1, 2)
 
 
 def _group_scores(recording: Recording, index: int, batch: int) -> Tensor:
     """f_c(A⊙S_k) + f_c(A) - f_c(A⊙S̄_k) of one image, (k, K)."""
     image, raw = recording.images[index : index + 1], recording.raw[index : index + 1].detach()
     features, classes = recording.features[index], recording.classes[index]
-    gaps = []
-    for similar in _similar_channels(features, batch):
-        masks = similar[:, :, None, None]
+    directions, gaps = _directions(features), []
+    for start in range(0, len(features), batch):
+        masks = _similar_channels(directions, slice(start, start + batch))[:, :, None, None]
         alone, without = (
             recording.subject.resume(image, recording.layout.from_maps(features * kept, raw))[:, classes]
             for kept in (masks, 1 - masks)
