@@ -38,6 +38,13 @@ def test_classes_take_turns_and_only_the_healthy_have_no_mask():
         assert made.mask.any() == (made.label != 0)
 
 
+def test_screening_shows_lesions_of_every_kind_in_the_diseased_only():
+    made = [draw(index, variant="screening") for index in range(24)]
+    assert [image.label for image in made] == [0, 1] * 12
+    assert all(image.mask.any() == (image.label == 1) for image in made)
+    assert len({image.mask.sum() for image in made}) > 10
+
+
 def test_severity_grows_with_the_number_of_lesions():
     areas = [
         np.mean([draw(index, variant="severity").mask.mean() for index in range(grade, 60, 4)]) for grade in range(4)
@@ -86,7 +93,7 @@ def test_dataset(variant):
     ("arguments", "expected"),
     [
         ({"split": "dev"}, "unknown split 'dev': expected one of train, validation, test"),
-        ({"variant": "colours"}, "unknown variant 'colours': expected one of lesions, severity, labels, marks"),
+        ({"variant": "colours"}, "unknown variant 'colours': expected one of lesions, severity, labels, marks, screening"),
         ({"count": 0}, "count must be at least 1, got 0"),
         ({"size": 16}, "size must be at least 32 pixels, or lesions vanish; got 16"),
     ],

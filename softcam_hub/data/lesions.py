@@ -27,8 +27,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "severity": SEVERITIES,
     "labels": LESIONS,
     "marks": tuple(f"{tint} {form}" for tint in TINTS for form in FORMS),
+    "screening": ("healthy", "diseased"),
 }
-"""Variant -> its classes: one lesion kind per image, grades of severity, several labels per image, and 48 classes."""
+"""Variant -> its classes: one lesion kind per image, grades of severity, several labels per image, 48 classes, and two."""
 
 _COUNTS = {"none": (0, 0), "mild": (1, 2), "moderate": (4, 6), "severe": (9, 14)}
 _SPLITS = {"train": 0, "validation": 1, "test": 2}
@@ -115,7 +116,8 @@ def _add_lesions(scene: "_Scene", variant: str, index: int) -> int | list[int]:
         for _ in range(int(rng.integers(low, high + 1))):
             scene.lesions(LESIONS[int(rng.integers(len(LESIONS)))], 1)
     elif name != "healthy":
-        scene.lesions(name, int(rng.integers(1, 7)))
+        kind = LESIONS[int(rng.integers(len(LESIONS)))] if variant == "screening" else name
+        scene.lesions(kind, int(rng.integers(1, 7)))
     return label
 
 
