@@ -3,8 +3,6 @@
 python benchmarks/heads.py            # about five minutes of two cores; rows go to benchmarks/results/heads.jsonl
 python benchmarks/heads.py --quick    # a smoke test: two pairs of everything small, nothing written
 
-- Both sides of a comparison run in turn, A B B A A B ..., and the ratio is taken pair by pair: when the machine slows
-  down, it slows both sides of a pair.
 - The control is a copy of the vanilla model against the vanilla model: its ratio shows what this machine can resolve.
 - Peak memory is measured in a fresh process for every side, so that no side finds what another one left allocated.
 """
@@ -13,18 +11,13 @@ import argparse
 import copy
 import json
 import multiprocessing
-import os
-import platform
-import statistics
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import timm
 import torch
+from timing import Row, Step, environment, measure, rise_in_mib, rounded, warn_if_busy, write
 from torch import Tensor, nn
 
 import softcam_hub
@@ -40,72 +33,6 @@ PAIRS = {
 """How often each model is measured at batch 1 and at batch 8: differences of one percent need many pairs."""
 EVIDENCE_SHAPES = ((8, 200, 14, 14), (8, 1000, 7, 7))
 FORMULA_PAIRS = 10
-
-Row = dict[str, Any]
-Step = Callable[[], object]
-
-
-class Cost(NamedTuple):
-    wall: float
-    cpu: float
-
-
-def cost(step: Step) -> Cost:
-    """Seconds that one call takes, on the clock and summed over this process's threads."""
-    cpu, wall = time.process_time(), time.perf_counter()
-    step()
-    return Cost(time.perf_counter() - wall, time.process_time() - cpu)
-
-
-def in_turn(a: Callable[[], Any], b: Callable[[], Any], pairs: int) -> list[tuple[Any, Any]]:
-    """What both give, `pairs` times; they take turns in coming first."""
-    return [(a(), b()) if pair % 2 == 0 else (b(), a())[::-1] for pair in range(pairs)]
-
-
-def measure(a: Step, b: Step, pairs: int) -> Row:
-    """Time and CPU time of two steps, and their ratio a / b."""
-    in_turn(a, b, 2)  # warm-up: oneDNN picks kernels, the allocator gets its blocks
-    costs = in_turn(lambda: cost(a), lambda: cost(b), pairs)
-    ratios = [first.wall / second.wall for first, second in costs]
-    return {
-        "pairs": pairs,
-        "a_seconds": rounded(statistics.median(first.wall for first, _ in costs)),
-        "b_seconds": rounded(statistics.median(second.wall for _, second in costs)),
-        **spread("ratio", ratios),
-        "a_cpu_seconds": rounded(statistics.median(first.cpu for first, _ in costs)),
-        "b_cpu_seconds": rounded(statistics.median(second.cpu for _, second in costs)),
-        **spread("cpu_ratio", [first.cpu / second.cpu for first, second in costs]),
-    }
-
-
-def spread(name: str, values: list[float]) -> Row:
-    """Median, quartiles and range of `values`, as columns of a row."""
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return {
-        name: rounded(middle),
-        f"{name}_quartiles": [rounded(low), rounded(high)],
-        f"{name}_range": [rounded(min(values)), rounded(max(values))],
-    }
-
-
-def rounded(value: float) -> float:
-    return float(f"{value:.4g}")
-
-
-def environment() -> Row:
-    return {
-        "threads": torch.get_num_threads(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-    }
-
-
-def write(rows: list[Row], path: Path) -> None:
-    """One JSON object per line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-
 
 # Whole models
 
@@ -232,23 +159,8 @@ def peak_in_fresh_process(formula: str, shape: tuple[int, ...], backward: bool) 
 
 
 def peak_mib(formula: str, shape: tuple[int, ...], backward: bool) -> float | None:
-    """How far resident memory rises above what it is once inputs exist, in MiB; None where Linux does not tell.
-
-    Not `ru_maxrss`: a child process inherits its parent's, and imports leave a peak of their own behind.
-    """
-    if not Path("/proc/self/clear_refs").exists():
-        return None
     formula_step(formula, (1, 2, 2, 2), backward)()  # threads and kernels are no part of the formula
-    step = formula_step(formula, shape, backward)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-    before = resident_kib("VmRSS")
-    step()
-    return rounded((resident_kib("VmHWM") - before) / 1024)
-
-
-def resident_kib(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+    return rise_in_mib(formula_step(formula, shape, backward))
 
 
 def rows(quick: bool) -> Iterator[Row]:
@@ -270,8 +182,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help=f"JSON rows; results/{ROWS.name} by default, nowhere with --quick")
     parser.add_argument("--threads", type=int, help="torch's threads; one is steadier beside other programs")
     args = parser.parse_args()
-    if os.getloadavg()[0] > 0.5:  # a 1 ms step then takes 100 ms: threads wait for one another to be scheduled
-        print("other programs are running: wait until the machine is quiet, or use --threads 1", file=sys.stderr)
+    warn_if_busy()
     torch.manual_seed(0)
     torch.set_num_threads(args.threads or torch.get_num_threads())
     found = []

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from heads import Row, environment, in_turn, rounded, spread, write
+from timing import Row, environment, in_turn, rounded, spread, write
 
 ROWS = Path(__file__).parent / "results" / "import.jsonl"
 PAIRS = 6

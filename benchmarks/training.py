@@ -9,7 +9,6 @@ matter here.
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
+from timing import environment, spread, write
 
 from softcam_hub.data.loading import load_splits
 from softcam_hub.training import Config, make_config
@@ -59,7 +58,6 @@ def main() -> None:
         cached = prepared(config, Path(folder) / "b")
         epoch(uncached), epoch(cached)
         times = [(epoch(uncached), epoch(cached)) for _ in range(pairs)]
-    ratios = [a / b for a, b in times]
     row: dict[str, Any] = {
         "model": f"cape_{model}",
         "image_size": size,
@@ -68,16 +66,12 @@ def main() -> None:
         "pairs": pairs,
         "uncached_seconds": statistics.median(a for a, _ in times),
         "cached_seconds": statistics.median(b for _, b in times),
-        "ratio": statistics.median(ratios),
-        "ratio_quartiles": [statistics.quantiles(ratios, n=4)[0], statistics.quantiles(ratios, n=4)[2]],
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} cores",
-        "threads": torch.get_num_threads(),
+        **spread("ratio", [a / b for a, b in times]),
+        **environment(),
     }
     print(json.dumps(row))
     if not quick:
-        ROWS.write_text(json.dumps(row) + "\n")
+        write([row], ROWS)
 
 
 if __name__ == "__main__":
