@@ -31,6 +31,8 @@ LESIONS = {
     "seconds": "seconds",
 }
 
+SIDES = ("ours", "captum", "pytorch-grad-cam", "torchcam")
+
 Row = dict[str, Any]
 
 
@@ -145,6 +147,43 @@ def training_table(rows: list[Row]) -> str:
     ) + markdown(["model", "computed anew", "cached", "ratio"], body)
 
 
+def explainers_table(rows: list[Row]) -> str:
+    """One line per method and batch: what it costs with us and with each peer, in forward passes."""
+    cases: dict[tuple[str, int], dict[str, Row]] = {}
+    for row in rows:
+        cases.setdefault((row["method"], row["batch"]), {})[row["side"]] = row
+    body = []
+    for (method, batch), found in cases.items():
+        ratios = [with_quartiles(found[side], "ratio", ".3g") if side in found else "-" for side in SIDES]
+        memory = ["-" if side not in found else mebibytes(found[side]["peak_mib"]) for side in SIDES[:3:2]]
+        body.append([f"{method}, batch {batch}", *ratios, *memory])
+    row, pairs = rows[0], [row["pairs"] for row in rows]
+    return (
+        f"Maps of one class per image as a multiple of one forward of `{row['model']}` at {row['image_size']} px "
+        f"(random weights): medians of {min(pairs)} (the dearest) to {max(pairs)} interleaved pairs, quartiles in "
+        "brackets. Memory is what a fresh process rises by. "
+        f"{where(row)}.\n\n"
+    ) + markdown(["method", *SIDES, "memory, ours", f"memory, {SIDES[2]}"], body)
+
+
+def peer_table(rows: list[Row]) -> str:
+    """One line per peer: Table 1 of 64 images with it, and with us."""
+    body = [
+        [
+            f"{row['peer']}: {', '.join(row['methods'])}",
+            *(f"{row[f'{side}_seconds']:.1f} s" for side in "ab"),
+            with_quartiles(row, "ratio", ".2f"),
+        ]
+        for row in rows
+    ]
+    row = rows[0]
+    return (
+        f"AD, IC, ADD, ADCC and mIoU of {row['images']} images at {row['image_size']} px, `{row['model']}` with random "
+        f"weights, batch {row['batch']}: medians of {row['pairs']} interleaved pairs, quartiles in brackets. "
+        f"{where(row)}.\n\n"
+    ) + markdown(["peer and its methods", "with the peer", "`softcam-hub benchmark`", "ratio"], body)
+
+
 def _score(row: Row, name: str) -> str:
     value = row.get(name)
     if value is None:
@@ -153,9 +192,11 @@ def _score(row: Row, name: str) -> str:
 
 
 TABLES: dict[str, Callable[[list[Row]], str]] = {
+    "explainers": explainers_table,
     "heads": heads_table,
     "import": import_table,
     "lesions": lesions_table,
+    "peer_table": peer_table,
     "training": training_table,
 }
 

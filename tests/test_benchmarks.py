@@ -39,3 +39,17 @@ def test_training_benchmark_runs():
     done = run("benchmarks/training.py", "--quick")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["ratio"] > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["explainers", "peer_table"])
+def test_benchmarks_beside_peers_run(script):
+    done = run(f"benchmarks/{script}.py", "--quick")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert all(row["ratio"] > 0 for row in rows)
+    if script == "peer_table":
+        assert {row["peer"] for row in rows} == {"torchcam", "pytorch-grad-cam"}
+        assert all(row["difference_of_average_drop"] < 1e-5 for row in rows), "both sides measure the same"
+    else:
+        assert {row["side"] for row in rows} == {"ours", "captum", "torchcam", "pytorch-grad-cam"}
