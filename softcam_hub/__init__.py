@@ -18,6 +18,7 @@ from .models.modeling import (
     SoftCAMModel,
 )
 from .pipeline import register as _register_pipeline
+from .placement import Placement
 from .registry import register as _register_architectures
 
 __version__ = "0.1.0"
@@ -32,6 +33,7 @@ __all__ = [
     "CAPEModel",
     "Classifier",
     "Explanation",
+    "Placement",
     "Regions",
     "SoftCAMConfig",
     "SoftCAMForImageClassification",

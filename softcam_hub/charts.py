@@ -1,13 +1,16 @@
-"""Line charts drawn with Pillow: training curves and scores over k.
+"""Charts drawn with Pillow: lines for training curves and scores over k, stacked bars for shares of a whole.
 
-The colours stay apart for colour-blind readers, and every line also has a dash pattern of its own.
+The colours stay apart for colour-blind readers; every line also has a dash pattern of its own, and every part of a bar
+the place that the legend gives it.
 """
 
 import math
 from collections.abc import Iterator
 from itertools import pairwise
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from .lettering import font, readable, shortened
 
 Points = list[tuple[float, float]]
 
@@ -34,11 +37,11 @@ def curves(panels: dict[str, dict[str, Points]], x_label: str, width: int = 560,
 
 def _chart(title: str, lines: dict[str, Points], x_label: str, width: int, height: int, legend: int) -> Image.Image:
     picture = Image.new("RGB", (width, height + legend), "white")
-    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(size=14)
-    pen.text((LEFT, 10), title, fill="black", font=ImageFont.load_default(size=17))
+    pen, letters = ImageDraw.Draw(picture), font(14)
+    pen.text((LEFT, 10), readable(title), fill="black", font=font(17))
     points = [point for line in lines.values() for point in line if math.isfinite(point[1])]
     if not points:
-        pen.text((LEFT, height / 2), "nothing to show", fill="black", font=font)
+        pen.text((LEFT, height / 2), "nothing to show", fill="black", font=letters)
         return picture
     xs, ys = ticks([x for x, _ in points]), ticks([y for _, y in points])
 
@@ -49,16 +52,47 @@ def _chart(title: str, lines: dict[str, Points], x_label: str, width: int, heigh
 
     for y in ys:
         pen.line([place(xs[0], y), place(xs[-1], y)], fill=(225, 225, 225))
-        pen.text((LEFT - 8, place(xs[0], y)[1]), f"{y:g}", fill="black", font=font, anchor="rm")
+        pen.text((LEFT - 8, place(xs[0], y)[1]), f"{y:g}", fill="black", font=letters, anchor="rm")
     for x in xs:
-        pen.text((place(x, ys[0])[0], height - BOTTOM + 8), f"{x:g}", fill="black", font=font, anchor="ma")
-    pen.text(((LEFT + width - RIGHT) / 2, height - 20), x_label, fill="black", font=font, anchor="ma")
+        pen.text((place(x, ys[0])[0], height - BOTTOM + 8), f"{x:g}", fill="black", font=letters, anchor="ma")
+    pen.text(((LEFT + width - RIGHT) / 2, height - 20), readable(x_label), fill="black", font=letters, anchor="ma")
     for index, (name, line) in enumerate(lines.items()):
         style = COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
         _polyline(pen, [place(x, y) for x, y in line if math.isfinite(y)], *style)
         below = height + 12 + 22 * index
         _polyline(pen, [(LEFT, below), (LEFT + 44, below)], *style)
-        pen.text((LEFT + 54, below), name, fill="black", font=font, anchor="lm")
+        pen.text((LEFT + 54, below), readable(name), fill="black", font=letters, anchor="lm")
+    return picture
+
+
+def stacked_bars(title: str, bars: dict[str, dict[str, float]], width: int = 720) -> Image.Image:
+    """Bars below one another, each a whole that is divided; the parts keep their order and their colours.
+
+    Args:
+        title: above the bars.
+        bars: name of a bar -> name of a part -> its share; the shares of a bar are 1 together.
+        width: of the chart in pixels.
+    """
+    parts = list(dict.fromkeys(part for bar in bars.values() for part in bar))
+    letters, small = font(14), font(12)
+    left = 24 + int(min(width / 3, max((letters.getlength(readable(name)) for name in bars), default=0)))
+    picture = Image.new("RGB", (width, 48 + 34 * len(bars) + 22 * len(parts) + 12), "white")
+    pen = ImageDraw.Draw(picture)
+    pen.text((12, 10), shortened(title, width - 24, font(17)), fill="black", font=font(17))
+    for index, (name, bar) in enumerate(bars.items()):
+        top, start = 44 + 34 * index, float(left)
+        pen.text((left - 8, top + 13), shortened(name, left - 20, letters), fill="black", font=letters, anchor="rm")
+        for part, share in bar.items():
+            end, fill = start + share * (width - left - RIGHT), COLOURS[parts.index(part) % len(COLOURS)]
+            if end - start >= 0.5:
+                pen.rectangle((start, top, end - 1, top + 25), fill=fill, outline="white")
+            if end - start > small.getlength(f"{share:.1%}") + 6:
+                pen.text(((start + end) / 2, top + 13), f"{share:.1%}", fill="white", font=small, anchor="mm")
+            start = end
+    for index, part in enumerate(parts):
+        top = 54 + 34 * len(bars) + 22 * index
+        pen.rectangle((left, top, left + 15, top + 15), fill=COLOURS[index % len(COLOURS)])
+        pen.text((left + 26, top + 8), readable(part), fill="black", font=letters, anchor="lm")
     return picture
 
 

@@ -1,4 +1,4 @@
-"""Line charts: ticks are round and enclose, lines run where their points are, odd points do no harm."""
+"""Charts: ticks are round and enclose, lines run where their points are, bars divide as told, odd input does no harm."""
 
 import math
 from itertools import pairwise
@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from softcam_hub.charts import BOTTOM, COLOURS, LEFT, RIGHT, TOP, curves, ticks
+from softcam_hub.charts import BOTTOM, COLOURS, LEFT, RIGHT, TOP, curves, stacked_bars, ticks
 
 WIDTH, HEIGHT = 400, 300
 
@@ -111,3 +111,25 @@ def test_charts_stand_beside_one_another():
     assert not (both[:, :WIDTH] == COLOURS[1]).all(axis=2).any()
     assert (both[:, WIDTH:] == COLOURS[1]).all(axis=2).any()
     assert curves({}, "epoch").size == (560, 372)
+
+
+def test_stacked_bars_divide_their_length_by_the_shares():
+    pixels = np.asarray(stacked_bars("title", {"a": {"x": 0.25, "y": 0.75}, "b": {"x": 1.0, "y": 0.0}}, width=500))
+    first, second = pixels[46], pixels[46 + 34]
+    x, y = ((line == COLOURS[part]).all(axis=1).sum() for line, part in ((first, 0), (first, 1)))
+    assert x / (x + y) == pytest.approx(0.25, abs=0.02)
+    assert (second == COLOURS[0]).all(axis=1).sum() == pytest.approx(x + y, abs=4)
+    assert np.flatnonzero((second == COLOURS[0]).all(axis=1)).max() == pytest.approx(500 - RIGHT, abs=4)
+    assert not (pixels[44:110, -RIGHT + 1 :] != 255).any()
+    assert not (second == COLOURS[1]).all(axis=1).any()
+    legend = pixels[48 + 34 * 2 :]
+    assert (legend == COLOURS[0]).all(axis=2).any()
+    assert (legend == COLOURS[1]).all(axis=2).any()
+
+
+def test_a_long_name_leaves_most_of_the_width_to_the_bars():
+    pixels = np.asarray(stacked_bars("title " * 80, {"a very long name " * 9: {"x": 1.0}, "b": {}}, width=600))
+    assert pixels.shape == (48 + 34 * 2 + 22 + 12, 600, 3)
+    assert (pixels[46] == COLOURS[0]).all(axis=1).sum() > 350
+    assert (pixels[:44, -12:] == 255).all()
+    assert stacked_bars("empty", {}).size == (720, 60)

@@ -1,14 +1,68 @@
-"""Pictures: colours keep their order, overlays keep the image where the map is silent, panels keep their places."""
+"""Pictures: colours keep their order, panels keep their places, and what is written in them is what the maps say."""
 
 import numpy as np
+import pytest
+import timm
 import torch
-from PIL import Image
+from conftest import randomise
+from PIL import Image, ImageDraw
 
-from softcam_hub.figures import DIVERGING, SEQUENTIAL, colour, overlay, row, signed
+from softcam_hub import Explanation
+from softcam_hub.explanation_scores.localization import activation_precision, activation_sensitivity
+from softcam_hub.figures import (
+    DIVERGING,
+    SEQUENTIAL,
+    Scale,
+    colour,
+    comparison,
+    outlined,
+    overlay,
+    per_class,
+    row,
+    signed,
+    single,
+    top_two,
+)
+from softcam_hub.figures.drawing import boxed, cells, numbered, tinted
+from softcam_hub.figures.numbers import DOT, cell_texts, percent, share, tiers
+from softcam_hub.figures.sheets import colour_bar, legend, note
+from softcam_hub.figures.versus import FRAMES
+
+GREY = Image.new("RGB", (64, 64), (90, 90, 90))
+NAMES = ["healthy", "microaneurysm", "haemorrhage", "exudate"]
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """Every text that is drawn, in its order."""
+    texts, real = [], ImageDraw.ImageDraw.text
+
+    def text(self, place, words, *args, **options):
+        texts.append(words)
+        return real(self, place, words, *args, **options)
+
+    def lines(self, place, words, *args, **options):
+        texts.extend(words.split("\n"))
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    monkeypatch.setattr(ImageDraw.ImageDraw, "multiline_text", lines)
+    return texts
 
 
 def luminance(pixels):
     return pixels @ np.array([0.299, 0.587, 0.114])
+
+
+def probabilities(*totals, side=8):
+    """`cape` maps of one image with the given sums, their mass in a few cells, of classes 0, 1, ..."""
+    maps = torch.rand(1, len(totals), side, side).pow(6)
+    maps *= torch.tensor(totals)[None, :, None, None] / maps.sum(dim=(2, 3), keepdim=True)
+    return Explanation(maps, torch.arange(len(totals))[None], torch.tensor([totals]), "cape")
+
+
+def explained(architecture, count=3, top_k=3, size=64, **options):
+    model = randomise(timm.create_model(architecture, num_classes=count, **options)).eval()
+    return model.explain(torch.rand(2, 3, size, size), top_k=top_k)
 
 
 def test_sequential_scale_brightens_all_the_way():
@@ -24,6 +78,35 @@ def test_diverging_scale_is_palest_at_zero():
     assert (np.diff(steps[50:]) < 0).all()
 
 
+@pytest.mark.parametrize(
+    ("values", "options", "labels"),
+    [
+        ([-1.0, 0.25], {"diverging": True}, ["-1", "0", "+1"]),
+        ([0.5, 4.0], {"diverging": True}, ["-4", "0", "+4"]),
+        ([-3.0, 2.0], {}, ["0", "1", "2"]),
+        ([0.0, 0.123], {"percent": True}, ["0%", "6.15%", "12.3%"]),
+        ([-0.02, 0.01], {"diverging": True, "percent": True}, ["-2%", "0%", "+2%"]),
+        ([0.0, 0.0], {"diverging": True}, ["0", "0", "0"]),
+        ([-1.0, -2.0], {}, ["0", "0", "0"]),
+    ],
+)
+def test_a_scale_holds_its_values_and_prints_its_limits(values, options, labels):
+    scale = Scale.of(torch.tensor(values), **options)
+    assert scale.labels() == labels
+    strengths = scale.strengths(torch.tensor(values))
+    assert np.abs(strengths).max() in (0, 1)
+    if options.get("diverging"):
+        assert (np.sign(strengths) == np.sign(values)).all()
+
+
+def test_a_colour_bar_shows_both_limits_and_the_middle(written):
+    bar = np.asarray(colour_bar(Scale(2.5, diverging=True), 400))
+    assert written == ["-2.5", "0", "+2.5"]
+    strip = bar[10, 12 : 12 + 300].astype(int)
+    for place, stop in ((1, 0), (150, 2), (298, 4)):
+        assert np.abs(strip[place] - DIVERGING[stop]).max() <= 8
+
+
 def test_overlay_leaves_silent_places_in_grey():
     image = Image.new("RGB", (8, 8), (200, 100, 50))
     heat = torch.zeros(8, 8)
@@ -34,6 +117,14 @@ def test_overlay_leaves_silent_places_in_grey():
     assert np.abs(pixels[:4].astype(float) - (0.25 * grey + 0.75 * np.array(SEQUENTIAL[-1]))).max() <= 1
 
 
+def test_a_signed_overlay_is_grey_at_zero_and_as_strong_on_both_sides():
+    pixels = np.asarray(tinted(GREY.crop((0, 0, 3, 1)), torch.tensor([[-1.0, 0.0, 1.0]]), Scale(1.0, diverging=True)))
+    below, zero, above = pixels[0].astype(float)
+    assert zero.max() == zero.min() > 150
+    for found, stop in ((below, 0), (above, 4)):
+        assert np.abs(found - (0.25 * zero + 0.75 * np.array(DIVERGING[stop]))).max() <= 2
+
+
 def test_signed_map_is_blue_below_zero_and_orange_above():
     pixels = np.asarray(signed(torch.tensor([[-2.0, 0.0, 1.0]]), (2, 6))).astype(int)
     assert pixels.shape == (2, 6, 3)
@@ -41,6 +132,94 @@ def test_signed_map_is_blue_below_zero_and_orange_above():
     assert (pixels[0, 2] >= 249).all()
     assert pixels[0, 5, 0] > pixels[0, 5, 2]
     assert (np.asarray(signed(torch.zeros(2, 2), (4, 4))) >= 249).all()
+
+
+def test_an_outline_lies_just_outside_and_follows_the_size_of_the_image():
+    mask = torch.zeros(16, 16)
+    mask[4:8, 4:8] = 1
+    line = (np.asarray(outlined(GREY, mask, colour=(1, 2, 3), width=2)) == (1, 2, 3)).all(axis=2)
+    expected = np.zeros((64, 64), dtype=bool)
+    expected[14:34, 14:34] = True
+    expected[16:32, 16:32] = False
+    assert (line == expected).all()
+
+
+def test_cells_tile_the_image():
+    count = np.zeros((50, 70), dtype=int)
+    for _, _, (left, top, right, bottom) in cells(Image.new("RGB", (70, 50)), 7, 3):
+        count[top:bottom, left:right] += 1
+    assert (count == 1).all()
+    assert len(list(cells(Image.new("RGB", (4, 4)), 9, 9))) == 81
+
+
+def test_frames_are_drawn_in_the_chosen_cells_only():
+    chosen = torch.tensor([[True, False], [False, False]])
+    pixels = np.asarray(boxed(GREY, chosen, (1, 2, 3), 3))
+    assert (pixels[:3, :32] == (1, 2, 3)).all()
+    assert (pixels[3, 4:28] == 255).all()
+    assert (pixels[4:28, 4:28] == 90).all()
+    assert (pixels[32:] == 90).all()
+    assert (pixels[:, 32:] == 90).all()
+
+
+def test_numbers_are_black_on_light_and_white_on_dark_and_dots_where_there_is_no_room(written):
+    image = Image.new("RGB", (80, 80), "white")
+    image.paste("black", (40, 0, 80, 80))
+    pixels = np.asarray(numbered(image, [["12", "3.4"], ["", DOT]]))
+    assert written == ["12", "3.4"]
+    assert pixels[:40, :40].min() < 60
+    assert pixels[:40, 40:].max() > 200
+    assert (pixels[40:, :40] == 255).all()
+    assert 1 <= (pixels[40:, 40:].max(axis=2) > 0).sum() <= 9
+    numbered(image, [["12"] * 8] * 8)
+    assert written == ["12", "3.4"], "a cell of 10 pixels has no room for two digits"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1, "100"), (0.0996, "10"), (0.0994, "9.9"), (0.0123, "1.2"), (0.00996, "1.0"), (0.0034, "0.34"), (5e-5, "0.01")],
+)
+def test_percentages_have_two_or_three_digits(value, text):
+    assert percent(value) == text
+
+
+def test_a_percentage_that_would_round_to_zero_is_a_dot():
+    assert percent(4e-5) == percent(0) == DOT
+
+
+def test_percentages_in_sentences_never_round_to_zero():
+    assert [share(value) for value in (0.5, 0.0004, 0.000012, 0.0)] == ["50.0%", "0.04%", "0.001%", "0.0%"]
+    assert [share(value, "+", 2) for value in (0.019, -0.5, -1e-6)] == ["+1.90%", "-50.00%", "-0.0001%"]
+
+
+def test_cells_at_the_threshold_or_below_carry_no_number():
+    assert cell_texts(torch.tensor([[0.40, 0.02], [0.021, 0.0]])) == [["40", ""], ["2.1", ""]]
+    assert cell_texts(torch.tensor([[0.40, -0.02]]), threshold=0) == [["40", "2.0"]]
+    assert cell_texts(torch.zeros(1, 2)) == [["", ""]]
+
+
+def test_tiers_by_hand():
+    difference = torch.tensor([[8.0, 7, 6, 5, 4, 3, 2], [1.0, 0.1, 0.0, -0.5, -3, -1, -0.01]]) / 100
+    top, following, others = tiers(difference, 1)
+    assert (top.title, following.title, others.title) == ("top 5", "next 5", "others")
+    assert top.cells[0].tolist() == [True] * 5 + [False] * 2
+    assert following.cells.nonzero().tolist() == [[0, 5], [0, 6], [1, 0]]
+    assert others.cells.nonzero().tolist() == [[1, 1]], "0.1 is below 5 % of 8"
+    assert [round(tier.total, 6) for tier in (top, following, others)] == [0.3, 0.06, 0.001]
+    top, others = tiers(difference, -1)
+    assert top.cells.nonzero().tolist() == [[1, 3], [1, 4], [1, 5]]
+    assert (round(top.total, 6), round(others.total, 6)) == (-0.045, -0.0001)
+    assert top.describe() == "top 5 (3 cells): -4.50%"
+    assert others.describe() == "others (1 cell): -0.01%"
+    assert tiers(torch.zeros(3, 3), 1) == tiers(torch.ones(1, 1), -1) == []
+
+
+@pytest.mark.parametrize("threshold", [0, 0.05, 0.9])
+def test_tiers_add_up_to_the_difference_of_the_probabilities(threshold):
+    found = explained("cape_test_resnet", output_stride=8)
+    for difference, (p, q, _) in zip(found.difference(), found.probabilities, strict=True):
+        total = sum(tier.total for sign in (1, -1) for tier in tiers(difference, sign, threshold=threshold))
+        assert total == pytest.approx(float(p - q), abs=1e-6)
 
 
 def test_row_places_panels_side_by_side():
@@ -53,3 +232,200 @@ def test_row_places_panels_side_by_side():
     assert bottom[4 + 32 + 4 + 16].tolist() == [0, 0, 255]
     assert bottom[0].tolist() == [255, 255, 255]
     assert (pixels[:20] < 128).any(), "the captions are missing"
+
+
+def test_row_keeps_proportions_and_its_captions_stay_within_their_panels():
+    long = "a class with a name that goes on and on " * 5
+    sheet = row([(long, Image.new("RGB", (100, 50), "red")), ("", GREY)], side=64)
+    assert sheet.size == (128 + 64 + 3 * 12, 64 + 24 + 48)
+    captions = np.asarray(sheet)[:60]
+    assert (captions[:, 12 : 12 + 130] < 128).any()
+    assert (captions[:, 12 + 128 + 6 :] == 255).all()
+    assert (np.asarray(sheet)[-40, 12 + 128 + 12 :][:64] == 90).all()
+    assert row([("", GREY)], side=64).size == (88, 88)
+
+
+def test_notes_and_legends_break_where_the_sheet_ends(written):
+    sheet = note("many words " * 20, 200)
+    assert sheet.width == 200
+    assert len(written) > 5
+    entries = [(f"entry {number}", (0, 0, 0), 2) for number in range(6)]
+    wide, narrow = legend("title", entries, 900), legend("title", entries, 200)
+    assert narrow.height > 2 * wide.height
+    assert [text for text in written if text.startswith("entry")] == 2 * [text for text, _, _ in entries]
+
+
+def test_single_says_class_probability_and_scale(written):
+    explanation = probabilities(0.7, 0.3)
+    picture = single(GREY, explanation, NAMES, rank=1, side=128)
+    high = f"{100 * float(explanation.maps[0, 1].max()):.3g}%"
+    assert written[:2] == ["microaneurysm", "30.0%"]
+    assert written[-1] == high
+    assert picture.width == 128 + 24
+    assert (np.asarray(picture)[-70:-50] == 90).any(), "the silent places of the image are there"
+    written.clear()
+    single(GREY, explanation, NAMES, numbers=True)
+    expected = [text for line in cell_texts(explanation.maps[0, 0]) for text in line if text not in ("", DOT)]
+    assert written[: len(expected)] == expected
+
+
+def test_top_two_writes_what_the_maps_say(written):
+    explanation = probabilities(0.6, 0.3)
+    first, second = explanation.maps[0]
+    picture = top_two(GREY, explanation, NAMES, side=448)
+    assert picture.width == 2 * 448 + 3 * 12
+    for values in (first, second, first - second):
+        expected = [text for line in cell_texts(values) for text in line if text not in ("", DOT)]
+        start = next(i for i in range(len(written)) if written[i : i + len(expected)] == expected)
+        del written[start : start + len(expected)]
+    gap, high = float((first - second).abs().max()), float(explanation.maps.max())
+    limits = [f"{-100 * gap:.3g}%", "0%", f"{100 * gap:+.3g}%", "0%", f"{50 * high:.3g}%", f"{100 * high:.3g}%"]
+    assert [text for text in written if text in limits] == limits
+    regions = explanation.regions()
+    for rank, (name, given) in enumerate([("healthy", "60.0%"), ("microaneurysm", "30.0%")]):
+        count, carried = int(regions.mask[0, rank].sum()), float(regions.share[0, rank])
+        place = written.index(given)
+        assert written[place - 1] == name
+        assert written[place + 1] == f"{count} of 64 cells carry {carried:.1%} of it"
+    assert "+30.00% = difference of the probabilities" in written
+    positive = float((first - second).relu().sum())
+    assert f"{positive:+.2%} for healthy" in written
+    assert f"{0.3 - positive:+.2%} for microaneurysm" in written
+    strongest = (first - second).flatten().sort(descending=True).values[:5].sum()
+    assert f"top 5 (5 cells): {float(strongest):+.2%}" in written
+
+
+def test_top_two_frames_the_strongest_cell_of_either_class():
+    maps = torch.zeros(1, 2, 4, 4)
+    maps[0, 0, 0, 0], maps[0, 1, 3, 3] = 0.6, 0.4
+    explanation = Explanation(maps, torch.tensor([[0, 1]]), torch.tensor([[0.6, 0.4]]), "cape")
+    panel = np.asarray(top_two(GREY, explanation, NAMES, side=256))[60 : 60 + 256, 280 : 280 + 256]
+    for sign, first in ((1, 0), (-1, 3 * 64)):
+        shade, width = FRAMES[sign, "top 5"]
+        frame = np.zeros((256, 256), dtype=bool)
+        frame[first : first + 64, first : first + 64] = True
+        frame[first + width : first + 64 - width, first + width : first + 64 - width] = False
+        assert ((panel == shade).all(axis=2) == frame).all()
+    blue, orange = panel[3 * 64 + 10, 3 * 64 + 10].astype(int), panel[10, 10].astype(int)
+    assert blue[2] - blue[0] > 40 < orange[0] - orange[2]
+
+
+def test_per_class_shares_one_scale_or_says_each_limit(written):
+    explanation = probabilities(0.6, 0.3, 0.1)
+    picture = per_class(GREY, explanation, NAMES, columns=4, side=64)
+    assert picture.width == 4 * (64 + 12) + 12
+    assert f"{100 * float(explanation.maps.max()):.3g}%" in written
+    assert any("one scale" in text for text in written)
+    written.clear()
+    per_class(GREY, explanation, NAMES, shared=False, side=300)
+    for values in explanation.maps[0]:
+        assert f"scale up to {100 * float(values.max()):.3g}%" in written
+    assert any("own scale" in text for text in written)
+
+
+def test_per_class_of_signed_maps_prints_logits_and_symmetric_limits(written):
+    explanation = explained("softcam_test_resnet")
+    per_class(GREY, explanation, NAMES, index=1)
+    limit = float(explanation.maps[1].abs().max())
+    assert {f"-{limit:.3g}", "0", f"+{limit:.3g}"} <= set(written)
+    for index, probability, values in zip(
+        explanation.classes[1].tolist(), explanation.probabilities[1], explanation.maps[1], strict=True
+    ):
+        assert (
+            written[written.index(NAMES[index]) + 1] == f"{float(probability):.1%}, logit {float(values.mean()):+.2f}"
+        )
+
+
+def test_per_class_of_many_classes_shows_the_first_and_counts_the_rest(written):
+    explanation = explained("cape_test_resnet", 1000, top_k=1000)
+    names = [
+        f"class {number} of a long list, with a name that nobody would want to read to its end"
+        for number in range(1000)
+    ]
+    picture = per_class(GREY, explanation, names, most=7, columns=4, side=64)
+    assert picture.width == 4 * (64 + 12) + 12
+    assert picture.height < 500
+    assert sum(text.startswith("class ") for text in written) == 7
+    assert any("7 of 1000" in text for text in written)
+
+
+def test_comparison_prints_the_scores_of_the_shown_maps(written):
+    maps = {"one": torch.randn(2, 7, 7), "two": torch.rand(2, 1, 16, 16)}
+    masks = torch.zeros(2, 64, 64, dtype=torch.bool)
+    masks[:, 10:40, 20:50] = True
+    picture = comparison([GREY, GREY], maps, masks, ["first", "second"], side=256)
+    assert picture.width == 3 * (256 + 12) + 12
+    assert written[:2] == ["first", "one"]
+    heats = [
+        Explanation(values.view(2, 1, *values.shape[-2:]), torch.zeros(2, 1), torch.ones(2, 1), "cam").heatmaps(64)[
+            :, 0
+        ]
+        for values in maps.values()
+    ]
+    scored = [(activation_precision(heat, masks), activation_sensitivity(heat, masks)) for heat in heats]
+    expected = [f"precision {p[i]:.2f}, sensitivity {s[i]:.2f}" for i in range(2) for p, s in scored]
+    assert [text for text in written if text.startswith("precision")] == expected
+    assert written.count("one") == 1, "methods are named once"
+
+
+def test_comparison_says_where_nothing_stands_out(written):
+    comparison([GREY, GREY], {"dead": torch.zeros(2, 3, 3)}, [None, torch.zeros(64, 64)])
+    assert written.count("nothing stands out") == 2
+    assert not any("outline" in text for text in written)
+
+
+def test_comparison_is_hot_where_the_map_is():
+    values = torch.zeros(1, 4, 4)
+    values[0, 0, 3] = 1
+    pixels = np.asarray(comparison([GREY], {"": values}, side=64)).astype(int)
+    panel = pixels[12 : 12 + 64, 88 : 88 + 64]
+    warmth = panel[..., 0] - panel[..., 2]
+    assert warmth[:16, 48:].mean() > 60 > warmth[32:, :32].mean()
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 1, 1), (1, 2, 40, 40), (1, 2, 3, 11)])
+@pytest.mark.parametrize("size", [(64, 64), (96, 40)])
+@pytest.mark.parametrize("fill", [torch.zeros, torch.rand], ids=["zero", "random"])
+def test_odd_shapes_and_silent_maps_are_drawn(shape, size, fill):
+    image = Image.new("RGB", size)
+    explanation = Explanation(fill(*shape) / 100, torch.tensor([[0, 1]]), torch.tensor([[0.2, 0.1]]), "cape")
+    for figure in (top_two, per_class, single):
+        assert figure(image, explanation, NAMES, mask=torch.ones(size[::-1])).height > size[1]
+
+
+def test_one_class_and_half_precision_and_gradients():
+    explanation = explained("cape_test_resnet", 1, top_k=1)
+    per_class(GREY, explanation, ["only"])
+    with pytest.raises(ValueError, match="top_k=2"):
+        top_two(GREY, explanation, ["only"])
+    half = probabilities(0.6, 0.4)
+    maps = half.maps.bfloat16().requires_grad_()
+    top_two(GREY, Explanation(maps, half.classes, half.probabilities, "cape"), NAMES)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda e: top_two(GREY, e, ["only one"]), "class 1 has no name among the 1"),
+        (lambda e: per_class(GREY, e, {0: "zero"}), "class 1 has no name"),
+        (lambda e: top_two(GREY, e, NAMES, index=3), "image 3 is not among the 1"),
+        (lambda e: single(GREY, e, NAMES, rank=2), "rank 2 is not among the 2"),
+        (lambda e: single(torch.rand(3, 8, 8), e, NAMES), "PIL image"),
+        (lambda e: single(GREY, e, NAMES, mask=torch.ones(30, 64)), "proportions of the image"),
+        (lambda e: per_class(GREY, e, NAMES, mask=torch.ones(1, 64, 64)), "proportions of the image"),
+        (lambda e: top_two(GREY, Explanation(e.maps, e.classes, e.probabilities, "softcam"), NAMES), "only 'cape'"),
+        (
+            lambda e: single(GREY, Explanation(e.maps, e.classes, e.probabilities, "mu-cape"), NAMES, numbers=True),
+            "only 'cape'",
+        ),
+        (lambda e: per_class(GREY, Explanation(e.maps / 0, e.classes, e.probabilities, "cape"), NAMES), "infinity"),
+        (lambda e: comparison([GREY], {"cam": torch.rand(2, 7, 7)}), r"cam: expected maps \(1, H, W\)"),
+        (lambda e: comparison([GREY], {"cam": torch.rand(1, 2, 7, 7)}), "one class for each image"),
+        (lambda e: comparison([GREY], {"cam": torch.rand(1, 7, 7)}, torch.ones(2, 64, 64)), "1 images and 2 masks"),
+        (lambda e: comparison([GREY], {"cam": torch.rand(1, 7, 7)}, titles=[]), "1 images and 0 titles"),
+        (lambda e: comparison([], {"cam": torch.rand(0, 7, 7)}), "at least one image"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises((ValueError, IndexError, TypeError), match=message):
+        call(probabilities(0.6, 0.4))

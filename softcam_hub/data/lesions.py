@@ -29,7 +29,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "marks": tuple(f"{tint} {form}" for tint in TINTS for form in FORMS),
     "screening": ("healthy", "diseased"),
 }
-"""Variant -> its classes: one lesion kind per image, grades of severity, several labels per image, 48 classes, and two."""
+"""Variant -> its classes: one lesion kind per image, grades of severity, several labels, 48 classes, and two."""
 
 _COUNTS = {"none": (0, 0), "mild": (1, 2), "moderate": (4, 6), "severe": (9, 14)}
 _SPLITS = {"train": 0, "validation": 1, "test": 2}
