@@ -5,9 +5,11 @@ from pathlib import Path as _Path
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 from transformers.models.timm_wrapper import TimmWrapperImageProcessor
 
+from .benchmarking import benchmark
 from .explain.explainers import create_explainer, list_explainers
 from .explanation_scores import load_scores
 from .export import export_onnx
+from .hub import push, push_space
 from .models.classifier import Classifier, build, convert, to_vanilla
 from .models.configuration import CAPEConfig, SoftCAMConfig
 from .models.explanation import Explanation, Regions
@@ -38,12 +40,15 @@ __all__ = [
     "SoftCAMConfig",
     "SoftCAMForImageClassification",
     "SoftCAMModel",
+    "benchmark",
     "build",
     "convert",
     "create_explainer",
     "export_onnx",
     "list_explainers",
     "load_scores",
+    "push",
+    "push_space",
     "to_vanilla",
 ]
 

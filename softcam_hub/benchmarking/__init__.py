@@ -1,0 +1,6 @@
+"""How well explanations do on a data set: values per image, rows per explainer, and the papers' tables."""
+
+from .config import BenchmarkConfig
+from .run import benchmark
+
+__all__ = ["BenchmarkConfig", "benchmark"]

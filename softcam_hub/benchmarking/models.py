@@ -1,0 +1,208 @@
+"""Which models are asked, which explainers each of them admits, and one batch of images explained by several of them.
+
+- Native maps explain the prediction of our model. Post-hoc maps explain the *vanilla twin*, the same backbone with a
+  linear classifier on pooled features; a SoftCAM model with an exact head is its own twin.
+- `random` and `centre` stand beside the post-hoc maps, or beside the native ones where there is no twin.
+"""
+
+import difflib
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from ..explain.explainers import AT_A_LAYER, OF_PIXELS, create_explainer, list_explainers
+from ..explain.recording import Recording
+from ..models.classifier import Classifier, to_vanilla
+from ..models.self_explaining import SelfExplaining
+
+NATIVE = ("softcam", "cape", "mu-cape")
+FLOORS = ("random", "centre")
+FAST = ("cam", "grad-cam", "grad-cam++", "smooth-grad-cam++", "layer-cam", "lift-cam", "fd-cam")
+"""The post-hoc explainers that are measured when none are named."""
+
+TAKERS = {"seed": {"random", "smooth-grad-cam++"}, "batch": {"fd-cam", "score-cam", "integrated-gradients"}}
+"""Option -> the explainers that it is for."""
+
+
+def load_classifier(source: str | Path) -> nn.Module:
+    """A classifier in eval mode, from a model folder, a timm name (`cape_resnet50`, `resnet50.a1_in1k`) or a Hub id."""
+    name, path = str(source), Path(source).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            inside = path / "model"
+            hint = f"did you mean {inside}?" if inside.is_dir() else "a model folder has one"
+            raise FileNotFoundError(f"there is no config.json in {path}: {hint}")
+        name = f"local-dir:{path}"
+    elif not timm.is_model(name.split(".")[0]):
+        near = difflib.get_close_matches(name, timm.list_models(), n=2)
+        hint = f"did you mean {' or '.join(near)}?" if near else "expected a model folder, a timm name or a Hub id"
+        if name.count("/") != 1 or path.is_absolute() or name.startswith("."):
+            raise FileNotFoundError(f"there is no model {name!r}: {hint}")
+        name = f"hf-hub:{name}"
+    try:
+        model = timm.create_model(name, pretrained=True)
+    except Exception as error:  # of the Hub, of timm and of safetensors, of many kinds
+        raise ValueError(f"model {str(source)!r} cannot be loaded: {error or type(error).__name__}") from error
+    if not model.num_classes:
+        raise ValueError(f"model {str(source)!r} has no classes: there is no prediction to explain")
+    return model.eval()
+
+
+def describe(model: nn.Module) -> str:
+    return getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
+
+
+def class_names(model: nn.Module) -> list[str] | None:
+    names = getattr(model, "pretrained_cfg", {}).get("label_names")
+    return None if names is None else list(names)
+
+
+def check_classes(model: nn.Module, classes: Sequence[str], what: str) -> None:
+    """Refuse a model of other classes than those of the data."""
+    names, count = class_names(model), model.num_classes
+    if count != len(classes):
+        raise ValueError(f"{what} has {count} classes, but the data has {len(classes)}: {list(classes)[:10]}")
+    if names is not None and names != list(classes):
+        raise ValueError(f"{what} was trained on the classes {names[:10]}, but the data has {list(classes)[:10]}")
+
+
+def fingerprint(model: nn.Module) -> int:
+    """Changes when the weights do."""
+    found = 0
+    for name, tensor in model.state_dict().items():
+        found = zlib.crc32(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy(), found)
+        found = zlib.crc32(name.encode(), found)
+    return found
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A model and the vanilla twin that post-hoc maps explain.
+
+    Args:
+        model: ours, or None where only a black box is explained.
+        twin: a black box, or None where there is none.
+        missing: why there is no twin.
+    """
+
+    model: nn.Module | None
+    twin: nn.Module | None
+    missing: str = ""
+
+
+def pair_up(model: nn.Module, twin: nn.Module | None) -> Pair:
+    """Find the twin of a model, if none is given."""
+    if not isinstance(model, SelfExplaining):
+        if twin is not None:
+            raise ValueError("the model is a black box itself, and needs no twin: leave twin out")
+        return Pair(None, model)
+    if twin is not None:
+        if isinstance(twin, SelfExplaining):
+            raise ValueError("the twin is a self-explaining model: expected a vanilla timm model, such as RUN/twin")
+        return Pair(model, twin)
+    if model.family == "softcam" and model.exact and isinstance(model, Classifier):
+        return Pair(model, to_vanilla(model).eval())
+    reason = "it classifies otherwise than a pooled linear layer" if model.exact else "its head is not the vanilla one"
+    return Pair(model, None, f"this {model.family} model has no vanilla twin of its own ({reason}): name one with twin")
+
+
+def divide(names: tuple[str, ...] | None, pair: Pair) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Explainers for "model" and for "twin", and those left out with the reason.
+
+    Args:
+        names: explainers asked for; None for the default; one of them may be `all`.
+        pair: the models.
+    """
+    kinds = () if pair.model is None else tuple(kind for kind in pair.model.head.kinds if kind in NATIVE)
+    wanted = names or (*kinds, *FAST, *FLOORS)
+    free = names is None or "all" in names
+    if "all" in wanted:
+        wanted = tuple(dict.fromkeys([*kinds, *(name for name in list_explainers() if name not in NATIVE)]))
+    parts: dict[str, list[str]] = {"model": [], "twin": []}
+    left_out = {}
+    for name in wanted:
+        if name in NATIVE:
+            role, reason = "model", "" if name in kinds else f"{name!r} maps need a {name.removeprefix('mu-')} model"
+        elif name in FLOORS and pair.twin is None:
+            role, reason = "model", ""
+        else:
+            role, reason = "twin", "" if pair.twin is not None else pair.missing
+        if reason and not free:
+            raise ValueError(f"explainer {name!r} is not possible here: {reason}")
+        if reason:
+            left_out[name] = reason
+        else:
+            parts[role].append(name)
+    return parts, left_out
+
+
+class Explained:
+    """A classifier, and the explainers whose maps of it are measured.
+
+    Args:
+        role: "model" or "twin".
+        model: in eval mode, on its device.
+        names: of the explainers.
+        multi_label: an image may have several labels.
+        seed: of random maps and noise.
+        batch: masked images at a time, for the explainers that make many.
+    """
+
+    def __init__(
+        self, role: str, model: nn.Module, names: Sequence[str], multi_label: bool, seed: int = 0, batch: int = 16
+    ) -> None:
+        self.role, self.model, self.multi_label = role, model, multi_label
+        self.options = {"seed": seed, "batch": batch}
+        self.take(names)
+
+    def take(self, names: Sequence[str]) -> None:
+        """Explain by these from now on."""
+        options = {option: value for option, value in self.options.items() if TAKERS[option] & set(names)}
+        self.explainers = create_explainer(list(names), self.model, **options)
+        self.names, self.subject = tuple(names), self.explainers.subject
+
+    def drop_refused(self, image: Tensor, strict: bool) -> dict[str, str]:
+        """Try every explainer on one image (1, 3, H, W) and leave out those that do not fit this model, with reasons.
+
+        Args:
+            image: any.
+            strict: raise instead.
+        """
+        refused: dict[str, str] = {}
+        recording = self.subject.record(image)  # a model without spatial features fits none
+        for name in self.names:
+            if name == "score-cam":  # one pass per channel, and it fits wherever there are features
+                continue
+            try:
+                self.maps([name], recording, recording.classes)
+            except (ValueError, ImportError) as error:
+                if strict:
+                    raise type(error)(f"explainer {name!r} is not possible here: {error}") from error
+                refused[name] = str(error)
+        self.take([name for name in self.names if name not in refused])
+        return refused
+
+    def maps(self, names: Sequence[str], recording: Recording, classes: Tensor) -> dict[str, Tensor]:
+        """Signed maps (B, k, h, w) by explainer, from one recording, which must not have been asked before."""
+        found, recording = {}, recording.of(classes)
+        for name in names:
+            options = self.explainers.options[name]
+            if name in AT_A_LAYER:
+                found[name] = AT_A_LAYER[name](recording, **options).detach()
+            else:
+                found[name] = OF_PIXELS[name](self.subject, recording.images, classes, **options).detach()
+        return found
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        logits = logits.detach().float()
+        return logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Tensor:
+        """Probabilities (B, C)."""
+        return self.probabilities(self.subject.logits(images))

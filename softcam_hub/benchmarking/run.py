@@ -1,0 +1,175 @@
+"""A whole benchmark: models and data, shards of images, and the folder that is left.
+
+output/
+  rows.jsonl      one row per explainer: means in percent, curves over k, settings and versions
+  table1.md       the CAPE paper's Table 1, with Borda, and the localisation scores
+  curves.png      localisation precision and sensitivity over the k highest patches
+  values.jsonl    with per_image: the values of every image
+  settings.json   what was asked; a benchmark that goes on must be asked the same
+  shards/         values of every image as they come; what is there is not computed again
+"""
+
+import json
+import logging
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from ..data.config import DataConfig
+from ..data.lesions import VARIANTS
+from ..data.loading import Rows, Splits, load_splits
+from . import report
+from .config import GRID, BenchmarkConfig, make_settings
+from .models import Explained, Pair, check_classes, describe, divide, fingerprint, load_classifier, pair_up
+from .rows import Row, make_rows, versions
+from .shards import FOLDER, Shards, samples, write_whole
+
+logger = logging.getLogger(__name__)
+
+SETTINGS = "settings.json"
+ENOUGH = 64
+"""Generated training images, so that every class is among them."""
+
+FREE_TO_CHANGE = ("output", "overwrite", "per_image")
+"""Settings that a benchmark that goes on may have otherwise."""
+
+
+def benchmark(
+    model: str | Path | nn.Module, output: str | Path, twin: str | Path | nn.Module | None = None, **settings: Any
+) -> list[Row]:
+    """Measure explanations on a data set; write rows, table and curves to `output`, and return the rows.
+
+        benchmark("runs/x/model", "results", twin="runs/x/twin", data="lesions", eval_count=64)
+
+    Args:
+        model: one of ours (native maps), or a black box: a model, a folder, a timm name or a Hub id.
+        output: folder for the results.
+        twin: the black box that post-hoc maps explain, in the same forms; a SoftCAM model with an exact head has one.
+        settings: fields of `BenchmarkConfig` and of `DataConfig`.
+    """
+    config, data = make_settings(output=str(output), **settings)
+    state, folder = Accelerator(), Path(output)  # PartialState alone does not see ACCELERATE_USE_CPU
+    pair, names = _load(model, twin)
+    parts, left_out = divide(config.chosen_explainers, pair)
+    data = needed(data, config.split)
+    with state.main_process_first():  # generated images are drawn once
+        splits = load_splits(data)
+    rows = _chosen_rows(splits, data, config)
+    explained, refused = _choose_explainers(config, pair, parts, splits, rows, state.device)
+    left_out |= refused
+    asked = _asked(config, data, names, explained) | versions(state.device)
+    if state.is_main_process:
+        _claim(folder, asked, config.overwrite)
+        for name, reason in left_out.items():
+            logger.warning("explainer %s is left out: %s", name, reason)
+    state.wait_for_everyone()
+    shards = Shards(folder, rows, explained, config)
+    shards.work(state)
+    state.wait_for_everyone()
+    found = make_rows(
+        shards.lines(), {name: value for name, value in asked.items() if name not in ("pairs", "weights")}
+    )
+    if state.is_main_process:
+        _leave(folder, found, shards, config)
+    state.wait_for_everyone()
+    return found
+
+
+def _load(model: Any, twin: Any) -> tuple[Pair, dict[str, str | None]]:
+    """The models, and what to call them."""
+    made = {
+        role: source if isinstance(source, nn.Module) or source is None else load_classifier(source)
+        for role, source in (("model", model), ("twin", twin))
+    }
+    names = {
+        role: None if source is None else describe(source) if isinstance(source, nn.Module) else str(source)
+        for role, source in (("model", model), ("twin", twin))
+    }
+    return pair_up(made["model"], made["twin"]), names
+
+
+def needed(data: DataConfig, split: str) -> DataConfig:
+    """The same data without the generated images that nobody will look at: drawing them takes minutes."""
+    if data.data not in VARIANTS or split != "test" or data.folds:
+        return data
+    return replace(data, train_count=min(data.train_count, ENOUGH), validation_split="", hold_out=0.0)
+
+
+def _chosen_rows(splits: Splits, data: DataConfig, config: BenchmarkConfig) -> Rows:
+    """The images to explain, with classes and labels that the measures can take."""
+    rows = getattr(splits, config.split)
+    if not isinstance(rows, Rows):
+        raise ValueError(f"{data.data!r} has no {config.split} split to explain: choose another one with split")
+    if GRID in config.chosen_measures(rows.has_masks) and (splits.multi_label or len(splits.classes) < 4):
+        raise ValueError(f"{GRID} needs mosaics of four images of different classes: leave it out of measures")
+    return rows
+
+
+def _choose_explainers(
+    config: BenchmarkConfig, pair: Pair, parts: dict[str, list[str]], splits: Splits, rows: Rows, device: torch.device
+) -> tuple[list[Explained], dict[str, str]]:
+    """Models with the explainers that fit them, and those that do not, with the reason."""
+    left_out: dict[str, str] = {}
+    named = config.chosen_explainers is not None and "all" not in config.chosen_explainers
+    found = []
+    for role, model in (("model", pair.model), ("twin", pair.twin)):
+        if not parts[role]:
+            continue
+        check_classes(model, splits.classes, f"the {role}")
+        one = Explained(role, model.to(device).eval(), parts[role], splits.multi_label, config.seed, config.batch_size)
+        with torch.enable_grad():
+            left_out |= one.drop_refused(samples(model, rows)[0]["pixel_values"][None].to(device), strict=named)
+        if one.names:
+            found.append(one)
+    if not found:
+        raise ValueError(f"no explainer is left: {'; '.join(f'{name}: {why}' for name, why in left_out.items())}")
+    return found, left_out
+
+
+def _asked(
+    config: BenchmarkConfig, data: DataConfig, names: dict[str, Any], explained: list[Explained]
+) -> dict[str, Any]:
+    """All that the values follow from, beside the versions."""
+    settings = {name: value for name, value in asdict(config).items() if name not in FREE_TO_CHANGE}
+    pairs = {one.role: list(one.names) for one in explained}
+    weights = {one.role: fingerprint(one.model) for one in explained}
+    return {**names, **asdict(data), **settings, "pairs": pairs, "weights": weights}
+
+
+def _claim(folder: Path, asked: dict[str, Any], overwrite: bool) -> None:
+    """Make sure that the folder can be written, and that what it holds belongs to the same question."""
+    file = folder / SETTINGS
+    try:
+        if overwrite:
+            shutil.rmtree(folder / FOLDER, ignore_errors=True)
+            for name in (SETTINGS, *report.FILES):
+                (folder / name).unlink(missing_ok=True)
+        if file.exists():
+            _check_same(json.loads(file.read_text()), asked, folder)
+        (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+        write_whole(file, json.dumps(asked, indent=2) + "\n")
+    except OSError as error:
+        raise OSError(f"output {folder} cannot be written: {error.strerror}; choose another --output") from error
+
+
+def _check_same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    for name, value in now.items():
+        if before.get(name) != value:
+            raise ValueError(
+                f"{folder} holds a benchmark with {name}={before.get(name)!r}, but now it is {value!r}: use the same "
+                "settings to go on with it, --overwrite to throw it away, or another --output"
+            )
+
+
+def _leave(folder: Path, rows: list[Row], shards: Shards, config: BenchmarkConfig) -> None:
+    """Write what people and other programs read."""
+    write_whole(folder / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_whole(folder / "table1.md", report.table1(rows))
+    report.draw_curves(rows, folder / "curves.png")
+    if config.per_image:
+        write_whole(folder / "values.jsonl", "".join(json.dumps(line) + "\n" for line in shards.lines()))

@@ -1,0 +1,280 @@
+"""`softcam-hub`: what each command prints and writes, exit codes, and every kind of bad image."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import softcam_hub
+from softcam_hub.benchmarking.models import load_classifier
+from softcam_hub.cli import COMMANDS, main
+from softcam_hub.data.lesions import load_lesions
+
+ROOT = Path(__file__).parents[1]
+EXIF_ORIENTATION, TURNED_LEFT = 274, 6
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder of every kind of image that there is, and the one picture that they all show."""
+    folder = tmp_path_factory.mktemp("images")
+    scene = load_lesions("test", 2, 128)[1]["image"]
+    scene.save(folder / "plain.png")
+    scene.convert("L").save(folder / "grey.png")
+    deep = np.asarray(scene.convert("L")).astype(np.uint16) * 257
+    Image.fromarray(deep).save(folder / "deep.png")
+    scene.save(folder / "moving.gif", save_all=True, append_images=[Image.new("RGB", scene.size, "red")])
+    scene.convert("CMYK").save(folder / "print.tif")
+    clear = scene.convert("RGBA")
+    clear.putalpha(Image.fromarray((np.arange(128) > 63).astype(np.uint8)[None].repeat(128, 0) * 255))
+    clear.save(folder / "clear.png")
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = TURNED_LEFT
+    scene.rotate(90, expand=True).save(folder / "turned.png", exif=exif)
+    (folder / "text.png").write_text("no image at all")
+    whole = (folder / "plain.png").read_bytes()
+    (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
+    Image.new("1", (10_000, 10_000)).save(folder / "huge.png")
+    (folder / "notes.txt").write_text("not looked at")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def explained(images, tmp_path_factory):
+    """Exit code, messages and lines of `explain` on that folder."""
+    out = tmp_path_factory.mktemp("explained")
+    with pytest.MonkeyPatch.context() as patch:
+        said = []
+        patch.setattr(sys.stderr, "write", said.append)
+        code = main(["explain", str(images), str(images / "missing.png"), "--out", str(out), "--batch_size", "4"])
+    lines = [json.loads(line) for line in (out / "explanations.jsonl").read_text().splitlines()]
+    return code, "".join(said), {Path(line["file"]).name: line for line in lines}, out
+
+
+def test_unreadable_images_are_named_counted_and_skipped(explained):
+    code, said, lines, _ = explained
+    assert code == 1
+    assert "4 of 11 could not be read" in said
+    for name, reason in {
+        "text.png": "it is no image",
+        "cut.png": "truncated",
+        "huge.png": "more than 89 million pixels",
+        "missing.png": "there is no such file",
+    }.items():
+        assert any(name in line and reason in line for line in said.splitlines())
+        assert name not in lines
+    assert set(lines) == {"plain.png", "grey.png", "deep.png", "moving.gif", "print.tif", "clear.png", "turned.png"}
+
+
+def test_readable_images_are_converted_as_they_are_meant(explained, images):
+    _, _, lines, _ = explained
+    scores = {name: line["probabilities"]["exudate"] for name, line in lines.items()}
+    model = load_classifier(softcam_hub.CAPE_LESIONS)
+
+    def expected(picture):
+        from timm.data import create_transform, resolve_model_data_config
+
+        with torch.no_grad():
+            pixels = create_transform(**resolve_model_data_config(model))(picture.convert("RGB"))
+            return float(model(pixels[None]).softmax(1)[0, 3])
+
+    scene = Image.open(images / "plain.png")
+    white = Image.new("RGB", scene.size, "white")
+    white.paste(scene.crop((64, 0, 128, 128)), (64, 0))
+    for name, picture in {
+        "plain.png": scene,
+        "turned.png": scene,
+        "grey.png": scene.convert("L"),
+        "deep.png": scene.convert("L"),
+        "clear.png": white,
+        "print.tif": scene.convert("CMYK"),
+        "moving.gif": Image.open(images / "moving.gif"),
+    }.items():
+        assert np.isclose(scores[name], expected(picture), atol=1e-4), name
+
+
+def test_a_line_and_a_picture_say_what_the_model_says(explained, images):
+    _, _, lines, out = explained
+    line = lines["plain.png"]
+    model = load_classifier(softcam_hub.CAPE_LESIONS)
+    assert list(line["probabilities"]) == model.pretrained_cfg["label_names"]
+    assert np.isclose(sum(line["probabilities"].values()), 1)
+    assert line["label"] == line["explained"][0] == max(line["probabilities"], key=line["probabilities"].get)
+    assert line["score"] == line["probabilities"][line["label"]]
+    assert line["kind"] == "cape"
+    assert {entry["picture"] for entry in lines.values()} == {path.name for path in out.glob("*.png")}
+    picture = Image.open(out / line["picture"])
+    assert picture.width > 2 * picture.height  # three panels
+    assert np.asarray(picture.convert("RGB")).std() > 10
+
+
+def test_images_of_one_name_get_pictures_of_their_own(images, tmp_path, capsys):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.png").write_bytes((images / "plain.png").read_bytes())
+    assert main(["explain", str(tmp_path), "--out", str(tmp_path / "out"), "--classes", "exudate", "0"]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "out" / "explanations.jsonl").read_text().splitlines()]
+    assert [line["picture"] for line in lines] == ["x.png", "x-2.png"]
+    assert lines[0]["explained"] == ["exudate", "healthy"]
+    assert "2 images explained" in capsys.readouterr().out
+
+
+def test_other_maps_are_drawn_when_asked_for(images, tmp_path):
+    for number, options in enumerate((["--kind", "mu-cape"], ["--explainer", "grad-cam"], ["--top_k", "1"])):
+        out = tmp_path / str(number)
+        assert main(["explain", str(images / "plain.png"), "--out", str(out), *options]) == 0
+    kinds = [json.loads((tmp_path / n / "explanations.jsonl").read_text())["kind"] for n in "012"]
+    assert kinds == ["mu-cape", "grad-cam", "cape"]
+    assert (tmp_path / "0" / "plain.png").read_bytes() != (tmp_path / "1" / "plain.png").read_bytes()
+    assert Image.open(tmp_path / "2" / "plain.png").width < Image.open(tmp_path / "0" / "plain.png").width
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["explain", "{image}", "--out", "{out}", "--classes", "cat"], "unknown class 'cat': this model's 4 labels"),
+        (["explain", "{image}", "--out", "{out}", "--classes", "7"], "unknown class '7'"),
+        (["explain", "{image}", "--out", "{out}", "--top_k", "0"], "top_k must be at least 1"),
+        (["explain", "{image}", "--out", "{out}", "--top_k", "2", "--classes", "0"], "give one of them"),
+        (["explain", "{image}", "--out", "{out}", "--kind", "softcam"], "unknown map kind 'softcam'"),
+        (["explain", "{image}", "--out", "{out}", "--explainer", "gradcam"], "did you mean 'grad-cam'"),
+        (["explain", "{image}", "--out", "{image}"], "cannot be written"),
+        (["explain", "{empty}", "--out", "{out}"], "there is no image in folder"),
+        (["explain", "{image}", "--out", "{out}", "--model", "no/such/model"], "there is no model 'no/such/model'"),
+        (["list", "nothing*"], "no architecture matches 'nothing*'"),
+        (["benchmark", "--output", "{out}", "--explainers", "cam"], "name one with twin"),
+        (["benchmark"], "output is missing"),
+        (["benchmark", "--output", "{out}", "--accuracy"], "needs runs, or a twin"),
+        (["benchmark", "--output", "{out}", "--data", "./nowhere"], "there is no folder"),
+        (["export", "--out", "{empty}/below/model.onnx"], "there is no folder"),
+        (["export", "--out", "{empty}"], "is a folder: name the file"),
+    ],
+)
+def test_a_mistake_ends_with_a_sentence(arguments, sentence, images, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    places = {"image": images / "plain.png", "out": tmp_path / "out", "empty": tmp_path / "empty"}
+    assert main([argument.format(**places) for argument in arguments]) == 1
+    said = capsys.readouterr().err
+    assert "softcam-hub: error: " in said
+    assert sentence in said
+    assert "Traceback" not in said
+
+
+def test_options_that_argparse_refuses_end_with_2(capsys):
+    for arguments in (["bogus"], ["explain"], ["list", "--bogus"], ["benchmark", "--limit", "many", "--output", "x"]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 2
+    assert main([]) == 2
+    assert "COMMAND" in capsys.readouterr().out
+
+
+def test_bugs_keep_their_traceback_and_interrupts_end_with_130(monkeypatch, capsys):
+    from softcam_hub.commands import listing
+
+    def fail(error):
+        def run(_):
+            raise error
+
+        monkeypatch.setattr(listing, "run", run)
+        return main(["list"])
+
+    with pytest.raises(KeyError):
+        fail(KeyError("a bug"))
+    assert fail(KeyboardInterrupt()) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_list_says_what_is_exact_and_how_large_the_maps_are(capsys):
+    assert main(["list", "resnet1[08]*"]) == 0
+    said = capsys.readouterr().out
+    assert "resnet18 " in said
+    assert "7x7 at 224 px" in said
+    assert main(["list", "cape_vgg11*", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["architecture"] for row in rows] == ["vgg11", "vgg11_bn"]
+    assert not any(row["exact"] for row in rows)
+    model = softcam_hub.build("cape_vgg11", num_classes=2)
+    assert rows[0]["map_size"] == list(model.forward_features(torch.zeros(1, *model.input_size)).shape[-2:])
+    counts = {}
+    for option in ("--exact", "--trained"):
+        assert main(["list", "--json", option]) == 0
+        counts[option] = len(json.loads(capsys.readouterr().out))
+    assert main(["list"]) == 0
+    assert f"{sum(counts.values())} architectures" in capsys.readouterr().out
+
+
+def test_benchmark_and_table_2(tmp_path, capsys):
+    model = load_classifier(softcam_hub.CAPE_LESIONS)
+    from softcam_hub.training.objective import BlackBox
+
+    BlackBox(softcam_hub.to_vanilla(model), False, model.pretrained_cfg["label_names"]).save_pretrained(
+        tmp_path / "twin"
+    )
+    data = [
+        "--train_count",
+        "8",
+        "--eval_count",
+        "4",
+        "--output",
+        str(tmp_path / "out"),
+        "--twin",
+        str(tmp_path / "twin"),
+    ]
+    assert main(["benchmark", "--explainers", "cape cam random", *data]) == 0
+    said = capsys.readouterr().out
+    assert "| cape | model |" in said
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("rows.jsonl", "settings.json", "shards", "table1.md", "curves.png"),
+    }
+    assert main(["benchmark", "--accuracy", *data]) == 0
+    assert "| off-the-shelf (`test_resnet`) |" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (tmp_path / "out" / "table2.jsonl").read_text().splitlines()]
+    assert [row["variant"] for row in rows] == ["vanilla", "naive", "off-the-shelf"]
+
+
+def test_every_command_has_help(capsys):
+    for command in COMMANDS:
+        with pytest.raises(SystemExit) as stop:
+            main([command, "--help"])
+        assert stop.value.code == 0
+        assert f"usage: softcam-hub {command}" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_as_a_program(images, tmp_path):
+    def call(*arguments, **options):
+        return subprocess.run(
+            [sys.executable, "-m", "softcam_hub", *arguments], cwd=tmp_path, capture_output=True, text=True, **options
+        )
+
+    found = call("explain", str(images), "--out", "out")
+    assert found.returncode == 1
+    assert "3 of 10 could not be read" in found.stderr
+    assert "Traceback" not in found.stderr
+    assert call("list", "resnet18", "--json").returncode == 0
+    cut = subprocess.run(
+        f"{sys.executable} -m softcam_hub list | head -1", shell=True, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert "Traceback" not in cut.stderr
+    assert call("--help").returncode == 0
+
+
+@pytest.mark.slow
+def test_export_writes_what_onnxruntime_reads(tmp_path, capsys):
+    import onnxruntime
+
+    assert main(["export", "--out", str(tmp_path / "model.onnx")]) == 0
+    assert "the same outputs" in capsys.readouterr().out
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    model = load_classifier(softcam_hub.CAPE_LESIONS)
+    pixels = torch.randn(2, 3, 128, 128)
+    logits, maps = session.run(["logits", "maps"], {"pixel_values": pixels.numpy()})
+    with torch.no_grad():
+        assert np.allclose(logits, model(pixels).numpy(), atol=1e-4)
+    assert maps.shape[1] == 4
