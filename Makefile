@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+AS_ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
 
-.PHONY: help demo test test-all lint bench table clean
+.PHONY: help demo test test-all chromium lint bench table cards clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -20,21 +21,33 @@ demo: $(STAMP) ## train a small CAPE network on generated lesions (two minutes) 
 test: $(STAMP) ## the fast tests
 	$(RUN) -m pytest -m "not slow"
 
-test-all: $(STAMP) ## all tests: also fresh processes and the sweep over every family
+test-all: $(STAMP) chromium ## all tests: also fresh processes and the sweep over every family
 	$(RUN) -m pytest
 
-lint: $(STAMP) ## ruff
+chromium: ## Debian's browser, which the tests of the demo page drive; installed where there is none
+	@command -v chromium > /dev/null \
+	  || { $(AS_ROOT) apt-get update -qq && $(AS_ROOT) apt-get install -y -qq --no-install-recommends chromium; } \
+	  || { echo "Chromium cannot be installed here (it takes apt-get, a network, and root or sudo):" \
+	       "install it by hand as 'chromium', or run 'make test', which needs no browser" >&2; exit 1; }
+
+lint: $(STAMP) ## ruff, and the model cards against their rows
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(RUN) tools/render_cards.py --check
 
 bench: $(STAMP) ## measure speed side by side, then derive README's table from the rows
 	$(RUN) benchmarks/heads.py
 	$(RUN) benchmarks/import_time.py
 	$(RUN) benchmarks/training.py
+	$(RUN) benchmarks/explainers.py
+	$(RUN) benchmarks/peer_table.py
 	$(RUN) benchmarks/tables.py
 
 table: $(STAMP) ## examine every architecture of the installed timm again
 	$(RUN) tools/probe_timm.py
+
+cards: $(STAMP) ## render the model cards from their rows
+	$(RUN) tools/render_cards.py
 
 clean: ## remove the virtual environment and what was made
 	rm -rf $(VENV) demo_output .pytest_cache .ruff_cache

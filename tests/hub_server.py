@@ -16,6 +16,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from hub_api import LFS_SUFFIX, Files, Hub, HubError, Reply, Repo, Request, check_token, find_route
 
+DROPPED = 0
+"""As the status of a failure: the connection ends without an answer."""
+
 
 class _Handler(BaseHTTPRequestHandler):
     server: _HttpServer
@@ -23,6 +26,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         reply = self.server.answer(self.command, self.path, self.headers, body)
+        if reply.status == DROPPED:
+            self.close_connection = True
+            return
         self.send_response(reply.status)
         for name, value in {**reply.headers, "Content-Length": str(len(reply.body))}.items():
             self.send_header(name, value)
@@ -85,7 +91,8 @@ class HubServer:
         """Refuses the next `times` matching requests, which then change nothing.
 
         After 408, 429 and 5xx the client asks up to five times again, with growing pauses, except when it
-        creates a repo, a ref or a commit: elsewhere 403 is the status that fails at once.
+        creates a repo, a ref or a commit: elsewhere 403 is the status that fails at once. DROPPED ends the
+        connection instead.
         """
         self._failures += [(method, path_substring, status)] * times
 

@@ -16,7 +16,6 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from datasets import Dataset as Table
@@ -28,6 +27,7 @@ from timm.data import resolve_data_config
 from torch.utils.data import Dataset
 from transformers import AutoModelForImageClassification, pipeline
 
+from softcam_hub.cards import check, read_trained
 from softcam_hub.data import load_lesions
 from softcam_hub.data.loading import Splits, make_transforms
 from softcam_hub.training import Config, NotFinite, make_config, parse, recipes, run
@@ -419,9 +419,11 @@ def test_a_run_leaves_its_folder(from_scratch):
     assert json.loads((output / "metrics.json").read_text()) == metrics
     assert [path.name for path in (output / "checkpoints").iterdir()] == ["step-000000018"]
     assert not any(name.startswith("teacher") for name in weights(output))
+    beside = {path.name for path in (output / "model").iterdir()}
+    assert beside >= {"README.md", "metrics.json", "recipe.yaml", "curve.png", "examples.png"}
     card = (output / "model" / "README.md").read_text()
-    assert yaml.safe_load(card.split("---")[1])["tags"] == ["softcam-hub", "explainability", "cape"]
-    assert f"| test accuracy | {metrics['test_accuracy']:.4f} |" in card
+    check(card, read_trained(output / "model").rows, beside)
+    assert f"| accuracy | {100 * metrics['test_accuracy']:.1f} % |" in card
 
 
 def test_settings_are_a_recipe_that_gives_the_same_settings(from_scratch):

@@ -2,6 +2,7 @@
 
 python benchmarks/lesions.py lesions-cape    # trains it, and keeps the row of its scores
 python tools/ship_model.py runs/lesions-cape
+make cards                                   # renders its card
 
 The model's code is left out: the package has it.
 """
@@ -15,6 +16,7 @@ FILES = {
     "model/config.json": "config.json",
     "model/model.safetensors": "model.safetensors",
     "model/README.md": "README.md",
+    "model/examples.png": "examples.png",
     "settings.yaml": "recipe.yaml",
     "metrics.json": "metrics.json",
 }

@@ -1,18 +1,19 @@
-"""What the end of a run leaves: metrics, a training curve, and the model folder with the beginning of a card."""
+"""What the end of a run leaves: metrics, a training curve, and the model folder with its card."""
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..cards import METRICS, PICTURES, RECIPE, write_card
 from ..charts import curves
 from ..data.loading import Images
 from ..figures import column, outlined, overlay, picture, row
 from ..models.modeling import EvidenceForImageClassification
 from . import log
-from .config import Config
 
 CURVES = {
     "accuracy": ("train_accuracy", "train_teacher_accuracy", "validation_accuracy", "validation_teacher_accuracy"),
@@ -64,20 +65,12 @@ def draw_examples(
     column(rows).save(file)
 
 
-def card_stub(config: Config, metrics: dict[str, Any]) -> str:
-    """A model card with what the run itself knows."""
-    settings = config.flat()
-    tags = "\n".join(f"- {tag}" for tag in ("softcam-hub", "explainability", config.model.family or "timm"))
-    rows = "\n".join(
-        f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in metrics.items() if _is_score(value)
-    )
-    used = "\n".join(f"{name}: {json.dumps(value)}" for name, value in settings.items() if value not in (None, ""))
-    return (
-        f"---\nlibrary_name: timm\npipeline_tag: image-classification\ntags:\n{tags}\n---\n"
-        f"# {config.model.model}\n\nTrained on `{config.data.data}` with `train_accelerate.py`.\n\n"
-        f"| score | value |\n| --- | ---: |\n{rows}\n\n## Settings\n\n```yaml\n{used}\n```\n"
-    )
-
-
-def _is_score(value: Any) -> bool:
-    return isinstance(value, float) and math.isfinite(value)
+def complete_model_folder(output: Path, metrics: dict[str, Any], explained: bool) -> None:
+    """Put what a reader of the model needs beside it: scores, recipe, pictures, and if it has maps a card."""
+    model = output / "model"
+    write_json(metrics, model / METRICS)
+    for source, target in {"settings.yaml": RECIPE, **{name: name for name in PICTURES}}.items():
+        if (output / source).exists():
+            shutil.copyfile(output / source, model / target)
+    if explained:
+        write_card(model, overwrite=True)

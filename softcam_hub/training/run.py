@@ -1,7 +1,7 @@
 """A whole run: data and network, training, test, and the folder that is left.
 
 output/
-  model/             the result: timm, transformers and pipelines load it
+  model/             the result with its card: timm, transformers and pipelines load it, `softcam-hub push` publishes it
   twin/              from-scratch and post-fit: the vanilla classifier that CAPE learnt from
   metrics.json       scores of the result on the test split, and what the run took
   curve.png          accuracy and loss of every epoch
@@ -35,7 +35,7 @@ from .config import Config
 from .evaluation import evaluate
 from .loop import LOWER_IS_BETTER, Training, prepare_loader
 from .objective import BlackBox, load_model, make_model
-from .report import card_stub, draw_curve, draw_examples, write_json
+from .report import complete_model_folder, draw_curve, draw_examples, write_json
 
 SETTINGS, METRICS = "settings.yaml", "metrics.json"
 """The first and the last file that a run writes."""
@@ -233,7 +233,7 @@ def _save_twin(best: Path, result: nn.Module, folder: Path, classes: list[str]) 
 
 def _leave(config: Config, training: Training, metrics: dict[str, Any], output: Path) -> None:
     draw_curve(output / "log.jsonl", output / "curve.png")
-    (output / "model" / "README.md").write_text(card_stub(config, metrics))
+    complete_model_folder(output, metrics, config.model.family is not None)
     write_json(metrics, output / METRICS)
     shutil.rmtree(output / "best")
     scores = {name: value for name, value in metrics.items() if name.startswith("test_")}

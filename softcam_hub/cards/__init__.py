@@ -1,0 +1,21 @@
+"""Model cards: what is known of a model, the card made of it, and what makes a card invalid."""
+
+from .facts import METRICS, PICTURES, RECIPE, Row, Trained, read_config, read_rows, read_trained
+from .rendering import PLACE, family_card, trained_card, write_card
+from .rules import check
+
+__all__ = [
+    "METRICS",
+    "PICTURES",
+    "PLACE",
+    "RECIPE",
+    "Row",
+    "Trained",
+    "check",
+    "family_card",
+    "read_config",
+    "read_rows",
+    "read_trained",
+    "trained_card",
+    "write_card",
+]

@@ -1,0 +1,98 @@
+"""What is known of a trained model, read from its folder: configuration, scores, recipe, pictures."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Row = dict[str, Any]
+
+METRICS, RECIPE, EXPLANATIONS = "metrics.json", "recipe.yaml", "explanations.jsonl"
+"""Files beside a model that its card is made of."""
+
+PICTURES = {
+    "examples.png": "Explained test images, ground truth outlined: the image, and the maps of its two top classes",
+    "curve.png": "Accuracy and loss of every epoch",
+}
+"""Files beside a model that its card shows, if they are there -> caption."""
+
+CLASSES = {"softcam": "SoftCAMForImageClassification", "cape": "CAPEForImageClassification"}
+"""Family -> its Hugging Face class."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is known of a trained model.
+
+    Args:
+        config: its config.json.
+        metrics: scores by name, those of a split with its prefix (`test_accuracy`), and versions.
+        settings: what it was trained with.
+        explanations: rows of a benchmark, each with an `explainer` and its scores.
+        pictures: files that the card shows.
+        license: of the weights; by default that of the weights it started from.
+        trainer: what trained it, where the settings are no recipe of `train_accelerate.py`.
+    """
+
+    config: Row
+    metrics: Row = field(default_factory=dict)
+    settings: Row = field(default_factory=dict)
+    explanations: list[Row] = field(default_factory=list)
+    pictures: tuple[str, ...] = ()
+    license: str | None = None
+    trainer: str = ""
+
+    @property
+    def rows(self) -> list[Row]:
+        return [self.config, self.metrics, *self.explanations]
+
+
+def read_trained(folder: str | Path, license: str | None = None) -> Trained:
+    """What a model folder holds for its card: config.json, and where they are there metrics, recipe and pictures."""
+    folder = Path(folder)
+    lines = folder / EXPLANATIONS
+    return Trained(
+        config=read_config(folder),
+        metrics=_read(folder / METRICS, json.loads),
+        settings=_read(folder / RECIPE, yaml.safe_load),
+        explanations=read_rows(lines) if lines.exists() else [],
+        pictures=tuple(name for name in PICTURES if (folder / name).exists()),
+        license=license,
+    )
+
+
+def read_config(folder: Path) -> Row:
+    """config.json of one of our models."""
+    if not (folder / "config.json").is_file():
+        inside = folder / "model"
+        hint = f"did you mean {inside}?" if (inside / "config.json").is_file() else "save_pretrained writes one"
+        raise FileNotFoundError(f"{folder} is no model folder, it has no config.json: {hint}")
+    config = _read(folder / "config.json", json.loads)
+    if str(config.get("architecture")).partition("_")[0] not in CLASSES:
+        raise ValueError(
+            f"{folder} holds no model of ours: its architecture is {config.get('architecture')!r}, expected "
+            "softcam_<timm name> or cape_<timm name>"
+        )
+    return config
+
+
+def _read(file: Path, parse: Any) -> Row:
+    if not file.exists():
+        return {}
+    try:
+        found = parse(file.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} must hold names and values, got {type(found).__name__}")
+    return found
+
+
+def read_rows(file: Path) -> list[Row]:
+    """The rows of a .jsonl file."""
+    try:
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON-lines file: {error}") from error

@@ -1,0 +1,232 @@
+"""`template.md` filled from rows.
+
+- Every number of a card comes from a row: a run's `metrics.json`, a line of `benchmarks/results/*.jsonl`; `rules` finds
+  those that do not.
+- `library_name` is `transformers`. The Hub then shows visitors a snippet with `trust_remote_code`, which works with the
+  code that lies in the repo. The snippet for `timm` would fail without `import softcam_hub`; the tag says timm too.
+- Until it is pushed a card names its repo `your-name/your-model`; `hub.push` puts in the real name.
+"""
+
+import math
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, StrictUndefined
+from timm.models import get_pretrained_cfg, is_model
+
+from .facts import CLASSES, PICTURES, Row, Trained, read_trained
+
+PLACE = "your-name/your-model"
+"""What a card calls a repo that does not exist yet."""
+
+SPLITS = ("test", "eval", "validation")
+"""Prefixes of scores in `metrics.json`; the first that occurs is shown."""
+
+NATIVE = ("softcam", "cape", "mu-cape")
+"""Maps that are the model's own; their scores go into the model-index."""
+
+NOT_SCORES = ("runtime", "_per_second", "_time")
+"""How Trainer's names of durations end."""
+
+NOT_SETTINGS = ("output", "overwrite", "resume", "cache_dir", "workers", "trackers", "log_steps", "checkpoint_steps")
+"""Settings that have no bearing on what is learnt."""
+
+
+def write_card(folder: str | Path, license: str | None = None, overwrite: bool = False) -> Path:
+    """Write the card of a model folder, README.md, from what lies in the folder."""
+    file = Path(folder) / "README.md"
+    card = trained_card(read_trained(folder, license))
+    if file.exists() and not overwrite and file.read_text(encoding="utf-8") != card:
+        raise FileExistsError(f"{file} is there already, perhaps with words of yours: overwrite replaces it")
+    file.write_text(card, encoding="utf-8")
+    return file
+
+
+def trained_card(model: Trained, name: str = "", note: str = "") -> str:
+    """The card of a trained model.
+
+    Args:
+        model: what is known of it.
+        name: the title, by default the architecture.
+        note: what its first paragraph is followed by.
+    """
+    config, metrics, settings = model.config, model.metrics, model.settings
+    family, _, backbone = config["architecture"].partition("_")
+    title, data, scores = name or config["architecture"], str(metrics.get("data", "")), _scores(metrics)
+    base = _base_model(settings, backbone)
+    license = model.license or _license(base) or "unknown"
+    split = next((split for split in SPLITS if any(key.startswith(f"{split}_") for key in metrics)), "")
+    metadata = _metadata(family, license, base, [data] if data.count("/") == 1 and not Path(data).exists() else [])
+    results = _results(data or "unnamed", split, scores, model.explanations)
+    facts = {
+        "trained": True,
+        "title": title,
+        "note": note,
+        "family": family,
+        "architecture": config["architecture"],
+        "data": data,
+        "classes": config.get("label_names") or list(config.get("id2label", {}).values()),
+        "pictures": [(PICTURES[Path(file).name], file) for file in model.pictures],
+        "image_size": config["pretrained_cfg"]["input_size"][-1],
+        "place": PLACE,
+        "timm_place": f"hf-hub:{PLACE}",
+        "error": _of(scores, "completeness_error"),
+        "split": split,
+        "seed": settings.get("seed"),
+        "scores": [(_words(name), _shown(name, value)) for name, value in scores.items()],
+        "settings": _yaml(settings),
+        "recipe": bool(settings) and not model.trainer,
+        "trainer": model.trainer,
+        "where": _where(metrics),
+        "generated": _is_generated(data),
+        "license": license,
+        **_explanation_table(model.explanations),
+    }
+    return _render(metadata, facts, title, results)
+
+
+def family_card(row: Row, timings: list[Row]) -> str:
+    """The card of an architecture without weights of ours, from what `tools/render_cards.py` measured of it.
+
+    Args:
+        row: of benchmarks/results/families.jsonl.
+        timings: of benchmarks/results/heads.jsonl, those of this architecture.
+    """
+    metadata = _metadata(row["family"], row["license"], row["base_model"], row["datasets"])
+    facts = {
+        **row,
+        "trained": False,
+        "title": row["model"],
+        "cls": CLASSES[row["family"]],
+        "pictures": [],
+        "timings": [_timing(timing) for timing in timings],
+        "timed_where": _where(timings[0]) if timings else "",
+        "place": "my-model",
+        "timm_place": "local-dir:my-model",
+        "explanations": [],
+        "generated": False,
+    }
+    return _render(metadata, facts, row["model"], [])
+
+
+def _render(metadata: Row, facts: Row, name: str, results: list[EvalResult]) -> str:
+    data = ModelCardData(**metadata, model_name=name if results else None, eval_results=results or None)
+    loading = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    template = files(__package__).joinpath("template.md").read_text(encoding="utf-8")
+    text = Environment(**loading).from_string(template).render(**facts)
+    text = re.sub(r"\n{3,}", "\n\n", text)
+    return f"---\n{data.to_yaml()}\n---\n\n{text.strip()}\n"
+
+
+def _metadata(family: str, license: str, base_model: str | None, datasets: list[str]) -> Row:
+    return {
+        "license": license,
+        "library_name": "transformers",
+        "pipeline_tag": "image-classification",
+        "tags": ["timm", "softcam-hub", family, "explainability", "class-activation-maps", "image-classification"],
+        **({"base_model": base_model} if base_model else {}),
+        **({"datasets": datasets} if datasets else {}),
+    }
+
+
+def _base_model(settings: Row, backbone: str) -> str | None:
+    """The Hub id of timm's weights that training began with."""
+    tag = str(settings.get("model", "")).partition(".")[2]
+    if not settings.get("pretrained") or not is_model(backbone):
+        return None
+    cfg = get_pretrained_cfg(f"{backbone}.{tag}" if tag else backbone)
+    return getattr(cfg, "hf_hub_id", None)
+
+
+def _is_generated(data: str) -> bool:
+    from ..data.lesions import VARIANTS  # brings datasets, which takes a second
+
+    return data in VARIANTS
+
+
+def _license(base_model: str | None) -> str | None:
+    return get_pretrained_cfg(base_model.partition("/")[2]).license if base_model else None
+
+
+def _scores(metrics: Row) -> Row:
+    """The scores of the first split that has any, by their name without its prefix."""
+    for split in SPLITS:
+        found = {key.removeprefix(f"{split}_"): v for key, v in metrics.items() if key.startswith(f"{split}_")}
+        found = {key: v for key, v in found.items() if _is_score(v) and not key.endswith(NOT_SCORES)}
+        if found:
+            return found
+    return {}
+
+
+def _is_score(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
+
+
+def _of(scores: Row, name: str) -> str | None:
+    return _shown(name, scores[name]) if name in scores else None
+
+
+def _shown(name: str, value: float) -> str:
+    if name.endswith(("accuracy", "disagreement")):
+        return f"{100 * value:.1f} %"
+    return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.3f}"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ").replace("auc", "AUC")
+
+
+def _yaml(settings: Row) -> str:
+    told = {name: value for name, value in settings.items() if name not in NOT_SETTINGS and value not in (None, "")}
+    return yaml.safe_dump(told, sort_keys=False).strip() if told else ""
+
+
+def _where(row: Row) -> str:
+    """On what, with what and how long, as far as the row says."""
+    parts = [f"{row['seconds']:.0f} seconds"] if "seconds" in row else []
+    parts += [row[name] for name in ("device", "machine") if name in row]
+    parts += [f"{name} {row[name]}" for name in ("torch", "timm", "transformers") if name in row]
+    return f"Took {', '.join(parts)}." if "seconds" in row else ", ".join(parts)
+
+
+def _timing(row: Row) -> Row:
+    low, high = row["ratio_quartiles"]
+    ratio = f"{row['ratio']:.3f} ({low:.3f} to {high:.3f})"
+    return {"batch": row["batch"], "vanilla": f"{1000 * row['b_seconds']:.0f} ms", "ratio": ratio}
+
+
+def _explanation_table(rows: list[Row]) -> Row:
+    """A column for every score that some row has."""
+    names = list(dict.fromkeys(name for row in rows for name, value in row.items() if _is_explanation(name, value)))
+    cells = [[f"`{row['explainer']}`", *(_cell(row.get(name)) for name in names)] for row in rows]
+    return {"explanations": cells, "explanation_columns": ["maps", *(_words(name) for name in names)]}
+
+
+def _is_explanation(name: str, value: Any) -> bool:
+    return _is_score(value) and "seconds" not in name and name not in ("accuracy", "confidence")
+
+
+def _cell(value: Any) -> str:
+    return _shown("", value) if _is_score(value) else "-"
+
+
+def _results(data: str, split: str, scores: Row, explanations: list[Row]) -> list[EvalResult]:
+    """The model-index: how good the predictions are, and how good the model's own maps."""
+    where = {"task_type": "image-classification", "dataset_type": data, "dataset_name": data, "dataset_split": split}
+    where = {name: value for name, value in where.items() if value}
+    found = [
+        EvalResult(**where, metric_type=name, metric_value=v, metric_name=_words(name)) for name, v in scores.items()
+    ]
+    for row in explanations:
+        if row["explainer"] in NATIVE:
+            titles = {name: f"{_words(name)} of {row['explainer']} maps" for name in row}
+            own = {name: value for name, value in row.items() if _is_explanation(name, value)}
+            found += [
+                EvalResult(**where, metric_type=name, metric_value=value, metric_name=titles[name])
+                for name, value in own.items()
+            ]
+    return found

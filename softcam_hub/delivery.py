@@ -1,0 +1,154 @@
+"""One commit on the Hub: the repo, its branch, the files, and what to say when the Hub refuses.
+
+- An existing repo is never made private or public: a push that asks for private finds a public repo an error.
+- The commit names the one it builds on, so that what others commit meanwhile is not overwritten unseen.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError
+
+Files = dict[str, Path | bytes]
+"""Path in the repo -> the file, or its content."""
+
+STALE = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth")
+"""Endings of weights, which would be found beside those of this push if an earlier one left them under other names."""
+
+KINDS = ("model", "dataset", "space")
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a push goes; the fields are arguments of `hub.push`."""
+
+    repo_id: str
+    kind: str
+    private: bool | None = None
+    revision: str | None = None
+    create_pr: bool = False
+
+    @property
+    def named(self) -> dict[str, Any]:
+        return {"repo_id": self.repo_id, "repo_type": self.kind}
+
+    @property
+    def base(self) -> str:
+        return self.revision or "main"
+
+
+def deliver(files: Files, target: Target, message: str, token: str | None) -> str | None:
+    """Commit the files; the url of the commit or pull request, or None where the repo held all of it already."""
+    token = token or get_token()
+    if not token:
+        raise PermissionError(
+            "the Hub takes nothing without a token: run `hf auth login`, set HF_TOKEN, or give one; it needs the right "
+            "to write"
+        )
+    api, what = HfApi(token=token), f"{target.kind} repo {target.repo_id}"
+    with _explained(target, f"{what} could not be prepared, and nothing was sent"):
+        _prepare(api, target)
+        head = api.repo_info(**target.named, revision=target.base).sha
+        there = api.list_repo_files(**target.named, revision=head)
+    added = [CommitOperationAdd(name, content) for name, content in files.items()]
+    stale = [CommitOperationDelete(name) for name in there if name.endswith(STALE) and name not in files]
+    try:
+        with _explained(target, f"the push to {what} broke off"):
+            options = {"create_pr": target.create_pr, "parent_commit": head, "commit_message": message}
+            done = api.create_commit(**target.named, operations=[*added, *stale], revision=target.base, **options)
+    except OSError as error:
+        raise type(error)(f"{error}. {_state(api, target, head)}") from error.__cause__
+    return None if done.oid == head else done.pr_url or done.commit_url
+
+
+def _prepare(api: HfApi, target: Target) -> None:
+    """Make the repo and the branch where there are none."""
+    existing = _find(api, target.repo_id, target.kind)
+    if existing is None:
+        if target.create_pr:
+            raise FileNotFoundError(f"{_missing(api, target)}: a pull request needs a repo; push without one first")
+        space = {"space_sdk": "gradio"} if target.kind == "space" else {}
+        api.create_repo(**target.named, private=target.private, **space)
+    elif target.private and not existing.private:
+        raise FileExistsError(
+            f"{target.kind} repo {target.repo_id} exists and is public: choose another name, make it private on the "
+            "Hub, or push without asking for private"
+        )
+    if target.revision not in (None, "main") and not target.revision.startswith("refs/pr/"):
+        api.create_branch(**target.named, branch=target.revision, exist_ok=True)
+
+
+def _find(api: HfApi, repo_id: str, kind: str) -> Any:
+    try:
+        return api.repo_info(repo_id, repo_type=kind)
+    except HfHubHTTPError as error:
+        if error.response.status_code == 404:
+            return None
+        raise
+
+
+def _missing(api: HfApi, target: Target) -> str:
+    others = [kind for kind in KINDS if kind != target.kind and _find(api, target.repo_id, kind)]
+    beside = f" ({target.repo_id} is a {others[0]})" if others else ""
+    return f"there is no {target.kind} repo {target.repo_id}{beside}"
+
+
+@contextmanager
+def _explained(target: Target, what: str) -> Iterator[None]:
+    """Turn the errors of the Hub's client, of many kinds, into ones that say what to do."""
+    try:
+        yield
+    except (FileExistsError, FileNotFoundError):
+        raise
+    except Exception as error:
+        kind, advice = _advice(_status(error), target)
+        raise kind(f"{what}: {advice or _first_line(error)}") from error
+
+
+def _advice(status: int | None, target: Target) -> tuple[type[OSError], str]:
+    owner = target.repo_id.partition("/")[0]
+    refusals = {
+        401: (
+            PermissionError,
+            "the Hub does not accept the token; make a new one in its settings, and log in",
+        ),
+        403: (
+            PermissionError,
+            f"the token may not write to {owner}'s repos; use one of theirs that may",
+        ),
+        404: (FileNotFoundError, f"the Hub has no repo or revision {target.repo_id}@{target.base} for this token"),
+        409: (
+            FileExistsError,
+            f"{target.repo_id} is taken by a repo that this token does not see; choose another",
+        ),
+        412: (ConnectionError, "somebody has committed meanwhile; look at their commit and push again"),
+    }
+    return refusals.get(status, (ConnectionError, ""))
+
+
+def _status(error: BaseException | None) -> int | None:
+    """HTTP status of the refusal behind an error."""
+    while error is not None:
+        if isinstance(error, HfHubHTTPError):
+            return error.response.status_code
+        error = error.__cause__
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _state(api: HfApi, target: Target, head: str) -> str:
+    """What a push that broke off has left behind, as far as the Hub can be asked."""
+    try:
+        same = api.repo_info(**target.named, revision=target.base).sha == head
+    except Exception:  # whatever broke the push off
+        same = None
+    if same:
+        return f"{target.repo_id}@{target.base} is as it was before; push again"
+    return f"Look at {target.repo_id}@{target.base} before you push again: it may have changed"

@@ -1,0 +1,424 @@
+"""Publishing, by the real client over HTTP on a loopback Hub: what arrives, what is refused, what a broken push leaves."""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hub_server import DROPPED, HubServer
+from huggingface_hub import HfApi, constants
+from transformers import AutoModelForImageClassification, TrainingArguments
+
+import softcam_hub
+from softcam_hub import SoftCAMForImageClassification
+from softcam_hub.cards import PLACE, check
+from softcam_hub.commands import push as push_command
+from softcam_hub.hub import Pushed, push, push_space
+from softcam_hub.training import EvidenceTrainer, ExplanationCallback
+
+REPO = "tester/tiny"
+CODE = {file.name for file in (Path(softcam_hub.__file__).parent / "models").glob("*.py")} - {"__init__.py"}
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    with HubServer() as server:
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setenv("HF_TOKEN", "hf_test")
+        yield server
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of the model that comes with the package; its code is left out, as there."""
+    return Path(shutil.copytree(softcam_hub.CAPE_LESIONS, tmp_path / "model"))
+
+
+def sent(hub):
+    """Requests that changed something, or would have."""
+    return [path for method, path in hub.requests if method != "GET"]
+
+
+# What arrives.
+
+
+def test_a_model_arrives_whole(hub, folder):
+    done = push(folder, REPO)
+    there = hub.files(REPO)
+    beside = {file.name for file in folder.iterdir()}
+    assert there.keys() == beside | CODE
+    assert done.files == {name: len(content) for name, content in there.items()}
+    assert {name for name in beside if there[name] != (folder / name).read_bytes()} == {"README.md"}
+    card = there["README.md"].decode()
+    assert PLACE not in card
+    assert card == (folder / "README.md").read_text().replace(PLACE, REPO)
+    assert done.url == f"{hub.url}/{REPO}/commit/{HfApi(endpoint=hub.url).repo_info(REPO).sha}"
+    assert not HfApi(endpoint=hub.url).repo_info(REPO).private
+
+
+def test_one_commit_and_none_where_nothing_changed(hub, folder):
+    push(folder, REPO)
+    assert sum("/commit/" in path for path in sent(hub)) == 1
+    assert push(folder, REPO).url is None
+
+
+def test_the_code_is_what_save_pretrained_writes(hub, folder, tmp_path):
+    AutoModelForImageClassification.from_pretrained(folder).save_pretrained(tmp_path / "saved")
+    push(folder, REPO)
+    push(tmp_path / "saved", "tester/saved")
+    first, second = hub.files(REPO), hub.files("tester/saved")
+    assert {name: first[name] for name in CODE} == {name: second[name] for name in CODE}
+    check(second["README.md"].decode(), present=set(second))  # a card was made of what the folder tells
+    assert "No scores are recorded beside this model" in second["README.md"].decode()
+
+
+def test_a_card_of_ones_own_words_stays(hub, folder):
+    card = folder / "README.md"
+    card.write_text(card.read_text().replace("## Limitations\n", "## Limitations\n\nAsk Ada first.\n"))
+    push(folder, REPO)
+    assert b"Ask Ada first." in hub.files(REPO)["README.md"]
+
+
+def test_weights_under_other_names_do_not_stay_beside_the_new(hub, folder):
+    hub.add_repo(REPO, {"model-00001-of-00002.safetensors": b"old", "pytorch_model.bin": b"old", "notes.txt": b"mine"})
+    push(folder, REPO)
+    assert hub.files(REPO).keys() == {file.name for file in folder.iterdir()} | CODE | {"notes.txt"}
+
+
+def test_hidden_files_folders_and_strangers_stay_behind(hub, folder):
+    for name in (".draft.json", "checkpoint-5/optimizer.pt", "events.tfevents"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("secret")
+    push(folder, REPO)
+    assert hub.files(REPO).keys() == {file.name for file in softcam_hub.CAPE_LESIONS.iterdir()} | CODE
+
+
+def test_a_branch_is_made_and_main_stays(hub, folder):
+    before = hub.add_repo(REPO, {"notes.txt": b"mine"})
+    push(folder, REPO, revision="v2")
+    assert "model.safetensors" in hub.files(REPO, "v2")
+    assert HfApi(endpoint=hub.url).repo_info(REPO).sha == before
+    (folder / "README.md").write_text((folder / "README.md").read_text() + "\nMore.\n")
+    push(folder, REPO, revision="v2")
+    assert b"More." in hub.files(REPO, "v2")["README.md"]
+
+
+def test_a_pull_request_leaves_main_alone(hub, folder):
+    hub.add_repo(REPO, {"notes.txt": b"mine"})
+    done = push(folder, REPO, create_pr=True)
+    assert done.url == f"{hub.url}/{REPO}/discussions/1"
+    assert hub.files(REPO) == {"notes.txt": b"mine"}
+    assert "model.safetensors" in hub.files(REPO, "refs/pr/1")
+    push(folder, REPO, revision="refs/pr/1", message="again")
+    assert hub.files(REPO) == {"notes.txt": b"mine"}
+
+
+def test_private(hub, folder):
+    push(folder, REPO, private=True)
+    assert HfApi(endpoint=hub.url, token="hf_test").repo_info(REPO).private
+    push(folder, REPO, private=True, message="again")
+
+
+def test_a_public_repo_is_no_private_one(hub, folder):
+    hub.add_repo(REPO, {"notes.txt": b"mine"})
+    with pytest.raises(FileExistsError, match="exists and is public"):
+        push(folder, REPO, private=True)
+    assert hub.files(REPO) == {"notes.txt": b"mine"}
+    assert sent(hub) == []
+
+
+def test_a_dry_run_lists_and_sends_nothing(hub, folder, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    done = push(folder, REPO, dry_run=True)
+    assert hub.requests == []
+    weights = (folder / "model.safetensors").stat().st_size
+    assert f"{weights:,}  model.safetensors" in done.describe()
+    assert done.describe().endswith(f"{sum(done.files.values()):,}  bytes in {len(done.files)} files")
+    assert done.url is None
+
+
+# What is refused, before anything is sent.
+
+
+def break_code(folder):
+    card = folder / "README.md"
+    card.write_text(card.read_text().replace("import timm, torch", "import timm,, torch"))
+
+
+BAD = {
+    "no folder": (shutil.rmtree, FileNotFoundError, r"no config\.json"),
+    "no config": (lambda f: (f / "config.json").unlink(), FileNotFoundError, "save_pretrained writes one"),
+    "broken config": (lambda f: (f / "config.json").write_text("{"), ValueError, "cannot be read"),
+    "another model": (
+        lambda f: (f / "config.json").write_text('{"architecture": "resnet50"}'),
+        ValueError,
+        "no model of ours: its architecture is 'resnet50'",
+    ),
+    "timm's export": (
+        lambda f: (f / "config.json").write_text('{"architecture": "cape_resnet50"}'),
+        ValueError,
+        "save it again",
+    ),
+    "a pickle": (lambda f: (f / "training_args.bin").write_bytes(b"x"), ValueError, "holds training_args.bin: pickled"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), FileNotFoundError, "no weights"),
+    "a gap": (
+        lambda f: (f / "README.md").write_text((f / "README.md").read_text() + "\n## Training data\n"),
+        ValueError,
+        "says nothing under '## Training data'",
+    ),
+    "no metadata": (lambda f: (f / "README.md").write_text("# Model\n\nMine.\n"), ValueError, "lacks license"),
+    "a lost picture": (lambda f: (f / "examples.png").unlink(), ValueError, "shows examples.png, which is not beside"),
+    "broken code": (break_code, ValueError, "does not parse"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_folder_is_refused(case, hub, folder):
+    spoil, error, message = BAD[case]
+    spoil(folder)
+    with pytest.raises(error, match=message):
+        push(folder, REPO)
+    assert hub.requests == []
+
+
+def test_a_run_is_not_its_model(hub, folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="did you mean .*model"):
+        push(tmp_path, REPO)
+
+
+@pytest.mark.parametrize(
+    "name", ["tiny", "a/b/c", "tester/", "tester/ti ny", "datasets/tester/tiny", "x--y/z", PLACE, ""]
+)
+def test_a_bad_name_is_refused(name, hub, folder):
+    with pytest.raises(ValueError, match="is no name of a repo"):
+        push(folder, name)
+    assert hub.requests == []
+
+
+def test_no_token(hub, folder, monkeypatch):
+    monkeypatch.setattr("softcam_hub.delivery.get_token", lambda: None)
+    with pytest.raises(PermissionError, match="hf auth login"):
+        push(folder, REPO)
+    assert hub.requests == []
+
+
+# What the Hub refuses, and pushes that break off.
+
+
+def test_a_wrong_token(hub, folder):
+    hub.add_repo(REPO, {"notes.txt": b"mine"})
+    for repo in (REPO, "tester/new"):
+        with pytest.raises(PermissionError, match="does not accept the token"):
+            push(folder, repo, token="hf_wrong")
+    assert hub.files(REPO) == {"notes.txt": b"mine"}
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "message"),
+    [
+        (403, PermissionError, "may not write to tester's repos"),
+        (409, FileExistsError, "taken by a repo that this token"),
+    ],
+)
+def test_a_name_that_is_not_ours(status, error, message, hub, folder):
+    hub.fail_next("POST", "/api/repos/create", status)
+    with pytest.raises(error, match=message):
+        push(folder, REPO)
+    assert not any("/commit/" in path or "/lfs/" in path for path in sent(hub))
+
+
+def test_a_repo_of_another_type(hub, folder):
+    hub.add_repo(REPO, {"data.csv": b"1"}, repo_type="dataset")
+    with pytest.raises(FileNotFoundError, match=r"no model repo tester/tiny \(tester/tiny is a dataset\)"):
+        push(folder, REPO, create_pr=True)
+    assert hub.files(REPO, repo_type="dataset") == {"data.csv": b"1"}
+    assert sent(hub) == []
+
+
+BREAKS = {
+    "weights refused": ("PUT", "/lfs/", 403),
+    "commit refused": ("POST", "/commit/", 403),
+    "commit fails": ("POST", "/commit/", 500),
+    "connection lost": ("POST", "/commit/", DROPPED),
+    "before the weights": ("POST", "/preupload/", 403),
+}
+
+
+@pytest.mark.parametrize("case", BREAKS)
+def test_a_push_that_breaks_off_leaves_the_repo_as_it_was(case, hub, folder):
+    before = hub.add_repo(REPO, {"README.md": b"old", "model-00001-of-00002.safetensors": b"old"})
+    hub.fail_next(*BREAKS[case])
+    with pytest.raises(OSError, match=r"broke off: .*is as it was before; push again") as refusal:
+        push(folder, REPO)
+    assert "\n" not in str(refusal.value)
+    assert hub.files(REPO) == {"README.md": b"old", "model-00001-of-00002.safetensors": b"old"}
+    assert HfApi(endpoint=hub.url).repo_info(REPO).sha == before
+    push(folder, REPO)
+    assert "model.safetensors" in hub.files(REPO)
+
+
+def test_a_new_repo_stays_empty_when_its_first_push_breaks_off(hub, folder):
+    hub.fail_next("POST", "/commit/", 500)
+    with pytest.raises(ConnectionError, match="is as it was before"):
+        push(folder, REPO)
+    assert hub.files(REPO) == {}
+
+
+def test_a_hub_that_is_gone(folder, monkeypatch):
+    with HubServer() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    with pytest.raises(ConnectionError, match="could not be prepared, and nothing was sent"):
+        push(folder, REPO, token="hf_test")
+
+
+def test_what_others_committed_meanwhile_is_not_overwritten(hub, folder, monkeypatch):
+    hub.add_repo(REPO, {"notes.txt": b"mine"})
+    listed = HfApi.list_repo_files
+
+    def and_then_somebody_commits(api, *args, **kwargs):
+        found = listed(api, *args, **kwargs)
+        api.upload_file(path_or_fileobj=b"theirs", path_in_repo="notes.txt", repo_id=REPO)
+        return found
+
+    monkeypatch.setattr(HfApi, "list_repo_files", and_then_somebody_commits)
+    with pytest.raises(ConnectionError, match="somebody has committed meanwhile") as refusal:
+        push(folder, REPO)
+    assert "may have changed" in str(refusal.value)
+    assert hub.files(REPO) == {"notes.txt": b"theirs"}
+
+
+# Spaces.
+
+
+def test_the_scores_become_a_space(hub):
+    done = push_space("scores", "tester/explanation_scores")
+    there = hub.files("tester/explanation_scores", repo_type="space")
+    assert {"app.py", "explanation_scores.py", "requirements.txt", "README.md", "faithfulness.py"} <= there.keys()
+    assert 'evaluate.load("tester/explanation_scores")' in there["README.md"].decode()
+    assert "<user>" not in there["README.md"].decode()
+    assert done.url.startswith(f"{hub.url}/spaces/tester/explanation_scores/commit/")
+
+
+def test_a_space_is_named_like_its_module(hub):
+    with pytest.raises(ValueError, match="name the Space tester/explanation_scores"):
+        push_space("scores", "tester/scores")
+    with pytest.raises(ValueError, match="no Space 'score': expected one of scores"):
+        push_space("score", "tester/explanation_scores")
+    assert hub.requests == []
+
+
+# The command line.
+
+
+def command(*words):
+    parser = argparse.ArgumentParser()
+    push_command.add_arguments(parser)
+    push_command.run(parser.parse_args([str(word) for word in words]))
+
+
+def test_the_command(hub, folder, capsys):
+    command(folder, REPO, "--dry_run")
+    assert "nothing was sent" in capsys.readouterr().out
+    assert hub.requests == []
+    command("--private", "--branch", "v2", folder, REPO, "--message", "first")
+    assert "model.safetensors" in hub.files(REPO, "v2")
+    assert f"{hub.url}/{REPO}/commit/" in capsys.readouterr().out
+    command(folder, REPO, "--branch", "v2")
+    assert "holds all of this already" in capsys.readouterr().out
+    command("--space", "scores", "tester/explanation_scores")
+    assert "app.py" in hub.files("tester/explanation_scores", repo_type="space")
+
+
+# Trainer.
+
+
+def test_trainers_own_push_takes_our_card(hub, tmp_path):
+    model = SoftCAMForImageClassification.from_timm("softcam_test_resnet", pretrained=False, num_labels=3, l1=1e-4)
+    data = [{"pixel_values": torch.rand(3, 64, 64), "labels": i % 3} for i in range(6)]
+    options = {"max_steps": 1, "per_device_train_batch_size": 3, "use_cpu": True, "report_to": "none"}
+    settings = TrainingArguments(tmp_path / "out", hub_model_id=REPO, hub_token="hf_test", **options)
+    trainer = EvidenceTrainer(model, settings, train_dataset=data, eval_dataset=data)
+    trainer.add_callback(ExplanationCallback(trainer))
+    trainer.train()
+    scores = trainer.evaluate()
+    trainer.push_to_hub(dataset="tester/pictures", license="mit")
+    there = hub.files(REPO)
+    card = there["README.md"].decode()
+    check(card, [json.loads(there["metrics.json"]), json.loads(there["config.json"])], set(there))
+    assert f"| sparseness | {scores['eval_sparseness']:.3f} |" in card
+    assert "Trained with `EvidenceTrainer`" in card
+    assert "max_steps: 1" in card
+    assert "datasets:\n- tester/pictures" in card
+    assert "runtime" not in card
+
+
+# Through every door, in processes that see nothing but the Hub.
+
+LOAD = """
+import json, sys
+import torch
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+from PIL import Image
+repo, revision = sys.argv[1:]
+picture = Image.linear_gradient("L").convert("RGB")
+trust = {"trust_remote_code": True, "revision": revision}
+inputs = AutoImageProcessor.from_pretrained(repo, **trust)(picture, return_tensors="pt")
+logits = {"auto": AutoModelForImageClassification.from_pretrained(repo, **trust).eval()(**inputs).logits}
+assert not any(name.partition(".")[0] == "softcam_hub" for name in sys.modules)
+import softcam_hub, timm
+logits["timm"] = timm.create_model(f"hf-hub:{repo}@{revision}", pretrained=True).eval()(inputs["pixel_values"])
+logits["ours"] = softcam_hub.CAPEForImageClassification.from_pretrained(repo, revision=revision)(**inputs).logits
+found = pipeline("image-explanation", model=repo, revision=revision)(picture, classes=list(range(4)))
+logits["pipeline"] = torch.tensor([[row["score"] for row in found]]).log()
+print(json.dumps({name: value.tolist() for name, value in logits.items()}))
+"""
+
+
+def fresh(hub, home, script, *arguments):
+    environment = {**os.environ, **hub.env(home)}
+    line = [sys.executable, "-c", script, *arguments]
+    home.mkdir(exist_ok=True)
+    done = subprocess.run(line, capture_output=True, text=True, check=False, env=environment, cwd=home)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "revision"), [({}, "main"), ({"revision": "v2", "private": True}, "v2"), (None, "refs/pr/1")]
+)
+def test_a_pushed_model_loads_through_every_door(options, revision, hub, folder, tmp_path):
+    if options is None:
+        hub.add_repo(REPO, {})
+        options = {"create_pr": True}
+    assert isinstance(push(folder, REPO, **options), Pushed)
+    logits = json.loads(fresh(hub, tmp_path / "home", LOAD, REPO, revision).splitlines()[-1])
+    assert logits.keys() == {"auto", "timm", "ours", "pipeline"}
+    expected = torch.tensor(logits["ours"])
+    for door, found in logits.items():
+        assert torch.allclose(torch.tensor(found), expected, atol=1e-5), door
+
+
+SCORE = """
+import sys
+sys.modules["softcam_hub"] = None
+import evaluate, torch
+metric = evaluate.load("tester/explanation_scores", module_type="metric")
+maps = torch.rand(2, 16, 16)
+print(metric.compute(maps=maps, kept_maps=maps, second_maps=maps, masks=maps > 0.5, confidence=[1, 1], kept=[1, 0.5]))
+"""
+
+
+@pytest.mark.slow
+def test_evaluate_loads_the_pushed_scores(hub, tmp_path):
+    push_space("scores", "tester/explanation_scores")
+    told = fresh(hub, tmp_path / "home", SCORE)
+    assert "'average_drop': 25.0" in told
+    assert "'miou': 100.0" in told
+    assert ("GET", "/spaces/tester/explanation_scores/resolve/main/faithfulness.py") in hub.requests
