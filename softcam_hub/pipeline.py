@@ -1,14 +1,16 @@
 """`pipeline("image-explanation")`: label, score, map and heat-map image for the classes of each image."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import AutoModelForImageClassification, Pipeline
 from transformers.image_utils import load_image
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .data.rows import decode_image, to_rgb
 from .figures import overlay, picture
 
 TASK = "image-explanation"
@@ -99,8 +101,12 @@ def as_picture(image: Any, timeout: float | None) -> Image.Image:
                 f"expected an image array of bytes (H, W, 3), got {image.dtype} of shape {image.shape}: "
                 "scale it to 0..255 and convert with .astype('uint8')"
             )
-        return Image.fromarray(image).convert("RGB")
-    return load_image(image, timeout=timeout).convert("RGB")
+        return to_rgb(Image.fromarray(image))
+    if isinstance(image, Image.Image):
+        return to_rgb(ImageOps.exif_transpose(image))
+    if isinstance(image, str) and Path(image).is_file():
+        return decode_image({"path": image}, Path(), image)
+    return load_image(image, timeout=timeout)
 
 
 def register() -> None:

@@ -83,6 +83,18 @@ def test_grey_and_transparent_pictures(explain, picture):
     assert explain(np.asarray(picture.convert("L")))[0]["score"] > 0
 
 
+def test_sixteen_bits_and_transparency_are_seen_as_in_training(explain, picture, tmp_path):
+    grey = picture.convert("L")
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    clear = picture.convert("RGBA")
+    clear.putalpha(0)
+    white = Image.new("RGB", picture.size, "white")
+    for one, same in ((deep, grey), (clear, white)):
+        one.save(tmp_path / "one.png")
+        for given in (one, str(tmp_path / "one.png")):
+            assert torch.equal(explain(given)[0]["map"], explain(same)[0]["map"])
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_batches(explain, picture, batch_size):
     pictures = [picture, picture.rotate(90, expand=True), picture.resize((99, 170))]

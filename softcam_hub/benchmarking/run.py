@@ -65,8 +65,9 @@ def benchmark(
     asked = _asked(config, data, names, explained) | versions(state.device)
     if state.is_main_process:
         _claim(folder, asked, config.overwrite)
-        for name, reason in left_out.items():
-            logger.warning("explainer %s is left out: %s", name, reason)
+        for reason in dict.fromkeys(left_out.values()):
+            names = ", ".join(name for name, why in left_out.items() if why == reason)
+            logger.warning("left out: %s (%s)", names, reason)
     state.wait_for_everyone()
     shards = Shards(folder, rows, explained, config)
     shards.work(state)
