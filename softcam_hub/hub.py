@@ -5,7 +5,7 @@
 """
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -19,7 +19,8 @@ SENT = (".json", ".jsonl", ".md", ".png", ".py", ".safetensors", ".txt", ".yaml"
 PICKLES = (".bin", ".ckpt", ".h5", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth")
 """What runs code when it is read, or can."""
 
-CODE = Path(__file__).parent / "models"
+PACKAGE = Path(__file__).parent
+CODE = PACKAGE / "models"
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,18 @@ class Space:
     Args:
         folder: what is pushed.
         evaluated: whether it is an `evaluate` module, which is found by the name of the repo.
+        with_package: whether our package goes along, for it to import.
     """
 
     folder: Path
     evaluated: bool = False
+    with_package: bool = False
 
 
-SPACES = {"scores": Space(Path(__file__).parent / "explanation_scores", evaluated=True)}
+SPACES = {
+    "scores": Space(PACKAGE / "explanation_scores", evaluated=True),
+    "demo": Space(PACKAGE / "spaces" / "demo", with_package=True),
+}
 """The Spaces that can be pushed, by name."""
 
 
@@ -165,6 +171,9 @@ def space_files(name: str, repo_id: str) -> Files:
     if SPACES[name].evaluated and own != folder.name:
         raise ValueError(f"evaluate.load({repo_id!r}) would look for {own}.py: name the Space {user}/{folder.name}")
     files: Files = {file.name: file for file in sorted(folder.iterdir()) if file.suffix in SENT}
+    if SPACES[name].with_package:
+        ours = (file for file in sorted(PACKAGE.rglob("*")) if file.suffix in SENT)
+        files |= {str(PurePosixPath(PACKAGE.name, file.relative_to(PACKAGE))): file for file in ours}
     files["README.md"] = (
         (folder / "README.md").read_text(encoding="utf-8").replace(f"<user>/{folder.name}", repo_id).encode()
     )

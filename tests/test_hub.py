@@ -305,10 +305,18 @@ def test_the_scores_become_a_space(hub):
     assert done.url.startswith(f"{hub.url}/spaces/tester/explanation_scores/commit/")
 
 
+def test_the_demo_goes_with_the_package_that_it_imports(hub):
+    listed = push_space("demo", "tester/page", dry_run=True).files
+    assert {"app.py", "requirements.txt", "README.md", "softcam_hub/demo/page.py"} <= set(listed)
+    assert "softcam_hub/assets/cape_lesions/model.safetensors" in listed
+    assert not any("__pycache__" in name for name in listed)
+    assert hub.requests == []
+
+
 def test_a_space_is_named_like_its_module(hub):
     with pytest.raises(ValueError, match="name the Space tester/explanation_scores"):
         push_space("scores", "tester/scores")
-    with pytest.raises(ValueError, match="no Space 'score': expected one of scores"):
+    with pytest.raises(ValueError, match="no Space 'score': expected one of scores, demo"):
         push_space("score", "tester/explanation_scores")
     assert hub.requests == []
 

@@ -93,7 +93,10 @@ def test_dataset(variant):
     ("arguments", "expected"),
     [
         ({"split": "dev"}, "unknown split 'dev': expected one of train, validation, test"),
-        ({"variant": "colours"}, "unknown variant 'colours': expected one of lesions, severity, labels, marks, screening"),
+        (
+            {"variant": "colours"},
+            "unknown variant 'colours': expected one of lesions, severity, labels, marks, screening",
+        ),
         ({"count": 0}, "count must be at least 1, got 0"),
         ({"size": 16}, "size must be at least 32 pixels, or lesions vanish; got 16"),
     ],

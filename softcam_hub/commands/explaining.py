@@ -5,12 +5,11 @@ Every readable image is explained; those that cannot be read are named at the en
 
 import argparse
 import json
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from .. import CAPE_LESIONS
 
@@ -40,9 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
+    from ..benchmarking.models import load_classifier
+    from ..viewing import with_problem_type
+
     check(arguments)
     files = find_images(arguments.images)
-    explain = Explaining(load(arguments.model), arguments)
+    model = with_problem_type(load_classifier(arguments.model), arguments.model)
+    explain = Explaining(model, arguments)
     try:
         arguments.out.mkdir(parents=True, exist_ok=True)
         lines = (arguments.out / LINES).open("w", encoding="utf-8")
@@ -89,42 +92,14 @@ def find_images(paths: list[Path]) -> list[Path]:
 
 def readable(files: list[Path], problems: list[str]) -> Iterator[tuple[Path, Image.Image]]:
     """Files with their images, RGB and upright; what cannot be read is added to `problems`, a sentence each."""
-    from ..data.rows import UnreadableImage, decode_image
+    from ..data.pictures import read_picture
+    from ..data.rows import UnreadableImage
 
     for file in files:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                yield file, decode_image({"path": str(file)}, Path(), str(file))
+            yield file, read_picture(file, str(file)).image
         except UnreadableImage as error:
-            problems.append(f"{file}: {reason_of(error)}")
-
-
-def reason_of(error: Exception) -> str:
-    """Why an image cannot be read, for someone who did not open it by hand."""
-    cause = error.__cause__
-    if isinstance(cause, FileNotFoundError):
-        return "there is no such file"
-    if isinstance(cause, UnidentifiedImageError):
-        return "it is no image, or of a format that Pillow does not know"
-    if isinstance(cause, Image.DecompressionBombWarning | Image.DecompressionBombError):
-        return f"it has more than {Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels: make it smaller first"
-    return str(error).partition(": ")[2].partition(". Repair")[0]
-
-
-def load(source: str) -> "nn.Module":
-    """A classifier; ours as the Hugging Face model, which knows whether an image may have several labels."""
-    from transformers import AutoModelForImageClassification
-    from transformers.utils.logging import disable_progress_bar
-
-    from ..benchmarking.models import load_classifier
-    from ..models.self_explaining import SelfExplaining
-
-    model = load_classifier(source)
-    disable_progress_bar()  # of the loading
-    if isinstance(model, SelfExplaining) and (Path(source).is_dir() or "/" in source):
-        return AutoModelForImageClassification.from_pretrained(source).eval()
-    return model
+            problems.append(str(error))
 
 
 class Explaining:
@@ -140,6 +115,7 @@ class Explaining:
         from timm.data import create_transform, resolve_data_config
 
         from ..models.self_explaining import SelfExplaining
+        from ..viewing import labels_of
 
         if not arguments.explainer and not isinstance(model, SelfExplaining):
             raise ValueError("this model is a black box: name a method with --explainer, such as grad-cam")
@@ -215,19 +191,6 @@ class Explaining:
             name = f"{file.stem}-{number}.png"
         self.taken.add(name)
         return name
-
-
-def labels_of(model: "nn.Module") -> list[str]:
-    """Names of the classes: the model's own, those of ImageNet, or numbers."""
-    from timm.data import ImageNetInfo, infer_imagenet_subset
-
-    names = model.pretrained_cfg.get("label_names")
-    if names is None and hasattr(model, "config"):
-        names = list(model.config.id2label.values())
-    if names is None and (subset := infer_imagenet_subset(model)):
-        info = ImageNetInfo(subset)
-        names = [info.index_to_description(index) for index in range(model.num_classes)]
-    return list(names) if names is not None else [str(index) for index in range(model.num_classes)]
 
 
 def index_of(name: str, labels: list[str]) -> int:

@@ -1,0 +1,7 @@
+"""The page of the Space: the model that comes with softcam_hub; name others to show them too."""
+
+from softcam_hub import CAPE_LESIONS
+from softcam_hub.demo import open_page
+
+if __name__ == "__main__":
+    open_page([CAPE_LESIONS]).block_thread()

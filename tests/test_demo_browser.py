@@ -1,0 +1,228 @@
+"""The demo page as a visitor meets it: in a real Chromium without a window, and without any other host."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+from PIL import Image
+from playwright.sync_api import expect, sync_playwright
+
+import softcam_hub
+from softcam_hub import CAPE_LESIONS
+from softcam_hub.data.lesions import draw
+from softcam_hub.data.pictures import read_picture
+from softcam_hub.demo import open_page
+
+pytestmark = pytest.mark.slow
+
+PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+NAMES = ["healthy", "microaneurysm", "haemorrhage", "exudate"]
+WAIT = 30_000
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium: run make chromium")
+    with sync_playwright() as driver:
+        unprivileged = [] if os.geteuid() else ["--no-sandbox"]  # root has no sandbox
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=unprivileged)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def softcam_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("softcam") / "model"
+    config = softcam_hub.SoftCAMConfig(architecture="softcam_test_resnet", id2label={0: "cat", 1: "dog"})
+    softcam_hub.SoftCAMForImageClassification(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def url(softcam_folder):
+    blocks = open_page([CAPE_LESIONS, softcam_folder])
+    yield blocks.local_url
+    blocks.close()
+
+
+@pytest.fixture
+def visit(browser, url):
+    """Opens the page; in the end nothing may have gone wrong in the browser, nor been asked of another host."""
+    pages, problems = [], []
+
+    def open_it(viewport=DESKTOP, **options):
+        context = browser.new_context(viewport=viewport, **options)
+        page = context.new_page()
+        pages.append(page)
+        page.set_default_timeout(WAIT)
+        page.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("request", lambda asked: None if local(asked.url, url) else problems.append(asked.url))
+        page.goto(url)
+        answered(page)
+        return page
+
+    yield open_it
+    for page in pages:
+        page.context.close()
+    assert problems == []
+
+
+def local(asked, url):
+    return asked.startswith((url, "data:", "blob:"))
+
+
+def answered(page):
+    page.wait_for_selector("#post_hoc figure")
+    expect(page.locator("#prediction table")).to_be_visible(timeout=WAIT)
+
+
+def upload(page, file):
+    page.set_input_files("#picture input[type=file]", str(file))
+
+
+def choose(page, menu, option):
+    page.locator(f"#{menu} input").click()
+    page.get_by_role("option", name=option, exact=True).click()
+
+
+def expected(file, classes=None):
+    """The shipped model's explanation, by the library alone."""
+    model = softcam_hub.CAPEForImageClassification.from_pretrained(CAPE_LESIONS)
+    config = timm.data.resolve_data_config({}, pretrained_cfg=model.pretrained_cfg)
+    pixels = timm.data.create_transform(**config)(read_picture(file).image)[None]
+    return model.explain(pixels, classes, top_k=2)
+
+
+@pytest.fixture
+def eye(tmp_path):
+    """A picture about which the model is in some doubt."""
+    draw(3, "test", 256).image.rotate(20).resize((130, 120)).save(tmp_path / "eye.png")
+    return tmp_path / "eye.png"
+
+
+def test_upload_choose_slide_and_read_the_numbers(visit, eye):
+    page, reference = visit(), expected(eye)
+    upload(page, eye)
+    for rank in (0, 1):
+        name, given = NAMES[reference.classes[0, rank]], float(reference.probabilities[0, rank])
+        expect(page.locator("#prediction tr").nth(rank)).to_contain_text(f"{name}{given:.2%}", timeout=WAIT)
+        shown = page.locator("#regions figcaption").nth(rank)
+        expect(shown).to_contain_text(reference.regions(0.05).describe(rank=rank))
+
+    page.locator("#threshold input[type=range]").fill("0.4")
+    expect(page.locator("#regions figcaption").nth(0)).to_contain_text(reference.regions(0.4).describe(), timeout=WAIT)
+    assert reference.regions(0.4).describe() != reference.regions(0.05).describe()
+
+    choose(page, "second", "haemorrhage")
+    other = expected(eye, [[int(reference.classes[0, 0]), 2]])
+    expect(page.locator("#regions figcaption").nth(1)).to_contain_text(
+        other.regions(0.4).describe(rank=1), timeout=WAIT
+    )
+    a, b = other.probabilities[0].tolist()
+    expect(page.locator("#difference")).to_contain_text(f"difference of the probabilities: {a - b:+.2%}")
+    choose(page, "first", "haemorrhage")
+    expect(page.locator("#difference")).to_have_text("Choose two different classes to compare them.", timeout=WAIT)
+    expect(page.locator("#regions figure")).to_have_count(1)
+
+
+def test_an_example_and_another_model(visit, softcam_folder):
+    page = visit()
+    page.locator("#examples button").nth(3).click()
+    expect(page.locator("#prediction tr").first).to_contain_text("exudate", timeout=WAIT)
+    expect(page.locator("#post_hoc")).to_contain_text("explain this same model, through its gradients, which gives it")
+    choose(page, "model", str(softcam_folder))
+    expect(page.locator("#maps h3")).to_have_text(["SoftCAM"], timeout=WAIT)
+    expect(page.locator("#threshold")).to_be_hidden()
+    expect(page.locator("#difference")).to_contain_text("is the difference of the logits")
+    expect(page.locator("#post_hoc")).to_contain_text("explain the vanilla twin of this model")
+    choose(page, "model", "cape_lesions")
+    expect(page.locator("#maps h3")).to_have_text(["CAPE", "μ-CAPE"], timeout=WAIT)
+    expect(page.locator("#threshold")).to_be_visible()
+
+
+def make(folder):
+    """Files that are hard to read, and what the page says of each; nothing of those that it reads."""
+    image = draw(3, "test", 256).image
+    image.save(folder / "whole.png")
+    (folder / "truncated.png").write_bytes((folder / "whole.png").read_bytes()[:20_000])
+    (folder / "fat.png").write_bytes((folder / "whole.png").read_bytes() + bytes(20 * 2**20))
+    (folder / "text.png").write_text("dear diary")
+    Image.new("1", (10_000, 10_000)).save(folder / "huge.png")
+    image.save(folder / "moving.gif", save_all=True, append_images=[image.rotate(90), image.rotate(180)])
+    image.convert("CMYK").save(folder / "cmyk.jpg")
+    image.convert("RGBA").save(folder / "alpha.png")
+    Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257).save(folder / "deep.png")
+    return {
+        "truncated.png": "truncated.png cannot be read: image file is truncated",
+        "fat.png": "fat.png cannot be read: the file has more than 20 MB",
+        "text.png": "text.png cannot be read: it is no image",
+        "huge.png": "huge.png cannot be read: it has 10000×10000 = 100 million pixels",
+        "moving.gif": "moving.gif has 3 pictures, and this is the first of them.",
+        "cmyk.jpg": "",
+        "alpha.png": "",
+        "deep.png": "",
+    }
+
+
+def test_hard_uploads_are_answered_with_a_sentence_or_read(visit, tmp_path):
+    page = visit()
+    for name, sentence in make(tmp_path).items():
+        upload(page, tmp_path / name)
+        readable = "cannot be read" not in sentence
+        expect(page.locator("#notice")).to_contain_text(sentence, timeout=WAIT)
+        expect(page.locator("#prediction table")).to_have_count(int(readable), timeout=WAIT)
+        if readable:
+            expect(page.locator("#notice")).to_have_text(re.compile(f"^\\s*{re.escape(sentence)}\\s*$"), timeout=WAIT)
+            reference = expected(tmp_path / name)
+            best = f"{NAMES[reference.classes[0, 0]]}{float(reference.probabilities[0, 0]):.2%}"
+            expect(page.locator("#prediction tr").first).to_contain_text(best, timeout=WAIT)
+        assert page.locator(".toast-body").count() == 0
+
+
+def test_a_text_file_is_refused_in_words(visit, tmp_path):
+    (tmp_path / "diary.txt").write_text("dear diary")
+    page = visit()
+    upload(page, tmp_path / "diary.txt")
+    expect(page.locator(".toast-body")).to_contain_text(
+        "Invalid file type: diary.txt. Only image allowed.", timeout=WAIT
+    )
+
+
+def overlapping(page):
+    """Controls that reach out of the screen or are too small for a finger, by their id."""
+    script = """() => ["picture", "examples", "model", "first", "second", "threshold"].filter(id => {
+        const box = document.getElementById(id).getBoundingClientRect();
+        return box.left < 0 || box.right > innerWidth || box.height < 40 || box.width < 150;
+    })"""
+    return page.evaluate(script)
+
+
+@pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
+def test_the_page_fits_the_screen(visit, viewport, tmp_path):
+    page = visit(viewport, has_touch=viewport is PHONE, is_mobile=viewport is PHONE)
+    width = page.evaluate("document.documentElement.scrollWidth")
+    assert width <= viewport["width"]
+    assert overlapping(page) == []
+    for picture in page.locator("#answer img, #prediction img, #maps img, #post_hoc img").all():
+        box = picture.bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= viewport["width"]
+        assert box["width"] >= 120
+    folder = Path(os.environ.get("DEMO_SCREENSHOTS", tmp_path))
+    page.screenshot(path=folder / f"demo_{viewport['width']}.png", full_page=True)
+    page.locator("#threshold input[type=range]").focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#threshold input[type=number]")).to_have_value("0.06")
+
+
+def test_the_page_needs_no_network_once_it_is_served(visit):
+    """Everything comes from the page's own host (see `visit`), the fonts too."""
+    fonts = visit().evaluate("[...document.fonts].filter(font => font.status == 'loaded').map(font => font.family)")
+    assert fonts == []
