@@ -35,7 +35,7 @@ LAST = "layer4"
 SIX = ["cam", "grad-cam", "grad-cam++", "smooth-grad-cam++", "layer-cam", "lift-cam"]
 CLOSED = {"six closed forms": SIX, "the six and fd-cam": [*SIX, "fd-cam"]}
 PAIRS = {"guided-backprop": 8, "integrated-gradients": 2, "score-cam": 2}
-"""How many pairs the dear ones are given; the others get 20. Below 5 there is no warm-up."""
+"""How many pairs the dear ones are given; the others get 10. Below 5 there is no warm-up."""
 
 TORCHCAM = {
     "cam": "CAM",
@@ -136,7 +136,7 @@ def rows(architecture: str, batch: int, methods: list[str], most: int) -> Iterat
             step = make(method, model, images, classes)
             if step is None:
                 continue
-            pairs = min(most, PAIRS.get(method, 20))
+            pairs = min(most, PAIRS.get(method, most))
             yield {
                 "comparison": "method",
                 "method": method,
@@ -171,10 +171,10 @@ def main() -> None:
     args = parser.parse_args()
     warn_if_busy()
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    architecture, batches, most = ("resnet18", (2,), 2) if args.quick else ("resnet50", (1, 8), 20)
+    architecture, batches, most = ("resnet18", (2,), 2) if args.quick else ("resnet50", (1, 8), 10)
     found = []
     for batch in batches:
-        methods = METHODS if batch == 1 else [name for name in METHODS if PAIRS.get(name, 20) > 2]
+        methods = METHODS if batch == 1 else [name for name in METHODS if PAIRS.get(name, most) > 2]
         for row in rows(architecture, batch, methods if not args.quick else METHODS[:-2], most):
             print(json.dumps(row, ensure_ascii=False), flush=True)
             found.append(row)
