@@ -5,10 +5,10 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 AS_ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
 
-.PHONY: help demo test test-all chromium lint bench table cards clean
+.PHONY: help demo test test-all chromium lint bench reproduce reproduce-large table cards clean
 
 help: ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 17
 
 $(STAMP): pyproject.toml
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
@@ -42,6 +42,15 @@ bench: $(STAMP) ## measure speed side by side, then derive README's table from t
 	$(RUN) benchmarks/explainers.py
 	$(RUN) benchmarks/peer_table.py
 	$(RUN) benchmarks/tables.py
+	$(RUN) benchmarks/claims.py
+
+reproduce: $(STAMP) ## put the papers' claims to the test (two hours of two cores): docs/reproduction.md
+	OMP_NUM_THREADS=1 $(RUN) benchmarks/reproduce.py
+	$(RUN) benchmarks/claims.py
+
+reproduce-large: $(STAMP) ## the same with ResNet-50, VGG-16 and SwinV2, for a GPU
+	$(RUN) benchmarks/reproduce.py --large
+	$(RUN) benchmarks/claims.py
 
 table: $(STAMP) ## examine every architecture of the installed timm again
 	$(RUN) tools/probe_timm.py

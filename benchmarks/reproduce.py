@@ -1,13 +1,17 @@
 """Train and measure everything that docs/reproduction.md says about the papers' claims.
 
-make reproduce                                       # on two cores; docs/reproduction.md is derived at the end
+make reproduce                                       # two hours of two cores, then docs/reproduction.md from the rows
 python benchmarks/reproduce.py --study screening --seeds 0
 python benchmarks/reproduce.py --large               # ResNet-50, VGG-16 and SwinV2 at 224 and 448: for a GPU
+python benchmarks/reproduce.py --quick               # a smoke test: tiny runs, nothing written
 
 - A study is a data set and a backbone, a chain is a study with one seed: of the images, the weights and the batches.
   Chains are independent and run side by side, one thread each; what a chain has finished is not done again.
-- Every run of a chain has the same budget. Nothing is chosen on the test split: the best epoch is chosen on validation
-  data, learning rates and penalties are those of the recipes.
+- Every run of a chain has the same images, epochs and batches; post-fitting has them for the head alone, after those
+  of the black box. Nothing is chosen on the test split: the best epoch and the fitted temperature are chosen on
+  validation data, learning rates and penalties are those of the recipes.
+- VGG's hidden layers are made anew on the grid, so that its black box has no weights for an evidence map: no
+  post-fitting there, and no CAPE off the shelf.
 - Runs and benchmarks go to runs/reproduction/STUDY/SEED/, rows to benchmarks/results/reproduction.jsonl.
 """
 
@@ -15,59 +19,90 @@ import argparse
 import json
 import math
 import os
+import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from itertools import product
+from dataclasses import dataclass, field
+from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
-from timing import Row, write
-from torch import Tensor, nn
+from temperature import calibrations
+from timing import Row, environment, write
 
 from softcam_hub.benchmarking import benchmark
 from softcam_hub.benchmarking.accuracy import rows_of_twin
 from softcam_hub.benchmarking.models import load_classifier
-from softcam_hub.benchmarking.shards import samples
-from softcam_hub.data.loading import DataConfig, Rows, load_splits
-from softcam_hub.training import parse, run
+from softcam_hub.data.loading import Splits, load_splits
+from softcam_hub.training import Config, parse, run
 from softcam_hub.training.config import read_recipe
-from softcam_hub.training.metrics import calibration_error
 
 ROWS = Path(__file__).parent / "results" / "reproduction.jsonl"
 RUNS = Path("runs") / "reproduction"
-DEFAULT_L1 = 0.03
-SWEEP = (0.01, 0.1, 0.3, 1.0)
 SOFTCAM = ("softcam", "softcam-sparse")
 CAPE = ("cape-direct", "cape-ts", "cape-pf")
-SELECTIVE = ("cape-ts", "cape-ts-selective", "cape-pf", "cape-pf-selective")
+MEASURES = "table localisation sensitivity gini"
+DATA = ("data", "train_count", "eval_count", "data_size", "data_seed")
+KEPT = ("explainer", "explains", "images", "annotated")
+"""What a row keeps of a benchmark's beside its numbers and curves."""
 
-Study = dict[str, Any]
 
-SMALL: dict[str, Study] = {
-    "screening": {"data": "screening", "runs": (*SOFTCAM, "cape-direct", "cape-pf")},
-    "lesions": {"data": "lesions", "runs": (*SOFTCAM, *CAPE), "sweep": True},
-    "marks": {"data": "marks", "runs": SELECTIVE, "train_count": 3072, "eval_count": 480, "epochs": 12},
-    "second backbone": {"data": "lesions", "runs": (*SOFTCAM, "cape-pf"), "backbone": "test_efficientnet"},
+@dataclass(frozen=True)
+class Study:
+    """A data set and a backbone.
+
+    Args:
+        data: a generated variant.
+        runs: recipes beside `vanilla`.
+        backbone: in place of the recipes' test_resnet.
+        sweep: l1 of further runs of `softcam-sparse`.
+        limit: how many test images are explained.
+        settings: what is otherwise than in the recipes.
+    """
+
+    data: str
+    runs: tuple[str, ...]
+    backbone: str = "test_resnet"
+    sweep: tuple[float, ...] = ()
+    limit: int = 96
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+SMALL = {  # the longest first, so that no core waits for long at the end
+    "lesions": Study("lesions", (*SOFTCAM, *CAPE), sweep=(0.1, 0.3, 1.0)),
+    "marks": Study(
+        "marks",
+        ("cape-ts", "cape-ts-selective", "cape-pf", "cape-pf-selective"),
+        settings={"train_count": 3072, "eval_count": 480, "epochs": 12},
+    ),
+    "screening": Study("screening", (*SOFTCAM, "cape-pf")),
+    "second backbone": Study(
+        "lesions", (*SOFTCAM, "cape-pf"), "test_efficientnet", settings={"model_args": "output_stride=8"}
+    ),
 }
-"""Study -> its runs beside `vanilla`, and where its settings are not those of the recipes."""
 
-_LARGE = {"model_args": "", "train_count": 6000, "eval_count": 800, "epochs": 20, "mixed_precision": "bf16"}
-LARGE: dict[str, Study] = {
-    f"{backbone} at {size}": {
-        "data": "lesions",
-        "runs": (*SOFTCAM, *CAPE),
-        "backbone": backbone,
-        "image_size": size,
-        "data_size": size,
-        "lr": lr,
-        **_LARGE,
-    }
-    for (backbone, lr), size in product(
-        {"resnet50": 1e-3, "vgg16": 1e-4, "swinv2_base_window8_256": 1e-4}.items(), (224, 448)
+_AT = {"resnet50": ("output_stride=16", 1e-3), "vgg16": ("", 1e-4), "swinv2_base_window8_256": ("", 1e-4)}
+"""Backbone -> its arguments and learning rate."""
+
+_LARGE = {"train_count": 6000, "eval_count": 800, "epochs": 20, "mixed_precision": "bf16", "pretrained": True}
+LARGE = {
+    f"{backbone} at {size}": Study(
+        "lesions",
+        (*SOFTCAM, *(CAPE[:2] if backbone == "vgg16" else CAPE)),
+        backbone,
+        limit=200,
+        settings={"model_args": args, "lr": lr, "image_size": size, "data_size": size, **_LARGE},
     )
+    for backbone, (args, lr) in _AT.items()
+    for size in (224, 448)
 }
+
+_TINY = {"train_count": 64, "eval_count": 16, "image_size": 64, "data_size": 64, "epochs": 1, "warmup_epochs": 0}
+QUICK = Study("lesions", (*SOFTCAM, *CAPE), sweep=(1.0,), limit=8, settings=_TINY)
 
 
 class Chain:
@@ -75,151 +110,113 @@ class Chain:
 
     Args:
         name: of the study.
-        study: its settings.
+        study: what it is.
         seed: of everything.
+        runs: folder of all runs.
     """
 
-    def __init__(self, name: str, study: Study, seed: int) -> None:
-        self.name, self.seed = name, seed
-        self.runs, self.sweep = study["runs"], study.get("sweep", False)
-        self.backbone = study.get("backbone")
-        own = {key: value for key, value in study.items() if key not in ("runs", "sweep", "backbone")}
-        self.settings = {**own, "seed": seed, "data_seed": seed}
-        self.folder = RUNS / name / str(seed)
+    def __init__(self, name: str, study: Study, seed: int, runs: Path = RUNS) -> None:
+        self.name, self.study, self.seed = name, study, seed
+        self.folder = runs / name / str(seed)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> list[Row]:
         """Train and measure; everything that is there already is read."""
-        for kind, found in self._found():
-            yield {"study": self.name, "seed": self.seed, "kind": kind, **found}
+        began = time.monotonic()
+        try:
+            found = list(self._found())
+        finally:
+            seconds = self._add_seconds(time.monotonic() - began)
+        found.append(("chain", {"seconds": seconds, **environment()}))
+        return [{"study": self.name, "seed": self.seed, "kind": kind, **_rounded(row)} for kind, row in found]
 
-    def _found(self) -> Iterator[tuple[str, Row]]:
-        for recipe in ("vanilla", *self.runs):
-            yield "training", {"run": recipe, **self._train(recipe)}
-        for l1 in SWEEP if self.sweep else ():
-            yield "training", {"run": _swept(l1), "l1": l1, **self._train("softcam-sparse", l1)}
-        yield from (("variant", row) for row in self._variants())
-        yield from (("explanation", row) for row in self._explanations())
-        for recipe in ("cape-pf", "cape-ts", "cape-direct"):
-            if recipe in self.runs:
-                yield from (("calibration", {"run": recipe, **row}) for row in self._calibrations(recipe))
-
-    def _train(self, recipe: str, l1: float | None = None) -> Row:
-        output = self.folder / (recipe if l1 is None else _swept(l1))
-        given = {**self.settings, "output": output}
-        if self.backbone:
-            given["model"] = read_recipe(f"reproduction/{recipe}")["model"].replace("test_resnet", self.backbone)
-        if recipe.startswith("cape-pf"):
-            given["init"] = self.folder / "vanilla" / "model"
+    def config(self, recipe: str, l1: float | None = None) -> Config:
+        """The settings of one run."""
+        output = self._output(recipe, l1)
+        given = {**self.study.settings, "data": self.study.data, "seed": self.seed, "data_seed": self.seed}
+        given |= {"model": read_recipe(f"reproduction/{recipe}")["model"].replace("test_resnet", self.study.backbone)}
+        if recipe.startswith("cape-pf"):  # starts from weights of its own, and trains a head: at its own rate
+            given |= {"init": self.folder / "vanilla" / "model", "pretrained": False}
+            given.pop("lr", None)
         if l1 is not None:
             given["l1"] = l1
         flags = [f"--{name}={value}" for name, value in given.items()]
         resume = ["--resume"] if (output / "settings.yaml").exists() else []
-        return run(parse([f"--recipe=reproduction/{recipe}", *flags, *resume]))
+        return parse([f"--recipe=reproduction/{recipe}", f"--output={output}", *flags, *resume])
 
-    def _data(self) -> DataConfig:
-        config = parse(
-            ["--recipe=reproduction/vanilla", *(f"--{name}={value}" for name, value in self.settings.items())]
-        )
-        return config.data
+    @cached_property
+    def splits(self) -> Splits:
+        return load_splits(self.config("vanilla").data)
 
-    def _test(self) -> Rows:
-        return load_splits(self._data()).test
+    def _output(self, recipe: str, l1: float | None = None) -> Path:
+        return self.folder / (recipe if l1 is None else f"softcam-l1-{l1:g}")
+
+    def _found(self) -> Iterator[tuple[str, Row]]:
+        runs = [(recipe, None) for recipe in ("vanilla", *self.study.runs)]
+        for recipe, l1 in [*runs, *(("softcam-sparse", l1) for l1 in self.study.sweep)]:
+            config = self.config(recipe, l1)
+            common = {"run": self._output(recipe, l1).name, "l1": config.model.l1, "epochs": config.optimization.epochs}
+            yield "training", {**common, "images": config.data.train_count, **run(config)}
+        yield from (("variant", row) for row in self._variants())
+        yield from (("explanation", row) for row in self._explanations())
+        for recipe in (name for name in self.study.runs if name in CAPE):
+            yield from (("calibration", {"run": recipe, **row}) for row in self._calibrations(recipe))
 
     def _variants(self) -> list[Row]:
         """Accuracy of the vanilla model, and of CAPE with its weights: naive, and off the shelf."""
+        if not load_classifier(self.folder / self.study.runs[0] / "model").exact:
+            return []
         twin = load_classifier(self.folder / "vanilla" / "model")
-        return rows_of_twin(twin, self._test(), self._data().data, 50, torch.device("cpu"))
+        return rows_of_twin(twin, self.splits.test, self.study.data, 50, self.device)
 
     def _explanations(self) -> Iterator[Row]:
         """Post-hoc maps of the black box beside the maps of each run."""
-        vanilla = self.folder / "vanilla" / "model"
-        data = {
-            name: getattr(self._data(), name)
-            for name in ("data", "train_count", "eval_count", "data_size", "data_seed")
-        }
-        measures = "table localisation sensitivity gini"
-        common = {"measures": measures, "limit": 200, "batch_size": 25, "shard_size": 100, "seed": self.seed, **data}
-        for row in benchmark(vanilla, self.folder / "benchmark" / "vanilla", **common):
-            yield {"run": "vanilla", **_plain(row)}
-        swept = [_swept(l1) for l1 in SWEEP] if self.sweep else []
-        for recipe in (*self.runs, *swept):
-            native = "softcam" if recipe.startswith("softcam") else "cape mu-cape"
-            model, output = self.folder / recipe / "model", self.folder / "benchmark" / recipe
-            for row in benchmark(model, output, explainers=native, **common):
-                yield {"run": recipe, **_plain(row)}
+        yield from self._benchmark("vanilla")
+        for recipe in self.study.runs:
+            yield from self._benchmark(recipe, "softcam" if recipe.startswith("softcam") else "cape mu-cape")
+        for l1 in self.study.sweep:
+            yield from self._benchmark(self._output("", l1).name, "softcam", "table localisation gini")
 
-    def _calibrations(self, recipe: str) -> Iterator[Row]:
-        """Calibration with T' as learnt, divided by T, and fitted to validation data."""
-        model, splits = load_classifier(self.folder / recipe / "model"), load_splits(self._data())
-        (known, answers), (test, labels) = (features_of(model, rows) for rows in (splits.validation, splits.test))
-        learnt, bootstrap = (
-            float(model.head.log_temperature),
-            parse([f"--recipe=reproduction/{recipe}"]).model.temperature,
-        )
-        fitted = fit_temperature(model.head, known, answers)
-        choices = {"learnt": learnt, "fitted on validation data": fitted}
-        if recipe != "cape-direct":
-            choices["divided by T"] = learnt - math.log(bootstrap)
-        for name, value in choices.items():
-            yield {"temperature": name, "value": math.exp(value), **calibration(model.head, value, test, labels)}
+    def _benchmark(self, name: str, explainers: str | None = None, measures: str = MEASURES) -> Iterator[Row]:
+        data = {key: getattr(self.config("vanilla").data, key) for key in DATA}
+        asked = {"explainers": explainers, "measures": measures, "limit": self.study.limit, "seed": self.seed}
+        sizes = {"batch_size": 25, "shard_size": 100}
+        for row in benchmark(self.folder / name / "model", self.folder / "benchmark" / name, **asked, **sizes, **data):
+            numbers = {
+                key: value for key, value in row.items() if isinstance(value, float | list) and key != "hold_out"
+            }
+            yield {"run": name, **{key: row[key] for key in KEPT}, **numbers}
+
+    def _calibrations(self, recipe: str) -> list[Row]:
+        model = load_classifier(self.folder / recipe / "model").to(self.device)
+        settings = self.config(recipe).model
+        return calibrations(model, self.splits, None if settings.mode == "direct" else settings.temperature)
+
+    def _add_seconds(self, now: float) -> float:
+        """Of this call, and of earlier ones that were broken off."""
+        file = self.folder / "seconds.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        total = now + (json.loads(file.read_text()) if file.exists() else 0.0)
+        file.write_text(json.dumps(total))
+        return total
 
 
-def _swept(l1: float) -> str:
-    return f"softcam-l1-{l1:g}"
+def _rounded(row: Row) -> Row:
+    """Six digits, as what is beyond them is not the same on another machine; None for NaN, which JSON has not."""
 
+    def short(value: Any) -> Any:
+        if isinstance(value, list):
+            return [short(one) for one in value]
+        if not isinstance(value, float):
+            return value
+        return None if math.isnan(value) else float(f"{value:.6g}")
 
-def _plain(row: Row) -> Row:
-    """A benchmark's row without what is the same in all of them."""
-    kept = ("explainer", "explains", "images", "annotated", "torch", "timm")
-    return {name: value for name, value in row.items() if name in kept or isinstance(value, float | list)}
-
-
-@torch.no_grad()
-def features_of(model: nn.Module, rows: Rows) -> tuple[Tensor, Tensor]:
-    """Features (N, K, H, W) and labels (N,) of a whole split."""
-    images = samples(model, rows)
-    found = [images[index] for index in range(len(images))]
-    pixels = torch.stack([one["pixel_values"] for one in found])
-    return torch.cat([model.forward_features(part) for part in pixels.split(50)]), torch.stack(
-        [o["labels"] for o in found]
-    )
-
-
-@torch.no_grad()
-def with_temperature(head: nn.Module, value: float, features: Tensor) -> Tensor:
-    """log p̂ (N, C), with T' = exp(value)."""
-    head.log_temperature.fill_(value)
-    return torch.cat([head(part) for part in features.split(50)])
-
-
-def fit_temperature(head: nn.Module, features: Tensor, labels: Tensor) -> float:
-    """log T' with the least cross-entropy: the best of a grid, then of a finer one around it."""
-
-    def loss(value: float) -> float:
-        return float(nn.functional.nll_loss(with_temperature(head, value, features), labels))
-
-    best = min((step / 4 for step in range(-16, 17)), key=loss)
-    return min((best + step / 32 for step in range(-8, 9)), key=loss)
-
-
-def calibration(head: nn.Module, value: float, features: Tensor, labels: Tensor) -> Row:
-    """How the confidence fits the accuracy at one temperature, and whether the maps still add up."""
-    logits = with_temperature(head, value, features)
-    probabilities, predicted = logits.exp(), logits.argmax(dim=1)
-    with torch.no_grad():
-        maps = torch.cat([head.maps(part, kind="cape").sum(dim=(2, 3)) for part in features.split(50)])
-    return {
-        "accuracy": float((predicted == labels).double().mean()),
-        "confidence": float(probabilities.max(dim=1).values.double().mean()),
-        "calibration_error": calibration_error(probabilities, labels),
-        "loss": float(nn.functional.nll_loss(logits, labels)),
-        "completeness_error": float((maps - probabilities).abs().max()),
-    }
+    return {name: short(value) for name, value in row.items()}
 
 
 def chain_rows(name: str, study: Study, seed: int, threads: int) -> list[Row]:
     torch.set_num_threads(threads)
-    return list(Chain(name, study, seed).rows())
+    return Chain(name, study, seed).rows()
 
 
 def keep(found: list[Row]) -> None:
@@ -230,26 +227,48 @@ def keep(found: list[Row]) -> None:
     write(sorted(rows, key=lambda row: (row["study"], row["seed"])), ROWS)
 
 
+def run_chains(chains: list[tuple[str, Study, int]], processes: int) -> list[str]:
+    """Keep the rows of every chain as it ends; what went wrong with the others."""
+    threads, failures = max(1, (os.cpu_count() or 1) // processes), []
+    with ProcessPoolExecutor(processes, get_context("spawn"), max_tasks_per_child=1) as pool:
+        jobs = {pool.submit(chain_rows, *chain, threads): chain for chain in chains}
+        for job in as_completed(jobs):
+            name, _, seed = jobs[job]
+            try:
+                keep(job.result())
+                print(f"finished: {name}, seed {seed}", flush=True)
+            except Exception as error:  # the other chains go on
+                failures.append(f"{name}, seed {seed}: {type(error).__name__}: {error}")
+    return failures
+
+
+def try_out() -> None:
+    """Everything once, as small as it goes, in a folder that is thrown away."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        for row in Chain("quick", QUICK, 0, Path(folder)).rows():
+            print(json.dumps(row))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="tiny runs, to see that everything runs; nothing written")
     parser.add_argument("--large", action="store_true", help="the larger variant, for a GPU")
     parser.add_argument("--study", nargs="*", help=f"some of {', '.join([*SMALL, *LARGE])}; all by default")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="chains side by side; 1 on a GPU")
     args = parser.parse_args()
+    if args.quick:
+        try_out()
+        return
     studies = LARGE if args.large else SMALL
     for name in args.study or ():
         if name not in studies:
             parser.error(f"unknown study {name!r}: expected some of {', '.join(studies)}")
-    chains = [(name, studies[name], seed) for seed in args.seeds for name in args.study or studies]
-    processes = 1 if args.large else min(args.processes, len(chains))
-    threads = max(1, (os.cpu_count() or 1) // processes)
-    with ProcessPoolExecutor(processes, get_context("spawn"), max_tasks_per_child=1) as pool:
-        jobs = {pool.submit(chain_rows, *chain, threads): chain for chain in chains}
-        for job in as_completed(jobs):
-            keep(job.result())
-            name, _, seed = jobs[job]
-            print(f"finished: {name}, seed {seed}", flush=True)
+    chains = [(name, studies[name], seed) for name in args.study or studies for seed in args.seeds]
+    failures = run_chains(chains, 1 if args.large else min(args.processes, len(chains)))
+    if failures:
+        sys.exit("failed, and to be run again:\n" + "\n".join(failures))
 
 
 if __name__ == "__main__":

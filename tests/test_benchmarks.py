@@ -1,6 +1,7 @@
 """The benchmark scripts run, their rows say what README's tables need, and the tables are those of the rows."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -53,3 +54,25 @@ def test_benchmarks_beside_peers_run(script):
         assert all(row["difference_of_average_drop"] < 1e-5 for row in rows), "both sides measure the same"
     else:
         assert {row["side"] for row in rows} == {"ours", "captum", "torchcam", "pytorch-grad-cam"}
+
+
+@pytest.mark.slow
+def test_reproduction_runs_and_its_rows_make_a_page(monkeypatch):
+    done = run("benchmarks/reproduce.py", "--quick")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    kinds = {row["kind"] for row in rows}
+    assert kinds == {"training", "variant", "explanation", "calibration", "chain"}
+    trained = {row["run"] for row in rows if row["kind"] == "training"}
+    runs = {"vanilla", "softcam", "softcam-sparse", "softcam-l1-1", "cape-direct", "cape-ts", "cape-pf"}
+    assert trained == runs
+    assert {row["run"] for row in rows if row["kind"] == "explanation"} == runs
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from claims import document
+    from findings import Findings
+
+    seeds = [{**row, "study": "lesions", "seed": seed} for row in rows for seed in range(3)]
+    page = document(Findings([{name: value for name, value in row.items() if value is not None} for row in seeds]))
+    verdicts = [line for line in page.splitlines() if re.match(r"\| [SC]\d \|", line)]
+    assert len(verdicts) == 11
+    assert sum("not tested here" in line for line in verdicts) == 3, "a second backbone, many classes, and costs"

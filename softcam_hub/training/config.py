@@ -230,7 +230,8 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
     if rest:
         raise ValueError(f"unknown option {rest[0]!r}{_suggest(rest[0].lstrip('-').replace('-', '_'))}; see --help")
     config = Config(*groups)
-    config.run.output = config.run.output or f"runs/{Path(recipe or config.model.model).stem}"
+    name = recipe if recipe in recipes() else Path(recipe or config.model.model).stem
+    config.run.output = config.run.output or f"runs/{name}"
     return config
 
 
