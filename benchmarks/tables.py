@@ -163,17 +163,17 @@ def explanations_table(rows: list[Row]) -> str:
 
 def explainers_table(rows: list[Row]) -> str:
     """One line per method and batch: what it costs with us and with each peer, in forward passes."""
-    cases: dict[tuple[str, int], dict[str, Row]] = {}
+    cases: dict[tuple[str, int, str], dict[str, Row]] = {}
     for row in rows:
-        cases.setdefault((row["method"], row["batch"]), {})[row["side"]] = row
+        cases.setdefault((row["model"], row["batch"], row["method"]), {})[row["side"]] = row
     body = []
-    for (method, batch), found in cases.items():
+    for (model, batch, method), found in cases.items():
         ratios = [with_quartiles(found[side], "ratio", ".3g") if side in found else "-" for side in SIDES]
         memory = ["-" if side not in found else mebibytes(found[side]["peak_mib"]) for side in SIDES[:3:2]]
-        body.append([f"{method}, batch {batch}", *ratios, *memory])
+        body.append([f"{method}, `{model}`, batch {batch}", *ratios, *memory])
     row, pairs = rows[0], [row["pairs"] for row in rows]
     return (
-        f"Maps of one class per image as a multiple of one forward of `{row['model']}` at {row['image_size']} px "
+        f"Maps of one class per image as a multiple of one forward of the same batch at {row['image_size']} px "
         f"(random weights): medians of {min(pairs)} (the dearest) to {max(pairs)} interleaved pairs, quartiles in "
         "brackets. Memory is what a fresh process rises by. "
         f"{where(row)}.\n\n"
