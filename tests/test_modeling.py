@@ -125,6 +125,10 @@ CONTRADICTIONS = {
         lambda: SoftCAMConfig(num_labels=0),
         "num_labels must be at least 1: a model that shows evidence has classes to show it for",
     ),
+    "timm's word": (
+        lambda: SoftCAMConfig(num_classes=3),
+        "num_classes=3 is timm's word: configurations take num_labels, or id2label",
+    ),
     "regression": (
         lambda: SoftCAMConfig(problem_type="regression"),
         "problem_type='regression' is not possible, evidence maps are maps of classes: expected "

@@ -166,15 +166,15 @@ class Explained:
         self.explainers = create_explainer(list(names), self.model, **options)
         self.names, self.subject = tuple(names), self.explainers.subject
 
-    def drop_refused(self, image: Tensor, strict: bool) -> dict[str, str]:
-        """Try every explainer on one image (1, 3, H, W) and leave out those that do not fit this model, with reasons.
+    def drop_refused(self, images: Tensor, strict: bool) -> dict[str, str]:
+        """Try every explainer and leave out those that do not fit this model, with reasons.
 
         Args:
-            image: any.
+            images: (B, 3, H, W), a few.
             strict: raise instead.
         """
         refused: dict[str, str] = {}
-        recording = self.subject.record(image)  # a model without spatial features fits none
+        recording = self.subject.record(images)  # a model without spatial features fits none
         for name in self.names:
             if name == "score-cam":  # one pass per channel, and it fits wherever there are features
                 continue

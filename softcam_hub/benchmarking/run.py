@@ -35,6 +35,9 @@ SETTINGS = "settings.json"
 ENOUGH = 64
 """Generated training images, so that every class is among them."""
 
+TRIED = 4
+"""Images on which an explainer is tried before it is taken: some refuse images rather than models."""
+
 FREE_TO_CHANGE = ("output", "overwrite", "per_image")
 """Settings that a benchmark that goes on may have otherwise."""
 
@@ -123,8 +126,10 @@ def _choose_explainers(
             continue
         check_classes(model, splits.classes, f"the {role}")
         one = Explained(role, model.to(device).eval(), parts[role], splits.multi_label, config.seed, config.batch_size)
+        images = samples(model, rows)
+        some = torch.stack([images[index]["pixel_values"] for index in range(min(TRIED, len(rows)))])
         with torch.enable_grad():
-            left_out |= one.drop_refused(samples(model, rows)[0]["pixel_values"][None].to(device), strict=named)
+            left_out |= one.drop_refused(some.to(device), strict=named)
         if one.names:
             found.append(one)
     if not found:

@@ -207,7 +207,8 @@ def _explanation_table(rows: list[Row]) -> Row:
 
 
 def _is_explanation(name: str, value: Any) -> bool:
-    return _is_score(value) and "seconds" not in name and name not in ("accuracy", "confidence")
+    other = ("accuracy", "confidence", "hold_out")  # of the prediction, and a setting that is a number with a point
+    return _is_score(value) and "seconds" not in name and name not in other
 
 
 def _cell(value: Any) -> str:

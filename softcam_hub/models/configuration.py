@@ -49,6 +49,10 @@ class EvidenceConfig(PreTrainedConfig):
     freeze_backbone: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if "num_classes" in kwargs:
+            raise ValueError(
+                f"num_classes={kwargs['num_classes']} is timm's word: configurations take num_labels, or id2label"
+            )
         super().__post_init__(**kwargs)
         family, architecture = split_name(self.architecture)
         if family != self.model_type:
