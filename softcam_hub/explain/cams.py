@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,7 +24,7 @@ from ..models.heads import EvidenceHead, at_least_float32
 from .deep_lift import deep_lift
 from .recording import Recording
 
-_ROWS = 512
+_ROWS = 256
 """Rows of FD-CAM's similarities that a thread compares at a time: few, for its cache, but worth its while."""
 
 
@@ -137,29 +136,42 @@ def _directions(features: Tensor) -> Tensor:
 def _similar_channels(directions: Tensor, rows: slice) -> Tensor:
     """S of the channels in `rows` as ones and zeros, (rows, K), of one image's directions (K, HW)."""
     cosines = directions[rows] @ directions.T
-    rank = 19 * (len(directions) - 1) // 20  # above the 0.95-quantile is above this order statistic, ties included
-    return cosines.gt_(_order_statistic(cosines, rank))
+    return _mark_similar(cosines, torch.empty_like(cosines))
+
+
+def _mark_similar(cosines: Tensor, scratch: Tensor) -> Tensor:
+    """The cosines (rows, K) turned into ones and zeros where they are; `scratch` is another tensor of their shape."""
+    rank = 19 * (cosines.shape[1] - 1) // 20  # above the 0.95-quantile is above this order statistic, ties included
+    return cosines.gt_(_order_statistic(scratch.copy_(cosines), rank))
 
 
 def _order_statistic(rows: Tensor, rank: int) -> Tensor:
-    """The value that comes at `rank` (from 0) when a row is sorted, (N, 1); numpy selects faster on a CPU."""
+    """The value that comes at `rank` (from 0) when a row is sorted, (N, 1); numpy, faster on a CPU, reorders `rows`."""
     if rows.device.type != "cpu":
         return rows.kthvalue(rank + 1, dim=1, keepdim=True).values
-    return torch.from_numpy(np.partition(rows.numpy(), rank, axis=1)[:, rank, None])
+    rows.numpy().partition(rank, axis=1)
+    return rows[:, rank, None]
 
 
 def _sums_over_similar(features: Tensor, shares: Tensor) -> Tensor:
     """Σ_{j in S_k} shares_j, (B, k, K), of features (B, K, H, W) and shares (B, k, K)."""
     directions, channels = _directions(features), features.shape[1]
+    sums = shares.new_empty(len(features), channels, shares.shape[1])
+    blocks = list(product(range(len(features)), range(0, channels, _ROWS)))
 
     @torch.no_grad()  # of each thread
-    def block(image: int, start: int) -> Tensor:
-        return _similar_channels(directions[image], slice(start, start + _ROWS)) @ shares[image].T
+    def fill(blocks: list[tuple[int, int]]) -> None:
+        buffers = directions.new_empty(2, _ROWS, channels)  # for all blocks: new memory costs as much as the sums
+        for image, start in blocks:
+            rows = slice(start, start + _ROWS)
+            cosines, scratch = buffers[:, : channels - start]
+            torch.mm(directions[image, rows], directions[image].T, out=cosines)
+            torch.mm(_mark_similar(cosines, scratch), shares[image].T, out=sums[image, rows])
 
     threads = torch.get_num_threads() if features.device.type == "cpu" else 1
     with ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1)) as pool:
-        sums = list(pool.map(block, *zip(*product(range(len(features)), range(0, channels, _ROWS)), strict=True)))
-    return torch.cat(sums).view(len(features), channels, -1).transpose(1, 2)
+        list(pool.map(fill, (blocks[first::threads] for first in range(threads))))
+    return sums.transpose(1, 2)
 
 
 def _group_scores(recording: Recording, index: int, batch: int) -> Tensor:
