@@ -35,8 +35,9 @@ ROWS = Path(__file__).parent / "results" / "explainers.jsonl"
 LAST = "layer4"
 SIX = ["cam", "grad-cam", "grad-cam++", "smooth-grad-cam++", "layer-cam", "lift-cam"]
 CLOSED = {"six closed forms": SIX, "the six and fd-cam": [*SIX, "fd-cam"]}
-PAIRS = {"integrated-gradients": 2, "score-cam": 4}
-"""How many pairs the dear ones are given; the others get 10. Below 5 there is no warm-up."""
+PAIRS = {"integrated-gradients": 2, "score-cam": 4, **dict.fromkeys([*CLOSED, "fd-cam"], 30)}
+"""How many pairs the dear ones are given, and those that differ from a forward by a few percent; the others get 10.
+Below 5 there is no warm-up."""
 
 TORCHCAM = {
     "cam": "CAM",
@@ -133,7 +134,7 @@ def case(architecture: str, batch: int) -> tuple[nn.Module, Tensor, Tensor]:
     return model, torch.randn(batch, 3, size, size), torch.randint(model.num_classes, (batch,))
 
 
-def rows(architecture: str, batch: int, methods: list[str], most: int) -> Iterator[Row]:
+def rows(architecture: str, batch: int, methods: list[str], quick: bool) -> Iterator[Row]:
     """Every method on every side, against one forward."""
     model, images, classes = case(architecture, batch)
 
@@ -146,7 +147,7 @@ def rows(architecture: str, batch: int, methods: list[str], most: int) -> Iterat
             step = make(method, model, images, classes)
             if step is None:
                 continue
-            pairs = min(most, PAIRS.get(method, most))
+            pairs = 2 if quick else PAIRS.get(method, 10)
             yield {
                 "comparison": "method",
                 "method": method,
@@ -186,9 +187,7 @@ def main() -> None:
     torch.set_num_threads(args.threads or torch.get_num_threads())
     found = []
     for architecture, batch, methods in QUICK if args.quick else CASES:
-        for row in rows(
-            architecture, batch, [name for name in methods if name in args.methods], 2 if args.quick else 10
-        ):
+        for row in rows(architecture, batch, [name for name in methods if name in args.methods], args.quick):
             print(json.dumps(row, ensure_ascii=False), flush=True)
             found.append(row)
     if not args.quick:
