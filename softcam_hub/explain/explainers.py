@@ -116,8 +116,12 @@ class Explainers:
     def _maps(self, images: Tensor, classes: Any) -> Iterator[tuple[str, Tensor]]:
         layered = any(name in AT_A_LAYER for name in self.names)
         recording = self.subject.record(images) if layered else None
-        with torch.no_grad():
-            chosen = _chosen(classes, recording.logits if layered else self.subject.logits(images))
+        if layered:
+            chosen = _chosen(classes, recording.logits, len(images))
+        else:  # given classes are only checked, for which one image is enough
+            with torch.no_grad():
+                logits = self.subject.logits(images if classes is None else images[:1])
+            chosen = _chosen(classes, logits, len(images))
         for name in self.names:
             if name in AT_A_LAYER:
                 yield name, AT_A_LAYER[name](recording.of(chosen), **self.options[name])
@@ -222,6 +226,6 @@ def _checked_images(images: Tensor, model: nn.Module) -> Tensor:
     return images.detach().clone() if images.is_inference() else images.detach()
 
 
-def _chosen(classes: Any, logits: Tensor) -> Tensor:
-    chosen = choose_classes(classes, 1, *logits.shape)
+def _chosen(classes: Any, logits: Tensor, batch: int) -> Tensor:
+    chosen = choose_classes(classes, 1, batch, logits.shape[1])
     return logits.argmax(dim=1, keepdim=True) if isinstance(chosen, int) else chosen.to(logits.device).clone()

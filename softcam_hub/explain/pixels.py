@@ -26,8 +26,7 @@ def guided_backprop(subject: Subject, images: Tensor, classes: Tensor) -> Tensor
         images: (B, 3, H, W).
         classes: (B, k).
     """
-    _check_relus(subject, images[:1])
-    explain = _captum("GuidedBackprop")(_Logits(subject)).attribute
+    explain = _captum("GuidedBackprop")(_GuidedLogits(subject)).attribute
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Setting backward hooks on ReLU")
         return _per_class(explain, images, classes)
@@ -62,8 +61,8 @@ def _captum(name: str) -> Callable[..., Any]:
     return getattr(attr, name)
 
 
-class _Logits(nn.Module):
-    """The subject as a module that gives logits, as captum wants it."""
+class _GuidedLogits(nn.Module):
+    """The subject as the module that captum wants; it refuses a network whose ReLUs captum would miss."""
 
     def __init__(self, subject: Subject) -> None:
         super().__init__()
@@ -71,21 +70,17 @@ class _Logits(nn.Module):
         self.training = subject.model.training
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.logits(images)
-
-
-def _check_relus(subject: Subject, image: Tensor) -> None:
-    """Refuse a network whose ReLUs captum would miss."""
-    runs: list[nn.Module] = []
-    relus = [module for module in subject.model.modules() if isinstance(module, nn.ReLU)]
-    with torch.no_grad(), hooked(relus, lambda module, *_: runs.append(module)), _ReLUCalls() as calls:
-        subject.logits(image)
-    if not runs or calls.count != len(runs):
-        what = f"{calls.count - len(runs)} ReLUs are functions" if calls.count > len(runs) else "there are none"
-        raise ValueError(
-            "guided-backprop changes the backward pass of nn.ReLU modules, and in "
-            f"{type(subject.model).__name__} {what}: take integrated-gradients or grad-cam"
-        )
+        runs: list[nn.Module] = []
+        relus = [module for module in self.model.modules() if isinstance(module, nn.ReLU)]
+        with hooked(relus, lambda module, *_: runs.append(module)), _ReLUCalls() as calls:
+            logits = self.logits(images)
+        if not runs or calls.count != len(runs):
+            what = f"{calls.count - len(runs)} ReLUs are functions" if calls.count > len(runs) else "there are none"
+            raise ValueError(
+                "guided-backprop changes the backward pass of nn.ReLU modules, and in "
+                f"{type(self.model).__name__} {what}: take integrated-gradients or grad-cam"
+            )
+        return logits
 
 
 class _ReLUCalls(TorchFunctionMode):
