@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import random
+import re
 import subprocess
 import sys
 
@@ -138,8 +139,10 @@ def test_a_decompression_bomb_is_unreadable(monkeypatch):
 def test_missing_files_and_folders_of_nothing_but_broken_images(tmp_path):
     path = manifest(tmp_path, rows_of("a", "b"))
     (tmp_path / "images/1.png").unlink()
-    with pytest.raises(UnreadableImage, match=r"row 1 of split 'train' \(images/1.png\) cannot be read"):
-        load(path).train.image(1)
+    with pytest.raises(
+        UnreadableImage, match=r"row 1 of split 'train' \(images/1.png\) cannot be read: there is no file"
+    ):
+        load(path)
     assert load(path, unreadable="skip").train.unreadable == ["row 1 of split 'train' (images/1.png)"]
     (tmp_path / "images/0.png").write_bytes(b"")
     with pytest.raises(UnreadableImage, match="none is left"):
@@ -148,21 +151,53 @@ def test_missing_files_and_folders_of_nothing_but_broken_images(tmp_path):
 
 def test_a_worker_names_the_broken_image():
     images = Images(rows_from(b"broken"), create_transform(**CONFIG))
-    with pytest.raises(UnreadableImage, match="row 0 of split 'train'"):
+    with pytest.raises(UnreadableImage) as caught:
+        images[0]
+    with pytest.raises(UnreadableImage) as from_worker:
         next(iter(DataLoader(images, num_workers=1)))
+    found, expected = (re.sub("0x[0-9a-f]+", "", str(error.value)) for error in (from_worker, caught))
+    assert found == expected
+    assert found.startswith("row 0 of split 'train' cannot be read: ")
 
 
-@pytest.mark.parametrize("boxes", ["[[0, 0, 99, 2]]", "[[3, 3, 1, 4]]", "[1, 2, 3]", "left"])
-def test_boxes_are_checked(tmp_path, boxes):
+def test_paths_and_boxes_are_checked_before_they_are_needed(tmp_path):
+    header, rows = "image,label,mask,boxes\n", ["images/1.png,a,,\n", "images/2.png,b,,\n"]
+    load(manifest(tmp_path, header + "".join(rows)))
+    for cells, message in {
+        "none.png,a,,": r"row 2 of split 'train' \(none.png\) cannot be read: there is no file .*/none.png",
+        "images/3.png,a,none.png,": "row 2 of .* cannot be read: there is no file .*/none.png",
+        'images/3.png,a,,"[[0, 0, 4]]"': r"boxes of row 2 .* are '\[\[0, 0, 4\]\]': expected",
+        'images/3.png,a,,"[[0, 5, 4, 5]]"': r"box \[0, 5, 4, 5\] of row 2 of split 'train' \(images/3.png\) is none",
+    }.items():
+        path = manifest(tmp_path, header + "".join([*rows, cells + "\n"]))
+        with pytest.raises(ValueError, match=message):
+            load(path)
+    path.write_text(header + "".join([*rows, "none.png,a,,\n", "gone.png,a,,\n"]))
+    with pytest.raises(UnreadableImage, match="no file .*/none.png \\(and 1 more are missing\\)"):
+        load(path)
+    assert len(load(path, unreadable="skip").train) == 2
+
+
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        ("[[0, 0, 99, 2.5]]", r"box \[0, 0, 99, 2.5\] of row 0 of split 'train'.*expected x1 up to 12 and y1 up to 10"),
+        ("[[3, 3, 1, 4]]", r"box \[3, 3, 1, 4\] of row 0 of split 'train'.*expected"),
+        ("[1, 2, 3]", "boxes of row 0 of split 'train'.*expected"),
+        ("left", "boxes of row 0 of split 'train'.*expected"),
+        ('{"x": 1}', "boxes of row 0 of split 'train'.*expected"),
+    ],
+)
+def test_boxes_are_checked(tmp_path, boxes, message):
     data = datasets.Dataset.from_dict({"image": [str(paint(tmp_path / "1.png"))], "label": [0], "boxes": [boxes]})
     found = Rows(data, np.zeros(1, dtype=np.int64), Columns("image", "label", boxes="boxes"))
-    with pytest.raises(ValueError, match=r"row 0 of split 'train'.*expected"):
+    with pytest.raises(ValueError, match=message):
         found.mask(0)
 
 
 def test_a_mask_of_another_size_is_refused(tmp_path):
     Image.new("L", (5, 5)).save(tmp_path / "mask.png")
-    path = manifest(tmp_path, "image,label,mask\nimages/1.png,a,mask.png\n")
+    path = manifest(tmp_path, "image,label,mask\nimages/1.png,a,mask.png\nimages/2.png,b,\n")
     with pytest.raises(ValueError, match="5×5 pixels but its image 12×10"):
         load(path).train.mask(0)
 
@@ -180,7 +215,7 @@ def test_the_fingerprint_is_of_images_and_order(rows, tmp_path):
     assert load(path).train.fingerprint() == before
     os.utime(tmp_path / "images/1.png", ns=(0, 1))
     touched = load(path).train.fingerprint()
-    (tmp_path / "images/0.png").unlink()
+    (tmp_path / "images/0.png").write_bytes(one)
     assert len({before, touched, load(path).train.fingerprint()}) == 3
 
 

@@ -1,9 +1,11 @@
 """What `--data` may name, how labels are read and checked, and how splits are divided."""
 
+import itertools
 import logging
 import os
 import subprocess
 import sys
+from collections import Counter
 
 import datasets
 import numpy as np
@@ -20,6 +22,7 @@ from softcam_hub.data.division import deal, turns
 from softcam_hub.data.loading import (
     AugmentationConfig,
     DataConfig,
+    EndlessImages,
     StreamedImages,
     UnreadableImage,
     load_splits,
@@ -244,6 +247,17 @@ def test_a_class_without_training_images_is_named(tmp_path, caplog):
     assert "no training image has any of these classes: 1, 2" in caplog.text
 
 
+def test_one_class_is_not_enough(tmp_path):
+    with pytest.raises(ValueError, match="the data has one class, 'a': at least two are needed"):
+        load(manifest(tmp_path, rows_of("a", "a")))
+    paint(tmp_path / "folder/dog/1.png")
+    with pytest.raises(ValueError, match="the data has one class, the folder .*/dog: at least two are needed"):
+        load(tmp_path / "folder")
+    paint(tmp_path / "flat/1.png")
+    with pytest.raises(ValueError, match="no column 'label'"):
+        load(tmp_path / "flat")
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -366,11 +380,67 @@ def test_a_stream_goes_past_unreadable_images_or_stops(tmp_path):
     cells = {"image": [{"bytes": b, "path": None} for b in (good, b"no image", good)], "label": [0, 1, 1]}
     datasets.Dataset.from_dict(cells, features=features).save_to_disk(str(tmp_path / "data"))
     skipping = load(tmp_path / "data", streaming=True, unreadable="skip").train
-    assert list(samples_of(StreamedImages(skipping, pil_to_tensor, buffer=0), 0)) == [0, 2]
-    assert skipping.unreadable == ["position 1 of split 'train'"]
+    (gone,) = {0, 1, 2} - set(samples_of(StreamedImages(skipping, pil_to_tensor, buffer=0), 0))
+    assert skipping.unreadable == [f"position {gone} of split 'train'"]
     stopping = load(tmp_path / "data", streaming=True).train
-    with pytest.raises(UnreadableImage, match="position 1 of split 'train' cannot be read"):
+    with pytest.raises(UnreadableImage, match=f"position {gone} of split 'train' cannot be read"):
         samples_of(StreamedImages(stopping, pil_to_tensor, buffer=0), 0)
+
+
+def batches_of(images, workers, count, seen=0):
+    endless = EndlessImages(images, batch_size=4)
+    endless.seen = seen
+    found = itertools.islice(DataLoader(endless, batch_size=4, num_workers=workers), count)
+    return [(batch["index"].tolist(), batch["pixel_values"]) for batch in found]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("unreadable", ["stop", "skip"])
+def test_a_stream_without_end_shows_every_image_and_goes_on_where_it_was_cut_off(workers, unreadable):
+    images = StreamedImages(stream(unreadable=unreadable).train, _noisy, seed=5, buffer=4)
+    whole = batches_of(images, workers, 24)
+    seen = Counter(index for indices, _ in whole for index in indices)
+    assert set(seen) == set(range(11))
+    assert max(seen.values()) - min(seen.values()) <= 4, "about as often"
+    for cut in (1, 9):
+        for (index, pixels), (found, again) in zip(
+            whole[cut:], batches_of(images, workers, 24 - cut, cut), strict=True
+        ):
+            assert index == found
+            assert torch.equal(pixels, again)
+
+
+def _noisy(image):
+    return pil_to_tensor(image) + torch.rand(3, 32, 32)
+
+
+def test_a_stream_that_goes_on_does_not_look_at_what_was_seen(monkeypatch):
+    images, shown = StreamedImages(stream().train, pil_to_tensor, seed=5), []
+    rows, decode = images.rows.rows, images.rows.image
+    monkeypatch.setattr(images.rows, "image", lambda row, position: shown.append(position) or decode(row, position))
+    passes = []
+    monkeypatch.setattr(
+        images.rows, "rows", lambda seed, epoch, buffer: passes.append(epoch) or rows(seed, epoch, buffer)
+    )
+    batches_of(images, 0, 2, seen=25)
+    assert passes == [0, 9], "the first, to count, and the tenth"
+    assert shown == list(range(1, 9))
+
+
+def test_a_stream_of_a_folder_is_not_in_the_order_of_its_classes(tmp_path):
+    for name in ("cat", "dog"):
+        for number in range(40):
+            paint(tmp_path / f"{name}/{number}.png")
+    images = StreamedImages(load(tmp_path, streaming=True).train, pil_to_tensor, buffer=0)
+    first = [int(sample["labels"]) for sample in itertools.islice(images, 40)]
+    assert 10 < sum(first) < 30
+
+
+def test_a_stream_without_an_image_for_a_worker_ends(tmp_path):
+    images = EndlessImages(StreamedImages(stream(unreadable="skip").train, pil_to_tensor), 4)
+    images.images.rows.image = lambda row, position: None
+    with pytest.raises(ValueError, match="split 'train' has no image for worker 0 of 1"):
+        next(iter(images))
 
 
 def test_a_stream_must_know_its_classes(tmp_path):

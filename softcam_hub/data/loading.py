@@ -19,7 +19,7 @@ from .images import Images
 from .labels import SEVERAL, Labels, declared_classes, read_labels, shorten
 from .rows import Columns, Rows, UnreadableImage, embedded, undecoded
 from .sources import Source, find_column, read_source
-from .streams import StreamedImages, StreamedRows
+from .streams import EndlessImages, StreamedImages, StreamedRows
 from .transforms import AugmentationConfig, make_transforms, mask_transform
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AugmentationConfig",
     "DataConfig",
+    "EndlessImages",
     "Images",
     "Rows",
     "Splits",
@@ -74,6 +75,8 @@ def load_splits(config: DataConfig) -> Splits:
         return _stream(source, used, config)
     columns = {name: _find_columns(data, name, config) for name, data in used.items()}
     labels = read_labels(used, columns[config.train_split].label, source.classes)
+    if not labels.multi_label and len(labels.classes) < 2:
+        raise ValueError(f"the data has one class, {labels.classes[0]!r}: at least two are needed")
     parts = _divide(used[config.train_split], labels.values[config.train_split], config)
     make = partial(_make_rows, source, used, labels, columns, config)
     train = make(config.train_split, parts["train"])
@@ -160,7 +163,9 @@ def _make_rows(
 ) -> Rows | None:
     if name not in used:
         return None
-    return Rows(used[name], labels.values[name], columns[name], name, source.root, config.unreadable, rows)
+    made = Rows(used[name], labels.values[name], columns[name], name, source.root, config.unreadable, rows)
+    made.check()
+    return made
 
 
 def _check_coverage(train: Rows, others: dict[str, Rows], labels: Labels) -> None:
@@ -185,7 +190,8 @@ def _stream(source: Source, used: dict[str, Any], config: DataConfig) -> Splits:
     """The training split as a stream, the others loaded."""
     stream, *_ = used.values()
     if hasattr(stream, "to_iterable_dataset"):
-        stream = stream.to_iterable_dataset()
+        # a buffer does not mix what lies in the order of its classes, as folders do
+        stream = stream.shuffle(seed=config.data_seed, keep_in_memory=True).to_iterable_dataset()
     columns = _find_columns(stream, config.train_split, config)
     feature = stream.features[columns.label]
     classes = source.classes or declared_classes(feature)

@@ -10,7 +10,6 @@
 
 import hashlib
 import io
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from .boxes import draw_boxes, read_boxes
 from .labels import shorten
 
 if TYPE_CHECKING:
@@ -30,7 +30,14 @@ logger = logging.getLogger(__name__)
 
 
 class UnreadableImage(ValueError):
-    """An image or mask that cannot be decoded, by name."""
+    """An image or mask that cannot be decoded, by name.
+
+    What a loader's worker raises comes back from torch with the worker's traceback as its message, whose last lines are
+    the sentence.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence.strip().rpartition(f"{__name__}.UnreadableImage: ")[2])
 
 
 @dataclass(frozen=True)
@@ -109,8 +116,32 @@ class Rows:
         return self._name(self._row(index), index)
 
     def _name(self, row: dict[str, Any], index: int) -> str:
-        path = _path(row[self.columns.image])
+        path = path_of(row[self.columns.image])
         return f"row {self.rows[index]} of split {self.split!r}" + (f" ({path})" if path else "")
+
+    def check(self) -> None:
+        """Refuse paths of images and masks that lead to no file, and boxes that are none, before any is needed."""
+        for column in self.columns.of_images():
+            if getattr(self._data.features[column], "dtype", None) in ("string", "large_string"):
+                self._check_paths(self._data[column][:], optional=column == self.columns.mask)
+        if self.columns.boxes:
+            boxes = self._data[self.columns.boxes][:]
+            for index, row in enumerate(self.rows.tolist()):
+                if boxes[row] is not None:
+                    read_boxes(boxes[row], self.name(index))
+
+    def _check_paths(self, paths: list[str | None], optional: bool) -> None:
+        def is_missing(row: int) -> bool:
+            path = paths[row]
+            return not optional if path is None else "://" not in path and not (self.root / path).is_file()
+
+        with ThreadPool() as pool:
+            found = np.flatnonzero(pool.map(is_missing, self.rows.tolist(), chunksize=64)).tolist()
+        if found:
+            more = f" (and {len(found) - 1} more are missing)" if len(found) > 1 else ""
+            path = paths[self.rows[found[0]]]
+            reason = "it has no path" if path is None else f"there is no file {self.root / path}"
+            raise _unreadable(self.name(found[0]), reason + more)
 
     def fingerprint(self) -> str:
         """Hash of what the images are, in their order: of embedded bytes, or of path, size and time of change."""
@@ -177,7 +208,7 @@ def find_mask(
         pixels = np.asarray(_without_alpha(_open(row[columns.mask], root, f"the mask of {name}")))
         pixels = pixels.any(axis=2) if pixels.ndim == 3 else pixels != 0
     elif columns.boxes and row[columns.boxes] is not None:
-        pixels = _draw(row[columns.boxes], size, name)
+        pixels = draw_boxes(row[columns.boxes], size, name)
     else:
         return None
     if pixels.shape != size[::-1]:
@@ -222,7 +253,7 @@ def _unreadable(name: str, reason: object) -> UnreadableImage:
 
 
 def _read_remote(source: Any) -> bytes | None:
-    path = _path(source)
+    path = path_of(source)
     if _embedded(source) is not None or "://" not in (path or ""):
         return None
     import fsspec
@@ -232,7 +263,7 @@ def _read_remote(source: Any) -> bytes | None:
 
 
 def _read(source: Any, root: Path) -> bytes:
-    content, path = _embedded(source), _path(source)
+    content, path = _embedded(source), path_of(source)
     if content is None and not path:
         raise FileNotFoundError("there is neither a path nor an embedded image")
     return (root / path).read_bytes() if content is None else content
@@ -244,7 +275,7 @@ def _embedded(source: Any) -> bytes | None:
     return source if isinstance(source, bytes) else None
 
 
-def _path(source: Any) -> str | None:
+def path_of(source: Any) -> str | None:
     if isinstance(source, dict):
         source = source.get("path")
     return source if isinstance(source, str) else None
@@ -254,28 +285,11 @@ def _without_alpha(image: Image.Image) -> Image.Image:
     return image.convert({"RGBA": "RGB", "LA": "L", "PA": "P"}.get(image.mode, image.mode))
 
 
-def _draw(boxes: Any, size: tuple[int, int], name: str) -> np.ndarray:
-    """(H, W) booleans: every pixel that one of the boxes touches."""
-    try:
-        corners = np.asarray(json.loads(boxes) if isinstance(boxes, str) else boxes, dtype=np.float64).reshape(-1, 4)
-    except ValueError as error:
-        raise ValueError(f"boxes of {name} are {boxes!r}: expected [[x0, y0, x1, y1], ...] in pixels") from error
-    inside = np.zeros(size[::-1], dtype=bool)
-    for x0, y0, x1, y1 in corners:
-        if not (0 <= x0 < x1 <= size[0] and 0 <= y0 < y1 <= size[1]):
-            raise ValueError(
-                f"box {[x0, y0, x1, y1]} of {name} does not fit an image of {size[0]}×{size[1]} pixels: "
-                "expected [x0, y0, x1, y1] with x0 < x1 and y0 < y1"
-            )
-        inside[int(np.floor(y0)) : int(np.ceil(y1)), int(np.floor(x0)) : int(np.ceil(x1))] = True
-    return inside
-
-
 def _identity(source: Any, root: Path) -> bytes:
     """32 bytes that change when the image does."""
     content = _embedded(source)
     if content is None:
-        path = root / (_path(source) or "")
+        path = root / (path_of(source) or "")
         known = path.stat() if path.is_file() else None
         content = repr((str(path), known.st_size, known.st_mtime_ns) if known else str(path)).encode()
     return hashlib.sha256(content).digest()

@@ -113,7 +113,17 @@ def _folder(path: Path, config: DataConfig) -> "dict[str, Any]":
             raise ValueError(f"folder {path} has no image in it: expected <class>/<image>, or <split>/<class>/<image>")
         return _hub(str(path), config)
     patterns = _split_folders(path, config)
-    return dict(load_dataset("imagefolder", data_dir=str(path), data_files=patterns))
+    found = dict(load_dataset("imagefolder", data_dir=str(path), data_files=patterns))
+    if found[config.train_split].column_names == ["image"]:
+        _refuse_one_class([path / pattern.removesuffix("**") for pattern in patterns[config.train_split]])
+    return found
+
+
+def _refuse_one_class(roots: list[Path]) -> None:
+    """`datasets` gives no labels where all images are of one class."""
+    folders = {file.parent for root in roots for file in _images(root)}
+    if len(folders) == 1 and not folders & set(roots):
+        raise ValueError(f"the data has one class, the folder {folders.pop()}: at least two are needed")
 
 
 def _images(path: Path) -> Iterator[Path]:

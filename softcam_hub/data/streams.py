@@ -4,8 +4,11 @@
 - Every worker reads the whole stream and decodes only its share of it, so that a position means the same for any number
   of workers. It costs the reading once per worker: one or two workers do for a stream that comes over a network.
 - Unreadable images keep their position, so that skipping one changes nothing for the others.
+- Training reads pass after pass, whatever it calls an epoch. A run that goes on reads its last pass up to where it
+  stopped without decoding it; what came before is known from the number of images in a pass, and not read again.
 """
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +23,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from .images import Sample, as_label, drawn_from
 from .labels import read_cells
-from .rows import Columns, UnreadableImage, decode_image, undecoded
+from .rows import Columns, UnreadableImage, decode_image, path_of, undecoded
 
 if TYPE_CHECKING:
     import datasets
@@ -64,7 +67,8 @@ class StreamedRows:
 
     def image(self, row: dict[str, Any], position: int) -> Image.Image | None:
         """The image, RGB and upright; `None` if it cannot be read and is to be skipped."""
-        name = f"position {position} of split {self.split!r}"
+        path = path_of(row[self.columns.image])
+        name = f"position {position} of split {self.split!r}" + (f" ({path})" if path else "")
         try:
             return decode_image(row[self.columns.image], self.root, name)
         except UnreadableImage as error:
@@ -104,15 +108,58 @@ class StreamedImages(IterableDataset):
         self._epoch.fill_(epoch)
 
     def __iter__(self) -> Iterator[Sample]:
-        epoch, worker = int(self._epoch), get_worker_info()
-        share, number = (worker.num_workers, worker.id) if worker else (1, 0)
-        for position, row in self.rows.rows(self.seed, epoch, self.buffer):
-            if position % share != number:
+        epoch, (share, number) = int(self._epoch), _worker()
+        samples = (self.sample(epoch, *row) for row in self.own(epoch, share, number))
+        return (sample for sample in samples if sample is not None)
+
+    def own(self, epoch: int, share: int, number: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Positions and undecoded rows of worker `number` of `share`."""
+        return (row for row in self.rows.rows(self.seed, epoch, self.buffer) if row[0] % share == number)
+
+    def sample(self, epoch: int, position: int, row: dict[str, Any]) -> Sample | None:
+        """`None` for an image that cannot be read and is to be skipped."""
+        image = self.rows.image(row, position)
+        if image is None:
+            return None
+        label = as_label(self.rows.label(row, position))
+        with drawn_from(self.seed, epoch, position):
+            return {"pixel_values": self.transform(image), "labels": label, "index": position}
+
+
+class EndlessImages(IterableDataset):
+    """The samples of a stream, pass after pass; with `seen` it goes on after that many batches of a loader.
+
+    Args:
+        images: one pass.
+        batch_size: of the loader, whose workers give their batches in turn.
+    """
+
+    def __init__(self, images: StreamedImages, batch_size: int) -> None:
+        self.images, self.batch_size, self.seen = images, batch_size, 0
+
+    def __iter__(self) -> Iterator[Sample]:
+        share, number = _worker()
+        number = (number + self.seen) % share  # the worker whose turn it was comes first
+        skip, given = len(range(number, self.seen, share)) * self.batch_size, None
+        for epoch in itertools.count():
+            if given is not None and given <= skip:
+                skip -= given
                 continue
-            image = self.rows.image(row, position)
-            if image is None:
-                continue
-            label = as_label(self.rows.label(row, position))
-            with drawn_from(self.seed, epoch, position):
-                pixels = self.transform(image)
-            yield {"pixel_values": pixels, "labels": label, "index": position}
+            given = 0
+            for position, row in self.images.own(epoch, share, number):
+                if given < skip and not self.images.rows.skips:
+                    given += 1
+                    continue
+                sample = self.images.sample(epoch, position, row)
+                given += sample is not None
+                if sample is not None and given > skip:
+                    yield sample
+            if not given:
+                raise ValueError(f"split {self.images.rows.split!r} has no image for worker {number} of {share}")
+            skip = max(0, skip - given)
+
+
+def _worker() -> tuple[int, int]:
+    """How many workers share the stream, and which one this is."""
+    worker = get_worker_info()
+    return (worker.num_workers, worker.id) if worker else (1, 0)
