@@ -1,8 +1,10 @@
 """Features of a frozen backbone: what is read is what would have been computed, of these images and weights, or nothing."""
 
+import hashlib
 import json
 import os
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -14,7 +16,8 @@ from timm.data import resolve_data_config
 from softcam_hub.data.images import Images
 from softcam_hub.data.loading import load_splits, make_transforms
 from softcam_hub.models.self_explaining import evaluation
-from softcam_hub.training.cache import INDEX, CachedFeatures, cached_features, key_of, make_room
+from softcam_hub.training import cache as cache_module
+from softcam_hub.training.cache import INDEX, STALE, CachedFeatures, cached_features, key_of, make_room
 from softcam_hub.training.objective import make_model
 
 FROZEN = {"model": "softcam_test_resnet", "freeze_backbone": True, "augment": False, "lr": 1.0}
@@ -96,14 +99,43 @@ def test_without_its_index_it_is_computed_again(cache):
     assert torch.equal(cached(model, images, folder)[5]["features"], expected)
 
 
-def test_what_was_cut_off_while_computing_is_never_read(cache):
-    model, images, folder, found = cache
-    expected = found[5]["features"].clone()
-    draft = found.folder.with_name(f"{found.folder.name}.unfinished")
+def drafted(found, age):
+    """The cache as a run leaves it that was killed so many seconds ago."""
+    draft = found.folder.with_name(f"{found.folder.name}.0123abcd.unfinished")
     found.folder.rename(draft)
     os.truncate(draft / "0.bin", 1000)
+    os.utime(draft / "0.bin", (time.time() - age,) * 2)
+    return draft
+
+
+@pytest.mark.parametrize("age", [0, 2 * STALE])
+def test_what_was_cut_off_while_computing_is_never_read_and_goes_when_it_is_old(age, cache):
+    model, images, folder, found = cache
+    expected, draft = found[5]["features"].clone(), drafted(found, age)
     assert torch.equal(cached(model, images, folder)[5]["features"], expected)
-    assert not draft.exists()
+    assert draft.exists() == (age == 0), "another run may be writing it"
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_two_runs_that_compute_the_same_at_once(whole, tmp_path, monkeypatch):
+    model, images = frozen(tmp_path)
+    features, calls = cache_module._features, []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:  # after the shape: the first run has opened its file
+            other = cached(model, images, tmp_path / "features")
+            if not whole:
+                (other.folder / INDEX).unlink()
+        return features(*arguments)
+
+    monkeypatch.setattr(cache_module, "_features", interrupted)
+    first = cached(model, images, tmp_path / "features")
+    assert len(calls) > 4
+    with torch.no_grad(), evaluation(model):
+        expected = model.forward_features(images[20]["pixel_values"][None])[0]
+    assert torch.allclose(first[20]["features"], expected, atol=1e-6)
+    assert names(tmp_path / "features") == {first.folder.name}
 
 
 CHANGES = {
@@ -139,12 +171,21 @@ def test_one_statistic_of_the_backbone_is_enough(cache):
 MB = 1e-3
 
 
+def key(name):
+    """The name of a cache."""
+    return hashlib.md5(name.encode()).hexdigest()
+
+
+def fill(folder):
+    folder.mkdir(parents=True)
+    (folder / "0.bin").write_bytes(bytes(1_000_000))
+    return folder
+
+
 def kept(folder, **ages):
     """Caches of one megabyte that were used so many days ago."""
     for name, age in ages.items():
-        (folder / name).mkdir(parents=True)
-        (folder / name / "0.bin").write_bytes(bytes(1_000_000))
-        os.utime(folder / name, (1e9 - 86400 * age,) * 2)
+        os.utime(fill(folder / key(name)), (1e9 - 86400 * age,) * 2)
     return folder
 
 
@@ -152,23 +193,27 @@ def names(folder):
     return {path.name for path in folder.iterdir()}
 
 
+def keys(*names):
+    return {key(name) for name in names}
+
+
 def test_the_caches_not_used_for_longest_make_room(tmp_path):
     folder = kept(tmp_path, young=1, oldest=9, old=5)
     make_room(folder, MB, limit=4.1 * MB)
-    assert names(folder) == {"young", "old", "oldest"}
+    assert names(folder) == keys("young", "old", "oldest")
     make_room(folder, MB, limit=3.1 * MB)
-    assert names(folder) == {"young", "old"}
+    assert names(folder) == keys("young", "old")
     make_room(folder, 2.5 * MB, limit=3.1 * MB)
     assert names(folder) == set()
 
 
 def test_the_other_cache_of_the_run_stays(tmp_path):
     folder = kept(tmp_path, mine=9, young=1)
-    make_room(folder, MB, limit=2.1 * MB, kept=folder / "mine")
-    assert names(folder) == {"mine"}
+    make_room(folder, MB, limit=2.1 * MB, kept=folder / key("mine"))
+    assert names(folder) == keys("mine")
     with pytest.raises(ValueError, match="would take .* GB, more than cache_limit"):
-        make_room(folder, 1.5 * MB, limit=2.1 * MB, kept=folder / "mine")
-    assert names(folder) == {"mine"}
+        make_room(folder, 1.5 * MB, limit=2.1 * MB, kept=folder / key("mine"))
+    assert names(folder) == keys("mine")
 
 
 def test_what_cannot_fit_is_refused_before_anything_is_deleted(tmp_path, monkeypatch):
@@ -178,7 +223,19 @@ def test_what_cannot_fit_is_refused_before_anything_is_deleted(tmp_path, monkeyp
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 5e8})())
     with pytest.raises(OSError, match="would take 1.0 GB, but .* has 0.5 GB left: set --cache_dir"):
         make_room(folder, 1, limit=2)
-    assert names(folder) == {"old"}
+    assert names(folder) == keys("old")
+
+
+def test_only_caches_and_old_drafts_make_room(tmp_path):
+    folder = kept(tmp_path, old=5)
+    theirs = {"photos", "0123abcd", f"{key('x')}.backup", f"{key('x')}-2"}
+    for name in theirs:
+        fill(folder / name)
+    new, stale = (fill(folder / f"{key(name)}.0123abcd.unfinished") for name in ("new", "stale"))
+    for file in (stale, stale / "0.bin"):
+        os.utime(file, (time.time() - 2 * STALE,) * 2)
+    make_room(folder, MB, limit=1.1 * MB)
+    assert names(folder) == theirs | {new.name}
 
 
 def test_a_limit_stops_the_run_before_training(tmp_path):

@@ -2,13 +2,18 @@
 
 - A cache belongs to the backbone's weights, the images and their preprocessing; its folder is named by their hash.
 - Every process writes the images that are its own into a file of its own. The folder gets its name when all have
-  finished, so that what was cut off is never read.
+  finished, so that what was cut off is never read. Until then it is the draft of one run: of two runs that compute the
+  same features at once, the slower one takes those of the other.
+- Only folders that are named as caches are, and drafts that nobody has written to for a while, are ever deleted.
 """
 
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import tqdm
+from accelerate.utils import broadcast_object_list, tqdm
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -27,6 +32,10 @@ from ..models.self_explaining import evaluation
 INDEX = "index.json"
 DTYPE = np.dtype("float32")
 GB = 1e9
+
+KEY, DRAFT = re.compile(r"[0-9a-f]{32}"), re.compile(r"[0-9a-f]{32}\.[0-9a-f]{8}\.unfinished")
+STALE = 600
+"""Seconds after which a draft that nobody writes to was left by a run that is no more."""
 
 
 class CachedFeatures(Dataset):
@@ -115,24 +124,42 @@ def key_of(model: EvidenceForImageClassification, images: Images, precision: str
 def make_room(folder: Path, needed: float, limit: float, kept: Path | None = None) -> None:
     """Refuse what cannot fit into `limit` GB or on the disk, and delete the caches that were not used for longest."""
     folder.mkdir(parents=True, exist_ok=True)
-    sizes = {path: _size(path) for path in folder.iterdir() if path.is_dir()}
+    _sweep(folder)
+    sizes = {path: _size(path) for path in folder.iterdir() if path.is_dir() and _is_cache(path)}
     together = needed + sizes.get(kept, 0.0)
     if together > limit:
         raise ValueError(
             f"the features would take {together:.1f} GB, more than cache_limit={limit:g}: raise it, or compute "
             "features at every epoch with --cache_features False"
         )
-    oldest = sorted((path for path in sizes if path != kept), key=lambda path: path.stat().st_mtime)
+    finished = [path for path in sizes if path != kept and KEY.fullmatch(path.name)]
+    oldest = sorted(finished, key=lambda path: path.stat().st_mtime)
     while oldest and sum(sizes.values()) + needed > limit:
         del sizes[oldest[0]]
-        shutil.rmtree(oldest.pop(0))
+        shutil.rmtree(oldest.pop(0), ignore_errors=True)
     free = shutil.disk_usage(folder).free / GB
     if needed > free:
         raise OSError(f"the features would take {needed:.1f} GB, but {folder} has {free:.1f} GB left: set --cache_dir")
 
 
+def _sweep(folder: Path) -> None:
+    """Delete what runs that are no more left half-written."""
+    for draft in (path for path in folder.iterdir() if DRAFT.fullmatch(path.name)):
+        written = max((file.stat().st_mtime for file in draft.glob("*.bin")), default=draft.stat().st_mtime)
+        if time.time() - written > STALE:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _is_cache(folder: Path) -> bool:
+    return bool(KEY.fullmatch(folder.name) or DRAFT.fullmatch(folder.name))
+
+
 def _size(folder: Path) -> float:
-    return sum(file.stat().st_size for file in folder.iterdir()) / GB
+    """GB of a cache; none where another run has renamed or deleted it meanwhile."""
+    try:
+        return sum(file.stat().st_size for file in folder.iterdir()) / GB
+    except FileNotFoundError:
+        return 0.0
 
 
 @torch.no_grad()
@@ -154,9 +181,9 @@ def _compute(
     batch_size: int,
     workers: int,
 ) -> None:
-    draft = target.with_name(f"{target.name}.unfinished")
+    token = broadcast_object_list([secrets.token_hex(4)])[0]
+    draft = target.with_name(f"{target.name}.{token}.unfinished")
     if accelerator.is_main_process:
-        shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
     accelerator.wait_for_everyone()
     rank, processes = accelerator.process_index, accelerator.num_processes
@@ -167,9 +194,20 @@ def _compute(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         (draft / INDEX).write_text(json.dumps({"shape": shape, "processes": processes, "images": len(images)}))
-        shutil.rmtree(target, ignore_errors=True)
-        draft.rename(target)
+        _publish(draft, target)
     accelerator.wait_for_everyone()
+
+
+def _publish(draft: Path, target: Path) -> None:
+    """Give a draft its name, or drop it where another run was faster."""
+    if not (target / INDEX).is_file():
+        shutil.rmtree(target, ignore_errors=True)
+    try:
+        draft.rename(target)
+    except OSError:
+        if not (target / INDEX).is_file():
+            raise
+        shutil.rmtree(draft)
 
 
 def _batches(images: Dataset, batch_size: int, workers: int) -> Iterator[Tensor]:
