@@ -46,8 +46,9 @@ LIMITS = """## What this does not show
   ResNet-50, VGG-16 and Swin Transformers from ImageNet for hours.
 - Score-CAM, Guided Backprop and Integrated Gradients are not among the post-hoc maps here: the first takes a forward
   per channel and image, the others explain pixels. S2, S3 and C3 are about the seven other CAM methods.
-- Without a penalty SoftCAM is the black box with its classifier moved before the pool, and its map is CAM of itself:
-  beside CAM, S2 and S3 compare two runs of one method. What a penalty adds is seen in `softcam-sparse`.
+- Without a penalty SoftCAM is the black box with its classifier moved before the pool. From the same first weights it
+  becomes the same network, so that S1 holds of `softcam` by construction, and S2 and S3 compare its map with CAM's,
+  from which it differs by the bias. What a penalty does is seen in `softcam-sparse`.
 - Penalties, learning rates and temperatures are those of the recipes, the same for every seed; they were not searched
   for each method. Another choice may change an order that is within the spread.
 - Three seeds tell a large difference from none, and no more. The spread is that of images, weights and batches

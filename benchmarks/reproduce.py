@@ -7,11 +7,12 @@ python benchmarks/reproduce.py --quick               # a smoke test: tiny runs, 
 
 - A study is a data set and a backbone, a chain is a study with one seed: of the images, the weights and the batches.
   Chains are independent and run side by side, one thread each; what a chain has finished is not done again.
-- Every run of a chain has the same images, epochs and batches; post-fitting has them for the head alone, after those
-  of the black box. Nothing is chosen on the test split: the best epoch and the fitted temperature are chosen on
-  validation data, learning rates and penalties are those of the recipes.
+- Every run of a chain has the same images, epochs, batches and first weights, so that runs differ in what they learn
+  from and not in luck; post-fitting has them for the head alone, after those of the black box. Nothing is chosen on the
+  test split: the best epoch and the fitted temperature are chosen on validation data, learning rates and penalties are
+  those of the recipes.
 - VGG's hidden layers are made anew on the grid, so that its black box has no weights for an evidence map: no
-  post-fitting there, and no CAPE off the shelf.
+  post-fitting there, no CAPE off the shelf, and first weights of its own.
 - Runs and benchmarks go to runs/reproduction/STUDY/SEED/, rows to benchmarks/results/reproduction.jsonl.
 """
 
@@ -38,8 +39,10 @@ from softcam_hub.benchmarking import benchmark
 from softcam_hub.benchmarking.accuracy import rows_of_twin
 from softcam_hub.benchmarking.models import load_classifier
 from softcam_hub.data.loading import Splits, load_splits
+from softcam_hub.models.anatomy import examine
 from softcam_hub.training import Config, parse, run
 from softcam_hub.training.config import read_recipe
+from softcam_hub.training.objective import make_model
 
 ROWS = Path(__file__).parent / "results" / "reproduction.jsonl"
 RUNS = Path("runs") / "reproduction"
@@ -138,6 +141,8 @@ class Chain:
         if recipe.startswith("cape-pf"):  # starts from weights of its own, and trains a head: at its own rate
             given |= {"init": self.folder / "vanilla" / "model", "pretrained": False}
             given.pop("lr", None)
+        elif recipe != "vanilla" and self.start is not None:
+            given |= {"init": self.start, "pretrained": False}
         if l1 is not None:
             given["l1"] = l1
         flags = [f"--{name}={value}" for name, value in given.items()]
@@ -147,6 +152,15 @@ class Chain:
     @cached_property
     def splits(self) -> Splits:
         return load_splits(self.config("vanilla").data)
+
+    @cached_property
+    def start(self) -> Path | None:
+        """The black box before it is trained; None where an evidence map cannot take over its classifier."""
+        config, folder = self.config("vanilla"), self.folder / "start"
+        if not examine(self.study.backbone, **config.model.architecture_args()).exact:
+            return None
+        make_model(config, self.splits).save_pretrained(folder)
+        return folder
 
     def _output(self, recipe: str, l1: float | None = None) -> Path:
         return self.folder / (recipe if l1 is None else f"softcam-l1-{l1:g}")
