@@ -129,6 +129,10 @@ class Bootstrap:
     def needs_teacher(self) -> bool:
         return self.mode != "direct"
 
+    @property
+    def learns_from_labels(self) -> bool:
+        return self._weight(0) > 0
+
     def __call__(
         self,
         head: CAPEHead,

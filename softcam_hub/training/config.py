@@ -12,7 +12,6 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -25,9 +24,7 @@ from ..data.transforms import AugmentationConfig
 from ..models.classifier import split_name
 from ..models.heads import HEADS
 from ..models.losses import MODES, Bootstrap
-
-NOTES, BASE = "notes", "base"
-"""Keys of a recipe that are no settings: hardware, time and score; and the recipe that it changes."""
+from .recipe import read_recipe, recipes
 
 SCORES = (
     *("loss", "accuracy", "balanced_accuracy", "auc", "kappa", "calibration_error", "confidence"),
@@ -44,7 +41,9 @@ class ModelConfig:
 
     model: str = flag("cape_resnet18", "softcam_<timm name>, cape_<timm name>, or a plain timm name: the black box")
     pretrained: bool = flag(False, "start from timm's weights")
-    init: str | None = flag(None, "start from this model folder or Hub id: one of ours, or a vanilla timm one")
+    init: str | None = flag(
+        None, "start from this model folder or Hub id: one of ours, or a vanilla timm one; '{fold}' in it is the fold"
+    )
     num_classes: int | None = flag(None, "refuse data with another number of classes")
     image_size: int | None = flag(None, "side of the images that it sees; the architecture's own by default")
     model_args: str = flag("", "what the timm architecture takes, such as 'output_stride=8 drop_rate=0.1'")
@@ -75,12 +74,20 @@ class ModelConfig:
                 raise ValueError(f"{strange[0]} is a setting of {family}_* models, but model is {self.model!r}")
         for temperature in self.candidates() or [self.temperature]:
             Bootstrap(self.mode, self.alpha, self.beta, temperature)  # checks them
+        unused = [name for name in ("temperature", "selective") if getattr(self, name) != defaults[name]]
+        if self.family == "cape" and self.mode == "direct" and unused:
+            raise ValueError(f"{unused[0]} is of CAPE's teacher, and mode 'direct' has none: leave it out")
 
     @property
     def family(self) -> str | None:
         """`softcam`, `cape`, or None for the black box."""
         prefix = self.model.partition("_")[0]
         return prefix if prefix in HEADS else None
+
+    @property
+    def learns_from_labels(self) -> bool:
+        """Whether the loss has a cross-entropy: post-fitting has none unless `alpha` asks for it."""
+        return self.family != "cape" or Bootstrap(self.mode, self.alpha, self.beta).learns_from_labels
 
     @property
     def frozen(self) -> bool:
@@ -165,7 +172,11 @@ class RunConfig:
 
     _argument_group_name: ClassVar[str] = "run"
 
-    output: str = flag("", "folder for the model, metrics, curve, log and checkpoints; by default runs/ and its name")
+    output: str = flag(
+        "",
+        "folder for the model, metrics, curve, log and checkpoints, '{fold}' in it is the fold; by default runs/ and "
+        "the name of recipe or model",
+    )
     resume: bool = flag(False, "go on from the last checkpoint in output; the end is the same as without a break")
     overwrite: bool = flag(False, "throw away what an earlier run left in output")
     seed: int = flag(0, "of everything random")
@@ -201,6 +212,15 @@ class Config:
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
+    def __post_init__(self) -> None:
+        settings = self.optimization
+        unused = {"label_smoothing": settings.label_smoothing > 0, "balance": settings.balance == "loss"}
+        for name in (name for name, given in unused.items() if given and not self.model.learns_from_labels):
+            raise ValueError(
+                f"{name}={getattr(settings, name)} changes the cross-entropy, and mode {self.model.mode!r} learns from "
+                "the teacher alone: leave it out"
+            )
+
     def flat(self) -> dict[str, Any]:
         """All settings by name, those that a recipe could hold."""
         groups = (getattr(self, group.name) for group in dataclasses.fields(self))
@@ -231,8 +251,14 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
         raise ValueError(f"unknown option {rest[0]!r}{_suggest(rest[0].lstrip('-').replace('-', '_'))}; see --help")
     config = Config(*groups)
     name = recipe if recipe in recipes() else Path(recipe or config.model.model).stem
-    config.run.output = config.run.output or f"runs/{name}"
+    config.run.output = _in_fold(config.run.output or f"runs/{name}", config)
+    config.model.init = config.model.init and _in_fold(config.model.init, config)
     return config
+
+
+def _in_fold(place: str, config: Config) -> str:
+    """The folder of one fold, so that no fold starts from what learnt from its test images."""
+    return place.replace("{fold}", str(config.data.fold))
 
 
 def make_parser() -> HfArgumentParser:
@@ -270,39 +296,14 @@ def _recipe_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
-    root = _recipe_folder()
-    return sorted(str(file.relative_to(root).with_suffix("")) for file in root.rglob("*.yaml"))
-
-
-def _recipe_folder() -> Path:
-    return Path(str(files(__package__))) / "recipes"
-
-
-def read_recipe(name: str) -> dict[str, Any]:
-    """The settings of a recipe, by name or file."""
-    file = Path(name) if name.endswith((".yaml", ".yml")) else _recipe_folder() / f"{name}.yaml"
-    if not file.is_file():
-        near = difflib.get_close_matches(name, recipes(), n=3)
-        hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(recipes())}"
-        raise ValueError(f"no recipe {name!r}: {hint}")
-    try:
-        settings = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"recipe {file} is no YAML: {error}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"recipe {file} must hold `name: value` lines, got {type(settings).__name__}")
-    below = read_recipe(settings[BASE]) if BASE in settings else {}
-    return below | {name: value for name, value in settings.items() if name not in (NOTES, BASE)}
-
-
 def as_flags(settings: dict[str, Any], source: str) -> list[str]:
     """Settings as the command line would give them; None stands for the default."""
     known = _names()
     for name in settings:
         if name not in known:
             raise ValueError(f"{source} sets {name!r}, which is no setting{_suggest(name)}; see --help")
+    if settings.get("mixed_precision") is False:
+        settings = {**settings, "mixed_precision": "no"}  # which YAML takes for false
     return [part for name, value in settings.items() if value is not None for part in (f"--{name}", str(value))]
 
 
