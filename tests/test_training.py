@@ -8,6 +8,7 @@ import json
 import math
 import tempfile
 from collections import Counter
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -29,9 +30,11 @@ from transformers import AutoModelForImageClassification, pipeline
 
 from softcam_hub.cards import check, read_trained
 from softcam_hub.data import load_lesions
-from softcam_hub.data.loading import Splits, make_transforms
+from softcam_hub.data.loading import Splits, load_splits, make_transforms
 from softcam_hub.training import Config, NotFinite, make_config, parse, recipes, run
 from softcam_hub.training.config import SCORES, make_parser
+from softcam_hub.training.evaluation import score_names
+from softcam_hub.training.folder import check_shared, take
 from softcam_hub.training.log import read
 from softcam_hub.training.loop import Training
 from softcam_hub.training.objective import Objective, balanced_weights, make_model
@@ -104,7 +107,7 @@ def test_flags_are_grouped_and_every_setting_is_explained():
 @pytest.mark.parametrize("name", recipes())
 def test_every_recipe_is_understood(name):
     config = parse(["--recipe", name])
-    assert config.run.output == f"runs/{name}"
+    assert config.run.output == f"runs/{name}" + ("/0" if config.data.folds else "")
     said = Path(name).name.partition("-")[0]  # what is named after its data may be of any family, and so the black box
     assert config.model.family in (None, said) or said == "lesions"
     assert (config.model.family is None) == ("vanilla" in name)
@@ -118,6 +121,38 @@ def test_flags_go_over_a_recipe_and_notes_are_no_setting(tmp_path):
     (tmp_path / "above.yaml").write_text(f"base: {recipe}\nl1: 0.5\n")
     config = parse(["--recipe", str(tmp_path / "above.yaml")])
     assert (config.model.model, config.model.l1, config.optimization.epochs) == ("softcam_resnet18", 0.5, 7)
+
+
+def test_a_recipe_stands_on_what_is_beside_it(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name, epochs in {"below.yaml": 9, "mine/below.yaml": 4}.items():
+        Path(name).write_text(f"epochs: {epochs}\nmixed_precision: no\n")
+    Path("mine/above.yaml").write_text("base: below.yaml\nlr: 0.5\n")
+    config = parse(["--recipe", "mine/above.yaml"])
+    assert (config.optimization.epochs, config.optimization.lr, config.run.mixed_precision) == (4, 0.5, "no")
+    Path("mine/below.yaml").write_text("base: above.yaml\n")
+    with pytest.raises(
+        ValueError, match="recipe .*/above.yaml stands on itself, .*above.yaml -> .*below.yaml -> .*above"
+    ):
+        parse(["--recipe", "mine/above.yaml"])
+
+
+def test_every_fold_starts_from_its_own_black_box():
+    for fold in range(5):
+        found = parse(["--recipe", "cape-cmml-pf", "--fold", str(fold)])
+        black_box = parse(["--recipe", "cape-cmml-vanilla", "--fold", str(fold)])
+        assert found.model.init == f"{black_box.run.output}/model" == f"runs/cape-cmml-vanilla/{fold}/model"
+        assert found.run.output == f"runs/cape-cmml-pf/{fold}"
+
+
+@pytest.mark.parametrize("name", [name for name in recipes() if name.startswith("cape-imagenet")])
+def test_no_epoch_of_imagenet_is_chosen_on_what_is_reported(name):
+    config = parse(["--recipe", name])
+    assert (config.data.hold_out, config.data.validation_split, config.data.test_split) == (0.02, "", "validation")
+    assert config.data.optional_splits == ["validation"]
+    assert config.model.pretrained == (config.model.mode == "post-fit")
+    assert config.model.timm_name == ("resnet50.tv_in1k" if config.model.pretrained else "resnet50")
 
 
 BAD_FLAGS = {
@@ -136,6 +171,11 @@ BAD_FLAGS = {
     "--mode post": "unknown mode 'post' for CAPE: expected one of direct, from-scratch, post-fit",
     "--model softcam_resnet18 --mode direct --selective": "selective is a setting of cape_\\* models",
     "--model cape_resnet18 --l1 0.1": "l1 is a setting of softcam_\\* models",
+    "--temperature 3": "temperature is of CAPE's teacher, and mode 'direct' has none: leave it out",
+    "--selective": "selective is of CAPE's teacher, and mode 'direct' has none: leave it out",
+    "--mode post-fit --balance loss": "balance=loss changes the cross-entropy, and mode 'post-fit' learns from the teach",
+    "--mode post-fit --label_smoothing 0.1": "label_smoothing=0.1 changes the cross-entropy, and mode 'post-fit'",
+    "--mode from-scratch --alpha 0 --balance loss": "balance=loss changes the cross-entropy, and mode 'from-scratch'",
     "--model resnet18 --freeze_backbone": "freeze_backbone needs a model of ours",
     "--model_args output_stride": "expected name=value pairs, such as 'output_stride=8', got 'output_stride'",
     "--pretrained --init x": "init and pretrained both say what to start from",
@@ -155,6 +195,13 @@ BAD_FLAGS = {
 def test_wrong_settings_are_refused_with_a_sentence(flags):
     with pytest.raises(ValueError, match=BAD_FLAGS[flags]):
         parse(flags.split())
+
+
+def test_what_a_mode_learns_from_may_be_changed():
+    parse(["--mode", "post-fit", "--alpha", "0.5", "--balance", "loss", "--label_smoothing", "0.1"])
+    parse(["--mode", "post-fit", "--balance", "sampling", "--selective", "--temperature", "3"])
+    parse(["--model", "softcam_resnet18", "--balance", "loss"])
+    parse(["--model", "resnet18", "--label_smoothing", "0.1"])
 
 
 def test_a_recipe_that_is_none_is_refused(tmp_path):
@@ -600,13 +647,64 @@ def test_a_stream(tmp_path):
     options = {"data": "lesions", "train_count": 32, "eval_count": 12, "data_size": SIZE, "streaming": True}
     with pytest.raises(ValueError, match="say how long an epoch is with --steps_per_epoch"):
         train(tmp_path / "a", **options)
-    with pytest.raises(ValueError, match="the stream ended after 4 batches, but an epoch has 5: lower steps_per_epoch"):
-        train(tmp_path / "b", **options, steps_per_epoch=5)
     with pytest.raises(ValueError, match="balance needs to count the classes before training"):
         train(tmp_path / "c", **options, steps_per_epoch=3, balance="loss")
     metrics = train(tmp_path / "d", **options, steps_per_epoch=3, epochs=2)
     assert [line["step"] for line in read(tmp_path / "d" / "log.jsonl") if "lr" in line] == [1, 2, 3, 4, 5, 6]
     assert "test_accuracy" in metrics
+
+
+class CutOff(Exception):
+    """In the place of a kill."""
+
+
+@contextmanager
+def cut_off_at(step):
+    """End a run when the checkpoint of this update is written."""
+    save = Training._save
+
+    def saved(self):
+        save(self)
+        if self.step == step:
+            raise CutOff
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Training, "_save", saved)
+        with pytest.raises(CutOff):
+            yield
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_goes_on_from_epoch_to_epoch_and_after_a_break(workers, tmp_path, monkeypatch):
+    options = {"data": "lesions", "train_count": 32, "eval_count": 8, "data_size": SIZE, "streaming": True}
+    options |= {"steps_per_epoch": 3, "epochs": 3, "checkpoint_steps": 1, "workers": workers, "validation_split": ""}
+    shown, real = [], Training._count
+
+    def count(self, step, labels):
+        shown.append(labels.tolist())
+        real(self, step, labels)
+
+    monkeypatch.setattr(Training, "_count", count)
+    train(tmp_path / "whole", **options)
+    whole = shown.copy()
+    assert Counter(itertools.chain(*whole[:4])) == dict.fromkeys(range(4), 8), "all 32 images before any comes again"
+    for step in (3, 7):
+        with cut_off_at(step):
+            train(tmp_path / str(step), **options)
+        shown.clear()
+        train(tmp_path / str(step), **options, resume=True)
+        assert shown == whole[step:]
+        assert equal(weights(tmp_path / str(step)), weights(tmp_path / "whole"))
+
+
+def test_the_time_before_a_break_counts(tmp_path):
+    with cut_off_at(6):
+        train(tmp_path)
+    progress = next((tmp_path / "checkpoints").glob("*/progress.json"))
+    before = json.loads(progress.read_text())
+    assert 0 < before["seconds"] < 60
+    progress.write_text(json.dumps({**before, "seconds": 1000.0}))
+    assert 1000 < train(tmp_path, resume=True)["seconds"] < 1060
 
 
 def test_channels_last_changes_nothing_but_the_layout(tmp_path):
@@ -663,6 +761,68 @@ def test_an_infinite_loss_before_any_checkpoint(tmp_path):
         train(tmp_path, lr=1e30)
 
 
+def test_weights_that_explode_in_the_last_update_are_no_checkpoint(tmp_path):
+    options = {"schedule": "constant", "lr": 1e30, "batch_size": 48}  # one update an epoch: its loss is still finite
+    with pytest.raises(
+        NotFinite, match="a weight is nan after update 1; there is no checkpoint yet. Lower lr or set clip"
+    ):
+        train(tmp_path / "a", **options, optimizer="momentum", weight_decay=1e30, epochs=1, validation_split="")
+    assert not list((tmp_path / "a").glob("checkpoints/*"))
+    assert not (tmp_path / "a" / "model").exists()
+    with pytest.raises(NotFinite, match="the validation loss is nan after update 1; there is no checkpoint yet"):
+        train(tmp_path / "b", **options, optimizer="momentum", weight_decay=1e30, epochs=1)
+    assert not (tmp_path / "b" / "best").exists()
+
+
+def test_a_test_loss_that_is_not_finite_is_no_result(tmp_path):
+    training = training_of(tmp_path)
+    training.check_score("the test loss", 0.5)
+    training.step = 3
+    training._save()
+    with pytest.raises(
+        NotFinite, match="the test loss is inf after update 3; the last good checkpoint is .*/step-000000003"
+    ):
+        training.check_score("the test loss", math.inf)
+
+
+def test_a_score_that_cannot_be_had_is_null_in_the_log(tmp_path):
+    same = Table.from_dict({"image": [Image.new("RGB", (SIZE, SIZE))] * 6, "label": [1] * 6})
+    train_rows = Table.from_dict({"image": [Image.new("RGB", (SIZE, SIZE))] * 16, "label": [0, 1] * 8})
+    DatasetDict({"train": train_rows, "validation": same}).save_to_disk(tmp_path / "data")
+    train(tmp_path / "run", data=str(tmp_path / "data"), epochs=1)
+    text = (tmp_path / "run" / "log.jsonl").read_text()
+    assert "NaN" not in text
+    assert '"validation_auc": null' in text
+    assert (tmp_path / "run" / "curve.png").exists()
+
+
+def with_boxes(folder, last):
+    """A manifest whose last test image has this box."""
+    lines = ["image,label,split,boxes"]
+    for number in range(24):
+        split = "train" if number < 16 else "validation" if number < 20 else "test"
+        Image.new("RGB", (SIZE, SIZE), (9 * number, 60, 60)).save(folder / f"{number}.png")
+        box = last if number == 20 else [0, 0, 9, 9]
+        lines.append(f'{number}.png,{"ab"[number % 2]},{split},"[{box}]"')
+    (folder / "data.csv").write_text("\n".join(lines))
+    return str(folder / "data.csv")
+
+
+def test_a_box_beyond_its_image_costs_a_picture_and_not_the_run(tmp_path, caplog):
+    data = with_boxes(tmp_path, [0, 0, SIZE + 1, 9])
+    metrics = train(tmp_path / "run", data=data, epochs=1)
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == metrics
+    assert (tmp_path / "run" / "model" / "README.md").exists()
+    assert not (tmp_path / "run" / "examples.png").exists()
+    assert "not all pictures of" in caplog.text
+    assert f"box [0, 0, {SIZE + 1}, 9] of row 0 of split 'test' (20.png) does not fit its image" in caplog.text
+
+
+def test_a_box_that_is_none_is_found_before_training(tmp_path):
+    with pytest.raises(ValueError, match="box \\[0, 9, 9, 9\\] of row 0 of split 'test' \\(20.png\\) is none"):
+        train(tmp_path / "run", data=with_boxes(tmp_path, [0, 9, 9, 9]))
+
+
 def test_a_file_in_the_place_of_the_folder(tmp_path):
     (tmp_path / "file").write_text("")
     for output in (tmp_path / "file", tmp_path / "file" / "below"):
@@ -687,6 +847,27 @@ def test_another_run_is_not_overwritten_unasked(tmp_path):
     train(tmp_path, epochs=1, seed=1, overwrite=True)
     assert not equal(weights(tmp_path), before)
     assert (tmp_path / "mine.txt").exists()
+
+
+@pytest.mark.parametrize(
+    "mistake", [{"data": "/no/such/folder"}, {"model": "cape_resnet999"}, {"select": "teacher_accuracy"}], ids=str
+)
+def test_a_mistake_does_not_cost_the_run_that_was_to_be_overwritten(mistake, tmp_path):
+    train(tmp_path, epochs=1, lr=0)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises((ValueError, OSError)):
+        train(tmp_path, **mistake, overwrite=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_every_process_must_see_the_folder(tmp_path):
+    take(tmp_path, settings(tmp_path))
+    check_shared(tmp_path)
+    (tmp_path / "settings.yaml").unlink()
+    with pytest.raises(
+        OSError, match="settings.yaml, which the main process wrote, is not there .* one shared storage"
+    ):
+        check_shared(tmp_path)
 
 
 def test_overwriting_touches_only_runs(tmp_path):
@@ -716,6 +897,100 @@ def test_overwriting_touches_only_runs(tmp_path):
 def test_what_cannot_be_trained_is_refused(changes, expected, tmp_path):
     with pytest.raises((ValueError, OSError), match=expected):
         train(tmp_path / "run", **changes)
+
+
+def no_validation(folder):
+    return table(folder, [*CLASSES] * 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"select": "teacher_accuracy"}, "select='teacher_accuracy' is no validation metric: there are loss"),
+        ({"model": "test_resnet", "select": "sparseness"}, "select='sparseness' is no validation metric"),
+        (
+            {"model": "softcam_test_resnet", "data": "labels", "select": "kappa", "train_count": 16, "eval_count": 8},
+            "select='kappa' is no validation metric: there are loss, accuracy, auc, sparseness",
+        ),
+        (
+            {"mode": "from-scratch", "temperatures": "1 2", "data": no_validation},
+            "there is none: set hold_out, such as",
+        ),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_chosen_by_is_refused_before_training(changes, expected, tmp_path):
+    data = changes.get("data")
+    changes = {**changes, "data": data(tmp_path / "data")} if callable(data) else changes
+    with pytest.raises(ValueError, match=expected):
+        train(tmp_path / "run", **changes)
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+@pytest.mark.parametrize("options", [{"mode": "from-scratch"}, {"model": "test_resnet"}, {"data": "labels"}], ids=str)
+def test_the_scores_to_choose_by_are_those_of_an_evaluation(options, tmp_path):
+    if "data" in options:
+        options = {**options, "model": "softcam_test_resnet", "train_count": 16, "eval_count": 8, "data_size": SIZE}
+    config = settings(tmp_path, **options)
+    splits = load_splits(config.data)
+    train(tmp_path, **options, epochs=1)
+    line = next(line for line in read(tmp_path / "log.jsonl") if "epoch" in line)
+    found = {name.removeprefix("validation_") for name in line if name.startswith("validation_")}
+    assert set(score_names(make_model(config, splits), splits.multi_label)) == found
+
+
+def test_the_best_temperature_becomes_the_result(black_box, tmp_path):
+    options = {"init": str(black_box[0] / "model"), **PF, "temperatures": "1 4", "select": "disagreement"}
+    metrics = train(tmp_path, **options)
+    tried = {name: json.loads((tmp_path / f"T={name}" / "metrics.json").read_text()) for name in ("1", "4")}
+    scores = {name: row["validation_disagreement"] for name, row in tried.items()}
+    best = min(scores, key=scores.get)
+    assert metrics == {**tried[best], "temperature": float(best), "tried": scores}
+    assert equal(weights(tmp_path), weights(tmp_path / f"T={best}"))
+    assert len(list((tmp_path / "features").iterdir())) == 2
+    assert not (tmp_path / "checkpoints").exists()
+    assert (tmp_path / "model" / "metrics.json").exists()
+    assert parse(["--recipe", str(tmp_path / "settings.yaml")]) == settings(tmp_path, **options)
+    assert train(tmp_path, **options, resume=True) == metrics
+    with pytest.raises(FileExistsError, match="holds an earlier run"):
+        train(tmp_path, **options)
+    with pytest.raises(ValueError, match="cannot resume: .* says temperatures='1 4', but now it is '1 2'"):
+        train(tmp_path, **{**options, "temperatures": "1 2"}, resume=True)
+    again = train(tmp_path, **options, overwrite=True)
+    assert {**again, "seconds": 0} == {**metrics, "seconds": 0}
+
+
+def test_temperatures_do_not_take_the_place_of_another_run(black_box, tmp_path):
+    train(tmp_path, model="test_resnet", epochs=1)
+    before = weights(tmp_path)
+    with pytest.raises(FileExistsError, match=f"{tmp_path} holds an earlier run"):
+        train(tmp_path, init=str(black_box[0] / "model"), **PF, temperatures="1 4")
+    assert equal(weights(tmp_path), before)
+    assert not list(tmp_path.glob("T=*"))
+
+
+def test_weights_that_have_seen_what_is_held_out_are_refused(tmp_path):
+    data = table(tmp_path / "data", [*CLASSES] * 10)
+    division = {"data": data, "folds": 3, "hold_out": 0.2}
+    train(tmp_path / "vanilla", model="test_resnet", **division, fold=1, epochs=1)
+    start = {"init": str(tmp_path / "vanilla" / "model"), **PF, "epochs": 1}
+    train(tmp_path / "same", **start, **division, fold=1)
+    for change in ({"fold": 2}, {"hold_out": 0.3}, {"data_seed": 1}, {"folds": 4}, {"folds": 0, "fold": 0}):
+        with pytest.raises(ValueError, match="has learnt from images that are to be held out now: its run .*'fold': 1"):
+            train(tmp_path / "other", **start, **{**division, "fold": 1, **change})
+    train(tmp_path / "elsewhere", **start, data=table(tmp_path / "others", [*CLASSES] * 10))
+
+
+def test_a_model_of_the_same_family_keeps_its_architecture(from_scratch, tmp_path):
+    start = {"init": str(from_scratch[0] / "model"), "epochs": 1}
+    with pytest.raises(ValueError, match="holds a test_resnet, but the model to train is cape_test_convnext"):
+        train(tmp_path / "a", **start, model="cape_test_convnext")
+    for args, said in {"output_stride=16": "output_stride=8, but", "drop_rate=0.5": "drop_rate=None, but"}.items():
+        with pytest.raises(ValueError, match=f"was made with {said} model_args and image_size make it"):
+            train(tmp_path / "b", **start, model_args=args)
+    train(tmp_path / "c", **start, model_args="")
+    train(tmp_path / "d", **start)
+    assert equal(weights(tmp_path / "c"), weights(tmp_path / "d"))
 
 
 def test_empty_split(tmp_path):

@@ -46,6 +46,16 @@ def map_statistics(kind: str, maps: Tensor, logits: Tensor, probabilities: Tenso
     return {"sparseness": gini_sparseness(shown), "completeness_error": completeness_error(composed, predicted)}
 
 
+def score_names(model: nn.Module, multi_label: bool) -> list[str]:
+    """The names of what `evaluate` gives for a model, with one or with several labels per image."""
+    names = ["loss", "accuracy", "auc"]
+    if not multi_label:
+        names += ["balanced_accuracy", "kappa", "calibration_error", "confidence"]
+    if getattr(model, "teacher", None) is not None:
+        names += ["teacher_accuracy", "teacher_confidence", "disagreement"]
+    return names if model.family is None else [*names, "sparseness", "completeness_error"]
+
+
 @torch.no_grad()
 def evaluate(model: nn.Module, loader: Any, accelerator: Accelerator) -> dict[str, float]:
     """All scores of a model on the samples of a loader.

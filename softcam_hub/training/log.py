@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class JSONLines(GeneralTracker):
     @on_main_process
     def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
         with self.file.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+            file.write(json.dumps({"step": step, **finite(values)}) + "\n")
 
     @on_main_process
     def rewind(self, step: int) -> None:
@@ -47,6 +48,11 @@ class JSONLines(GeneralTracker):
             draft = self.file.with_suffix(".unfinished")
             draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
             draft.replace(self.file)
+
+
+def finite(values: dict[str, Any]) -> dict[str, Any]:
+    """The same with None for NaN and infinity, which JSON has not."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
 
 def read(file: Path) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@
 """
 
 import math
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ LOWER_IS_BETTER = ("loss", "calibration_error", "completeness_error", "disagreem
 
 
 class NotFinite(ArithmeticError):
-    """The loss became NaN or infinite."""
+    """The loss became NaN or infinite, or the weights did."""
 
 
 class Training:
@@ -73,7 +74,7 @@ class Training:
         self.schedule = make_schedule(self.optimizer, settings, self.updates)
         self.validation = None if validation is None else self._loader(validation)
         self.checkpoints = Checkpoints(output / "checkpoints", accelerator, self.average)
-        self.epoch, self.step, self.best = 0, 0, None
+        self.epoch, self.step, self.best, self.began = 0, 0, None, time.monotonic()
         self.totals: Counter[str] = Counter()
 
     @property
@@ -86,11 +87,17 @@ class Training:
         """The bare model that counts: the moving average where there is one."""
         return self.network if self.average is None else self.average.module.model
 
+    @property
+    def seconds(self) -> float:
+        """What the run took so far, with the processes before this one but without the time between them."""
+        return time.monotonic() - self.began
+
     def resume(self) -> None:
         """Go on from the last checkpoint, or begin again where there is none."""
         progress = self.checkpoints.load()
         if progress is not None:
             self.epoch, self.step, self.best = progress["epoch"], progress["step"], progress["best"]
+            self.began -= progress["seconds"]
             if self.accelerator.is_main_process:  # sums over all processes; the others begin at zero
                 self.totals = Counter(progress["totals"])
         for tracker in self.accelerator.trackers:
@@ -106,6 +113,7 @@ class Training:
                 self._share_statistics()
                 scores = evaluate(self.result, self.validation, self.accelerator)
                 row |= {f"validation_{name}": value for name, value in scores.items()}
+                self.check_score("the validation loss", row["validation_loss"])
                 self._keep_best(row)
             self.accelerator.log(row, step=self.step)
             self._say(row)
@@ -157,12 +165,25 @@ class Training:
 
     def _check(self, loss: Tensor, index: Tensor) -> None:
         if not torch.isfinite(loss):
-            last = self.checkpoints.last()
-            where = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
             raise NotFinite(
                 f"the loss is {float(loss.detach())} at update {self.step + 1} (epoch {self.epoch + 1}), on the images "
-                f"{index.tolist()} of the training split; {where}. Lower lr, set clip_grad, or look at these images"
+                f"{index.tolist()} of the training split; {self._last_good()}. Lower lr, set clip_grad, or look at "
+                "these images"
             )
+
+    def check_score(self, name: str, value: float) -> None:
+        """Stop where what was learnt gives no finite score."""
+        if not math.isfinite(value):
+            where = f"after update {self.step}; {self._last_good()}"
+            raise NotFinite(f"{name} is {value} {where}. Lower lr or set clip_grad")
+
+    def _check_weights(self) -> None:
+        finite = torch.stack([weight.detach().isfinite().all() for weight in self.network.parameters()])
+        self.check_score("a weight", 0.0 if finite.all() else math.nan)
+
+    def _last_good(self) -> str:
+        last = self.checkpoints.last()
+        return f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
 
     def _count(self, step: Step, labels: Tensor) -> None:
         counts = agreement(self.network, step.logits.detach(), step.teacher_logits, labels)
@@ -183,15 +204,12 @@ class Training:
         return {f"train_{name}": value / images for name, value in totals.items()}
 
     def _save(self) -> None:
-        totals = self._summed() if self.totals else {}
-        self.checkpoints.save({"epoch": self.epoch, "step": self.step, "best": self.best, "totals": totals})
+        self._check_weights()
+        progress = {"epoch": self.epoch, "step": self.step, "best": self.best, "seconds": self.seconds}
+        self.checkpoints.save({**progress, "totals": self._summed() if self.totals else {}})
 
     def _keep_best(self, row: dict[str, Any]) -> None:
-        name = f"validation_{self.config.run.select}"
-        if name not in row:
-            known = ", ".join(key.removeprefix("validation_") for key in row if key.startswith("validation_"))
-            raise ValueError(f"select={self.config.run.select!r} is no validation metric: there are {known}")
-        lower, value = self.config.run.select in LOWER_IS_BETTER, row[name]
+        lower, value = self.config.run.select in LOWER_IS_BETTER, row[f"validation_{self.config.run.select}"]
         before = math.nan if self.best is None else self.best["value"]
         if math.isnan(before) or (value < before if lower else value > before):
             self.best = {"value": value, "epoch": row["epoch"]}
@@ -205,17 +223,19 @@ class Training:
 
     def _batches(self, skip: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """(number, batch) of this epoch from batch number `skip` on."""
-        if self.sampler is not None:
-            self.sampler.skip = skip * self.config.optimization.batch_size * self.accelerator.num_processes
+        if self.sampler is None:
+            return self._streamed(skip)
+        self.sampler.skip = skip * self.config.optimization.batch_size * self.accelerator.num_processes
         self.loader.set_epoch(self.epoch)
-        number = first = 0 if self.sampler is None else skip
-        last = self.updates * self.config.optimization.accumulation
-        for number, batch in enumerate(self.loader, first + 1):
-            if number > skip:
-                yield number - 1, batch
-            if number == last:
-                return
-        raise ValueError(f"the stream ended after {number} batches, but an epoch has {last}: lower steps_per_epoch")
+        return enumerate(self.loader, skip)
+
+    def _streamed(self, skip: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """As above, from a stream that is read on and on from epoch to epoch."""
+        accumulation = self.config.optimization.accumulation
+        if self.stream is None:
+            self.images.seen = self.step * accumulation * self.accelerator.num_processes
+            self.stream = iter(self.loader)
+        return zip(range(skip, self.updates * accumulation), self.stream, strict=False)
 
     def _train_loader(self, train: Dataset, labels: Any, weights: Tensor | None) -> Any:
         settings = self.config.optimization
@@ -223,8 +243,8 @@ class Training:
         if isinstance(train, IterableDataset):
             if settings.steps_per_epoch is None:
                 raise ValueError("streaming data has no length: say how long an epoch is with --steps_per_epoch")
-            self.updates = settings.steps_per_epoch
-            return self._loader(train, drop_last=True)
+            self.updates, self.images, self.stream = settings.steps_per_epoch, train, None
+            return self._loader(train)
         self.updates = len(train) // (together * settings.accumulation)
         if not self.updates:
             raise ValueError(

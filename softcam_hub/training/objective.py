@@ -12,9 +12,10 @@ import timm
 import torch
 from timm.models import save_for_hf
 from torch import Tensor, nn
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from ..data.loading import Splits
+from ..models.classifier import split_name
 from ..models.heads import HEADS
 from ..models.losses import cross_entropy
 from ..models.modeling import CAPEForImageClassification, EvidenceForImageClassification, SoftCAMForImageClassification
@@ -133,6 +134,8 @@ def _make(settings: ModelConfig, splits: Splits) -> nn.Module:
     if _family_of(settings.init) == settings.family:
         model = source.from_pretrained(settings.init, **_loss_settings(settings, splits.multi_label))
         _check_classes(list(model.config.id2label.values()), classes, settings.init)
+        _check_architecture(split_name(model.config.architecture)[1].split(".")[0], settings)
+        _check_args(model.config, settings)
         return model
     vanilla = _vanilla(settings, len(classes))
     _check_classes(vanilla.pretrained_cfg.get("label_names"), classes, settings.init)
@@ -172,10 +175,25 @@ def _vanilla(settings: ModelConfig, classes: int) -> nn.Module:
     model = timm.create_model(f"{place}{settings.init}", pretrained=True, **args)
     if model.num_classes != classes:
         raise ValueError(f"{settings.init} has {model.num_classes} classes, but the data has {classes}")
-    made = model.pretrained_cfg.get("architecture")
-    if made != name.split(".")[0]:
-        raise ValueError(f"{settings.init} holds a {made}, but the model to train is {settings.model}")
+    _check_architecture(model.pretrained_cfg.get("architecture"), settings)
     return model
+
+
+def _check_architecture(made: str | None, settings: ModelConfig) -> None:
+    """Weights of another network are not loaded into this one, nor is this one quietly replaced by the other."""
+    if made != settings.timm_name.split(".")[0]:
+        raise ValueError(f"{settings.init} holds a {made}, but the model to train is {settings.model}")
+
+
+def _check_args(config: PreTrainedConfig, settings: ModelConfig) -> None:
+    """What the saved architecture was made with stays; `model_args` may repeat it, but not change it."""
+    made = {"img_size": config.pretrained_cfg["input_size"][-1], **(config.model_args or {})}
+    for name, value in settings.architecture_args().items():
+        if made.get(name) != value:
+            raise ValueError(
+                f"{settings.init} was made with {name}={made.get(name)!r}, but model_args and image_size make it "
+                f"{value!r}: leave them out, or start from something else"
+            )
 
 
 def _check_classes(theirs: list[str] | None, ours: list[str], source: str) -> None:

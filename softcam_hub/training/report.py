@@ -1,14 +1,13 @@
 """What the end of a run leaves: metrics, a training curve, and the model folder with its card."""
 
 import json
-import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..cards import METRICS, PICTURES, RECIPE, write_card
+from ..cards import PICTURES, RECIPE, write_card
 from ..charts import curves
 from ..data.loading import Images
 from ..figures import column, outlined, overlay, picture, row
@@ -23,9 +22,8 @@ CURVES = {
 
 def write_json(values: dict[str, Any], file: Path) -> None:
     """JSON, with null for what is not finite."""
-    clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
     draft = file.with_suffix(".unfinished")
-    draft.write_text(json.dumps(clean, indent=2) + "\n")
+    draft.write_text(json.dumps(log.finite(values), indent=2) + "\n")
     draft.replace(file)
 
 
@@ -35,7 +33,8 @@ def draw_curve(log_file: Path, picture: Path) -> None:
     panels = {}
     for title, names in CURVES.items():
         series = {
-            name.replace("_", " "): [(row["epoch"], row[name]) for row in epochs if name in row] for name in names
+            name.replace("_", " "): [(row["epoch"], row[name]) for row in epochs if row.get(name) is not None]
+            for name in names
         }
         panels[title] = {name: points for name, points in series.items() if points}
     curves(panels, "epoch").save(picture)
@@ -65,10 +64,9 @@ def draw_examples(
     column(rows).save(file)
 
 
-def complete_model_folder(output: Path, metrics: dict[str, Any], explained: bool) -> None:
-    """Put what a reader of the model needs beside it: scores, recipe, pictures, and if it has maps a card."""
+def complete_model_folder(output: Path, explained: bool) -> None:
+    """Put what a reader of the model needs beside it and its scores: recipe, pictures, and if it has maps a card."""
     model = output / "model"
-    write_json(metrics, model / METRICS)
     for source, target in {"settings.yaml": RECIPE, **{name: name for name in PICTURES}}.items():
         if (output / source).exists():
             shutil.copyfile(output / source, model / target)

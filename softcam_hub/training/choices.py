@@ -1,0 +1,44 @@
+"""What these data and this network cannot give, said before anything is written or trained."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+from ..data.loading import Splits
+from .config import Config
+from .evaluation import score_names
+from .folder import SETTINGS
+
+
+def check_choices(config: Config, splits: Splits, model: nn.Module) -> None:
+    """Refuse a score to choose by that there will not be, and weights that have seen the images to test on."""
+    if splits.validation is None and config.model.candidates():
+        raise ValueError("temperatures are chosen on validation data, but there is none: set hold_out, such as 0.1")
+    known = score_names(model, splits.multi_label)
+    if splits.validation is not None and config.run.select not in known:
+        raise ValueError(f"select={config.run.select!r} is no validation metric: there are {', '.join(known)}")
+    if config.model.init is not None:
+        _check_division(config.model.init, config.flat())
+
+
+def _check_division(init: str, now: dict[str, Any]) -> None:
+    """Weights of a run that divided the same data otherwise have learnt from images that are held out now."""
+    file = Path(init).parent / SETTINGS
+    if not file.is_file():
+        return
+    before = yaml.safe_load(file.read_text())
+    if before.get("data") == now["data"] and _division(before) != _division(now):
+        raise ValueError(
+            f"init {init} has learnt from images that are to be held out now: its run ({file}) divided the same data "
+            f"by {_division(before)}, this one by {_division(now)}. Start from a run with the same division; "
+            "{fold} in init and output stands for the fold"
+        )
+
+
+def _division(settings: dict[str, Any]) -> dict[str, Any]:
+    """What decides which training images are held out; nothing where all are learnt from."""
+    if not (settings["folds"] or settings["hold_out"]):
+        return {"folds": 0, "hold_out": 0.0}
+    return {name: settings[name] for name in ("folds", "fold", "hold_out", "data_seed", "group_column")}
