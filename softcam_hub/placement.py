@@ -41,7 +41,7 @@ class Placement:
         if isinstance(regions, str) or not regions or len({*regions, ELSEWHERE}) != len(regions) + 1:
             raise ValueError(f"regions must be a list of different names, none of them {ELSEWHERE!r}, got {regions!r}")
         self.regions = (*regions, ELSEWHERE)
-        self.classes = _distinct(classes if isinstance(classes, Mapping) else dict(enumerate(classes)))
+        self.classes = distinct(classes if isinstance(classes, Mapping) else dict(enumerate(classes)))
         known = max(self.classes, default=-1) + 1
         self._sums = torch.zeros(known, len(self.regions), dtype=torch.float64)
         self._counts = torch.zeros(known, dtype=torch.int64)
@@ -103,7 +103,7 @@ class Placement:
         return stacked_bars(title, {**bars, "area of the region": self.areas()})
 
 
-def _distinct(names: Mapping[int, str]) -> dict[int, str]:
+def distinct(names: Mapping[int, str]) -> dict[int, str]:
     """The names, with the class index behind those that several classes share, as ImageNet's cranes do."""
     shared = Counter(names.values())
     return {index: f"{name} ({index})" if shared[name] > 1 else name for index, name in names.items()}

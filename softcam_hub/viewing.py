@@ -11,11 +11,13 @@ import torch
 from PIL import Image
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_data_config
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from .benchmarking.models import FAST, NATIVE, Explained, load_classifier, pair_up
 from .figures import picture
 from .models.explanation import Explanation
 from .models.self_explaining import SelfExplaining
+from .placement import distinct
 
 
 class Viewer:
@@ -26,7 +28,7 @@ class Viewer:
     """
 
     def __init__(self, source: str | Path) -> None:
-        classifier = load_classifier(source)
+        classifier = load_viewed(source)
         if not isinstance(classifier, SelfExplaining):
             raise ValueError(
                 f"{source} is a black box, which has no maps of its own: name a softcam_* or cape_* model, or make one "
@@ -34,16 +36,15 @@ class Viewer:
             )
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.twin = _find_twin(classifier, source)
-        self.model = with_problem_type(classifier, source).to(self.device)
+        self.model = classifier.to(self.device)
         self.config = resolve_data_config({}, pretrained_cfg=dict(classifier.pretrained_cfg))
         self.transform = create_transform(**self.config)
         self.labels = labels_of(self.model)
         self.kinds = tuple(kind for kind in self.model.head.kinds if kind in NATIVE)
-        several = getattr(self.model, "config", None) and self.model.config.problem_type == "multi_label_classification"
         names = (
             FAST if self.twin else [name for name in FAST if name != "fd-cam"]
         )  # one pass per channel: half a minute
-        self.explained = Explained("twin", (self.twin or self.model).to(self.device), names, multi_label=bool(several))
+        self.explained = Explained("twin", (self.twin or self.model).to(self.device), names, classifier.multi_label)
 
     def see(self, image: Image.Image) -> Tensor:
         """The picture as the model takes it, (1, 3, H, W)."""
@@ -86,23 +87,34 @@ def _find_twin(model: nn.Module, source: str | Path) -> nn.Module | None:
     return pair_up(model, twin).twin
 
 
-def with_problem_type(model: nn.Module, source: str | Path) -> nn.Module:
-    """One of ours as the Hugging Face model where there is one: it knows whether an image may have several labels."""
-    from transformers import AutoModelForImageClassification
-    from transformers.utils.logging import disable_progress_bar
+def load_viewed(source: str | Path) -> nn.Module:
+    """A classifier, which as `multi_label` tells whether an image may have several labels; timm does not know."""
+    model = load_classifier(source)
+    model.multi_label = _says_several_labels(source)
+    if model.multi_label:
+        model.probabilities = _one_by_one
+    return model
 
-    if not isinstance(model, SelfExplaining) or not (Path(source).is_dir() or "/" in str(source)):
-        return model
-    disable_progress_bar()  # of the loading
-    return AutoModelForImageClassification.from_pretrained(source).eval()
+
+def _says_several_labels(source: str | Path) -> bool:
+    """Whether config.json, where there is one, does."""
+    path, (repo, _, revision) = Path(source).expanduser(), str(source).partition("@")
+    if not path.is_dir() and "/" not in repo:
+        return False
+    where = {} if path.is_dir() else {"revision": revision or None}
+    config, _ = PreTrainedConfig.get_config_dict(path if path.is_dir() else repo, **where)
+    return config.get("problem_type") == "multi_label_classification"
+
+
+def _one_by_one(logits: Tensor) -> Tensor:
+    return logits.float().sigmoid()
 
 
 def labels_of(model: nn.Module) -> list[str]:
-    """Names of the classes: the model's own, those of ImageNet, or numbers."""
+    """Different names of the classes: the model's own, those of ImageNet, or numbers."""
     names = model.pretrained_cfg.get("label_names")
-    if names is None and hasattr(model, "config"):
-        names = list(model.config.id2label.values())
     if names is None and (subset := infer_imagenet_subset(model)):
         info = ImageNetInfo(subset)
         names = [info.index_to_description(index) for index in range(model.num_classes)]
-    return list(names) if names is not None else [str(index) for index in range(model.num_classes)]
+    names = names if names is not None else [str(index) for index in range(model.num_classes)]
+    return list(distinct(dict(enumerate(names))).values())

@@ -1,5 +1,6 @@
 """`softcam-hub`: what each command prints and writes, exit codes, and every kind of bad image."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -7,13 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
 import softcam_hub
 from softcam_hub.benchmarking.models import load_classifier
 from softcam_hub.cli import COMMANDS, main
+from softcam_hub.commands.explaining import Explaining, index_of
 from softcam_hub.data.lesions import load_lesions
+from softcam_hub.viewing import labels_of, load_viewed
 
 ROOT = Path(__file__).parents[1]
 EXIF_ORIENTATION, TURNED_LEFT = 274, 6
@@ -51,8 +55,9 @@ def explained(images, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         said = []
         patch.setattr(sys.stderr, "write", said.append)
+        patch.setattr(sys.stdout, "write", said.append)
         code = main(["explain", str(images), str(images / "missing.png"), "--out", str(out), "--batch_size", "4"])
-    lines = [json.loads(line) for line in (out / "explanations.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     return code, "".join(said), {Path(line["file"]).name: line for line in lines}, out
 
 
@@ -68,6 +73,7 @@ def test_unreadable_images_are_named_counted_and_skipped(explained):
     }.items():
         assert any(name in line and reason in line for line in said.splitlines())
         assert name not in lines
+    assert "moving.gif has 2 pictures, and this is the first of them." in said
     assert set(lines) == {"plain.png", "grey.png", "deep.png", "moving.gif", "print.tif", "clear.png", "turned.png"}
 
 
@@ -118,7 +124,7 @@ def test_images_of_one_name_get_pictures_of_their_own(images, tmp_path, capsys):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "x.png").write_bytes((images / "plain.png").read_bytes())
     assert main(["explain", str(tmp_path), "--out", str(tmp_path / "out"), "--classes", "exudate", "0"]) == 0
-    lines = [json.loads(line) for line in (tmp_path / "out" / "explanations.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     assert [line["picture"] for line in lines] == ["x.png", "x-2.png"]
     assert lines[0]["explained"] == ["exudate", "healthy"]
     assert "2 images explained" in capsys.readouterr().out
@@ -128,10 +134,87 @@ def test_other_maps_are_drawn_when_asked_for(images, tmp_path):
     for number, options in enumerate((["--kind", "mu-cape"], ["--explainer", "grad-cam"], ["--top_k", "1"])):
         out = tmp_path / str(number)
         assert main(["explain", str(images / "plain.png"), "--out", str(out), *options]) == 0
-    kinds = [json.loads((tmp_path / n / "explanations.jsonl").read_text())["kind"] for n in "012"]
+    kinds = [json.loads((tmp_path / n / "predictions.jsonl").read_text())["kind"] for n in "012"]
     assert kinds == ["mu-cape", "grad-cam", "cape"]
     assert (tmp_path / "0" / "plain.png").read_bytes() != (tmp_path / "1" / "plain.png").read_bytes()
     assert Image.open(tmp_path / "2" / "plain.png").width < Image.open(tmp_path / "0" / "plain.png").width
+
+
+def test_photographs_are_never_replaced(images, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.open(images / "plain.png").convert("RGB").save(photos / "eye.jpg")
+    (photos / "eye.png").write_bytes((images / "plain.png").read_bytes())
+    before = {file.name: file.read_bytes() for file in photos.iterdir()}
+    for given in (photos / "eye.png", photos / "eye.jpg"):
+        assert main(["explain", str(given), "--out", str(photos)]) == 1
+        assert "eye.png is not replaced, it may be a picture of yours" in capsys.readouterr().err
+    assert main(["explain", str(photos), "--out", str(photos)]) == 1
+    assert "there is no image in folder" in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in photos.iterdir()} == before
+
+
+def test_a_second_run_replaces_the_first_and_a_failed_one_nothing(images, tmp_path, capsys):
+    (tmp_path / "eye.png").write_bytes((images / "plain.png").read_bytes())
+    call = ["explain", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert main(call) == 0
+    lines = tmp_path / "out" / "predictions.jsonl"
+    first = lines.read_text()
+    for mistake in (["--kind", "softcam"], ["--explainer", "gradcam"], ["--classes", "cat"]):
+        assert main([*call, *mistake]) == 1
+    assert main(["explain", str(tmp_path / "eye.pgn"), "--out", str(tmp_path / "out")]) == 1
+    assert lines.read_text() == first
+    assert main([*call, "--top_k", "1"]) == 0
+    assert [json.loads(line)["file"] for line in lines.read_text().splitlines()] == [str(tmp_path / "eye.png")]
+    assert {file.name for file in lines.parent.iterdir()} == {"eye.png", "predictions.jsonl"}
+    assert main(["explain", str(tmp_path / "out" / "eye.png"), "--out", str(tmp_path / "out")]) == 1
+    assert "eye.png is not replaced" in capsys.readouterr().err
+
+
+def test_a_folder_of_timm_is_explained_and_says_whether_labels_are_several(images, tmp_path):
+    model = softcam_hub.build("softcam_test_resnet", num_classes=3)
+    for several in (False, True):
+        folder, out = tmp_path / f"model-{several}", tmp_path / f"out-{several}"
+        timm.models.save_for_hf(model, folder, model_config={"label_names": ["a", "b", "c"]})
+        config = json.loads((folder / "config.json").read_text())
+        told = {"problem_type": "multi_label_classification"} if several else {}
+        (folder / "config.json").write_text(json.dumps({**config, **told}))
+        assert main(["explain", str(images / "plain.png"), "--out", str(out), "--model", str(folder)]) == 0
+        line = json.loads((out / "predictions.jsonl").read_text())
+        assert list(line["probabilities"]) == ["a", "b", "c"]
+        assert np.isclose(sum(line["probabilities"].values()), 1) == (not several)
+
+
+def test_labels_that_classes_share_are_told_apart():
+    labels = labels_of(softcam_hub.build("softcam_test_resnet"))
+    assert len(set(labels)) == 1000
+    assert {"crane (134)", "crane (517)"} <= set(labels)
+    with pytest.raises(ValueError, match=r"did you mean 'crane \(134\)' or 'crane \(517\)'"):
+        index_of("crane", labels)
+
+
+def test_pictures_show_both_signs_and_stay_narrow(images, tmp_path):
+    folder = tmp_path / "model"
+    config = softcam_hub.SoftCAMConfig(architecture="softcam_test_resnet", num_labels=60)
+    softcam_hub.SoftCAMForImageClassification(config).save_pretrained(folder)
+    call = ["explain", str(images / "plain.png"), "--model", str(folder)]
+    for name, options in {"own": ["--top_k", "60"], "post-hoc": ["--explainer", "cam"]}.items():
+        assert main([*call, "--out", str(tmp_path / name), *options]) == 0
+    pixels = np.asarray(Image.open(tmp_path / "own" / "plain.png")).astype(int)
+    assert pixels.shape[1] < 1200
+    warmth = pixels[..., 0] - pixels[..., 2]
+    assert (warmth > 100).any()
+    assert (warmth < -100).any(), "what speaks against a class"
+    pixels = np.asarray(Image.open(tmp_path / "post-hoc" / "plain.png")).astype(int)
+    assert not (pixels[..., 0] - pixels[..., 2] < -100).any(), "post-hoc maps are positive parts"
+
+
+def test_photographs_are_kept_no_larger_than_the_model_takes_them(images):
+    explain = Explaining(
+        load_viewed(softcam_hub.CAPE_LESIONS), argparse.Namespace(explainer=None, kind=None, classes=None, top_k=None)
+    )
+    (found,) = explain.read([images / "plain.png"], [], [])
+    assert found[1].shape == (3, 128, 128)
 
 
 @pytest.mark.parametrize(

@@ -336,6 +336,15 @@ def test_per_class_of_signed_maps_prints_logits_and_symmetric_limits(written):
         )
 
 
+def test_per_class_says_whose_scale_it_is_and_where_nothing_stands_out(written):
+    maps = torch.stack([torch.rand(8, 8), torch.zeros(8, 8)])[None]
+    explanation = Explanation(maps, torch.tensor([[0, 1]]), torch.tensor([[0.6, 0.3]]), "grad-cam")
+    per_class(GREY, explanation, NAMES, side=256)
+    assert written.count("nothing stands out") == 1
+    assert written[written.index("nothing stands out") - 1] == "30.0%"
+    assert any("All grad-cam maps share one scale." in text for text in written)
+
+
 def test_per_class_of_many_classes_shows_the_first_and_counts_the_rest(written):
     explanation = explained("cape_test_resnet", 1000, top_k=1000)
     names = [

@@ -1,26 +1,36 @@
 """`softcam-hub explain`: images in; a picture and a line of JSON for each out.
 
-Every readable image is explained; those that cannot be read are named at the end, with exit code 1.
+- Every readable image is explained; those that cannot be read are named at the end, with exit code 1.
+- Pictures of an earlier run are replaced, other files never. The earlier lines stay until all new ones are written.
 """
 
 import argparse
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from .. import CAPE_LESIONS
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from ..models.explanation import Explanation
 
 HELP = "explain images: a picture and a line of JSON for each"
 
-LINES = "explanations.jsonl"
+LINES = "predictions.jsonl"
+
+MADE_BY = "softcam-hub explain"
+"""What pictures say in their field `Software`, by which a later run knows them."""
+
+MOST = 39
+"""Maps in a picture: with the image, ten rows of four."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,9 +38,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", default=str(CAPE_LESIONS), help="model folder, timm name or Hub id [a small lesions model]"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=f"folder for pictures and {LINES}")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help=f"folder for pictures and {LINES}",
+    )
     parser.add_argument("--classes", nargs="+", help="labels or indices to explain; by default the most probable ones")
-    parser.add_argument("--top_k", type=int, help="how many of the most probable classes [2]")
+    parser.add_argument("--top_k", type=int, help=f"how many of the most probable classes [2]; up to {MOST} are drawn")
     parser.add_argument("--kind", help="kind of map of a model of ours: softcam, cape, mu-cape, cam")
     parser.add_argument("--explainer", help="a post-hoc method instead, such as grad-cam; needed for a black box")
     parser.add_argument("--batch_size", type=int, default=16, help="images at a time [16]")
@@ -39,29 +55,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from ..benchmarking.models import load_classifier
-    from ..viewing import with_problem_type
+    from ..viewing import load_viewed
 
     check(arguments)
-    files = find_images(arguments.images)
-    model = with_problem_type(load_classifier(arguments.model), arguments.model)
-    explain = Explaining(model, arguments)
-    try:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        lines = (arguments.out / LINES).open("w", encoding="utf-8")
-    except OSError as error:
-        raise OSError(f"output {arguments.out} cannot be written: {error.strerror}; choose another --out") from error
+    files = find_images(arguments.images, arguments.out)
+    pictures = name_pictures(files)
+    check_replaced(pictures, arguments.out)
+    explain = Explaining(load_viewed(arguments.model), arguments)
     problems: list[str] = []
-    with lines, tqdm(total=len(files), desc="images") as bar:
+    remarks: list[str] = []
+    with unfinished(arguments.out, LINES) as lines, tqdm(total=len(files), desc="images") as bar:
         for first in range(0, len(files), arguments.batch_size):
             some = files[first : first + arguments.batch_size]
-            for line in explain(list(readable(some, problems)), arguments.out):
+            for line, picture in explain(list(explain.read(some, problems, remarks))):
+                line["picture"] = pictures[Path(line["file"])]
+                save(picture, arguments.out / line["picture"])
                 lines.write(json.dumps(line) + "\n")
             bar.update(len(some))
-    print(f"{len(files) - len(problems)} images explained in {arguments.out}")
+        if len(problems) == len(files):
+            raise unreadable(problems, files)
+    print("\n".join([f"{len(files) - len(problems)} images explained in {arguments.out}", *remarks]))
     if problems:
-        counted = f"{len(problems)} of {len(files)} could not be read:"
-        raise ValueError("\n  ".join([counted, *problems]))
+        raise unreadable(problems, files)
     return 0
 
 
@@ -76,34 +91,83 @@ def check(arguments: argparse.Namespace) -> None:
         raise ValueError("kind is of a model's own maps and explainer another method: give one of them")
 
 
-def find_images(paths: list[Path]) -> list[Path]:
-    """Files as they are named, and all images in folders."""
-    known, found = Image.registered_extensions(), []
+def find_images(paths: list[Path], out: Path) -> list[Path]:
+    """Files as they are named, and all images in folders but those in `out`, where an earlier run has drawn."""
+    known, found, drawn = Image.registered_extensions(), [], out.resolve()
     for path in paths:
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in known and file.is_file())
+            every = sorted(file for file in path.rglob("*") if file.suffix.lower() in known and file.is_file())
+            inside = [file for file in every if drawn not in file.resolve().parents]
             if not inside:
-                raise FileNotFoundError(f"there is no image in folder {path}")
+                but = f" but in --out {out}, whose images are left out: choose another --out" if every else ""
+                raise FileNotFoundError(f"there is no image in folder {path}{but}")
             found += inside
         else:
             found.append(path)
     return list(dict.fromkeys(found))
 
 
-def readable(files: list[Path], problems: list[str]) -> Iterator[tuple[Path, Image.Image]]:
-    """Files with their images, RGB and upright; what cannot be read is added to `problems`, a sentence each."""
-    from ..data.pictures import read_picture
-    from ..data.rows import UnreadableImage
-
+def name_pictures(files: list[Path]) -> dict[Path, str]:
+    """File -> name of its picture: the image's, with a number where several images share one."""
+    names: dict[Path, str] = {}
+    taken: set[str] = set()
     for file in files:
-        try:
-            yield file, read_picture(file, str(file)).image
-        except UnreadableImage as error:
-            problems.append(str(error))
+        name, number = f"{file.stem}.png", 1
+        while name.lower() in taken:  # folders of macOS and Windows do not tell a.png from A.png
+            number += 1
+            name = f"{file.stem}-{number}.png"
+        taken.add(name.lower())
+        names[file] = name
+    return names
+
+
+def check_replaced(pictures: dict[Path, str], out: Path) -> None:
+    """Refuse to draw over what is to be explained, and over what no earlier run has drawn."""
+    given = {file.resolve() for file in pictures}
+    for name in pictures.values():
+        there = out / name
+        if there.exists() and (there.resolve() in given or not is_drawn(there)):
+            raise FileExistsError(f"{there} is not replaced, it may be a picture of yours: choose another --out")
+
+
+def is_drawn(file: Path) -> bool:
+    """Whether a file is a picture of an earlier run."""
+    try:
+        with Image.open(file) as opened:
+            return opened.info.get("Software") == MADE_BY
+    except Exception:  # Pillow's readers raise errors of many kinds
+        return False
+
+
+def save(picture: Image.Image, file: Path) -> None:
+    made = PngInfo()
+    made.add_text("Software", MADE_BY)
+    picture.save(file, pnginfo=made)
+
+
+@contextmanager
+def unfinished(folder: Path, name: str) -> Iterator[TextIO]:
+    """A file to write, which takes its name in the folder at the end; where writing breaks off, nothing has changed."""
+    draft = folder / f"{name}.unfinished"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = draft.open("w", encoding="utf-8")
+    except OSError as error:
+        raise OSError(f"output {folder} cannot be written: {error.strerror}; choose another --out") from error
+    try:
+        with file:
+            yield file
+        draft.replace(folder / name)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def unreadable(problems: list[str], files: list[Path]) -> ValueError:
+    return ValueError("\n  ".join([f"{len(problems)} of {len(files)} could not be read:", *problems]))
 
 
 class Explaining:
-    """Batches of images -> pictures, and a line for each.
+    """Batches of images -> lines and pictures.
 
     Args:
         model: in eval mode.
@@ -114,48 +178,70 @@ class Explaining:
         import torch
         from timm.data import create_transform, resolve_data_config
 
+        from ..benchmarking.models import NATIVE
+        from ..explain.explainers import create_explainer
         from ..models.self_explaining import SelfExplaining
         from ..viewing import labels_of
 
-        if not arguments.explainer and not isinstance(model, SelfExplaining):
+        own = arguments.explainer in NATIVE
+        self.kind, self.method = (arguments.explainer, None) if own else (arguments.kind, arguments.explainer)
+        if not self.method and not isinstance(model, SelfExplaining):
             raise ValueError("this model is a black box: name a method with --explainer, such as grad-cam")
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model, self.arguments = model.to(self.device), arguments
+        self.model = model.to(self.device)
+        self.explainer = create_explainer(self.method, self.model) if self.method else None
+        if not self.method:
+            model.head.check_kind(self.kind)
         self.config = resolve_data_config({}, pretrained_cfg=dict(model.pretrained_cfg))
         self.transform = create_transform(**self.config)
         self.labels = labels_of(model)
         self.classes = None if not arguments.classes else [index_of(name, self.labels) for name in arguments.classes]
         self.top_k = min(arguments.top_k or 2, len(self.labels))
-        self.taken: set[str] = set()
 
-    def __call__(self, images: list[tuple[Path, Image.Image]], folder: Path) -> Iterator[dict[str, Any]]:
-        """Draw the pictures into `folder`; a line for each image."""
+    def read(self, files: list[Path], problems: list[str], remarks: list[str]) -> "Iterator[tuple[Path, Tensor]]":
+        """Files with what the model takes of them, (3, H, W).
+
+        Args:
+            files: of images.
+            problems: takes a sentence on each that cannot be read.
+            remarks: takes a sentence on each of which something was left out.
+        """
+        from ..data.pictures import read_picture
+        from ..data.rows import UnreadableImage
+
+        for file in files:
+            try:
+                picture = read_picture(file, str(file))
+            except UnreadableImage as error:
+                problems.append(str(error))
+                continue
+            remarks += [picture.remark] if picture.remark else []
+            yield file, self.transform(picture.image)
+
+    def __call__(self, images: "list[tuple[Path, Tensor]]") -> Iterator[tuple[dict[str, Any], Image.Image]]:
+        """A line and a picture for each image."""
         import torch
 
         if not images:
             return
-        pixels = torch.stack([self.transform(image) for _, image in images]).to(self.device)
+        pixels = torch.stack([one for _, one in images]).to(self.device)
         explanation, probabilities = self.explain(pixels)
         for place, (file, _) in enumerate(images):
-            picture = self.draw(pixels[place], explanation, place)
-            name = self.name_for(file)
-            picture.save(folder / name)
             top = int(probabilities[place].argmax())
-            yield {
+            line = {
                 "file": str(file),
                 "label": self.labels[top],
                 "score": float(probabilities[place, top]),
                 "probabilities": dict(zip(self.labels, probabilities[place].tolist(), strict=True)),
                 "explained": [self.labels[index] for index in explanation.classes[place].tolist()],
                 "kind": explanation.kind,
-                "picture": name,
             }
+            yield line, self.draw(pixels[place], explanation, place)
 
-    def explain(self, pixels: Any) -> "tuple[Explanation, Any]":
+    def explain(self, pixels: "Tensor") -> "tuple[Explanation, Tensor]":
         """Maps of the chosen classes, and the probabilities (B, C) of all of them."""
         import torch
 
-        from ..explain.explainers import create_explainer
         from ..models.explanation import Explanation
 
         with torch.no_grad():
@@ -166,31 +252,19 @@ class Explaining:
             classes = probabilities.topk(self.top_k, dim=1).indices
         else:
             classes = torch.tensor([self.classes] * len(pixels), device=pixels.device)
-        if not self.arguments.explainer:
-            return self.model.explain(pixels, classes, kind=self.arguments.kind), probabilities
-        maps = create_explainer(self.arguments.explainer, self.model)(pixels, classes)
-        return Explanation(maps, classes, probabilities.gather(1, classes), self.arguments.explainer), probabilities
+        if self.explainer is None:
+            return self.model.explain(pixels, classes, kind=self.kind), probabilities
+        maps = self.explainer(pixels, classes)
+        return Explanation(maps, classes, probabilities.gather(1, classes), self.method), probabilities
 
-    def draw(self, pixels: Any, explanation: "Explanation", place: int) -> Image.Image:
+    def draw(self, pixels: "Tensor", explanation: "Explanation", place: int) -> Image.Image:
         """What the model saw, and beside it the map of every explained class."""
-        from ..figures import overlay, picture, row
+        from ..figures import per_class, picture
 
         seen = picture(pixels, self.config["mean"], self.config["std"])
-        heats = explanation.heatmaps(tuple(pixels.shape[-2:]))[place]
-        panels = [("what the model saw", seen)]
-        for rank, (index, heat) in enumerate(zip(explanation.classes[place].tolist(), heats, strict=True)):
-            probability = float(explanation.probabilities[place, rank])
-            panels.append((f"{self.labels[index]}\n{probability:.1%}, {explanation.kind}", overlay(seen, heat)))
-        return row(panels)
-
-    def name_for(self, file: Path) -> str:
-        """The picture's name: the image's, with a number where several images share one."""
-        name, number = f"{file.stem}.png", 1
-        while name in self.taken:
-            number += 1
-            name = f"{file.stem}-{number}.png"
-        self.taken.add(name)
-        return name
+        if self.method:  # whose maps are never signed, also where a kind of ours has the same name
+            explanation = replace(explanation, kind=f"post-hoc {self.method}")
+        return per_class(seen, explanation, self.labels, place, most=MOST)
 
 
 def index_of(name: str, labels: list[str]) -> int:
@@ -198,5 +272,8 @@ def index_of(name: str, labels: list[str]) -> int:
         return labels.index(name)
     if name.isdecimal() and int(name) < len(labels):
         return int(name)
+    near = [label for label in labels if name in label][:5]
+    if near:
+        raise ValueError(f"unknown class {name!r}: did you mean {' or '.join(map(repr, near))}?")
     listed = ", ".join(labels[:10]) + (", ..." if len(labels) > 10 else "")
     raise ValueError(f"unknown class {name!r}: this model's {len(labels)} labels are {listed}")

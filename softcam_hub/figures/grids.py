@@ -126,9 +126,12 @@ def per_class(
         scale = common if shared else scale_of(values, explanation.kind)
         over = tinted(canvas, spread(values, canvas), scale)
         limit = "" if shared else f"\nscale up to {scale.labels()[-1]}"
-        panels.append((caption_of(explanation, names, index, rank) + limit, annotated(over, mask)))
+        silent = "" if scale_of(values, explanation.kind).high > 0 else "\nnothing stands out"
+        panels.append((caption_of(explanation, names, index, rank) + limit + silent, annotated(over, mask)))
     rows = [row(panels[first : first + columns], side) for first in range(0, len(panels), columns)]
-    sentences = ["All maps share one scale." if shared else "Each map has its own scale.", meaning_of(explanation.kind)]
+    of_all = f"All {explanation.kind} maps share one scale."
+    of_each = f"Each {explanation.kind} map has its own scale."
+    sentences = [of_all if shared else of_each, meaning_of(explanation.kind)]
     if len(shown) < len(maps):
         sentences.append(f"Shown: {len(shown)} of {len(maps)} explained classes.")
     width = max(sheet.width for sheet in rows)
