@@ -55,6 +55,18 @@ def test_localization_precision_is_the_definition(size, patch):
         assert curve.tolist() == pytest.approx(slow_precision(image, mask, len(curve), side))
 
 
+def test_only_the_positive_part_ranks_patches():
+    maps = torch.tensor([[[3.0, -9.0, 1.0, 1.0]]])  # two patches of means 1.5 and 1; -3 and 1 with the negative part
+    maps = torch.cat([maps, torch.zeros(1, 1, 4)], dim=1)
+    masks = torch.zeros(1, 2, 4, dtype=torch.bool)
+    masks[:, :, :2] = True
+    assert localization_precision(maps, masks, k=1, patch=2).tolist() == [[1]]
+    assert torch.equal(
+        localization_precision(maps, masks, patch=2), localization_precision(maps.relu(), masks, patch=2)
+    )
+    assert localization_precision(torch.tensor([[[-1.0, -2.0]]]), masks[:, :1, 1:3], k=1).tolist() == [[0]]
+
+
 def test_equal_patches_keep_reading_order():
     maps = torch.tensor([[[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]]])
     masks = torch.tensor([[[False, True, False], [True, False, False]]])

@@ -118,6 +118,12 @@ def test_topk_sensitivity_takes_patches_in_order_and_fills_them():
     assert torch.equal(topk_sensitivity(brightness, images, maps, k=2, patch=2, fill=images), torch.ones(1, 2))
 
 
+def test_topk_sensitivity_of_a_class_without_probability():
+    images = torch.cat([0 * WHITE, WHITE])
+    found = topk_sensitivity(brightness, images, MAPS.expand(2, -1, -1), k=2, fill=1.0, classes=torch.tensor([0, 0]))
+    assert found.tolist() == [[1, 1], [1, 1]]  # of black images nothing could drop; white ones stay white
+
+
 def test_deletion_and_insertion_by_hand():
     image = torch.tensor([[[[1.0, 0.0], [0.6, 0.4]]]])
     label = torch.tensor([0])

@@ -19,13 +19,13 @@ def localization_precision(maps: Tensor, masks: Tensor, k: int | None = None, pa
     """Share of the n highest patches that touch the annotation, for n = 1 to k: (B, k) in [0, 1].
 
     Args:
-        maps: (B, H, W) at image size; patches are ranked by their mean.
+        maps: (B, H, W) at image size; patches are ranked by the mean of the positive part.
         masks: (B, H, W), true on the annotation.
         k: length of the curve; 30 by default, or all patches where there are fewer.
         patch: side of a patch in pixels; a sixteenth of the image's shorter side by default.
     """
     maps, masks = check_annotated(maps, masks)
-    patch = patch_side(maps, patch)
+    maps, patch = maps.relu(), patch_side(maps, patch)
     ranks = patch_ranks(maps, patch).flatten(1)
     k = top_k(ranks.shape[1], k)
     touched = F.max_pool2d(masks[:, None].to(maps.dtype), patch, ceil_mode=True).flatten(1)

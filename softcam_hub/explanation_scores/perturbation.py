@@ -82,6 +82,8 @@ def topk_sensitivity(
 ) -> Tensor:
     """p_c with the n highest patches occluded, divided by p_c, for n = 1 to k: (B, k), at least 0, lower is better.
 
+    It is 1 where p_c is 0: there is nothing that could drop, as in `average_drop`.
+
     Args:
         predict: images -> probabilities (B, C).
         images: (B, C, H, W).
@@ -102,7 +104,9 @@ def topk_sensitivity(
         occluded = on_pixels(ranks[image] <= version[:, None, None], patch, images.shape[-2:])
         return torch.where(occluded[:, None], filled[image], images[image])
 
-    return sweep(predict, classes, k, change, batch) / confidence.clamp_min(smallest(confidence))[:, None]
+    confidence = confidence[:, None]
+    ratios = sweep(predict, classes, k, change, batch) / confidence.clamp_min(smallest(confidence))
+    return ratios.masked_fill(confidence == 0, 1)
 
 
 def deletion_auc(
@@ -192,18 +196,33 @@ def single_deletion(
         batch: images at a time.
     """
     patch = patch_side(check_fits(images, maps), patch)
-    attribution = patch_means(maps, patch)
+    drops = patch_drops(predict, images, patch, fill, classes, batch)
+    return spearman(patch_means(maps, patch).flatten(1), drops)
+
+
+def patch_drops(
+    predict: Predict,
+    images: Tensor,
+    patch: int,
+    fill: float | Tensor = 0.0,
+    classes: Tensor | None = None,
+    batch: int = 64,
+) -> Tensor:
+    """How much the class's answer drops when each of the n patches of an image is deleted, (B, n); of any map.
+
+    Arguments as for `single_deletion`.
+    """
     answers = ask(predict, images, batch)
     classes, filled = target(answers, classes), filling(fill, images)
-    cells = torch.arange(attribution[0].numel(), device=images.device).view(1, *attribution.shape[1:])
+    rows, columns = (-(-length // patch) for length in images.shape[-2:])
+    cells = torch.arange(rows * columns, device=images.device).view(1, rows, columns)
     cell_of_pixel = on_pixels(cells, patch, images.shape[-2:])
 
     def change(image: Tensor, version: Tensor) -> Tensor:
         deleted = cell_of_pixel == version[:, None, None]
         return torch.where(deleted[:, None], filled[image], images[image])
 
-    drops = pick(answers, classes)[:, None] - sweep(predict, classes, cells.numel(), change, batch)
-    return spearman(attribution.flatten(1), drops)
+    return pick(answers, classes)[:, None] - sweep(predict, classes, cells.numel(), change, batch)
 
 
 def spearman(first: Tensor, second: Tensor) -> Tensor:
