@@ -2,8 +2,11 @@
 
 - An existing repo is never made private or public: a push that asks for private finds a public repo an error.
 - The commit names the one it builds on, so that what others commit meanwhile is not overwritten unseen.
+- Weights that an earlier push left under other names go with the commit: `from_pretrained` and timm would find them.
+  Nothing else is deleted, and nothing in Spaces.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,10 +19,13 @@ from huggingface_hub.errors import HfHubHTTPError
 Files = dict[str, Path | bytes]
 """Path in the repo -> the file, or its content."""
 
-STALE = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth")
-"""Endings of weights, which would be found beside those of this push if an earlier one left them under other names."""
+WEIGHTS = re.compile(r"(model(-\d+-of-\d+)?\.safetensors|pytorch_model(-\d+-of-\d+)?\.bin)(\.index\.json)?")
+"""Names, at the root of a model repo, under which weights are looked for."""
 
 KINDS = ("model", "dataset", "space")
+
+TRANSIENT = (408, 412, 429)
+"""Refusals after which the same push may pass: a timeout, a commit meanwhile, too many requests."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +47,21 @@ class Target:
         return self.revision or "main"
 
 
-def deliver(files: Files, target: Target, message: str, token: str | None) -> str | None:
-    """Commit the files; the url of the commit or pull request, or None where the repo held all of it already."""
+@dataclass(frozen=True)
+class Delivered:
+    """What a commit did.
+
+    Args:
+        url: of the commit or pull request; None where the repo held all of it already.
+        deleted: weights under other names.
+    """
+
+    url: str | None
+    deleted: list[str]
+
+
+def deliver(files: Files, target: Target, message: str, token: str | None) -> Delivered:
+    """Commit the files."""
     token = token or get_token()
     if not token:
         raise PermissionError(
@@ -53,16 +72,35 @@ def deliver(files: Files, target: Target, message: str, token: str | None) -> st
     with _explained(target, f"{what} could not be prepared, and nothing was sent"):
         _prepare(api, target)
         head = api.repo_info(**target.named, revision=target.base).sha
-        there = api.list_repo_files(**target.named, revision=head)
-    added = [CommitOperationAdd(name, content) for name, content in files.items()]
-    stale = [CommitOperationDelete(name) for name in there if name.endswith(STALE) and name not in files]
+        stale = _stale(api, target, head, files)
+    operations = [CommitOperationAdd(name, content) for name, content in files.items()]
+    operations += [CommitOperationDelete(name) for name in stale]
     try:
         with _explained(target, f"the push to {what} broke off"):
             options = {"create_pr": target.create_pr, "parent_commit": head, "commit_message": message}
-            done = api.create_commit(**target.named, operations=[*added, *stale], revision=target.base, **options)
+            done = api.create_commit(**target.named, operations=operations, revision=target.base, **options)
     except OSError as error:
-        raise type(error)(f"{error}. {_state(api, target, head)}") from error.__cause__
-    return None if done.oid == head else done.pr_url or done.commit_url
+        raise type(error)(f"{error}. {_state(api, target, head, _status(error))}") from error.__cause__
+    return Delivered(None if done.oid == head else done.pr_url or done.commit_url, stale)
+
+
+def find_stale(files: Files, target: Target, token: str | None) -> list[str] | None:
+    """The weights that a push would delete; None where the Hub does not tell."""
+    api = HfApi(token=token)
+    for revision in dict.fromkeys([target.base, "main"]):  # a branch that is made begins as main
+        try:
+            return _stale(api, target, revision, files)
+        except Exception as error:  # of the Hub's client, of many kinds
+            if _status(error) != 404:
+                return None
+    return []
+
+
+def _stale(api: HfApi, target: Target, revision: str, files: Files) -> list[str]:
+    if target.kind != "model":
+        return []
+    there = api.list_repo_files(**target.named, revision=revision)
+    return [name for name in there if WEIGHTS.fullmatch(name) and name not in files]
 
 
 def _prepare(api: HfApi, target: Target) -> None:
@@ -106,7 +144,7 @@ def _explained(target: Target, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         kind, advice = _advice(_status(error), target)
-        raise kind(f"{what}: {advice or _first_line(error)}") from error
+        raise kind(f"{what}: {advice or _reason(error)}") from error
 
 
 def _advice(status: int | None, target: Target) -> tuple[type[OSError], str]:
@@ -139,16 +177,21 @@ def _status(error: BaseException | None) -> int | None:
     return None
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _reason(error: BaseException) -> str:
+    """In one line: what the Hub said, else what its client did."""
+    said, found = None, error
+    while found is not None and not said:
+        said, found = getattr(found, "server_message", None), found.__cause__
+    return " ".join((said or str(error) or type(error).__name__).split()).rstrip(".")
 
 
-def _state(api: HfApi, target: Target, head: str) -> str:
-    """What a push that broke off has left behind, as far as the Hub can be asked."""
+def _state(api: HfApi, target: Target, head: str, status: int | None) -> str:
+    """What a push that broke off has left behind, as far as the Hub can be asked, and what to do."""
     try:
         same = api.repo_info(**target.named, revision=target.base).sha == head
     except Exception:  # whatever broke the push off
         same = None
-    if same:
-        return f"{target.repo_id}@{target.base} is as it was before; push again"
-    return f"Look at {target.repo_id}@{target.base} before you push again: it may have changed"
+    if not same:
+        return f"Look at {target.repo_id}@{target.base} before you push again: it may have changed"
+    refused = status is not None and 400 <= status < 500 and status not in TRANSIENT
+    return f"{target.repo_id}@{target.base} is as it was before" + ("" if refused else "; push again")

@@ -11,9 +11,12 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from .cards import PLACE, check, read_config, read_trained, trained_card
-from .delivery import Files, Target, deliver
+from .delivery import Files, Target, deliver, find_stale
 
-SENT = (".json", ".jsonl", ".md", ".png", ".py", ".safetensors", ".txt", ".yaml")
+SENT = (
+    *(".json", ".jsonl", ".md", ".onnx", ".py", ".safetensors", ".txt", ".yaml"),
+    *(".jpeg", ".jpg", ".png", ".webp"),
+)
 """What a repo of ours is made of."""
 
 PICKLES = (".bin", ".ckpt", ".h5", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth")
@@ -53,15 +56,23 @@ class Pushed:
         repo_id: where.
         files: path in the repo -> bytes.
         url: of the commit, or of the pull request; None on a dry run, and where the repo held all of it already.
+        deleted: weights that lay in the repo under other names, where they would be found beside the new ones; None
+            where a dry run could not ask the Hub.
     """
 
     repo_id: str
     files: dict[str, int]
     url: str | None = None
+    deleted: list[str] | None = None
 
     def describe(self) -> str:
         lines = [f"{size:>12,}  {name}" for name, size in self.files.items()]
-        return "\n".join([*lines, f"{sum(self.files.values()):>12,}  bytes in {len(self.files)} files"])
+        lines.append(f"{sum(self.files.values()):>12,}  bytes in {len(self.files)} files")
+        if self.deleted is None:
+            lines.append(f"the Hub does not tell whether {self.repo_id} holds weights that would be deleted")
+        else:
+            lines += [f"{'delete':>12}  {name}, weights under another name" for name in self.deleted]
+        return "\n".join(lines)
 
 
 def push(
@@ -77,6 +88,8 @@ def push(
 ) -> Pushed:
     """Publish a model folder: weights, configuration, code, card, pictures, metrics.
 
+    Weights that an earlier push left at the root of the repo under other names are deleted with the same commit.
+
         softcam_hub.push("runs/lesions-cape/model", "you/lesions", dry_run=True).describe()
 
     Args:
@@ -87,7 +100,7 @@ def push(
         create_pr: open a pull request instead of committing.
         message: of the commit.
         token: by default that of `hf auth login`, or HF_TOKEN.
-        dry_run: check everything and send nothing.
+        dry_run: check everything, ask the Hub what would be deleted, and send nothing.
     """
     check_repo_id(repo_id)
     files = model_files(Path(folder), repo_id)
@@ -115,7 +128,10 @@ def push_space(
 
 def _deliver(files: Files, target: Target, message: str, token: str | None, dry_run: bool) -> Pushed:
     sizes = {name: len(made) if isinstance(made, bytes) else made.stat().st_size for name, made in files.items()}
-    return Pushed(target.repo_id, sizes, None if dry_run else deliver(files, target, message, token))
+    if dry_run:
+        return Pushed(target.repo_id, sizes, deleted=find_stale(files, target, token))
+    done = deliver(files, target, message, token)
+    return Pushed(target.repo_id, sizes, done.url, done.deleted)
 
 
 def check_repo_id(repo_id: str) -> None:

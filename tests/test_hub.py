@@ -85,10 +85,40 @@ def test_a_card_of_ones_own_words_stays(hub, folder):
     assert b"Ask Ada first." in hub.files(REPO)["README.md"]
 
 
-def test_weights_under_other_names_do_not_stay_beside_the_new(hub, folder):
-    hub.add_repo(REPO, {"model-00001-of-00002.safetensors": b"old", "pytorch_model.bin": b"old", "notes.txt": b"mine"})
-    push(folder, REPO)
-    assert hub.files(REPO).keys() == {file.name for file in folder.iterdir()} | CODE | {"notes.txt"}
+OLD = ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+THEIRS = (
+    "notes.txt",
+    "fp16/model.safetensors",
+    "adapter_model.safetensors",
+    "model_ema.safetensors",
+    "training_args.bin",
+)
+
+
+def test_weights_under_other_names_do_not_stay_beside_the_new_and_what_others_keep_there_does(hub, folder):
+    hub.add_repo(REPO, dict.fromkeys((*OLD, *THEIRS), b"old"))
+    assert sorted(push(folder, REPO, dry_run=True).deleted) == sorted(OLD)
+    assert sorted(push(folder, REPO, dry_run=True, revision="new").deleted) == sorted(OLD)
+    assert sent(hub) == []
+    done = push(folder, REPO)
+    assert hub.files(REPO).keys() == {file.name for file in folder.iterdir()} | CODE | set(THEIRS)
+    assert sorted(done.deleted) == sorted(OLD)
+    assert all(f"delete  {name}" in done.describe() for name in OLD)
+    assert push(folder, REPO, message="again").deleted == []
+
+
+def test_nothing_is_deleted_in_spaces(hub):
+    hub.add_repo("tester/explanation_scores", {"model-00001-of-00002.safetensors": b"mine"}, repo_type="space")
+    assert push_space("scores", "tester/explanation_scores").deleted == []
+    assert "model-00001-of-00002.safetensors" in hub.files("tester/explanation_scores", repo_type="space")
+
+
+def test_pictures_of_other_formats_and_onnx_go_too(hub, folder):
+    for name in ("photo.jpg", "photo.webp", "model.onnx"):
+        (folder / name).write_bytes(b"x")
+    card = folder / "README.md"
+    card.write_text(card.read_text() + "\n![mine](photo.jpg)\n")
+    assert {"photo.jpg", "photo.webp", "model.onnx"} <= push(folder, REPO).files.keys()
 
 
 def test_hidden_files_folders_and_strangers_stay_behind(hub, folder):
@@ -136,7 +166,8 @@ def test_a_public_repo_is_no_private_one(hub, folder):
 def test_a_dry_run_lists_and_sends_nothing(hub, folder, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     done = push(folder, REPO, dry_run=True)
-    assert hub.requests == []
+    assert {method for method, _ in hub.requests} == {"GET"}
+    assert done.deleted == []
     weights = (folder / "model.safetensors").stat().st_size
     assert f"{weights:,}  model.safetensors" in done.describe()
     assert done.describe().endswith(f"{sum(done.files.values()):,}  bytes in {len(done.files)} files")
@@ -250,12 +281,21 @@ BREAKS = {
 }
 
 
+def test_what_the_hub_says_of_a_bad_request_is_passed_on(hub, folder):
+    hub.fail_next("POST", "/commit/", 400)
+    with pytest.raises(ConnectionError, match="broke off: A failure that the test asked for") as refusal:
+        push(folder, REPO)
+    assert str(refusal.value).endswith(f"{REPO}@main is as it was before")
+    assert "\n" not in str(refusal.value)
+
+
 @pytest.mark.parametrize("case", BREAKS)
 def test_a_push_that_breaks_off_leaves_the_repo_as_it_was(case, hub, folder):
     before = hub.add_repo(REPO, {"README.md": b"old", "model-00001-of-00002.safetensors": b"old"})
     hub.fail_next(*BREAKS[case])
-    with pytest.raises(OSError, match=r"broke off: .*is as it was before; push again") as refusal:
+    with pytest.raises(OSError, match=r"broke off: .*is as it was before") as refusal:
         push(folder, REPO)
+    assert str(refusal.value).endswith("; push again") == (BREAKS[case][2] != 403)
     assert "\n" not in str(refusal.value)
     assert hub.files(REPO) == {"README.md": b"old", "model-00001-of-00002.safetensors": b"old"}
     assert HfApi(endpoint=hub.url).repo_info(REPO).sha == before
@@ -275,6 +315,9 @@ def test_a_hub_that_is_gone(folder, monkeypatch):
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     with pytest.raises(ConnectionError, match="could not be prepared, and nothing was sent"):
         push(folder, REPO, token="hf_test")
+    done = push(folder, REPO, dry_run=True)
+    assert done.deleted is None
+    assert "the Hub does not tell" in done.describe()
 
 
 def test_what_others_committed_meanwhile_is_not_overwritten(hub, folder, monkeypatch):
@@ -333,7 +376,7 @@ def command(*words):
 def test_the_command(hub, folder, capsys):
     command(folder, REPO, "--dry_run")
     assert "nothing was sent" in capsys.readouterr().out
-    assert hub.requests == []
+    assert sent(hub) == []
     command("--private", "--branch", "v2", folder, REPO, "--message", "first")
     assert "model.safetensors" in hub.files(REPO, "v2")
     assert f"{hub.url}/{REPO}/commit/" in capsys.readouterr().out
