@@ -1,9 +1,11 @@
 """`pipeline("image-explanation")`: label, score, map and heat-map image for the classes of each image."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from huggingface_hub import get_session
 from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import AutoModelForImageClassification, Pipeline
@@ -22,7 +24,7 @@ class ImageExplanationPipeline(Pipeline):
         explain = pipeline("image-explanation", model="you/repo")
         explain("photo.jpg", top_k=2)[0]["heatmap"].save("why.png")
 
-    Inputs are PIL images, paths, URLs or (H, W, 3) arrays of bytes, one or a list.
+    Inputs are PIL images, paths, URLs or (H, W, 3) arrays of bytes, one or a list, read as in training.
 
     Args:
         top_k: how many of the most probable classes to explain; 1 by default.
@@ -104,9 +106,18 @@ def as_picture(image: Any, timeout: float | None) -> Image.Image:
         return to_rgb(Image.fromarray(image))
     if isinstance(image, Image.Image):
         return to_rgb(ImageOps.exif_transpose(image))
-    if isinstance(image, str) and Path(image).is_file():
-        return decode_image({"path": image}, Path(), image)
-    return load_image(image, timeout=timeout)
+    if isinstance(image, str) and image.startswith(("http://", "https://")):
+        return decode_image({"bytes": _download(image, timeout)}, Path(), image)
+    if isinstance(image, os.PathLike) or (isinstance(image, str) and Path(image).is_file()):
+        path = os.fspath(image)
+        return decode_image({"path": path}, Path(), path)
+    return load_image(image)
+
+
+def _download(url: str, timeout: float | None) -> bytes:
+    answer = get_session().get(url, timeout=timeout, follow_redirects=True)
+    answer.raise_for_status()
+    return answer.content
 
 
 def register() -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, pipeline
 
 from softcam_hub import CAPEForImageClassification, SoftCAMForImageClassification
+from softcam_hub.data.rows import UnreadableImage
 
 LABELS = {0: "cat", 1: "dog", 2: "owl"}
 ARGUMENTS = {"pretrained": False, "id2label": LABELS, "label2id": {name: index for index, name in LABELS.items()}}
@@ -58,18 +59,23 @@ def test_the_heatmap_lies_over_what_the_model_saw(explain, picture):
     assert (np.abs(np.asarray(row["heatmap"]).astype(int) - int(grey)).max(axis=-1) <= 1).any()
 
 
-def test_every_kind_of_input(explain, picture, tmp_path):
-    file = tmp_path / "picture.png"
-    picture.save(file)
+@pytest.fixture
+def served(tmp_path):
+    """The address of a server of the test's folder."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(tmp_path)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        url = f"http://127.0.0.1:{server.server_port}/picture.png"
-        rows = [explain(source)[0] for source in (picture, str(file), url, np.asarray(picture))]
-    finally:
-        server.shutdown()
-        server.server_close()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_every_kind_of_input(explain, picture, tmp_path, served):
+    file = tmp_path / "picture.png"
+    picture.save(file)
+    sources = (picture, str(file), file, f"{served}/picture.png", np.asarray(picture))
+    rows = [explain(source)[0] for source in sources]
     assert all(torch.equal(row["map"], rows[0]["map"]) for row in rows)
+    assert all(torch.equal(row["map"], rows[0]["map"]) for (row,) in explain([file, f"{served}/picture.png"]))
 
 
 class QuietHandler(SimpleHTTPRequestHandler):
@@ -83,7 +89,7 @@ def test_grey_and_transparent_pictures(explain, picture):
     assert explain(np.asarray(picture.convert("L")))[0]["score"] > 0
 
 
-def test_sixteen_bits_and_transparency_are_seen_as_in_training(explain, picture, tmp_path):
+def test_sixteen_bits_and_transparency_are_seen_as_in_training(explain, picture, tmp_path, served):
     grey = picture.convert("L")
     deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
     clear = picture.convert("RGBA")
@@ -91,8 +97,19 @@ def test_sixteen_bits_and_transparency_are_seen_as_in_training(explain, picture,
     white = Image.new("RGB", picture.size, "white")
     for one, same in ((deep, grey), (clear, white)):
         one.save(tmp_path / "one.png")
-        for given in (one, str(tmp_path / "one.png")):
+        for given in (one, str(tmp_path / "one.png"), f"{served}/one.png"):
             assert torch.equal(explain(given)[0]["map"], explain(same)[0]["map"])
+
+
+def test_what_cannot_be_read_is_named(explain, picture, tmp_path, served):
+    picture.save(tmp_path / "whole.png")
+    content = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
+    for given in (tmp_path / "cut.png", f"{served}/cut.png"):
+        with pytest.raises(UnreadableImage, match=r"cut\.png cannot be read: .*truncated"):
+            explain(given)
+    with pytest.raises(UnreadableImage, match="No such file"):
+        explain(tmp_path / "none.png")
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
