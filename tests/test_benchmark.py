@@ -15,12 +15,13 @@ from test_resume import finish, kill_when, start
 from softcam_hub import CAPEForImageClassification, SoftCAMForImageClassification, convert, create_explainer, to_vanilla
 from softcam_hub.benchmarking import BenchmarkConfig, benchmark
 from softcam_hub.benchmarking.accuracy import rows_of_runs, rows_of_twin, table2
-from softcam_hub.benchmarking.measure import alike, around, quartets
+from softcam_hub.benchmarking.measure import Batch, alike, around, measure
 from softcam_hub.benchmarking.models import FAST, Explained, divide, load_classifier, pair_up
-from softcam_hub.benchmarking.report import table1
+from softcam_hub.benchmarking.report import table1, with_borda
+from softcam_hub.cli import main
 from softcam_hub.data.loading import DataConfig, Images, load_splits, make_transforms, mask_transform
 from softcam_hub.explanation_scores.faithfulness import gini_sparseness
-from softcam_hub.explanation_scores.perturbation import deletion_auc
+from softcam_hub.explanation_scores.perturbation import deletion_auc, single_deletion
 from softcam_hub.training.objective import BlackBox
 
 CLASSES = ["healthy", "microaneurysm", "haemorrhage", "exudate"]
@@ -134,8 +135,8 @@ def test_a_row_equals_a_slow_computation(name, models, table):
     with torch.no_grad():
         expected = slow_row(model, name, samples_of(model))
     assert row["explains"] == ("model" if name == "cape" else "twin")
-    for measure, value in expected.items():
-        assert np.allclose(row[measure], value, atol=2e-2), measure
+    for score, value in expected.items():
+        assert np.allclose(row[score], value, atol=2e-2), score
     for curve in ("localization_precision", "topk_sensitivity"):
         assert np.isclose(row[curve], np.mean(row[f"{curve}_curve"]))
 
@@ -258,6 +259,19 @@ def test_every_explainer(models, tmp_path):
         assert np.isclose(row[name], expected[name], atol=1e-2), name
 
 
+def test_single_deletion_ranks_signed_maps_against_the_drop_of_the_logit(tmp_path):
+    model = black_box()
+    options = {"explainers": "guided-backprop", "measures": "single_deletion", "limit": 4, **DATA}
+    row = benchmark(model, tmp_path, **options)[0]
+    pixels = torch.stack([samples_of(model)[index]["pixel_values"] for index in range(4)])
+    maps = create_explainer("guided-backprop", model, signed=True)(pixels)
+    assert (maps < 0).any()
+    signed = F.interpolate(maps, size=(64, 64), mode="bilinear", align_corners=False)[:, 0]
+    expected = float(single_deletion(lambda images: model(images).detach(), pixels, signed).mean())
+    assert np.isclose(row["single_deletion"], expected, atol=1e-5)
+    assert row["annotated"] == 0  # no measure asked for annotations
+
+
 def test_every_measure(models, tmp_path):
     dear = ("gini", "insertion", "deletion", "road", "single_deletion", "max_sensitivity", "grid_pointing")
     options = {**DATA, "eval_count": 4}
@@ -335,6 +349,30 @@ def test_bad_input_gets_a_sentence(models, tmp_path):
         benchmark(models / "cape", tmp_path / "out", tmp_path / "three", **DATA)
 
 
+def test_models_and_options_that_do_not_fit_get_a_sentence(models, tmp_path):
+    several = {**DATA, "data": "labels"}
+    with pytest.raises(ValueError, match="CAPE gives one label per image, and these data have several"):
+        benchmark(timm.create_model("cape_test_resnet", num_classes=3), tmp_path / "several", **several)
+    with pytest.raises(ValueError, match="patch must be at most 64, the side of the model's images, got 65"):
+        benchmark(models / "cape", tmp_path / "patch", explainers="cape", patch=65, **DATA)
+    assert not (tmp_path / "patch").exists()
+    plain = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 64), torch.nn.Flatten())
+    with pytest.raises(
+        TypeError, match=r"the model is a Sequential, which does not say how many classes .*num_classes"
+    ):
+        benchmark(plain, tmp_path / "plain", **DATA)
+
+
+def test_a_hugging_face_model_is_measured_as_its_timm_model(models, tmp_path):
+    model = SoftCAMForImageClassification.from_pretrained(models / "softcam")
+    options = {"explainers": "softcam cam", "measures": "table", "limit": 2, **DATA}
+    expected = benchmark(models / "softcam", tmp_path / "folder", **options)
+    rows = benchmark(model, tmp_path / "model", **options)
+    for row, other in zip(rows, expected, strict=True):
+        assert row["model"] == "softcam_test_resnet"
+        assert row["average_drop"] == other["average_drop"]
+
+
 def test_a_model_that_predicts_nan_is_named(models, tmp_path):
     model = load_classifier(models / "cape")
     model.head.bias.data[0] = torch.nan
@@ -349,10 +387,13 @@ def test_a_missing_captum_is_a_hint(models, tmp_path, monkeypatch):
 
 
 def test_the_model_is_left_as_it_was(models, tmp_path):
-    model = black_box()
+    model = black_box().train()
+    model.layer4.eval()
+    modes = [module.training for module in model.modules()]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = torch.get_rng_state()
     benchmark(model, tmp_path, limit=3, **DATA)
+    assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -391,14 +432,34 @@ def test_table_names_the_best_and_counts_points(table):
     assert cells[4] == ["random", "twin", "**5.0**", "0.0", "0.0", "0.0", "99.0", "-"]
 
 
-def test_boxes_groups_and_quartets():
+def test_methods_with_the_same_maps_share_their_points(tmp_path):
+    model = black_box()
+    model.pretrained_cfg["input_size"] = (3, 56, 56)  # a grid of 7x7, where weights / 49 round otherwise than weights
+    names = ("cam", "grad-cam")
+    rows = with_borda(benchmark(model, tmp_path, explainers=[*names, "layer-cam", "fd-cam"], measures="table", **DATA))
+    points = {row["explainer"]: row["borda"] for row in rows}
+    assert points["cam"] == points["grad-cam"]
+    assert len(set(points.values())) > 1
+
+
+def test_a_model_of_one_class():
+    explained = Explained("twin", black_box(1), ["cam"], False)
+    masks = torch.zeros(2, 64, 64, dtype=torch.bool)
+    masks[:, :8, :8] = True
+    batch = Batch(explained, torch.randn(2, 3, 64, 64), torch.zeros(2, dtype=torch.long), masks)
+    values = measure(batch, ("table", "localisation"), BenchmarkConfig("x"))["cam"]
+    assert "iou" not in values  # there is no second class to tell apart
+    assert torch.equal(batch.of_label("cam"), batch.heats["cam"][:, 0])
+    assert values["activation_precision"].shape == (2,)
+
+
+def test_boxes_and_groups():
     masks = torch.zeros(2, 5, 7, dtype=torch.bool)
     masks[0, 1:3, 2:6] = True
     masks[1, 4, 6] = True
     assert around(masks).tolist() == [[2, 1, 6, 3], [6, 4, 7, 5]]
     maps = torch.rand(2, 4, 4)
     assert alike({"a": maps, "b": maps + 1e-3, "c": maps + 1e-8}) == [["a", "c"], ["b"]]
-    assert quartets([0, 0, 1, 2, 3, 1, 2, 3, 0]) == [[0, 2, 3, 4], [1, 5, 6, 7]]
 
 
 def test_table_2_from_runs_and_from_the_twin(models, tmp_path):
@@ -434,8 +495,23 @@ def test_table_2_from_runs_and_from_the_twin(models, tmp_path):
         "from",
     ]
     assert "| 90.00 | 5.00 | 80.00 | 95.00 | - |" in lines[6]
+    two = rows_of_twin(twin, test_splits(), "lesions", 4, torch.device("cpu"), limit=2)
+    assert {row["images"] for row in two} == {2}
+    assert np.isclose(two[0]["accuracy"], 100 * float((plain.argmax(1) == labels)[:2].float().mean()))
     with pytest.raises(FileNotFoundError, match="no finished run"):
         rows_of_runs([str(tmp_path)])
+
+
+def test_accuracy_takes_the_limit_and_refuses_what_it_has_no_use_for(models, tmp_path, capsys):
+    words = ["benchmark", "--accuracy", "--twin", str(models / "twin"), "--output", str(tmp_path), "--limit", "2"]
+    words += [word for name, value in DATA.items() if name != "data" for word in (f"--{name}", str(value))]
+    assert main([*words, "--measures", "table", "--seed", "1"]) == 1
+    assert "leave out --measures, --seed" in capsys.readouterr().err
+    assert main([*words, "--model", str(models / "cape")]) == 1
+    assert "leave out --model" in capsys.readouterr().err
+    assert main(words) == 0
+    rows = [json.loads(line) for line in (tmp_path / "table2.jsonl").read_text().splitlines()]
+    assert [row["images"] for row in rows] == [2, 2, 2]
 
 
 def work(model, twin, output, options, processes=1):

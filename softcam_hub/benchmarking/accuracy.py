@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..data.loading import Rows
 from ..models.classifier import convert
-from .models import describe
+from .models import ONE_LABEL, describe
 from .report import markdown
 from .rows import Row
 from .shards import samples
@@ -46,7 +46,9 @@ def _row_of_run(run: Path) -> Row:
 
 
 @torch.no_grad()
-def rows_of_twin(twin: nn.Module, rows: Rows, data: str, batch_size: int, device: torch.device) -> list[Row]:
+def rows_of_twin(
+    twin: nn.Module, rows: Rows, data: str, batch_size: int, device: torch.device, limit: int | None = None
+) -> list[Row]:
     """Rows of the vanilla classifier, and of CAPE with its weights, naive and off the shelf.
 
     Args:
@@ -55,17 +57,19 @@ def rows_of_twin(twin: nn.Module, rows: Rows, data: str, batch_size: int, device
         data: what they are called.
         batch_size: images per forward pass.
         device: to compute on.
+        limit: the first so many images only.
     """
     if rows.labels.ndim == 2:
-        raise ValueError("CAPE gives one label per image, and these data have several")
+        raise ValueError(ONE_LABEL)
     cape = convert(twin, "cape").to(device).eval()
     images, found = samples(twin, rows), []
-    for first in tqdm(range(0, len(images), batch_size), desc="accuracy"):
-        some = [images[index] for index in range(first, min(first + batch_size, len(images)))]
+    count = min(len(images), limit or len(images))
+    for first in tqdm(range(0, count, batch_size), desc="accuracy"):
+        some = [images[index] for index in range(first, min(first + batch_size, count))]
         pixels, labels = (torch.stack([sample[name] for sample in some]) for name in ("pixel_values", "labels"))
         found.append(_answers(cape, pixels.to(device)) | {"label": labels})
     columns = {name: torch.cat([part[name].cpu() for part in found]) for name in found[0]}
-    common = {"model": describe(twin), "data": data, "images": len(images)}
+    common = {"model": describe(twin), "data": data, "images": count}
     return [{"variant": name, **common, **_scores(columns, name)} for name in ORDER[:3]]
 
 

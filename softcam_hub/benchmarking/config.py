@@ -3,17 +3,19 @@
 import dataclasses
 import difflib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from ..data.config import DataConfig, flag
 from ..explain.explainers import list_explainers
 
-TABLE, LOCALISATION, SENSITIVITY, GRID = "table", "localisation", "sensitivity", "grid_pointing"
+TABLE, LOCALISATION, SENSITIVITY = "table", "localisation", "sensitivity"
+SINGLE_DELETION, GRID = "single_deletion", "grid_pointing"
 DEFAULT_MEASURES = (TABLE, LOCALISATION, SENSITIVITY)
 """AD, IC, ADD, ADCC, mIoU and completeness; and, on annotated images, precision at the annotation and the drop of the
 confidence with the top patches occluded."""
 
-OPTIONAL_MEASURES = (*("gini", "insertion", "deletion", "road", "single_deletion", "max_sensitivity", GRID),)
+OPTIONAL_MEASURES = ("gini", "insertion", "deletion", "road", SINGLE_DELETION, "max_sensitivity", GRID)
 """Measures beyond both papers, most of them dearer."""
 
 SPLITS = ("test", "validation", "train")
@@ -87,7 +89,7 @@ def make_settings(**settings: Any) -> tuple[BenchmarkConfig, DataConfig]:
     known = {field.name: group for group in groups for field in dataclasses.fields(group)}
     check_names(tuple(settings), list(known), "setting")
     plain = {
-        name: " ".join(value) if isinstance(value, list | tuple) else value
+        name: " ".join(value) if isinstance(value, list | tuple) else str(value) if isinstance(value, Path) else value
         for name, value in settings.items()
         if value is not None
     }

@@ -6,13 +6,17 @@
 - AD, IC, ADD, ADCC, mIoU, sensitivity and the perturbation measures are of the class that the explained model
   predicts. Localisation is of the map of the *true* label (with several labels per image: of the predicted class), and
   of the images with an annotation.
-- Maps are heat maps throughout: positive part, upsampled to the image, min-max scaled.
+- Maps are heat maps: positive part, upsampled to the image, min-max scaled. Single deletion alone ranks signed maps,
+  against the drop of the logit; the drops belong to the image, and are asked for once for all explainers.
 """
 
+import heapq
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..explanation_scores.faithfulness import coherency, completeness_error, complexity, gini_sparseness, top_two_iou
@@ -24,16 +28,17 @@ from ..explanation_scores.localization import (
     localization_precision,
     mosaics,
 )
-from ..explanation_scores.maps import heat
+from ..explanation_scores.maps import heat, patch_means, patch_side
 from ..explanation_scores.perturbation import (
     deletion_auc,
     insertion_auc,
     max_sensitivity,
-    single_deletion,
+    patch_drops,
+    spearman,
     topk_sensitivity,
 )
 from ..explanation_scores.road import road
-from .config import LOCALISATION, SENSITIVITY, TABLE, BenchmarkConfig
+from .config import GRID, LOCALISATION, SENSITIVITY, SINGLE_DELETION, TABLE, BenchmarkConfig
 from .models import Explained
 
 Values = dict[str, dict[str, Tensor]]
@@ -45,7 +50,6 @@ PERTURBATIONS: dict[str, Callable[..., Tensor]] = {
     "insertion": insertion_auc,
     "deletion": deletion_auc,
     "road": road,
-    "single_deletion": single_deletion,
 }
 
 
@@ -82,7 +86,7 @@ class Batch:
     def of_label(self, name: str) -> Tensor:
         """The heat map (B, H, W) of the true label, or of the predicted class where there are several labels."""
         heats = self.heats[name]
-        return heats[:, 2] if heats.shape[1] > self.top.shape[1] else heats[:, 0]
+        return heats[:, -1] if heats.shape[1] > self.top.shape[1] else heats[:, 0]
 
 
 def measure(batch: Batch, asked: Sequence[str], settings: BenchmarkConfig) -> Values:
@@ -97,6 +101,9 @@ def measure(batch: Batch, asked: Sequence[str], settings: BenchmarkConfig) -> Va
                 found[name]["coherency"] = coherencies[name]
         for name in group:
             found[name] |= shared | _of_maps(batch, name, asked, settings)
+    if SINGLE_DELETION in asked:
+        for name, values in _single_deletions(batch, settings).items():
+            found[name][SINGLE_DELETION] = values
     return found
 
 
@@ -139,7 +146,6 @@ def _of_heat(batch: Batch, maps: Tensor, asked: Sequence[str], settings: Benchma
     for name, function in PERTURBATIONS.items():
         if name in asked:
             extra = {"seed": settings.seed} if name == "road" else {}
-            extra |= {"patch": settings.patch} if name == "single_deletion" else {}
             found[name] = function(predict, images, maps, **options, **extra)
     return found
 
@@ -148,7 +154,8 @@ def _of_maps(batch: Batch, name: str, asked: Sequence[str], settings: BenchmarkC
     """What needs this explainer's own maps."""
     found = {}
     if TABLE in asked:
-        found["iou"] = top_two_iou(batch.heats[name][:, 0], batch.heats[name][:, batch.top.shape[1] - 1])
+        if batch.top.shape[1] == 2:  # a model of one class has no second one to tell apart
+            found["iou"] = top_two_iou(batch.heats[name][:, 0], batch.heats[name][:, 1])
         if name in ("softcam", "cape"):
             found["completeness_error"] = _completeness(batch, name)
     if LOCALISATION in asked:
@@ -158,6 +165,18 @@ def _of_maps(batch: Batch, name: str, asked: Sequence[str], settings: BenchmarkC
     if "max_sensitivity" in asked:
         options = {"seed": settings.seed, "batch": settings.batch_size}
         found["max_sensitivity"] = max_sensitivity(_explain(batch, name), batch.images, batch.predicted, **options)
+    return found
+
+
+def _single_deletions(batch: Batch, settings: BenchmarkConfig) -> dict[str, Tensor]:
+    """IDSDS (B,) of every explainer: signed maps against the drops of the logit."""
+    patch = patch_side(batch.images, settings.patch)
+    options = {"classes": batch.predicted, "batch": settings.batch_size}
+    drops = patch_drops(batch.explained.subject.logits, batch.images, patch, **options)
+    found = {}
+    for name, maps in batch.maps.items():
+        signed = F.interpolate(maps[:, :1].float(), size=batch.size, mode="bilinear", align_corners=False)[:, 0]
+        found[name] = spearman(patch_means(signed, patch).flatten(1), drops)
     return found
 
 
@@ -212,36 +231,32 @@ def _spread(of: Tensor, function: Callable[..., Tensor], *args: Any, **options: 
 
 
 def grid_pointing(explained: Explained, images: Tensor, labels: Tensor) -> Values:
-    """Grid pointing game on mosaics of four images of different classes: of each image, how much of its class's map of
-    the mosaic is in its cell, (B,); NaN for images without a mosaic.
+    """Grid pointing game on the mosaic of four images of different classes: how much of each class's map of the mosaic
+    is in its cell, on average over the four, (1,) by explainer.
 
     A mosaic is as large as one image, so that a model of fixed size can look at it.
 
     Args:
         explained: the model and its explainers.
-        images: (B, 3, H, W), all of a shard.
-        labels: (B,).
+        images: (4, 3, H, W).
+        labels: (4,).
     """
-    places = quartets(labels.tolist())
-    values = torch.full((len(images),), torch.nan)
-    found = {name: {"grid_pointing": values.clone()} for name in explained.names}
-    for four in places:
-        pictures, classes = mosaics(images[four], labels[four])
-        size = (images.shape[2] // 2 * 2, images.shape[3] // 2 * 2)
-        small = torch.nn.functional.interpolate(pictures, size=images.shape[-2:], mode="area")
-        maps = explained.maps(explained.names, explained.subject.record(small), classes)
-        for name, drawn in maps.items():
-            found[name]["grid_pointing"][four] = grid_pointing_game(heat(drawn, size))[0].cpu().float()
-    return found
+    pictures, classes = mosaics(images, labels)
+    size = (images.shape[2] // 2 * 2, images.shape[3] // 2 * 2)
+    small = F.interpolate(pictures, size=images.shape[-2:], mode="area")
+    maps = explained.maps(explained.names, explained.subject.record(small), classes)
+    return {name: {GRID: grid_pointing_game(heat(drawn, size)).mean(dim=1)} for name, drawn in maps.items()}
 
 
 def quartets(labels: Sequence[int]) -> list[list[int]]:
-    """Places of four images of four classes each; the earlier ones first."""
-    waiting: list[list[int]] = []
+    """Places of four images of four classes each, as many as there can be, also where classes come one after another.
+
+    Each takes the next image of the four classes of which most are left.
+    """
+    waiting: dict[int, deque[int]] = {}
     for place, label in enumerate(labels):
-        group = next((g for g in waiting if len(g) < 4 and label not in [labels[other] for other in g]), None)
-        if group is None:
-            waiting.append([place])
-        else:
-            group.append(place)
-    return [group for group in waiting if len(group) == 4]
+        waiting.setdefault(label, deque()).append(place)
+    found = []
+    while len(largest := [places for places in heapq.nlargest(4, waiting.values(), key=len) if places]) == 4:
+        found.append(sorted(places.popleft() for places in largest))
+    return found

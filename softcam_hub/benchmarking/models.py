@@ -6,24 +6,31 @@
 """
 
 import difflib
+import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import timm
 import torch
+from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from ..explain.explainers import AT_A_LAYER, OF_PIXELS, create_explainer, list_explainers
 from ..explain.recording import Recording
 from ..models.classifier import Classifier, to_vanilla
-from ..models.self_explaining import SelfExplaining
+from ..models.self_explaining import SelfExplaining, evaluation
 
 NATIVE = ("softcam", "cape", "mu-cape")
 FLOORS = ("random", "centre")
 FAST = ("cam", "grad-cam", "grad-cam++", "smooth-grad-cam++", "layer-cam", "lift-cam", "fd-cam")
 """The post-hoc explainers that are measured when none are named."""
+
+ONE_LABEL = "CAPE gives one label per image, and these data have several"
 
 TAKERS = {"seed": {"random", "smooth-grad-cam++"}, "batch": {"fd-cam", "score-cam", "integrated-gradients"}}
 """Option -> the explainers that it is for."""
@@ -53,6 +60,34 @@ def load_classifier(source: str | Path) -> nn.Module:
     return model.eval()
 
 
+def as_timm(model: nn.Module, what: str) -> nn.Module:
+    """The model itself, if it says what its images and classes are as timm's do; of a Hugging Face model of ours, the
+    timm model with its weights.
+    """
+    if isinstance(model, SelfExplaining) and not isinstance(model, Classifier):
+        with TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            return load_classifier(folder)
+    if not getattr(model, "num_classes", None) or not hasattr(model, "pretrained_cfg"):
+        raise TypeError(
+            f"{what} is a {type(model).__name__}, which does not say how many classes it has (num_classes) or what "
+            "its images are (pretrained_cfg): expected a timm model or one of ours; create_explainer takes any module"
+        )
+    return model
+
+
+@contextmanager
+def lent(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """The model in eval mode on `device` inside the `with`; afterwards as and where it was."""
+    before = next(model.parameters()).device
+    with evaluation(model):
+        try:
+            model.to(device)
+            yield
+        finally:
+            model.to(before)
+
+
 def describe(model: nn.Module) -> str:
     return getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
 
@@ -71,9 +106,16 @@ def check_classes(model: nn.Module, classes: Sequence[str], what: str) -> None:
         raise ValueError(f"{what} was trained on the classes {names[:10]}, but the data has {list(classes)[:10]}")
 
 
+def preprocessing(model: nn.Module) -> dict[str, Any]:
+    """What the model wants its images to be: size, crop, interpolation, mean and deviation."""
+    return resolve_data_config({}, pretrained_cfg=dict(model.pretrained_cfg))
+
+
 def fingerprint(model: nn.Module) -> int:
-    """Changes when the weights do."""
-    found = 0
+    """Changes when the weights do, and when the same weights are in another network or look at images otherwise."""
+    naive = getattr(getattr(model, "head", None), "naive", None)
+    network = repr((model, getattr(model, "_model_args", None), naive, preprocessing(model)))
+    found = zlib.crc32(re.sub(" at 0x[0-9a-f]+", "", network).encode())  # the address of a function says nothing
     for name, tensor in model.state_dict().items():
         found = zlib.crc32(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy(), found)
         found = zlib.crc32(name.encode(), found)

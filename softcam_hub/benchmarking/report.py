@@ -2,7 +2,8 @@
 
 - The best value of a column is bold, the floors `random` and `centre` among the candidates: where a floor wins, the
   measure or the maps are in doubt, and the table should show it.
-- Borda points are given among explainers; the floors earn none and take none.
+- Borda points are given among explainers; the floors earn none and take none. Scores are ranked as they are printed:
+  methods with the same maps (CAM and Grad-CAM on a pooled linear head) differ by rounding noise, and share a rank.
 """
 
 from collections.abc import Sequence
@@ -66,7 +67,7 @@ def with_borda(rows: list[Row]) -> list[Row]:
     if not rivals:
         return rows
     scores = torch.tensor([[row.get(name, torch.nan) for name in BORDA] for row in rivals], dtype=torch.float64)
-    points = borda_count(scores, list(BORDA.values())).tolist()
+    points = borda_count(scores.round(decimals=1), list(BORDA.values())).tolist()
     earned = {(row["explainer"], row["explains"]): count for row, count in zip(rivals, points, strict=True)}
     return [row | {"borda": earned.get((row["explainer"], row["explains"]))} for row in rows]
 

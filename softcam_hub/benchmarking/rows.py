@@ -40,7 +40,7 @@ def make_rows(lines: list[Line], facts: Row) -> list[Row]:
 def _means(lines: list[Line]) -> Row:
     from ..explanation_scores.explanation_scores import COLUMNS, scores  # brings evaluate, which takes seconds
 
-    found: Row = {"images": len(lines), "annotated": sum(_has(line, "activation_precision") for line in lines)}
+    found: Row = {"images": len(lines), "annotated": sum(line["annotated"] for line in lines)}
     if not isinstance(lines[0]["label"], list):
         found["accuracy"] = 100 * _mean([line["predicted"] == line["label"] for line in lines])
     curves = {name: [line[name] for line in lines if _has(line, name)] for name in CURVES}

@@ -12,6 +12,8 @@ output/
 import json
 import logging
 import shutil
+import zlib
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +26,22 @@ from ..data.config import DataConfig
 from ..data.lesions import VARIANTS
 from ..data.loading import Rows, Splits, load_splits
 from . import report
-from .config import GRID, BenchmarkConfig, make_settings
-from .models import Explained, Pair, check_classes, describe, divide, fingerprint, load_classifier, pair_up
+from .config import GRID, LOCALISATION, SENSITIVITY, BenchmarkConfig, make_settings
+from .models import (
+    ONE_LABEL,
+    Explained,
+    Pair,
+    as_timm,
+    check_classes,
+    describe,
+    divide,
+    fingerprint,
+    lent,
+    load_classifier,
+    pair_up,
+)
 from .rows import Row, make_rows, versions
-from .shards import FOLDER, Shards, samples, write_whole
+from .shards import FOLDER, Shards, count_of, samples, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +54,16 @@ TRIED = 4
 
 FREE_TO_CHANGE = ("output", "overwrite", "per_image")
 """Settings that a benchmark that goes on may have otherwise."""
+
+NOT_IN_ROWS = ("pairs", "weights", "images")
+"""What a benchmark that goes on is asked beside the facts of a row."""
+
+NEEDS = {
+    LOCALISATION: ("activation_precision", "an annotation"),
+    SENSITIVITY: ("topk_sensitivity", "an annotation"),
+    GRID: (GRID, "a place in a mosaic of four classes"),
+}
+"""Measure that some images have no value of -> its name in a row, and what an image needs for it."""
 
 
 def benchmark(
@@ -63,22 +87,25 @@ def benchmark(
     with state.main_process_first():  # generated images are drawn once
         splits = load_splits(data)
     rows = _chosen_rows(splits, data, config)
-    explained, refused = _choose_explainers(config, pair, parts, splits, rows, state.device)
-    left_out |= refused
-    asked = _asked(config, data, names, explained) | versions(state.device)
-    if state.is_main_process:
-        _claim(folder, asked, config.overwrite)
-        for reason in dict.fromkeys(left_out.values()):
-            names = ", ".join(name for name, why in left_out.items() if why == reason)
-            logger.warning("left out: %s (%s)", names, reason)
+    with ExitStack() as stack:
+        for one in (pair.model, pair.twin):
+            if one is not None:
+                stack.enter_context(lent(one, state.device))
+        explained, refused = _choose_explainers(config, pair, parts, splits, rows)
+        left_out |= refused
+        asked = _asked(config, data, names, explained, rows) | versions(state.device)
+        if state.is_main_process:
+            _claim(folder, asked, config.overwrite)
+            for reason in dict.fromkeys(left_out.values()):
+                names = ", ".join(name for name, why in left_out.items() if why == reason)
+                logger.warning("left out: %s (%s)", names, reason)
+        state.wait_for_everyone()
+        shards = Shards(folder, rows, explained, config)
+        shards.work(state)
     state.wait_for_everyone()
-    shards = Shards(folder, rows, explained, config)
-    shards.work(state)
-    state.wait_for_everyone()
-    found = make_rows(
-        shards.lines(), {name: value for name, value in asked.items() if name not in ("pairs", "weights")}
-    )
+    found = make_rows(shards.lines(), {name: value for name, value in asked.items() if name not in NOT_IN_ROWS})
     if state.is_main_process:
+        _warn_of_missing(found, shards)
         _leave(folder, found, shards, config)
     state.wait_for_everyone()
     return found
@@ -86,14 +113,15 @@ def benchmark(
 
 def _load(model: Any, twin: Any) -> tuple[Pair, dict[str, str | None]]:
     """The models, and what to call them."""
-    made = {
-        role: source if isinstance(source, nn.Module) or source is None else load_classifier(source)
-        for role, source in (("model", model), ("twin", twin))
-    }
-    names = {
-        role: None if source is None else describe(source) if isinstance(source, nn.Module) else str(source)
-        for role, source in (("model", model), ("twin", twin))
-    }
+    made: dict[str, nn.Module | None] = {}
+    names: dict[str, str | None] = {}
+    for role, source in (("model", model), ("twin", twin)):
+        if isinstance(source, nn.Module):
+            made[role] = as_timm(source, f"the {role}")
+            names[role] = describe(made[role])
+        else:
+            made[role] = None if source is None else load_classifier(source)
+            names[role] = None if source is None else str(source)
     return pair_up(made["model"], made["twin"]), names
 
 
@@ -104,18 +132,24 @@ def needed(data: DataConfig, split: str) -> DataConfig:
     return replace(data, train_count=min(data.train_count, ENOUGH), validation_split="", hold_out=0.0)
 
 
+def rows_of_split(splits: Splits, data: DataConfig, split: str) -> Rows:
+    """The images of a split by name."""
+    rows = getattr(splits, split)
+    if not isinstance(rows, Rows):
+        raise ValueError(f"{data.data!r} has no {split} split to explain: choose another one with split")
+    return rows
+
+
 def _chosen_rows(splits: Splits, data: DataConfig, config: BenchmarkConfig) -> Rows:
     """The images to explain, with classes and labels that the measures can take."""
-    rows = getattr(splits, config.split)
-    if not isinstance(rows, Rows):
-        raise ValueError(f"{data.data!r} has no {config.split} split to explain: choose another one with split")
+    rows = rows_of_split(splits, data, config.split)
     if GRID in config.chosen_measures(rows.has_masks) and (splits.multi_label or len(splits.classes) < 4):
         raise ValueError(f"{GRID} needs mosaics of four images of different classes: leave it out of measures")
     return rows
 
 
 def _choose_explainers(
-    config: BenchmarkConfig, pair: Pair, parts: dict[str, list[str]], splits: Splits, rows: Rows, device: torch.device
+    config: BenchmarkConfig, pair: Pair, parts: dict[str, list[str]], splits: Splits, rows: Rows
 ) -> tuple[list[Explained], dict[str, str]]:
     """Models with the explainers that fit them, and those that do not, with the reason."""
     left_out: dict[str, str] = {}
@@ -125,11 +159,15 @@ def _choose_explainers(
         if not parts[role]:
             continue
         check_classes(model, splits.classes, f"the {role}")
-        one = Explained(role, model.to(device).eval(), parts[role], splits.multi_label, config.seed, config.batch_size)
+        if splits.multi_label and getattr(model, "family", "") == "cape":
+            raise ValueError(ONE_LABEL)
+        one = Explained(role, model, parts[role], splits.multi_label, config.seed, config.batch_size)
         images = samples(model, rows)
         some = torch.stack([images[index]["pixel_values"] for index in range(min(TRIED, len(rows)))])
+        if config.patch is not None and config.patch > (side := min(some.shape[-2:])):
+            raise ValueError(f"patch must be at most {side}, the side of the {role}'s images, got {config.patch}")
         with torch.enable_grad():
-            left_out |= one.drop_refused(some.to(device), strict=named)
+            left_out |= one.drop_refused(some.to(next(model.parameters()).device), strict=named)
         if one.names:
             found.append(one)
     if not found:
@@ -138,13 +176,14 @@ def _choose_explainers(
 
 
 def _asked(
-    config: BenchmarkConfig, data: DataConfig, names: dict[str, Any], explained: list[Explained]
+    config: BenchmarkConfig, data: DataConfig, names: dict[str, Any], explained: list[Explained], rows: Rows
 ) -> dict[str, Any]:
     """All that the values follow from, beside the versions."""
     settings = {name: value for name, value in asdict(config).items() if name not in FREE_TO_CHANGE}
     pairs = {one.role: list(one.names) for one in explained}
     weights = {one.role: fingerprint(one.model) for one in explained}
-    return {**names, **asdict(data), **settings, "pairs": pairs, "weights": weights}
+    images = {"count": count_of(rows, config), "hash": rows.fingerprint(), "labels": zlib.crc32(rows.labels.tobytes())}
+    return {**names, **asdict(data), **settings, "pairs": pairs, "weights": weights, "images": images}
 
 
 def _claim(folder: Path, asked: dict[str, Any], overwrite: bool) -> None:
@@ -170,6 +209,13 @@ def _check_same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> No
                 f"{folder} holds a benchmark with {name}={before.get(name)!r}, but now it is {value!r}: use the same "
                 "settings to go on with it, --overwrite to throw it away, or another --output"
             )
+
+
+def _warn_of_missing(rows: list[Row], shards: Shards) -> None:
+    """Say why a measure that was asked for is in no row."""
+    for measure, (name, need) in NEEDS.items():
+        if measure in shards.asked and not any(name in row for row in rows):
+            logger.warning("no value of %s: none of the %d images has %s", measure, shards.count, need)
 
 
 def _leave(folder: Path, rows: list[Row], shards: Shards, config: BenchmarkConfig) -> None:

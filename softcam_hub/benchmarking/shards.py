@@ -1,7 +1,9 @@
 """The work in pieces: a shard of images -> a file with the values of every image, whole or not there.
 
-A shard's values follow from its images and the settings alone, so that neither the number of processes nor a break
-changes them.
+- A shard's values follow from its images and the settings alone, so that neither the number of processes nor a break
+  changes them.
+- Mosaics of the grid pointing game are made of all images, wherever they are: of four classes, also where images come
+  in the order of their classes. The value of a mosaic stands with the first of its four images, in that one's shard.
 """
 
 import json
@@ -12,14 +14,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from timm.data import resolve_data_config
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data.loading import Images, Rows, make_transforms, mask_transform
 from .config import GRID, LOCALISATION, SENSITIVITY, BenchmarkConfig
-from .measure import Batch, Values, grid_pointing, measure
-from .models import Explained
+from .measure import Batch, Values, grid_pointing, measure, quartets
+from .models import Explained, preprocessing
 
 FOLDER = "shards"
 
@@ -41,9 +42,10 @@ class Shards:
         self.folder, self.rows, self.explained, self.config = folder, rows, explained, config
         self.asked = config.chosen_measures(rows.has_masks)
         self.masks = rows.has_masks and bool({LOCALISATION, SENSITIVITY} & set(self.asked))
-        count = len(rows) if config.limit is None else min(len(rows), config.limit)
+        self.count = count_of(rows, config)
         size = config.shard_size
-        self.ranges = [range(first, min(first + size, count)) for first in range(0, count, size)]
+        self.ranges = [range(first, min(first + size, self.count)) for first in range(0, self.count, size)]
+        self.mosaics = quartets(rows.labels[: self.count].tolist()) if GRID in self.asked else []
 
     def file(self, number: int) -> Path:
         return self.folder / FOLDER / f"{number:05d}.json"
@@ -62,41 +64,56 @@ class Shards:
     def lines(self) -> list[Line]:
         """What all processes have written, in the order of the images."""
         found = []
-        for number in range(len(self.ranges)):
+        for number, indices in enumerate(self.ranges):
             try:
-                found += json.loads(self.file(number).read_text())
+                lines = json.loads(self.file(number).read_text())
             except ValueError as error:
                 raise ValueError(f"{self.file(number)} is damaged: remove it and run the same again") from error
+            if {line["index"] for line in lines} != set(indices):
+                raise ValueError(
+                    f"{self.file(number)} is not of images {indices.start} to {indices.stop - 1}: remove it and run "
+                    "the same again"
+                )
+            found += lines
         return found
 
     def _lines(self, one: Explained, indices: range, bar: tqdm) -> Iterable[Line]:
         """A line per explainer and image."""
         images = samples(one.model, self.rows, self.masks)
         found: dict[tuple[str, int], Line] = {}
-        shown, labels = [], []
         for first in range(indices.start, indices.stop, self.config.batch_size):
             some = [images[index] for index in range(first, min(first + self.config.batch_size, indices.stop))]
             batch = self._batch(one, some)
             facts = {"label": batch.labels.tolist(), "predicted": batch.predicted.tolist()}
+            facts["annotated"] = batch.annotated.tolist() if self.masks else [False] * len(some)
             _add(found, one, measure(batch, self.asked, self.config), [sample["index"] for sample in some], facts)
-            if GRID in self.asked:
-                shown.append(batch.images)
-                labels.append(batch.labels)
             bar.update(len(some))
-        if shown:
-            _add(found, one, grid_pointing(one, torch.cat(shown), torch.cat(labels)), list(indices), {})
+        for four in self.mosaics:
+            if four[0] in indices:
+                some = [images[index] for index in four]
+                _add(found, one, grid_pointing(one, *_stacked(one, some, "pixel_values", "labels")), four[:1], {})
         return found.values()
 
     def _batch(self, one: Explained, some: list[Line]) -> Batch:
-        device = next(one.model.parameters()).device
         names = ("pixel_values", "labels", *(["mask"] if self.masks else []))
-        images, labels, *masks = (torch.stack([sample[name] for sample in some]).to(device) for name in names)
+        images, labels, *masks = _stacked(one, some, *names)
         return Batch(one, images, labels, masks[0] if masks else None)
+
+
+def count_of(rows: Rows, config: BenchmarkConfig) -> int:
+    """How many images are explained."""
+    return len(rows) if config.limit is None else min(len(rows), config.limit)
+
+
+def _stacked(one: Explained, some: list[Line], *names: str) -> list[Tensor]:
+    """Columns of some samples, on the model's device."""
+    device = next(one.model.parameters()).device
+    return [torch.stack([sample[name] for sample in some]).to(device) for name in names]
 
 
 def samples(model: nn.Module, rows: Rows, masks: bool = False) -> Images:
     """The images as this model wants them."""
-    config = resolve_data_config({}, pretrained_cfg=dict(model.pretrained_cfg))
+    config = preprocessing(model)
     return Images(rows, make_transforms(config)[1], masks=mask_transform(config) if masks else None)
 
 

@@ -9,6 +9,9 @@ from typing import Any, get_args, get_type_hints
 
 from .. import CAPE_LESIONS
 
+NOT_OF_ACCURACY = ("model", "explainers", "measures", "shard_size", "patch", "seed", "per_image", "overwrite")
+"""Options that `--accuracy` has no use for."""
+
 HELP = "measure explanations on a data set; write the papers' tables and curves"
 
 
@@ -68,9 +71,10 @@ def write_accuracies(runs: list[str], settings: dict[str, Any]) -> None:
     from ..benchmarking.accuracy import rows_of_runs, rows_of_twin, table2
     from ..benchmarking.config import make_settings
     from ..benchmarking.models import check_classes, load_classifier
-    from ..benchmarking.run import needed
+    from ..benchmarking.run import needed, rows_of_split
     from ..data.loading import load_splits
 
+    refuse_unused(settings)
     source = settings.pop("twin")
     settings.pop("model")
     config, data = make_settings(**settings)
@@ -80,12 +84,23 @@ def write_accuracies(runs: list[str], settings: dict[str, Any]) -> None:
     if source is not None:
         twin, splits = load_classifier(source), load_splits(needed(data, config.split))
         check_classes(twin, splits.classes, "the twin")
-        rows += rows_of_twin(twin, getattr(splits, config.split), data.data, config.batch_size, Accelerator().device)
+        images = rows_of_split(splits, data, config.split)
+        rows += rows_of_twin(twin, images, data.data, config.batch_size, Accelerator().device, config.limit)
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "table2.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "table2.md").write_text(table2(rows))
     tell(folder, "table2.md")
+
+
+def refuse_unused(settings: dict[str, Any]) -> None:
+    """Refuse options that `--accuracy` has no use for."""
+    from ..benchmarking.config import BenchmarkConfig
+
+    usual = {field.name: field.default for field in dataclasses.fields(BenchmarkConfig)} | {"model": str(CAPE_LESIONS)}
+    unused = [f"--{name}" for name in NOT_OF_ACCURACY if settings[name] != usual[name]]
+    if unused:
+        raise ValueError(f"--accuracy measures predictions, not explanations: leave out {', '.join(unused)}")
 
 
 def tell(folder: Path, name: str) -> None:
