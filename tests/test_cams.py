@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import captum.attr
 import pytest
@@ -179,6 +180,12 @@ def test_smooth_grad_cam_pp_follows_its_formula(place):
     assert relative_error(explainer(images, CLASSES), expected) < 1e-9
 
 
+@pytest.mark.parametrize("layer", [None, "layer3"])
+def test_smooth_grad_cam_pp_needs_a_noisy_image(layer):
+    with pytest.raises(ValueError, match="^n is the number of noisy images and must be at least 1, got 0$"):
+        create_explainer("smooth-grad-cam++", small_resnet(), layer, n=0)(torch.randn(1, 3, 64, 64).double(), 0)
+
+
 def slow_fd_cam(model, image, module, to_maps, from_maps, A, g, c):
     """FD-CAM of one image and class, one channel after the other, with the quantile written out."""
     flat = A.flatten(1)
@@ -256,6 +263,35 @@ def test_fd_cam_where_something_beside_the_layer_keeps_the_batch_size():
         for c in range(2):
             expected = slow_fd_cam(model, images[i], "stem", maps_of, lambda m: m[None], A[i], g[i, c], CLASSES[i, c])
             assert relative_error(found[i, c], expected) < 1e-4
+
+
+def threads_of_a_new_thread():
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(torch.get_num_threads).result()
+
+
+def test_fd_cam_leaves_the_number_of_threads(monkeypatch):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        explainer = create_explainer("fd-cam", small_resnet())
+        explainer(torch.randn(1, 3, 64, 64, dtype=torch.float64), 0)
+        assert (torch.get_num_threads(), threads_of_a_new_thread()) == (2, 2)
+        monkeypatch.setattr(cams, "_mark_similar", None)
+        with pytest.raises(TypeError):
+            explainer(torch.randn(1, 3, 64, 64, dtype=torch.float64), 0)
+        assert (torch.get_num_threads(), threads_of_a_new_thread()) == (2, 2)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("layer", [None, "layer3"])
+def test_fd_cam_under_autocast(layer):
+    model, images = small_resnet().float(), torch.randn(2, 3, 64, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        maps = create_explainer("fd-cam", model, layer)(images, CLASSES)
+    assert maps.dtype == torch.float32
+    assert maps.isfinite().all()
 
 
 @pytest.mark.parametrize(("network", "layer"), [("resnet18", None), ("resnet18", "layer3"), ("vgg11_bn", None)])
@@ -375,6 +411,23 @@ def test_lift_cam_refuses_what_deep_lift_does_not_explain(networks, where):
     model, images = networks[name]
     with pytest.raises(ValueError, match=r"^lift-cam is not defined at layer '.*': .* miss the change of the logit by"):
         create_explainer("lift-cam", model, layer)(images, CLASSES)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layer", ["layer2", "layer3"])
+def test_lift_cam_in_half_precision(dtype, layer):
+    model, images = small_resnet(), torch.randn(2, 3, 96, 96)
+    expected = create_explainer("lift-cam", model, layer)(images.double(), CLASSES)
+    found = create_explainer("lift-cam", model.to(dtype), layer)(images.to(dtype), CLASSES)
+    assert relative_error(found.double(), expected) < 0.2
+
+
+def test_lift_cam_refuses_products_in_half_precision_too():
+    model = randomise(timm.create_model("efficientnet_b0", num_classes=5)).eval().bfloat16()
+    with pytest.raises(
+        ValueError, match=r"stands above the layer, or torch.bfloat16 rounds too much \(take float32\);"
+    ):
+        create_explainer("lift-cam", model, "blocks.5")(torch.randn(2, 3, 64, 64).bfloat16(), CLASSES)
 
 
 def test_cam_is_the_classifiers_weights_and_torchcams_cam(networks):

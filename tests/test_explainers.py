@@ -119,6 +119,8 @@ def test_images_are_checked():
         explainer([[0.0]], 0)
     with pytest.raises(ValueError, match="^images have NaN or infinite values"):
         explainer(torch.full((1, 3, 96, 96), torch.nan), 0)
+    with pytest.raises(ValueError, match=r"^expected at least one image, got none: their shape is \(0, 3, 96, 96\)$"):
+        explainer(torch.rand(0, 3, 96, 96), 0)
 
 
 @pytest.mark.parametrize("kind", ["softcam", "cape", "mu-cape"])
@@ -141,6 +143,12 @@ def test_random_maps_differ_by_image_and_class_but_not_by_call():
     assert not torch.equal(maps, create_explainer("random", model, seed=1)(images, CLASSES))
     assert maps.min() >= 0
     assert maps.max() <= 1
+
+
+def test_the_random_map_of_a_class_does_not_depend_on_the_others():
+    model, images = network()
+    explainer = create_explainer("random", model)
+    assert torch.equal(explainer(images, [[4, 1]])[:, 1], explainer(images, 1)[:, 0])
 
 
 def test_the_centre_is_highest_and_symmetric():
@@ -315,6 +323,71 @@ def test_swin_is_read_channels_last_and_a_hint_overrules():
     assert Subject(model, "layers.1", layout="NCHW").record(images).features.shape == (2, 8, 8, 48)
 
 
+class Tokens(nn.Module):
+    """timm's two halves on 36 tokens of 16 channels, where 16 could be a grid too."""
+
+    def __init__(self, kept=36, pool=torch.mean):
+        super().__init__()
+        self.conv, self.head, self.kept, self.pool = nn.Conv2d(3, 16, 16, 16), nn.Linear(16, 5), kept, pool
+
+    def forward_features(self, x):
+        return self.conv(x).flatten(2).transpose(1, 2)[:, : self.kept]
+
+    def forward_head(self, x):
+        return self.pool(self.head(x), dim=1)
+
+    def forward(self, x):
+        return self.forward_head(self.forward_features(x))
+
+
+def test_tokens_of_timm_are_tokens_and_may_be_classified_one_by_one():
+    images = torch.randn(2, 3, 96, 96)
+    model = Tokens()
+    by_hand = torch.einsum("bck,bkhw->bchw", model.head.weight[CLASSES], model.conv(images)).relu()
+    assert relative_error(create_explainer("cam", model)(images, CLASSES), by_hand.detach()) < 1e-5
+    model = Tokens(pool=torch.amax)  # as volo's auxiliary head: not linear in the average
+    assert create_explainer("grad-cam", model)(images, CLASSES).shape == (2, 2, 6, 6)
+    with pytest.raises(ValueError, match="^cam needs logits that are linear"):
+        create_explainer("cam", model)(images, CLASSES)
+
+
+def test_class_tokens_for_features_ask_for_a_layer():
+    with pytest.raises(ValueError, match=r"^layer 'forward_features': its 1 tokens can only be class tokens.*earlier"):
+        create_explainer("grad-cam", Tokens(kept=1))(torch.randn(2, 3, 96, 96), 0)
+
+
+class Wrapped(nn.Module):
+    """A timm network as a module of which nothing is known."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "convnext_atto"])
+def test_images_too_small_for_the_last_features_are_refused(name):
+    model = Wrapped(network(name)[0])
+    explainer = create_explainer("grad-cam", model)
+    with pytest.raises(
+        ValueError, match=r"^images of 32x32 pixels are too small: .*or pass layer=\.\.\., such as 'inner"
+    ):
+        explainer(torch.randn(1, 3, 32, 32), 0)
+    assert explainer(torch.randn(1, 3, 96, 96), 0).shape[2:] == (3, 3)  # the refusal settled nothing
+    assert create_explainer("grad-cam", model, "inner.layer3" if name == "test_resnet" else "inner.stages.2")(
+        torch.randn(1, 3, 32, 32), 0
+    ).shape[2:] == (2, 2)
+
+
+def test_small_features_of_a_network_of_one_size_will_do():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 8, 8), nn.ReLU(), nn.MaxPool2d(2), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 5)
+    )
+    assert create_explainer("grad-cam", model)(torch.randn(2, 3, 32, 32), 0).shape[2:] == (2, 2)
+
+
 def test_class_tokens_alone_have_no_map():
     model, images = network("test_vit", 160)
     with pytest.raises(ValueError, match="^the logits read class tokens only at layer 'blocks.5'"):
@@ -428,17 +501,22 @@ def test_nothing_is_left_behind(name):
     model, images = network(name)
     model.train()
     list(model.modules())[3].eval()
-    names = [*EVERYWHERE, *PIXELS, "integrated-gradients"]
     before = state_of(model)
-    for layer in (None, "layer3" if name == "test_resnet" else "backbone.layer3"):
-        create_explainer(names, model, layer, **FEW)(images, CLASSES)
-        assert state_of(model) == before
+    create_explainer([*EVERYWHERE, *PIXELS], model, **FEW)(images, CLASSES)
+    assert state_of(model) == before
+    create_explainer(EVERYWHERE, model, "layer3" if name == "test_resnet" else "backbone.layer3", n=2)(images, CLASSES)
+    assert state_of(model) == before
     assert images.grad is None
     assert not images.requires_grad
 
 
-@pytest.mark.parametrize("method", ["grad-cam", "lift-cam", "fd-cam", "score-cam", *PIXELS])
-@pytest.mark.parametrize("layer", [None, "layer3"])
+@pytest.mark.parametrize(
+    ("method", "layer"),
+    [
+        *((method, layer) for method in ("grad-cam", "lift-cam", "fd-cam", "score-cam") for layer in (None, "layer3")),
+        *((method, None) for method in PIXELS),
+    ],
+)
 @pytest.mark.parametrize("run", [0, 1, 2])
 def test_nothing_is_left_behind_by_an_exception(method, layer, run):
     model, images = network()
@@ -459,13 +537,14 @@ def test_nothing_is_left_behind_by_an_exception(method, layer, run):
 
 
 @pytest.mark.parametrize("caller", [torch.no_grad, torch.inference_mode, torch.enable_grad])
-def test_frozen_models_and_callers_without_gradients(caller):
+@pytest.mark.parametrize(("names", "layer"), [([*EVERYWHERE, "lift-cam"], "layer3"), (PIXELS, None)])
+def test_frozen_models_and_callers_without_gradients(caller, names, layer):
     model, images = network()
-    names = [*EVERYWHERE, "lift-cam", *PIXELS]
-    expected = create_explainer(names, model, "layer3", **FEW)(images, CLASSES)
+    few = options_for(names)
+    expected = create_explainer(names, model, layer, **few)(images, CLASSES)
     model.requires_grad_(False)
     with caller():
-        found = create_explainer(names, model, "layer3", **FEW)(images.clone(), CLASSES.clone())
+        found = create_explainer(names, model, layer, **few)(images.clone(), CLASSES.clone())
         assert torch.is_inference_mode_enabled() == (caller is torch.inference_mode)
     for name in names:
         assert torch.allclose(found[name], expected[name], atol=1e-6), name
@@ -494,9 +573,10 @@ def test_other_precisions(dtype):
 @pytest.mark.parametrize("layer", [None, "layer3"])
 def test_on_a_gpu(layer):
     model, images = network()
-    names = [*EVERYWHERE, "lift-cam", *PIXELS]
-    expected = create_explainer(names, model, layer, **FEW)(images, CLASSES)
-    found = create_explainer(names, model.cuda(), layer, **FEW)(images.cuda(), CLASSES)
+    names = [*EVERYWHERE, "lift-cam", *(PIXELS if layer is None else [])]
+    few = options_for(names)
+    expected = create_explainer(names, model, layer, **few)(images, CLASSES)
+    found = create_explainer(names, model.cuda(), layer, **few)(images.cuda(), CLASSES)
     for name in names:
         assert relative_error(found[name].cpu(), expected[name]) < 1e-2, name
 

@@ -110,6 +110,15 @@ def test_pixel_methods_need_no_spatial_features():
 
 
 @pytest.mark.parametrize("name", ["guided-backprop", "integrated-gradients"])
+def test_pixel_methods_have_no_layer(name):
+    model, _ = network()
+    with pytest.raises(
+        ValueError, match=f"^'{name}' maps are of the image's pixels and have no layer: leave layer out$"
+    ):
+        create_explainer(name, model, "layer3")
+
+
+@pytest.mark.parametrize("name", ["guided-backprop", "integrated-gradients"])
 def test_a_missing_extra_is_named(name, monkeypatch):
     monkeypatch.setitem(sys.modules, "captum", None)
     model, images = network()

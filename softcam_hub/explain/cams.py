@@ -9,6 +9,7 @@
 - Smooth Grad-CAM++ averages the derivatives over noisy images and applies them to the *clean* A; the noise is the same
   for every image, so that a map does not depend on the batch around it.
 - FD-CAM and Score-CAM work on logits. Score-CAM's baseline cancels in its softmax and is not computed.
+- FD-CAM compares channels in float32 at least, under autocast too: in half precision the quantile is a matter of ties.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -75,6 +76,8 @@ def smooth_grad_cam_pp(recording: Recording, n: int = 10, sigma: float = 0.3, se
         sigma: standard deviation of the noise, in the units of the normalised image.
         seed: of the noise; torch's global random state is left alone.
     """
+    if n < 1:
+        raise ValueError(f"n is the number of noisy images and must be at least 1, got {n}")
     if recording.linear is not None:
         return grad_cam_pp(recording)
     sums = [torch.zeros_like(recording.gradient) for _ in range(3)]
@@ -135,7 +138,8 @@ def _directions(features: Tensor) -> Tensor:
 
 def _similar_channels(directions: Tensor, rows: slice) -> Tensor:
     """S of the channels in `rows` as ones and zeros, (rows, K), of one image's directions (K, HW)."""
-    cosines = directions[rows] @ directions.T
+    with torch.autocast(directions.device.type, enabled=False):
+        cosines = directions[rows] @ directions.T
     return _mark_similar(cosines, torch.empty_like(cosines))
 
 
@@ -159,7 +163,8 @@ def _sums_over_similar(features: Tensor, shares: Tensor) -> Tensor:
     sums = shares.new_empty(len(features), channels, shares.shape[1])
     blocks = list(product(range(len(features)), range(0, channels, _ROWS)))
 
-    @torch.no_grad()  # of each thread
+    @torch.no_grad()  # of each thread, and so is autocast
+    @torch.autocast(features.device.type, enabled=False)
     def fill(blocks: list[tuple[int, int]]) -> None:
         buffers = directions.new_empty(2, _ROWS, channels)  # for all blocks: new memory costs as much as the sums
         for image, start in blocks:
@@ -168,9 +173,15 @@ def _sums_over_similar(features: Tensor, shares: Tensor) -> Tensor:
             torch.mm(directions[image, rows], directions[image].T, out=cosines)
             torch.mm(_mark_similar(cosines, scratch), shares[image].T, out=sums[image, rows])
 
-    threads = torch.get_num_threads() if features.device.type == "cpu" else 1
-    with ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1)) as pool:
-        list(pool.map(fill, (blocks[first::threads] for first in range(threads))))
+    if features.device.type != "cpu":
+        fill(blocks)
+        return sums.transpose(1, 2)
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1)) as pool:
+            list(pool.map(fill, (blocks[first::threads] for first in range(threads))))
+    finally:
+        torch.set_num_threads(threads)  # what a thread sets is the default of all threads to come
     return sums.transpose(1, 2)
 
 

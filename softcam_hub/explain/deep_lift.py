@@ -54,13 +54,15 @@ def deep_lift(recording: Recording) -> Tensor:
 
 def _check_complete(contributions: Tensor, change: Tensor, layer: str) -> None:
     missed = (contributions.sum(dim=2) - change).abs()
-    rounding = 1e-5 * contributions.abs().sum(dim=2)
-    if (missed > 1e-3 * change.abs() + rounding).any() or not torch.isfinite(missed).all():
+    precision = torch.finfo(change.dtype).eps  # that of the model, whose half precision loses digits on the way
+    rounding = max(1e-5, precision / 2) * contributions.abs().sum(dim=2)
+    if (missed > max(1e-3, 8 * precision) * change.abs() + rounding).any() or not torch.isfinite(missed).all():
         worst = float((missed / change.abs().clamp_min(torch.finfo(change.dtype).tiny)).max())
+        rounded = f", or {change.dtype} rounds too much (take float32)" if precision > 1e-5 else ""
         raise ValueError(
             f"lift-cam is not defined at layer {layer!r}: DeepLIFT's contributions miss the change of the logit by "
-            f"{worst:.1%}, because a norm, an attention or a product stands above the layer; name a later layer, or "
-            "take the maps of softcam_hub.convert(model), where it is exact"
+            f"{worst:.1%}, because a norm, an attention or a product stands above the layer{rounded}; name a later "
+            "layer, or take the maps of softcam_hub.convert(model), where it is exact"
         )
 
 

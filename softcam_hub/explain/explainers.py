@@ -40,8 +40,11 @@ def native(recording: Recording, kind: str) -> Tensor:
 def random_maps(recording: Recording, seed: int = 0) -> Tensor:
     """Uniform noise, another one for every image and class, but the same again for the same image: the lowest bar."""
     prints = [crc32(image.float().cpu().numpy().tobytes(), seed) for image in recording.images]
-    drawn = [torch.rand(_map_shape(recording)[1:], generator=torch.Generator().manual_seed(one)) for one in prints]
-    return torch.stack(drawn).to(recording.features)
+    pairs = zip(prints, recording.classes.tolist(), strict=True)
+    seeds = [crc32(str(label).encode(), one) for one, classes in pairs for label in classes]
+    size = recording.features.shape[2:]
+    drawn = [torch.rand(size, generator=torch.Generator().manual_seed(one)) for one in seeds]
+    return torch.stack(drawn).view(_map_shape(recording)).to(recording.features)
 
 
 def centre(recording: Recording) -> Tensor:
@@ -176,7 +179,7 @@ def create_explainer(
     Args:
         name: one of `list_explainers()`, or several.
         model: a timm model, one of ours, a transformers classifier or any module from images to logits.
-        layer: module or its dotted path; by default the features before pooling.
+        layer: module or its dotted path; by default the features before pooling. Not for maps of pixels or of a head.
         layout: `NCHW`, `NHWC` or `NLC` (tokens), where the shape of the layer's output does not say.
         prefix_tokens: class tokens and registers in the layer's output, where its shape does not say.
         signed: leave the negative part of the maps.
@@ -188,6 +191,9 @@ def create_explainer(
             near = difflib.get_close_matches(str(one), list_explainers(), n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(list_explainers())}"
             raise ValueError(f"unknown explainer {one!r}: {hint}")
+    without_layer = [one for one in names if one in OF_PIXELS and layer is not None]
+    if without_layer:
+        raise ValueError(f"{without_layer[0]!r} maps are of the image's pixels and have no layer: leave layer out")
     explainers = Explainers(names, Subject(model, layer, layout, prefix_tokens), signed, options)
     return Explainer(explainers) if isinstance(name, str) else explainers
 
@@ -221,6 +227,8 @@ def _differentiable(model: nn.Module) -> Iterator[None]:
 
 def _checked_images(images: Tensor, model: nn.Module) -> Tensor:
     check_images(images, getattr(model, "in_chans", images.shape[1] if getattr(images, "ndim", 0) == 4 else 3))
+    if not len(images):
+        raise ValueError(f"expected at least one image, got none: their shape is {tuple(images.shape)}")
     if not torch.isfinite(images).all():
         raise ValueError("images have NaN or infinite values: check the preprocessing")
     return images.detach().clone() if images.is_inference() else images.detach()

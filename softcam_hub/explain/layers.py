@@ -127,6 +127,10 @@ def _find_tokens(raw: Tensor, image_size: tuple[int, int], hints: Hints) -> Layo
     if given is not None:
         return Layout("NLC", given, _grid_of(length - given, image_size))
     grids = _token_grids(length, image_size)
+    if not grids and length <= _MOST_PREFIX_TOKENS:
+        raise ValueError(
+            f"its {length} tokens can only be class tokens, which have no locations: name an earlier layer"
+        )
     if hints.expected_prefix in grids:
         return Layout("NLC", hints.expected_prefix, grids[hints.expected_prefix])
     if len(grids) != 1:

@@ -51,7 +51,8 @@ class Recording:
         if layer is None or layer.weight.shape[:2] != (self.logits.shape[1], self.features.shape[1]):
             return None
         weight, bias = (at_least_float32(values.detach()) for values in weights_of(layer))
-        average = at_least_float32(inputs if inputs.ndim == 2 else inputs.mean(dim=(2, 3)))
+        places = range(1, inputs.ndim - 1) if isinstance(layer, nn.Linear) else range(2, inputs.ndim)
+        average = at_least_float32(inputs.mean(dim=tuple(places)) if len(places) else inputs)
         tolerance = min(100 * torch.finfo(self.logits.dtype).eps, 0.02)
         if _close(average, self.pooled, tolerance) and _close(self.logits, average @ weight.T + bias, tolerance):
             return weight, bias

@@ -6,9 +6,11 @@ forward hook, which is there only while the model runs.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models.heads import SoftCAMHead
@@ -21,6 +23,9 @@ Edit = Callable[[Tensor], Tensor]
 
 _READ_BY_CLASS_TOKENS = ("norm1", "layernorm_before", "layer_norm1")
 """The norm before a transformer's attention, as timm and transformers name it; the last one is the last to be read."""
+
+_FEW = 4
+"""Locations along a side, of which the next stage of a network may leave one."""
 
 
 class Subject:
@@ -104,7 +109,7 @@ class Subject:
         reads.
         """
         if not self.settled and self.halves is None:
-            self._look_at(_last_map(self, images[:1]))
+            self._look_at(_last_map_of_any_size(self, images[:1]))
         recording = self._record(images)
         if not self.settled and recording.layout.prefix_tokens and not recording.reads_locations():
             self._look_at(_last_read_by_class_tokens(self.model))
@@ -135,8 +140,11 @@ class Subject:
             return Layout("NCHW")
         if trusted and self.hints.layout is None:
             return Layout("NHWC" if self.hints.expected_layout == "NHWC" else "NCHW")
+        hints = self.hints.of_layer(self.layer)
+        if self.layer is None and raw.ndim == 3:  # timm has no channels before tokens
+            hints = replace(hints, expected_layout="NLC")
         try:
-            return find_layout(raw.detach(), tuple(images.shape[-2:]), self.hints.of_layer(self.layer))
+            return find_layout(raw.detach(), tuple(images.shape[-2:]), hints)
         except ValueError as error:
             raise ValueError(f"layer {self.layer_name!r}: {error}") from error
 
@@ -192,31 +200,51 @@ def _find_layer(model: nn.Module, layer: str | nn.Module) -> nn.Module:
     return layer
 
 
+def _last_map_of_any_size(subject: Subject, image: Tensor) -> str:
+    """Path of the last module whose output has locations; an image so small that the last features are 1x1 is refused,
+    as an earlier layer would stand in for them.
+    """
+    name, side = _last_map(subject, image)
+    if side > _FEW:
+        return name
+    try:
+        last, _ = _last_map(subject, F.interpolate(image, scale_factor=2))
+    except Exception:  # of any kind, from a network that takes one size only
+        return name
+    if last != name:
+        size = f"{image.shape[2]}x{image.shape[3]}"
+        raise ValueError(
+            f"images of {size} pixels are too small: the last features, those of {last!r}, have one location at this "
+            f"size; take larger images, or pass layer=..., such as {name!r}"
+        )
+    return name
+
+
 @torch.no_grad()
-def _last_map(subject: Subject, image: Tensor) -> str:
-    """Path of the last module whose output has locations."""
+def _last_map(subject: Subject, image: Tensor) -> tuple[str, int]:
+    """Path of the last module whose output has locations, and the shorter side of their grid."""
     names = {module: name for name, module in subject.model.named_modules() if name}
-    found: list[tuple[str, ValueError | None]] = []
+    found: list[tuple[str, int, ValueError | None]] = []
 
     def note(module: nn.Module, _: Any, output: Any) -> None:
         tensor = first_tensor(output)
         if tensor is None or tensor.ndim not in (3, 4) or len(tensor) != len(image) or 1 in tensor.shape[1:]:
             return
         try:
-            find_layout(tensor, tuple(image.shape[-2:]), subject.hints.of_layer(module))
-            found.append((names[module], None))
+            layout = find_layout(tensor, tuple(image.shape[-2:]), subject.hints.of_layer(module))
+            found.append((names[module], min(layout.to_maps(tensor).shape[2:]), None))
         except ValueError as error:
-            found.append((names[module], error))
+            found.append((names[module], 0, error))
 
     with hooked(names, note):
         subject.logits(image)
-    if not any(error is None for _, error in found):
+    if not any(error is None for *_, error in found):
         kind = type(subject.model).__name__
-        raise ValueError(f"{kind} has no spatial features to explain: pass layer=... and layout=...")
-    name, error = found[-1]
+        raise ValueError(f"{kind} has no spatial features to explain: pass layer=... and layout=..., or larger images")
+    name, side, error = found[-1]
     if error is not None:
         raise ValueError(f"the last features are unclear, pass layer=...; at {name!r}: {error}") from error
-    return name
+    return name, side
 
 
 def _last_read_by_class_tokens(model: nn.Module) -> str:
