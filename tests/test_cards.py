@@ -1,6 +1,7 @@
 """Cards say what rows say, load what they say, and fail the check when they have gaps or numbers of their own."""
 
 import argparse
+import dataclasses
 import importlib.util
 import json
 import os
@@ -19,10 +20,12 @@ from huggingface_hub import ModelCard
 from safetensors.torch import save
 
 import softcam_hub
+from softcam_hub.benchmarking.config import BenchmarkConfig
 from softcam_hub.cards import PLACE, Trained, check, family_card, read_rows, read_trained, trained_card, write_card
 from softcam_hub.commands import card as card_command
 from softcam_hub.hub import model_files
 from softcam_hub.models.classifier import split_name
+from softcam_hub.registry import architectures
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -113,7 +116,7 @@ def test_scores_of_the_shipped_model_are_in_its_model_index():
 
 def test_explanation_scores_of_the_own_maps_go_into_the_model_index_and_all_into_a_table(folder):
     lines = "".join(json.dumps(row) + "\n" for row in EXPLANATIONS)
-    (folder / "explanations.jsonl").write_text(lines)
+    (folder / "rows.jsonl").write_text(lines)
     model = read_trained(folder)
     text = trained_card(model)
     check(text, model.rows, set(model.pictures))
@@ -127,12 +130,52 @@ def test_explanation_scores_of_the_own_maps_go_into_the_model_index_and_all_into
     assert "softcam-hub benchmark" in text
 
 
-def test_without_rows_there_is_no_section_of_explanations():
-    assert "softcam-hub benchmark" not in trained_card(read_trained(softcam_hub.CAPE_LESIONS))
+def test_without_rows_there_is_no_section_of_explanations(folder):
+    (folder / "rows.jsonl").unlink()
+    assert "softcam-hub benchmark" not in trained_card(read_trained(folder))
+
+
+def test_the_explanations_of_a_card_say_on_what_and_how_they_were_measured(folder):
+    settings = {"data": "/home/ada/eyes", "split": "validation", "annotated": 7, "limit": 64, "hold_out": 0.2}
+    model = read_trained(folder)
+    native = {**EXPLANATIONS[0], **settings, "explains": "model", "explainers": "all"}
+    rows = [native, {**native, "explainer": "grad-cam", "explains": "twin", "twin": "runs/ada/twin"}]
+    text = trained_card(Trained(model.config, explanations=rows))
+    assert "on 64 images of `eyes` (validation), 7 of them annotated" in text
+    command = f"softcam-hub benchmark --model {PLACE} --explainers all --split validation --limit 64 --data eyes"
+    assert f"{command} --hold_out 0.2 --output results\n" in text
+    assert f"--model {PLACE} --twin twin --explainers all" in text
+    assert "native maps explain this model, the others its vanilla twin" in text
+    (found,) = {(r.dataset_name, r.dataset_split) for r in ModelCard(text).data.eval_results}
+    assert found == ("eyes", "validation")
+
+
+def test_the_command_of_a_card_knows_the_defaults_of_a_benchmark():
+    from softcam_hub.cards.rendering import BENCHMARK
+
+    defaults = {field.name: field.default for field in dataclasses.fields(BenchmarkConfig)}
+    assert {name: defaults[name] for name in BENCHMARK} == BENCHMARK
+    assert defaults.keys() - BENCHMARK.keys() == {"output", "per_image", "overwrite"}
+
+
+@pytest.mark.parametrize("line", ['{"file": "eye.png"}', "[1]", "3"])
+def test_rows_that_are_of_no_benchmark_are_named(line, folder):
+    (folder / "rows.jsonl").write_text(line)
+    with pytest.raises(ValueError, match=r"line 1 of .*rows\.jsonl names no explainer: expected the rows\.jsonl"):
+        read_trained(folder)
+
+
+def test_the_shipped_rows_are_the_committed_ones():
+    shipped = read_trained(softcam_hub.CAPE_LESIONS).explanations
+    committed = [row for row in read_rows(RESULTS / "explanations.jsonl") if row["recipe"] == "lesions-cape"]
+    differing = ("recipe", "explains")
+    strip = [{name: value for name, value in row.items() if name not in differing} for row in (*shipped, *committed)]
+    assert strip[: len(shipped)] == strip[len(shipped) :]
+    card_command.run(argparse.Namespace(folder=softcam_hub.CAPE_LESIONS, check=True))
 
 
 def test_a_model_without_any_record_gets_a_card_that_says_so(folder):
-    for name in ("metrics.json", "recipe.yaml", "examples.png", "README.md"):
+    for name in ("metrics.json", "recipe.yaml", "examples.png", "README.md", "rows.jsonl"):
         (folder / name).unlink()
     write_card(folder)
     text = (folder / "README.md").read_text()
@@ -151,6 +194,40 @@ def test_weights_that_were_started_from_are_named_with_their_licence():
     data = ModelCard(trained_card(model)).data
     assert (data.base_model, data.license) == ("timm/resnet50.tv_in1k", "bsd-3-clause")
     assert ModelCard(trained_card(Trained(config, settings={**started, "pretrained": False}))).data.base_model is None
+
+
+def test_every_registered_tag_has_a_licence_of_its_own():
+    from softcam_hub.cards.rendering import _started_from
+
+    known = architectures()
+    for name in timm.list_pretrained():
+        backbone, _, tag = name.partition(".")
+        if backbone in known:
+            found = _started_from({"model": f"cape_{backbone}.{tag}", "pretrained": True}, backbone)
+            assert found == timm.models.get_pretrained_cfg(name)
+    config = {**read_trained(softcam_hub.CAPE_LESIONS).config, "architecture": "cape_fastvit_mci0"}
+    started = {"model": "cape_fastvit_mci0.apple_mclip", "pretrained": True}
+    data = ModelCard(trained_card(Trained(config, settings=started))).data
+    assert (data.base_model, data.license) == ("apple/mobileclip_s0_timm", "apple-amlr")
+
+
+def test_of_a_local_path_a_card_tells_the_last_part(folder):
+    config = read_trained(folder).config
+    for data in ("/home/ada/patients/cohort", str(folder.parent / "cohort"), "../ada/cohort", "~/ada/cohort"):
+        card = trained_card(Trained(config, {"data": data, "test_accuracy": 0.5}, {"data": data, "teacher": data}))
+        assert "Trained on `cohort`" in card
+        assert "teacher: cohort\n" in card
+        assert "ada" not in card
+        assert ModelCard(card).data.eval_results[0].dataset_name == "cohort"
+
+
+def test_a_card_of_several_labels_does_not_speak_of_a_softmax(folder):
+    config = {**read_trained(folder).config, "architecture": "softcam_test_resnet"}
+    assert "A softmax compares classes" in trained_card(Trained(config))
+    card = trained_card(Trained({**config, "problem_type": "multi_label_classification"}))
+    assert "softmax compares" not in card
+    assert "they do not add up to one" in card
+    assert "of which an image may have several" in card
 
 
 def test_data_on_the_hub_is_named_and_local_data_is_not(folder):
@@ -303,12 +380,15 @@ def command(*words):
 
 
 def test_the_command_writes_and_checks(folder, capsys):
-    with pytest.raises(FileExistsError, match="overwrite replaces it"):
+    with pytest.raises(FileExistsError, match="--overwrite replaces it"):
         command(folder, "--license", "apache-2.0")
     command(folder, "--license", "apache-2.0", "--overwrite")
     assert ModelCard.load(folder / "README.md").data.license == "apache-2.0"
     command(folder, "--check")
     assert "has no gaps" in capsys.readouterr().out
+    command(folder, "--overwrite")
+    assert ModelCard.load(folder / "README.md").data.license == "apache-2.0", "kept"
+    assert "softcam-hub benchmark" in (folder / "README.md").read_text()
     card = folder / "README.md"
     shown = f"{100 * LESIONS['test_accuracy']:.1f} %"
     assert shown in card.read_text()

@@ -49,11 +49,9 @@ def rendered() -> Iterator[Card]:
 
 def shipped() -> Iterator[Card]:
     """The same card twice: beside the model, and among the cards, where the picture is README's."""
-    file = RESULTS / "explanations.jsonl"
-    explanations = [row for row in read_rows(file) if row.get("recipe") == RECIPE] if file.exists() else []
-    model = replace(read_trained(CAPE_LESIONS, license="mit"), explanations=explanations)
-    lesions = [row for row in read_rows(RESULTS / "lesions.jsonl") if row["recipe"] == RECIPE]
-    rows = [model.config, *lesions, *explanations]
+    model = read_trained(CAPE_LESIONS, license="mit")
+    results = [*read_rows(RESULTS / "lesions.jsonl"), *read_rows(RESULTS / "explanations.jsonl")]
+    rows = [model.config, *(row for row in results if row["recipe"] == RECIPE)]
     yield Card(CAPE_LESIONS / "README.md", trained_card(model, SHIPPED, NOTE), rows, set(model.pictures))
     pictures = ("../docs/examples.png",)
     yield Card(

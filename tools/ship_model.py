@@ -1,6 +1,7 @@
 """Put the result of a training run into the package, as the small model that examples, demo and tests run on.
 
 python benchmarks/lesions.py lesions-cape    # trains it, and keeps the row of its scores
+python benchmarks/explanations.py            # measures its explanations
 python tools/ship_model.py runs/lesions-cape
 make cards                                   # renders its card
 
@@ -19,6 +20,7 @@ FILES = {
     "model/examples.png": "examples.png",
     "settings.yaml": "recipe.yaml",
     "metrics.json": "metrics.json",
+    "explanations/rows.jsonl": "rows.jsonl",
 }
 
 

@@ -9,8 +9,8 @@ import yaml
 
 Row = dict[str, Any]
 
-METRICS, RECIPE, EXPLANATIONS = "metrics.json", "recipe.yaml", "explanations.jsonl"
-"""Files beside a model that its card is made of."""
+METRICS, RECIPE, EXPLANATIONS = "metrics.json", "recipe.yaml", "rows.jsonl"
+"""Files beside a model that its card is made of; the last is what `softcam-hub benchmark` writes."""
 
 PICTURES = {
     "examples.png": "Explained test images, ground truth outlined: the image, and the maps of its two top classes",
@@ -57,7 +57,7 @@ def read_trained(folder: str | Path, license: str | None = None) -> Trained:
         config=read_config(folder),
         metrics=_read(folder / METRICS, json.loads),
         settings=_read(folder / RECIPE, yaml.safe_load),
-        explanations=read_rows(lines) if lines.exists() else [],
+        explanations=read_explanations(lines) if lines.exists() else [],
         pictures=tuple(name for name in PICTURES if (folder / name).exists()),
         license=license,
     )
@@ -88,6 +88,18 @@ def _read(file: Path, parse: Any) -> Row:
     if not isinstance(found, dict):
         raise ValueError(f"{file} must hold names and values, got {type(found).__name__}")
     return found
+
+
+def read_explanations(file: Path) -> list[Row]:
+    """The rows of a benchmark."""
+    rows = read_rows(file)
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict) or "explainer" not in row:
+            raise ValueError(
+                f"line {number} of {file} names no explainer: expected the {EXPLANATIONS} that `softcam-hub benchmark` "
+                "writes; put that one there, or remove this one"
+            )
+    return rows
 
 
 def read_rows(file: Path) -> list[Row]:

@@ -9,15 +9,20 @@
 
 import math
 import re
+import shlex
+from dataclasses import fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment, StrictUndefined
-from timm.models import get_pretrained_cfg, is_model
+from timm.models import PretrainedCfg, get_pretrained_cfg, is_model
 
+from ..data.config import DataConfig
 from .facts import CLASSES, PICTURES, Row, Trained, read_trained
 
 PLACE = "your-name/your-model"
@@ -32,18 +37,43 @@ NATIVE = ("softcam", "cape", "mu-cape")
 NOT_SCORES = ("runtime", "_per_second", "_time")
 """How Trainer's names of durations end."""
 
+BENCHMARK = {
+    "explainers": "",
+    "measures": "",
+    "split": "test",
+    "limit": None,
+    "batch_size": 16,
+    "shard_size": 32,
+    "patch": None,
+    "seed": 0,
+}
+"""Settings of a benchmark that a row tells -> their defaults."""
+
 NOT_SETTINGS = ("output", "overwrite", "resume", "cache_dir", "workers", "trackers", "log_steps", "checkpoint_steps")
 """Settings that have no bearing on what is learnt."""
 
 
 def write_card(folder: str | Path, license: str | None = None, overwrite: bool = False) -> Path:
-    """Write the card of a model folder, README.md, from what lies in the folder."""
+    """Write the card of a model folder, README.md, from what lies in the folder.
+
+    Without a licence it keeps that of the card that is there.
+    """
     file = Path(folder) / "README.md"
-    card = trained_card(read_trained(folder, license))
-    if file.exists() and not overwrite and file.read_text(encoding="utf-8") != card:
-        raise FileExistsError(f"{file} is there already, perhaps with words of yours: overwrite replaces it")
+    there = file.read_text(encoding="utf-8") if file.exists() else None
+    card = trained_card(read_trained(folder, license or (there and _stated_license(there))))
+    if not overwrite and there not in (None, card):
+        raise FileExistsError(f"{file} is there already, perhaps with words of yours: --overwrite replaces it")
     file.write_text(card, encoding="utf-8")
     return file
+
+
+def _stated_license(card: str) -> str | None:
+    """What a card says of the licence, if it says anything that can be read."""
+    try:
+        stated = getattr(ModelCard(card, ignore_metadata_errors=True).data, "license", None)
+    except (ValueError, yaml.YAMLError):
+        return None
+    return stated if isinstance(stated, str) and stated != "unknown" else None
 
 
 def trained_card(model: Trained, name: str = "", note: str = "") -> str:
@@ -56,11 +86,11 @@ def trained_card(model: Trained, name: str = "", note: str = "") -> str:
     """
     config, metrics, settings = model.config, model.metrics, model.settings
     family, _, backbone = config["architecture"].partition("_")
-    title, data, scores = name or config["architecture"], str(metrics.get("data", "")), _scores(metrics)
-    base = _base_model(settings, backbone)
-    license = model.license or _license(base) or "unknown"
+    title, data, scores = name or config["architecture"], _public(str(metrics.get("data", ""))), _scores(metrics)
+    started = _started_from(settings, backbone)
+    license = model.license or getattr(started, "license", None) or "unknown"
     split = next((split for split in SPLITS if any(key.startswith(f"{split}_") for key in metrics)), "")
-    metadata = _metadata(family, license, base, [data] if data.count("/") == 1 and not Path(data).exists() else [])
+    metadata = _metadata(family, license, getattr(started, "hf_hub_id", None), [data] if _is_hub_id(data) else [])
     results = _results(data or "unnamed", split, scores, model.explanations)
     facts = {
         "trained": True,
@@ -69,6 +99,7 @@ def trained_card(model: Trained, name: str = "", note: str = "") -> str:
         "family": family,
         "architecture": config["architecture"],
         "data": data,
+        "several": config.get("problem_type") == "multi_label_classification",
         "classes": config.get("label_names") or list(config.get("id2label", {}).values()),
         "pictures": [(PICTURES[Path(file).name], file) for file in model.pictures],
         "image_size": config["pretrained_cfg"]["input_size"][-1],
@@ -133,23 +164,34 @@ def _metadata(family: str, license: str, base_model: str | None, datasets: list[
     }
 
 
-def _base_model(settings: Row, backbone: str) -> str | None:
-    """The Hub id of timm's weights that training began with."""
+def _started_from(settings: Row, backbone: str) -> PretrainedCfg | None:
+    """What timm says of the weights that training began with."""
     tag = str(settings.get("model", "")).partition(".")[2]
     if not settings.get("pretrained") or not is_model(backbone):
         return None
-    cfg = get_pretrained_cfg(f"{backbone}.{tag}" if tag else backbone)
-    return getattr(cfg, "hf_hub_id", None)
+    return get_pretrained_cfg(f"{backbone}.{tag}" if tag else backbone)
+
+
+def _is_hub_id(data: str) -> bool:
+    """Whether data are those of a user on the Hub; a local path may look the same, and is there."""
+    try:
+        validate_repo_id(data)
+    except HFValidationError:
+        return False
+    return data.count("/") == 1 and not Path(data).exists()
+
+
+def _public(data: Any) -> Any:
+    """A name as a card may tell it: of a local path the last part, as the others are nobody's business."""
+    if not isinstance(data, str) or "/" not in data or "://" in data or _is_hub_id(data.removeprefix("hf-hub:")):
+        return data
+    return Path(data).name
 
 
 def _is_generated(data: str) -> bool:
     from ..data.lesions import VARIANTS  # brings datasets, which takes a second
 
     return data in VARIANTS
-
-
-def _license(base_model: str | None) -> str | None:
-    return get_pretrained_cfg(base_model.partition("/")[2]).license if base_model else None
 
 
 def _scores(metrics: Row) -> Row:
@@ -181,7 +223,8 @@ def _words(name: str) -> str:
 
 
 def _yaml(settings: Row) -> str:
-    told = {name: value for name, value in settings.items() if name not in NOT_SETTINGS and value not in (None, "")}
+    told = {name: _public(value) for name, value in settings.items() if name not in NOT_SETTINGS}
+    told = {name: value for name, value in told.items() if value not in (None, "")}
     return yaml.safe_dump(told, sort_keys=False).strip() if told else ""
 
 
@@ -203,7 +246,31 @@ def _explanation_table(rows: list[Row]) -> Row:
     """A column for every score that some row has."""
     names = list(dict.fromkeys(name for row in rows for name, value in row.items() if _is_explanation(name, value)))
     cells = [[f"`{row['explainer']}`", *(_cell(row.get(name)) for name in names)] for row in rows]
-    return {"explanations": cells, "explanation_columns": ["maps", *(_words(name) for name in names)]}
+    return {
+        "explanations": cells,
+        "explanation_columns": ["maps", *(_words(name) for name in names)],
+        "explained": list(dict.fromkeys(_sample(row) for row in rows)),
+        "benchmarks": list(dict.fromkeys(_command(row) for row in rows)),
+        "of_twin": any(row.get("explains") == "twin" for row in rows),
+    }
+
+
+def _sample(row: Row) -> str:
+    """On which images, as far as the row says."""
+    count = f"{row['images']} images" if "images" in row else "images"
+    where = f" of `{_public(row['data'])}` ({row.get('split', 'test')})" if row.get("data") else ""
+    return f"{count}{where}" + (f", {row['annotated']} of them annotated" if row.get("annotated") else "")
+
+
+def _command(row: Row) -> str:
+    """The call that measured the row, with what differs from the defaults."""
+    defaults = {**BENCHMARK, **{field.name: field.default for field in fields(DataConfig)}}
+    told = {name: row[name] for name in defaults if name in row and row[name] != defaults[name]}
+    words = ["softcam-hub", "benchmark", "--model", PLACE]
+    words += ["--twin", _public(row["twin"])] if row.get("twin") else []
+    for name, value in told.items():
+        words += [f"--{name}"] if value is True else [f"--{name}", str(_public(value))]
+    return shlex.join([*words, "--output", "results"])
 
 
 def _is_explanation(name: str, value: Any) -> bool:
@@ -217,17 +284,23 @@ def _cell(value: Any) -> str:
 
 def _results(data: str, split: str, scores: Row, explanations: list[Row]) -> list[EvalResult]:
     """The model-index: how good the predictions are, and how good the model's own maps."""
-    where = {"task_type": "image-classification", "dataset_type": data, "dataset_name": data, "dataset_split": split}
-    where = {name: value for name, value in where.items() if value}
+    where = _on(data, split)
     found = [
         EvalResult(**where, metric_type=name, metric_value=v, metric_name=_words(name)) for name, v in scores.items()
     ]
     for row in explanations:
         if row["explainer"] in NATIVE:
+            measured_on = _on(str(_public(row.get("data") or data)), row.get("split") or split)
             titles = {name: f"{_words(name)} of {row['explainer']} maps" for name in row}
             own = {name: value for name, value in row.items() if _is_explanation(name, value)}
             found += [
-                EvalResult(**where, metric_type=name, metric_value=value, metric_name=titles[name])
+                EvalResult(**measured_on, metric_type=name, metric_value=value, metric_name=titles[name])
                 for name, value in own.items()
             ]
     return found
+
+
+def _on(data: str, split: str) -> Row:
+    """The task and the data of an entry of the model-index."""
+    where = {"task_type": "image-classification", "dataset_type": data, "dataset_name": data, "dataset_split": split}
+    return {name: value for name, value in where.items() if value}

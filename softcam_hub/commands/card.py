@@ -12,9 +12,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "folder",
         type=Path,
-        help="a model folder; its metrics.json, recipe.yaml, explanations.jsonl and pictures are told",
+        help="a model folder; its metrics.json, recipe.yaml and pictures are told, and the rows.jsonl of a "
+        "`softcam-hub benchmark` where you copy it there",
     )
-    parser.add_argument("--license", help="of the weights, as the Hub spells it: mit, apache-2.0, cc-by-nc-4.0, ...")
+    parser.add_argument(
+        "--license", help="of the weights, as the Hub spells it: mit, apache-2.0, ... [that of the card that is there]"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a card that is there")
     parser.add_argument("--check", action="store_true", help="look at the card that is there instead of writing one")
 
