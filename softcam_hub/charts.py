@@ -22,7 +22,16 @@ DASHES = ((1, 0), (10, 5), (3, 4), (12, 4), (6, 6), (16, 4), (2, 2), (9, 3))
 LEFT, RIGHT, TOP, BOTTOM = 64, 20, 40, 48
 
 
-def curves(panels: dict[str, dict[str, Points]], x_label: str, width: int = 560, height: int = 360) -> Image.Image:
+def part_colour(index: int) -> tuple[int, int, int]:
+    """Colour of a bar's part: the palette, then paler, then darker, so that 24 parts differ."""
+    towards, weight = ((0, 0.0), (255, 0.55), (0, 0.5))[index // len(COLOURS) % 3]
+    red, green, blue = (round(value + weight * (towards - value)) for value in COLOURS[index % len(COLOURS)])
+    return red, green, blue
+
+
+def curves(
+    panels: dict[str, dict[str, Points]], x_label: str, width: int = 560, height: int = 360, shared: bool = False
+) -> Image.Image:
     """Charts beside one another, each with its lines and a legend below.
 
     Args:
@@ -30,23 +39,34 @@ def curves(panels: dict[str, dict[str, Points]], x_label: str, width: int = 560,
         x_label: below every chart.
         width: of one chart in pixels.
         height: of one chart without its legend.
+        shared: all charts show one measure, on one vertical axis.
     """
+    every = [y for lines in panels.values() for line in lines.values() for _, y in line if math.isfinite(y)]
+    levels = ticks(every) if shared and every else None
     legend = 22 * max((len(lines) for lines in panels.values()), default=0) + 12
     sheet = Image.new("RGB", (width * max(1, len(panels)), height + legend), "white")
     for index, (title, lines) in enumerate(panels.items()):
-        sheet.paste(_chart(title, lines, x_label, width, height, legend), (index * width, 0))
+        sheet.paste(_chart(title, lines, x_label, width, height, legend, levels), (index * width, 0))
     return sheet
 
 
-def _chart(title: str, lines: dict[str, Points], x_label: str, width: int, height: int, legend: int) -> Image.Image:
+def _chart(
+    title: str,
+    lines: dict[str, Points],
+    x_label: str,
+    width: int,
+    height: int,
+    legend: int,
+    levels: list[float] | None = None,
+) -> Image.Image:
     picture = Image.new("RGB", (width, height + legend), "white")
     pen, letters = ImageDraw.Draw(picture), font(14)
-    pen.text((LEFT, 10), readable(title), fill="black", font=font(17))
+    pen.text((LEFT, 10), shortened(title, width - LEFT - RIGHT, font(17)), fill="black", font=font(17))
     points = [point for line in lines.values() for point in line if math.isfinite(point[1])]
     if not points:
         pen.text((LEFT, height / 2), "nothing to show", fill="black", font=letters)
         return picture
-    xs, ys = ticks([x for x, _ in points]), ticks([y for _, y in points])
+    xs, ys = ticks([x for x, _ in points]), levels or ticks([y for _, y in points])
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = (x - xs[0]) / (xs[-1] - xs[0])
@@ -64,7 +84,8 @@ def _chart(title: str, lines: dict[str, Points], x_label: str, width: int, heigh
         _polyline(pen, [place(x, y) for x, y in line if math.isfinite(y)], *style)
         below = height + 12 + 22 * index
         _polyline(pen, [(LEFT, below), (LEFT + 44, below)], *style)
-        pen.text((LEFT + 54, below), readable(name), fill="black", font=letters, anchor="lm")
+        shown = shortened(name, width - LEFT - 54 - RIGHT, letters)
+        pen.text((LEFT + 54, below), shown, fill="black", font=letters, anchor="lm")
     return picture
 
 
@@ -86,16 +107,18 @@ def stacked_bars(title: str, bars: dict[str, dict[str, float]], width: int = 720
         top, start = 44 + 34 * index, float(left)
         pen.text((left - 8, top + 13), shortened(name, left - 20, letters), fill="black", font=letters, anchor="rm")
         for part, share in bar.items():
-            end, fill = start + share * (width - left - RIGHT), COLOURS[parts.index(part) % len(COLOURS)]
+            end, fill = start + share * (width - left - RIGHT), part_colour(parts.index(part))
             if end - start >= 0.5:
                 pen.rectangle((start, top, end - 1, top + 25), fill=fill, outline="white")
             if end - start > small.getlength(f"{share:.1%}") + 6:
-                pen.text(((start + end) / 2, top + 13), f"{share:.1%}", fill="white", font=small, anchor="mm")
+                ink = "black" if sum(fill) > 3 * 150 else "white"
+                pen.text(((start + end) / 2, top + 13), f"{share:.1%}", fill=ink, font=small, anchor="mm")
             start = end
     for index, part in enumerate(parts):
         top = 54 + 34 * len(bars) + 22 * index
-        pen.rectangle((left, top, left + 15, top + 15), fill=COLOURS[index % len(COLOURS)])
-        pen.text((left + 26, top + 8), readable(part), fill="black", font=letters, anchor="lm")
+        pen.rectangle((left, top, left + 15, top + 15), fill=part_colour(index))
+        shown = shortened(part, width - left - 26 - RIGHT, letters)
+        pen.text((left + 26, top + 8), shown, fill="black", font=letters, anchor="lm")
     return picture
 
 

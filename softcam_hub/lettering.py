@@ -28,12 +28,15 @@ def readable(text: str) -> str:
 
 
 def shortened(text: str, width: float, font: Font) -> str:
-    """One line of readable text; where it is wider than `width` pixels it is cut off, and three dots say so."""
+    """One line of readable text; where it is wider than `width` pixels three dots stand for its middle.
+
+    Names that begin alike, as those of classes often do, can then still be told apart.
+    """
     text = readable(text)
     if font.getlength(text) <= width:
         return text
-    kept = next((end for end in range(len(text), 0, -1) if font.getlength(text[:end] + "…") <= width), 0)
-    return text[:kept].rstrip() + "…"
+    cuts = (text[: (kept + 1) // 2].rstrip() + "…" + text[len(text) - kept // 2 :] for kept in range(len(text), 0, -1))
+    return next((cut for cut in cuts if font.getlength(cut) <= width), "…")
 
 
 def wrapped(text: str, width: float, font: Font, most: int = 2) -> list[str]:

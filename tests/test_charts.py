@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from softcam_hub.charts import BOTTOM, COLOURS, LEFT, RIGHT, TOP, curves, stacked_bars, ticks
+from softcam_hub.charts import BOTTOM, COLOURS, LEFT, RIGHT, TOP, curves, part_colour, stacked_bars, ticks
 
 WIDTH, HEIGHT = 400, 300
 
@@ -133,3 +133,30 @@ def test_a_long_name_leaves_most_of_the_width_to_the_bars():
     assert (pixels[46] == COLOURS[0]).all(axis=1).sum() > 350
     assert (pixels[:44, -12:] == 255).all()
     assert stacked_bars("empty", {}).size == (720, 60)
+
+
+def test_many_parts_have_colours_of_their_own():
+    assert [part_colour(index) for index in range(8)] == list(COLOURS)
+    assert len({part_colour(index) for index in range(24)}) == 24
+    pixels = np.asarray(stacked_bars("title", {"a": {f"part {n}": 1 / 12 for n in range(12)}}))
+    assert all((pixels[46] == part_colour(n)).all(axis=1).any() for n in range(12))
+
+
+def test_long_names_end_before_the_edge():
+    long = "a very long name " * 20
+    bars = np.asarray(stacked_bars("title", {"a": {long: 1.0}}))
+    lines = np.asarray(curves({long: {long: [(0, 0.0), (1, 1.0)]}}, "epoch"))
+    for pixels in (bars, lines):
+        assert (pixels[:, -12:] == 255).all()
+
+
+def test_charts_of_one_measure_share_their_axis():
+    panels = {"low": {"one": [(0, 0.0), (1, 1.0)]}, "high": {"one": [(0, 0.0), (1, 10.0)]}}
+    apart, shared = (np.asarray(curves(panels, "k", WIDTH, HEIGHT, shared=value)) for value in (False, True))
+    top = [
+        np.flatnonzero((pixels[:HEIGHT, :WIDTH] == COLOURS[0]).all(axis=2).any(axis=1)).min()
+        for pixels in (apart, shared)
+    ]
+    assert top[0] < TOP + 5
+    assert top[1] > HEIGHT / 2
+    assert (apart[:, WIDTH:] == shared[:, WIDTH:]).all()

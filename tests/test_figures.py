@@ -377,6 +377,12 @@ def test_comparison_prints_the_scores_of_the_shown_maps(written):
     assert written.count("one") == 1, "methods are named once"
 
 
+def test_comparison_names_methods_on_every_row_where_columns_do_not_align(written):
+    wide = GREY.resize((2 * GREY.width, GREY.height))
+    comparison([GREY, wide, GREY], {"one": torch.rand(3, 7, 7)})
+    assert written.count("one") == 3
+
+
 def test_comparison_says_where_nothing_stands_out(written):
     comparison([GREY, GREY], {"dead": torch.zeros(2, 3, 3)}, [None, torch.zeros(64, 64)])
     assert written.count("nothing stands out") == 2

@@ -64,7 +64,8 @@ def comparison(
     """Methods side by side, one row for each image (SoftCAM paper, Fig. 2 and 4; CAPE paper, Fig. 3).
 
     Each map shows its positive part, min-max scaled. Where there is an annotation, its activation precision (share of
-    the heat that is on it) and sensitivity (mean heat of it) are printed above the map.
+    the heat that is on it) and sensitivity (mean heat of it) are printed above the map. Methods are named on the first
+    row, or on every row where images differ in width.
 
         comparison(pictures, create_explainer(["grad-cam", "cape"], model)(images, labels), masks)
 
@@ -82,11 +83,12 @@ def comparison(
         if values is not None and len(values) != len(images):
             raise ValueError(f"comparison() got {len(images)} images and {len(values)} {what}: give one for each image")
     masks, titles = masks if masks is not None else [None] * len(images), titles or [""] * len(images)
+    aligned = len({enlarged(image, side).width for image in images}) == 1
     grid = []
     for index, (image, mask, title) in enumerate(zip(images, masks, titles, strict=True)):
         panels = [(title, annotated(enlarged(image, side), mask))]
         for name, values in maps.items():
-            panels.append(_compared(image, values[index], mask, "" if index else name, side))
+            panels.append(_compared(image, values[index], mask, "" if index and aligned else name, side))
         grid.append(row(panels, side))
     outline = " The outline is the annotation." if any(mask is not None and mask.any() for mask in masks) else ""
     text = f"Positive part of each map, scaled from its own minimum to its own maximum.{outline}"
