@@ -230,6 +230,8 @@ def test_photographs_are_kept_no_larger_than_the_model_takes_them(images):
         (["explain", "{empty}", "--out", "{out}"], "there is no image in folder"),
         (["explain", "{image}", "--out", "{out}", "--model", "no/such/model"], "there is no model 'no/such/model'"),
         (["list", "nothing*"], "no architecture matches 'nothing*'"),
+        (["list", "vgg*", "--exact"], "8 architectures match 'vgg*', but none is exact: leave out --exact"),
+        (["list", "resnet18", "--trained"], "none is one whose head must be trained: leave out --trained"),
         (["benchmark", "--output", "{out}", "--explainers", "cam"], "name one with twin"),
         (["benchmark"], "output is missing"),
         (["benchmark", "--output", "{out}", "--accuracy"], "needs runs, or a twin"),
@@ -289,7 +291,9 @@ def test_list_says_what_is_exact_and_how_large_the_maps_are(capsys):
         assert main(["list", "--json", option]) == 0
         counts[option] = len(json.loads(capsys.readouterr().out))
     assert main(["list"]) == 0
-    assert f"{sum(counts.values())} architectures" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{sum(counts.values())} architectures" in said
+    assert "--map_size also measures their maps" in said
 
 
 def test_benchmark_and_table_2(tmp_path, capsys):

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     found = matching(arguments.pattern, arguments.exact, arguments.trained)
     if not found:
-        raise ValueError(f"no architecture matches {arguments.pattern!r}: try a pattern with *, such as 'resnet*'")
+        raise ValueError(nothing_found(arguments))
     if arguments.map_size or len(found) <= MEASURED:
         for row in found:
             row |= measured(row["architecture"])
@@ -36,7 +36,16 @@ def run(arguments: argparse.Namespace) -> None:
     for row in found:
         sizes = "{}x{} at {} px".format(*row["map_size"], row["input_size"][1]) if "map_size" in row else ""
         print(f"{row['architecture']:{width}}  {'exact' if row['exact'] else 'head to train':13}  {sizes}".rstrip())
-    print(f"{len(found)} architectures, each as softcam_NAME and cape_NAME")
+    hint = "" if "map_size" in found[0] else "; --map_size also measures their maps"
+    print(f"{len(found)} architectures, each as softcam_NAME and cape_NAME{hint}")
+
+
+def nothing_found(arguments: argparse.Namespace) -> str:
+    others = len(matching(arguments.pattern, exact=False, trained=False))
+    if not others:
+        return f"no architecture matches {arguments.pattern!r}: try a pattern with *, such as 'resnet*'"
+    kind, option = ("exact", "--exact") if arguments.exact else ("one whose head must be trained", "--trained")
+    return f"{others} architectures match {arguments.pattern!r}, but none is {kind}: leave out {option}"
 
 
 def matching(pattern: str, exact: bool, trained: bool) -> list[dict[str, Any]]:
