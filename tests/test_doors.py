@@ -584,7 +584,16 @@ BAD_CONFIGS = {
     "penalty negative": ({"l2": -0.5}, ValueError, "l2 weighs a penalty and must be at least 0"),
     "penalty nan": ({"l1": float("nan")}, ValueError, "l1 weighs a penalty"),
     "flag type": ({"output_maps": "no"}, StrictDataclassError, "'output_maps' expected bool"),
-    "fewer names": ({"id2label": {"0": "asp"}, "drop": ["label2id", "num_classes"]}, RuntimeError, "mismatch"),
+    "fewer names": (
+        {"id2label": {"0": "asp", "1": "bee"}, "drop": ["label2id", "num_classes"]},
+        RuntimeError,
+        "mismatch",
+    ),
+    "one class": (
+        {"id2label": {"0": "asp"}, "drop": ["label2id", "num_classes"]},
+        ValueError,
+        "name two classes, or for SoftCAM set problem_type='multi_label_classification'",
+    ),
     "penalty infinite": ({"l1": float("inf")}, ValueError, "l1"),
     "problem type": ({"problem_type": "many"}, ValueError, "many"),
     "label numbers with a gap": ({"id2label": dict(zip("01239", NAMES, strict=True))}, ValueError, "id2label"),

@@ -77,6 +77,11 @@ class EvidenceConfig(PreTrainedConfig):
                 f"problem_type={self.problem_type!r} is not possible, evidence maps are maps of classes: expected "
                 f"{' or '.join(_PROBLEM_TYPES)}"
             )
+        if self.num_labels == 1 and self.problem_type != _PROBLEM_TYPES[1]:
+            raise ValueError(
+                "num_labels=1 can neither predict nor learn, as a softmax over one class is always 1: name two "
+                f"classes, or for SoftCAM set problem_type={_PROBLEM_TYPES[1]!r}, which asks for each class by itself"
+            )
 
     @staticmethod
     def without_sources(pretrained_cfg: dict[str, Any]) -> dict[str, Any]:
