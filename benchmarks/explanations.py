@@ -13,11 +13,14 @@ from pathlib import Path
 from timing import Row, write
 
 from softcam_hub.benchmarking import benchmark
-from softcam_hub.benchmarking.report import draw_curves
+from softcam_hub.benchmarking.report import COLUMNS
+from softcam_hub.benchmarking.rows import CURVES
+from softcam_hub.charts import curves
+from softcam_hub.figures import column
 
 ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "benchmarks" / "results" / "explanations.jsonl"
-CURVES = ROOT / "docs" / "explanations.png"
+PICTURE = ROOT / "docs" / "explanations.png"
 TWIN = "lesions-vanilla"
 POST_HOC = "lesions-cape-pf"
 """The run whose twin is `TWIN`."""
@@ -29,6 +32,15 @@ NATIVE = {
     "lesions-softcam": "softcam",
     "lesions-softcam-sparse": "softcam",
 }
+ALWAYS = (
+    *(("softcam", "lesions-softcam"), ("cape", POST_HOC)),
+    *(("cape", "lesions-cape"), ("mu-cape", "lesions-cape"), ("random", TWIN)),
+)
+"""Explainers, and what they explain, that stand in every chart."""
+
+LINES = 3
+"""Post-hoc explainers beside them: more, and colours would repeat."""
+
 SETTINGS = {
     "data": "lesions",
     "data_size": 128,
@@ -49,12 +61,30 @@ def rows_of(recipe: str, explainers: str) -> list[Row]:
     return [{**row, "recipe": explained[row["explains"]], "explains": explained[row["explains"]]} for row in found]
 
 
+def draw(rows: list[Row], file: Path) -> None:
+    """The curves over k, each line with the model that it explains; charts of one measure share their axis."""
+    found = {(row["explainer"], row["explains"]): row for row in rows}
+    others = [one for one in found if one[1] == TWIN and one not in ALWAYS]
+    groups = [(*ALWAYS, *others[first : first + LINES]) for first in range(0, len(others), LINES)]
+    sheets = []
+    for name in CURVES:
+        heading, higher = COLUMNS[name]
+        title = f"{heading[:-2]} in % ({'higher' if higher else 'lower'} is better)"
+        panels = {
+            title + " " * number: {  # titles are keys
+                f"{explainer} ({model})": list(enumerate(found[explainer, model][f"{name}_curve"], 1))
+                for explainer, model in group
+            }
+            for number, group in enumerate(groups)
+        }
+        sheets.append(curves(panels, "k highest patches", shared=True))
+    column(sheets).save(file)
+
+
 def main() -> None:
     rows = [row for recipe, explainers in NATIVE.items() for row in rows_of(recipe, explainers)]
     write(rows, ROWS)
-    chosen = {("cape", POST_HOC), ("mu-cape", POST_HOC), ("softcam", "lesions-softcam-sparse")}
-    shown = [row for row in rows if row["explains"] == TWIN or (row["explainer"], row["explains"]) in chosen]
-    draw_curves(shown, CURVES)
+    draw(rows, PICTURE)
     print(json.dumps({row["explainer"]: row.get("adcc") for row in rows}))
 
 

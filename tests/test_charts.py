@@ -1,7 +1,9 @@
 """Charts: ticks are round and enclose, lines run where their points are, bars divide as told, odd input does no harm."""
 
+import json
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from softcam_hub.charts import BOTTOM, COLOURS, LEFT, RIGHT, TOP, curves, part_colour, stacked_bars, ticks
 
 WIDTH, HEIGHT = 400, 300
+ROOT = Path(__file__).parents[1]
 
 
 def chart(lines, **options):
@@ -160,3 +163,24 @@ def test_charts_of_one_measure_share_their_axis():
     assert top[0] < TOP + 5
     assert top[1] > HEIGHT / 2
     assert (apart[:, WIDTH:] == shared[:, WIDTH:]).all()
+
+
+def test_the_lines_of_the_readmes_chart_say_which_model_they_explain(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import explanations
+
+    drawn = []
+
+    def spy(panels, *given, **options):
+        drawn.append(panels)
+        return curves(panels, *given, **options)
+
+    monkeypatch.setattr(explanations, "curves", spy)
+    rows = [json.loads(line) for line in explanations.ROWS.read_text().splitlines()]
+    explanations.draw(rows, tmp_path / "curves.png")
+    lines = [set(lines) for panels in drawn for lines in panels.values()]
+    always = {"softcam (lesions-softcam)", "cape (lesions-cape-pf)", "cape (lesions-cape)", "random (lesions-vanilla)"}
+    assert all(always < found for found in lines)
+    assert all(len(found) <= len(COLOURS) for found in lines)
+    post_hoc = {f"{row['explainer']} (lesions-vanilla)" for row in rows if row["explains"] == "lesions-vanilla"}
+    assert post_hoc <= set().union(*lines)
