@@ -229,6 +229,10 @@ def test_photographs_are_kept_no_larger_than_the_model_takes_them(images):
         (["explain", "{image}", "--out", "{image}"], "cannot be written"),
         (["explain", "{empty}", "--out", "{out}"], "there is no image in folder"),
         (["explain", "{image}", "--out", "{out}", "--model", "no/such/model"], "there is no model 'no/such/model'"),
+        (
+            ["explain", "{image}", "--out", "{out}", "--model", "{foreign}"],
+            "names no timm architecture, as those of transformers' own models do not",
+        ),
         (["list", "nothing*"], "no architecture matches 'nothing*'"),
         (["list", "vgg*", "--exact"], "8 architectures match 'vgg*', but none is exact: leave out --exact"),
         (["list", "resnet18", "--trained"], "none is one whose head must be trained: leave out --trained"),
@@ -242,7 +246,9 @@ def test_photographs_are_kept_no_larger_than_the_model_takes_them(images):
 )
 def test_a_mistake_ends_with_a_sentence(arguments, sentence, images, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    places = {"image": images / "plain.png", "out": tmp_path / "out", "empty": tmp_path / "empty"}
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "config.json").write_text('{"model_type": "resnet", "architectures": ["ResNetModel"]}')
+    places = {"image": images / "plain.png", **{name: tmp_path / name for name in ("out", "empty", "foreign")}}
     assert main([argument.format(**places) for argument in arguments]) == 1
     said = capsys.readouterr().err
     assert "softcam-hub: error: " in said
