@@ -101,6 +101,7 @@ def circumstances(found: Findings) -> str:
     threads = sorted({row["threads"] for row in chains})
     hours = sum(row["seconds"] for row in chains) / 3600
     seeds = sorted({row["seed"] for row in chains})
+    missing = [study for study in SMALL if not found.rows(study, "training")]
     return (
         f"`make reproduce`: {len(chains)} chains (a study with one seed; seeds {', '.join(map(str, seeds))}), "
         f"{hours:.1f} hours together with {', '.join(map(str, threads))} thread each, side by side on all cores; "
@@ -108,7 +109,7 @@ def circumstances(found: Findings) -> str:
         "**Tolerance.** The same machine and versions give the same numbers. Elsewhere a seed becomes another run: "
         "expect means within two of the standard deviations shown, and verdicts whose numbers are nearer to their "
         "limit than that to change.\n"
-    )
+    ) + (f"\n**Not run yet:** the studies {', '.join(missing)}.\n" if missing else "")
 
 
 def section(found: Findings, claim: Claim) -> str:

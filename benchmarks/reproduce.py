@@ -141,7 +141,7 @@ class Chain:
         if recipe.startswith("cape-pf"):  # starts from weights of its own, and trains a head: at its own rate
             given |= {"init": self.folder / "vanilla" / "model", "pretrained": False}
             given.pop("lr", None)
-        elif recipe != "vanilla" and self.start is not None:
+        elif recipe != "vanilla" and self.starts_as_black_box:
             given |= {"init": self.start, "pretrained": False}
         if l1 is not None:
             given["l1"] = l1
@@ -153,19 +153,21 @@ class Chain:
     def splits(self) -> Splits:
         return load_splits(self.config("vanilla").data)
 
+    @property
+    def start(self) -> Path:
+        """Folder of the black box before it is trained."""
+        return self.folder / "start"
+
     @cached_property
-    def start(self) -> Path | None:
-        """The black box before it is trained; None where an evidence map cannot take over its classifier."""
-        config, folder = self.config("vanilla"), self.folder / "start"
-        if not examine(self.study.backbone, **config.model.architecture_args()).exact:
-            return None
-        make_model(config, self.splits).save_pretrained(folder)
-        return folder
+    def starts_as_black_box(self) -> bool:
+        """Whether an evidence map can take over the black box's classifier."""
+        return examine(self.study.backbone, **self.config("vanilla").model.architecture_args()).exact
 
     def _output(self, recipe: str, l1: float | None = None) -> Path:
         return self.folder / (recipe if l1 is None else f"softcam-l1-{l1:g}")
 
     def _found(self) -> Iterator[tuple[str, Row]]:
+        make_model(self.config("vanilla"), self.splits).save_pretrained(self.start)
         runs = [(recipe, None) for recipe in ("vanilla", *self.study.runs)]
         for recipe, l1 in [*runs, *(("softcam-sparse", l1) for l1 in self.study.sweep)]:
             config = self.config(recipe, l1)

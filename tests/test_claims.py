@@ -263,6 +263,7 @@ def test_the_page_has_what_the_rows_have(monkeypatch, tmp_path):
     assert page.count("not run here") == 8 * len(LARGE)
     assert "## Study: lesions" in page
     assert "## Study: marks" not in page
+    assert "**Not run yet:** the studies marks, screening, second backbone." in page
     assert claims.drawn(found) == ["precision", "sensitivity", "sparsity"]
     assert all(claims.CURVES[name](found).width > 500 for name in claims.drawn(found))
 
@@ -304,6 +305,9 @@ def test_every_run_of_a_study_has_the_same_budget(name):
     assert {config.model.timm_name for config in configs} == {study.backbone}
     assert {(config.run.seed, config.data.data_seed) for config in configs} == {(1, 1)}
     assert all(config.run.select == "accuracy" and config.data.validation_split for config in configs)
+    assert configs[0].model.init is None
+    starts = {config.model.init for config in configs[1:] if config.model.mode != "post-fit"}
+    assert starts == {None if study.backbone == "vgg16" else str(chain.start)}
 
 
 def test_the_large_variant_suits_its_networks():

@@ -165,23 +165,26 @@ def _sums_over_similar(features: Tensor, shares: Tensor) -> Tensor:
 
     @torch.no_grad()  # of each thread, and so is autocast
     @torch.autocast(features.device.type, enabled=False)
-    def fill(blocks: list[tuple[int, int]]) -> None:
-        buffers = directions.new_empty(2, _ROWS, channels)  # for all blocks: new memory costs as much as the sums
+    def fill(blocks: list[tuple[int, int]], buffers: Tensor) -> None:
         for image, start in blocks:
             rows = slice(start, start + _ROWS)
             cosines, scratch = buffers[:, : channels - start]
             torch.mm(directions[image, rows], directions[image].T, out=cosines)
             torch.mm(_mark_similar(cosines, scratch), shares[image].T, out=sums[image, rows])
 
-    if features.device.type != "cpu":
-        fill(blocks)
-        return sums.transpose(1, 2)
-    threads = torch.get_num_threads()
+    before = torch.get_num_threads()
+    threads = before if features.device.type == "cpu" else 1
+    buffers = directions.new_empty(threads, 2, _ROWS, channels)  # for all blocks: new memory costs as much as the sums
+    work = [(blocks[first::threads], buffers[first]) for first in range(threads)]
     try:
+        torch.set_num_threads(1)
         with ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1)) as pool:
-            list(pool.map(fill, (blocks[first::threads] for first in range(threads))))
+            others = [pool.submit(fill, *part) for part in work[1:]]
+            fill(*work[0])  # in this thread, which has nothing to set up
+            for other in others:
+                other.result()
     finally:
-        torch.set_num_threads(threads)  # what a thread sets is the default of all threads to come
+        torch.set_num_threads(before)  # what a thread sets is the default of all threads to come
     return sums.transpose(1, 2)
 
 
