@@ -30,8 +30,8 @@ ROWS = Path(__file__).parent / "results" / "training.jsonl"
 
 def prepared(config: Config, output: Path) -> Training:
     """A run that is ready for its first update; with the cache, the features are computed here."""
-    splits = load_splits(config.data)
-    return _prepare(config, _make_accelerator(config, [], output), splits, make_model(config, splits), output)
+    config, splits = replace(config, run=replace(config.run, output=str(output))), load_splits(config.data)
+    return _prepare(config, _make_accelerator(config, output), splits, make_model(config, splits))
 
 
 def epoch(training: Training) -> float:

@@ -89,15 +89,7 @@ def _find_twin(model: nn.Module, source: str | Path) -> nn.Module | None:
 
 def load_viewed(source: str | Path) -> nn.Module:
     """A classifier, which as `multi_label` tells whether an image may have several labels; timm does not know."""
-    try:
-        model = load_classifier(source)
-    except ValueError as error:
-        if not isinstance(error.__cause__, KeyError):
-            raise
-        raise ValueError(
-            f"model {str(source)!r} cannot be loaded: its config.json names no timm architecture, as those of "
-            "transformers' own models do not; expected a model of timm or of softcam_hub"
-        ) from error
+    model = load_classifier(source)
     model.multi_label = _says_several_labels(source)
     if model.multi_label:
         model.probabilities = _one_by_one

@@ -53,6 +53,11 @@ def load_classifier(source: str | Path) -> nn.Module:
         name = f"hf-hub:{name}"
     try:
         model = timm.create_model(name, pretrained=True)
+    except KeyError as error:  # timm's, of its own keys
+        raise ValueError(
+            f"model {str(source)!r} cannot be loaded: its config.json names no timm architecture, as those of "
+            "transformers' own models do not; expected a model of timm or of softcam_hub"
+        ) from error
     except Exception as error:  # of the Hub, of timm and of safetensors, of many kinds
         raise ValueError(f"model {str(source)!r} cannot be loaded: {error or type(error).__name__}") from error
     if not model.num_classes:

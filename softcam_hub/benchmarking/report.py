@@ -125,7 +125,7 @@ def _format(value: float, name: str) -> str:
 
 def draw_curves(rows: list[Row], file: Path) -> bool:
     """Charts of every curve over k, a few explainers in each; whether there was anything to draw."""
-    sheets = [curves(panels, "k highest patches") for name in CURVES if (panels := _panels(rows, name))]
+    sheets = [curves(panels, "k highest patches", shared=True) for name in CURVES if (panels := _panels(rows, name))]
     if sheets:
         column(sheets).save(file)
     return bool(sheets)
