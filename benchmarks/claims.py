@@ -104,7 +104,8 @@ def circumstances(found: Findings) -> str:
     missing = [study for study in SMALL if not found.rows(study, "training")]
     return (
         f"`make reproduce`: {len(chains)} chains (a study with one seed; seeds {', '.join(map(str, seeds))}), "
-        f"{hours:.1f} hours together with {', '.join(map(str, threads))} thread each, side by side on all cores; "
+        f"{hours:.1f} hours together (with pauses and what was broken off) with "
+        f"{', '.join(map(str, threads))} thread each, side by side on all cores; "
         f"{'; '.join(where)}. ± is the standard deviation over seeds.\n\n"
         "**Tolerance.** The same machine and versions give the same numbers. Elsewhere a seed becomes another run: "
         "expect means within two of the standard deviations shown, and verdicts whose numbers are nearer to their "
