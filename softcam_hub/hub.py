@@ -1,7 +1,7 @@
 """Publishing on the Hugging Face Hub: a model folder, or a Space of ours, in one commit.
 
 - Everything is checked before anything is sent, and the commit is atomic: a push that breaks off changes nothing.
-- Where the folder lacks them, the code of `models/` and the card go along. Pickles never do.
+- Where the folder lacks them, the code of `models/` and the card go along. Pickles never do, nor local paths.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from .cards import PLACE, check, read_config, read_trained, trained_card
+from .cards import PLACE, check, public_records, read_config, read_trained, trained_card
 from .delivery import Files, Target, deliver, find_stale
 
 SENT = (
@@ -161,6 +161,7 @@ def model_files(folder: Path, repo_id: str) -> Files:
     if not any(file.suffix == ".safetensors" for file in found):
         raise FileNotFoundError(f"{folder} holds no weights: expected model.safetensors, which save_pretrained writes")
     files: Files = {file.name: file for file in found if file.suffix in SENT}
+    files |= public_records(folder)
     for code in sorted(CODE.glob("*.py")):
         if code.name != "__init__.py":
             files.setdefault(code.name, code)

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from hub_server import DROPPED, HubServer
 from huggingface_hub import HfApi, constants
 from transformers import AutoModelForImageClassification, TrainingArguments
 
 import softcam_hub
 from softcam_hub import SoftCAMForImageClassification
-from softcam_hub.cards import PLACE, check
+from softcam_hub.cards import PLACE, check, read_rows
 from softcam_hub.commands import push as push_command
 from softcam_hub.hub import Pushed, push, push_space
 from softcam_hub.training import EvidenceTrainer, ExplanationCallback
@@ -48,18 +49,43 @@ def sent(hub):
 # What arrives.
 
 
-def test_a_model_arrives_whole(hub, folder):
+def test_a_model_arrives_whole(hub, folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)  # where the recipe's output is no path; that of the rows' model is one anywhere
     done = push(folder, REPO)
     there = hub.files(REPO)
     beside = {file.name for file in folder.iterdir()}
     assert there.keys() == beside | CODE
     assert done.files == {name: len(content) for name, content in there.items()}
-    assert {name for name in beside if there[name] != (folder / name).read_bytes()} == {"README.md"}
+    assert {name for name in beside if there[name] != (folder / name).read_bytes()} == {"README.md", "rows.jsonl"}
     card = there["README.md"].decode()
     assert PLACE not in card
     assert card == (folder / "README.md").read_text().replace(PLACE, REPO)
     assert done.url == f"{hub.url}/{REPO}/commit/{HfApi(endpoint=hub.url).repo_info(REPO).sha}"
     assert not HfApi(endpoint=hub.url).repo_info(REPO).private
+
+
+def test_local_paths_stay_behind(hub, folder):
+    home = folder.parent / "home of ada"
+    metrics, recipe = (
+        json.loads((folder / "metrics.json").read_text()),
+        yaml.safe_load((folder / "recipe.yaml").read_text()),
+    )
+    rows = read_rows(folder / "rows.jsonl")
+    local = {"data": f"{home}/patients", "init": f"{home}/runs/vanilla"}
+    (folder / "metrics.json").write_text(json.dumps({**metrics, "data": local["data"]}))
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({**recipe, **local}))
+    (folder / "rows.jsonl").write_text("".join(json.dumps({**row, **local}) + "\n" for row in rows))
+    done = push(folder, REPO)
+    there = hub.files(REPO)
+    assert not [name for name, content in there.items() if b"home of ada" in content]
+    assert done.files == {name: len(content) for name, content in there.items()}
+    told = {"data": "patients", "init": "vanilla"}
+    assert json.loads(there["metrics.json"]) == {**metrics, "data": "patients"}
+    pushed = yaml.safe_load(there["recipe.yaml"])
+    assert {**pushed, "output": recipe["output"]} == {**recipe, **told}
+    expected = [{**row, **told, "model": "model"} for row in rows]
+    assert [json.loads(line) for line in there["rows.jsonl"].splitlines()] == expected
+    assert yaml.safe_load((folder / "recipe.yaml").read_text())["data"] == local["data"]
 
 
 def test_one_commit_and_none_where_nothing_changed(hub, folder):
@@ -414,6 +440,7 @@ def test_trainers_own_push_takes_our_card(hub, tmp_path):
 LOAD = """
 import json, sys
 import torch
+import yaml
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 from PIL import Image
 repo, revision = sys.argv[1:]

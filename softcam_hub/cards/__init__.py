@@ -1,6 +1,7 @@
 """Model cards: what is known of a model, the card made of it, and what makes a card invalid."""
 
 from .facts import METRICS, PICTURES, RECIPE, Row, Trained, read_config, read_rows, read_trained
+from .places import public_records
 from .rendering import PLACE, family_card, trained_card, write_card
 from .rules import check
 
@@ -13,6 +14,7 @@ __all__ = [
     "Trained",
     "check",
     "family_card",
+    "public_records",
     "read_config",
     "read_rows",
     "read_trained",

@@ -55,8 +55,8 @@ def read_trained(folder: str | Path, license: str | None = None) -> Trained:
     lines = folder / EXPLANATIONS
     return Trained(
         config=read_config(folder),
-        metrics=_read(folder / METRICS, json.loads),
-        settings=_read(folder / RECIPE, yaml.safe_load),
+        metrics=read_values(folder / METRICS, json.loads),
+        settings=read_values(folder / RECIPE, yaml.safe_load),
         explanations=read_explanations(lines) if lines.exists() else [],
         pictures=tuple(name for name in PICTURES if (folder / name).exists()),
         license=license,
@@ -69,7 +69,7 @@ def read_config(folder: Path) -> Row:
         inside = folder / "model"
         hint = f"did you mean {inside}?" if (inside / "config.json").is_file() else "save_pretrained writes one"
         raise FileNotFoundError(f"{folder} is no model folder, it has no config.json: {hint}")
-    config = _read(folder / "config.json", json.loads)
+    config = read_values(folder / "config.json", json.loads)
     if str(config.get("architecture")).partition("_")[0] not in CLASSES:
         raise ValueError(
             f"{folder} holds no model of ours: its architecture is {config.get('architecture')!r}, expected "
@@ -78,7 +78,8 @@ def read_config(folder: Path) -> Row:
     return config
 
 
-def _read(file: Path, parse: Any) -> Row:
+def read_values(file: Path, parse: Any) -> Row:
+    """What a file of names and values holds; nothing where there is none."""
     if not file.exists():
         return {}
     try:

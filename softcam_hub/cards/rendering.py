@@ -17,13 +17,12 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment, StrictUndefined
 from timm.models import PretrainedCfg, get_pretrained_cfg, is_model
 
 from ..data.config import DataConfig
 from .facts import CLASSES, PICTURES, Row, Trained, read_trained
+from .places import is_hub_id, public
 
 PLACE = "your-name/your-model"
 """What a card calls a repo that does not exist yet."""
@@ -86,11 +85,11 @@ def trained_card(model: Trained, name: str = "", note: str = "") -> str:
     """
     config, metrics, settings = model.config, model.metrics, model.settings
     family, _, backbone = config["architecture"].partition("_")
-    title, data, scores = name or config["architecture"], _public(str(metrics.get("data", ""))), _scores(metrics)
+    title, data, scores = name or config["architecture"], public(str(metrics.get("data", ""))), _scores(metrics)
     started = _started_from(settings, backbone)
     license = model.license or getattr(started, "license", None) or "unknown"
     split = next((split for split in SPLITS if any(key.startswith(f"{split}_") for key in metrics)), "")
-    metadata = _metadata(family, license, getattr(started, "hf_hub_id", None), [data] if _is_hub_id(data) else [])
+    metadata = _metadata(family, license, getattr(started, "hf_hub_id", None), [data] if is_hub_id(data) else [])
     results = _results(data or "unnamed", split, scores, model.explanations)
     facts = {
         "trained": True,
@@ -172,22 +171,6 @@ def _started_from(settings: Row, backbone: str) -> PretrainedCfg | None:
     return get_pretrained_cfg(f"{backbone}.{tag}" if tag else backbone)
 
 
-def _is_hub_id(data: str) -> bool:
-    """Whether data are those of a user on the Hub; a local path may look the same, and is there."""
-    try:
-        validate_repo_id(data)
-    except HFValidationError:
-        return False
-    return data.count("/") == 1 and not Path(data).exists()
-
-
-def _public(data: Any) -> Any:
-    """A name as a card may tell it: of a local path the last part, as the others are nobody's business."""
-    if not isinstance(data, str) or "/" not in data or "://" in data or _is_hub_id(data.removeprefix("hf-hub:")):
-        return data
-    return Path(data).name
-
-
 def _is_generated(data: str) -> bool:
     from ..data.lesions import VARIANTS  # brings datasets, which takes a second
 
@@ -223,7 +206,7 @@ def _words(name: str) -> str:
 
 
 def _yaml(settings: Row) -> str:
-    told = {name: _public(value) for name, value in settings.items() if name not in NOT_SETTINGS}
+    told = {name: public(value) for name, value in settings.items() if name not in NOT_SETTINGS}
     told = {name: value for name, value in told.items() if value not in (None, "")}
     return yaml.safe_dump(told, sort_keys=False).strip() if told else ""
 
@@ -258,7 +241,7 @@ def _explanation_table(rows: list[Row]) -> Row:
 def _sample(row: Row) -> str:
     """On which images, as far as the row says."""
     count = f"{row['images']} images" if "images" in row else "images"
-    where = f" of `{_public(row['data'])}` ({row.get('split', 'test')})" if row.get("data") else ""
+    where = f" of `{public(row['data'])}` ({row.get('split', 'test')})" if row.get("data") else ""
     return f"{count}{where}" + (f", {row['annotated']} of them annotated" if row.get("annotated") else "")
 
 
@@ -267,9 +250,9 @@ def _command(row: Row) -> str:
     defaults = {**BENCHMARK, **{field.name: field.default for field in fields(DataConfig)}}
     told = {name: row[name] for name in defaults if name in row and row[name] != defaults[name]}
     words = ["softcam-hub", "benchmark", "--model", PLACE]
-    words += ["--twin", _public(row["twin"])] if row.get("twin") else []
+    words += ["--twin", public(row["twin"])] if row.get("twin") else []
     for name, value in told.items():
-        words += [f"--{name}"] if value is True else [f"--{name}", str(_public(value))]
+        words += [f"--{name}"] if value is True else [f"--{name}", str(public(value))]
     return shlex.join([*words, "--output", "results"])
 
 
@@ -290,7 +273,7 @@ def _results(data: str, split: str, scores: Row, explanations: list[Row]) -> lis
     ]
     for row in explanations:
         if row["explainer"] in NATIVE:
-            measured_on = _on(str(_public(row.get("data") or data)), row.get("split") or split)
+            measured_on = _on(str(public(row.get("data") or data)), row.get("split") or split)
             titles = {name: f"{_words(name)} of {row['explainer']} maps" for name in row}
             own = {name: value for name, value in row.items() if _is_explanation(name, value)}
             found += [
