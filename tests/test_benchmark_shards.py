@@ -2,10 +2,13 @@
 
 import json
 import logging
+import shutil
 
 import pytest
 import timm
 import torch
+from datasets import Dataset, DatasetDict
+from PIL import Image
 from test_benchmark import CLASSES, DATA, black_box
 
 from softcam_hub.benchmarking import benchmark
@@ -40,6 +43,28 @@ def test_other_images_or_more_of_them_are_refused(folder, tmp_path):
         benchmark(black_box(), tmp_path / "out", **options)
     image.with_name("more.png").write_bytes(content)
     with pytest.raises(ValueError, match=r"but now it is .*'count': 9"):
+        benchmark(black_box(), tmp_path / "out", **options)
+
+
+@pytest.mark.parametrize("kind", ["mask", "boxes"])
+def test_another_ground_truth_is_refused(kind, tmp_path):
+    def save(boxes):
+        masks = [Image.new("L", (64, 64)) for _ in boxes]
+        for mask, box in zip(masks, boxes, strict=True):
+            mask.paste(255, tuple(box))
+        truth = masks if kind == "mask" else [[box] for box in boxes]
+        made = [{**row, kind: given} for row, given in zip(load_lesions("test", 4, 64), truth, strict=True)]
+        columns = {name: [row[name] for row in made] for name in ("image", "label", kind)}
+        data = Dataset.from_dict(columns)
+        DatasetDict(train=data, test=data).save_to_disk(tmp_path / "data")
+
+    options = {"explainers": "cam", "measures": "localisation", "data": tmp_path / "data"}
+    save([[0, 0, 9, 9], [5, 5, 20, 20], [1, 2, 3, 4], [6, 6, 30, 30]])
+    before = benchmark(black_box(), tmp_path / "out", **options)
+    assert benchmark(black_box(), tmp_path / "out", **options) == before
+    shutil.rmtree(tmp_path / "data")
+    save([[0, 0, 9, 9], [5, 5, 20, 20], [1, 2, 3, 5], [6, 6, 30, 30]])
+    with pytest.raises(ValueError, match="holds a benchmark with images="):
         benchmark(black_box(), tmp_path / "out", **options)
 
 

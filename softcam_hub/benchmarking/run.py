@@ -182,7 +182,8 @@ def _asked(
     settings = {name: value for name, value in asdict(config).items() if name not in FREE_TO_CHANGE}
     pairs = {one.role: list(one.names) for one in explained}
     weights = {one.role: fingerprint(one.model) for one in explained}
-    images = {"count": count_of(rows, config), "hash": rows.fingerprint(), "labels": zlib.crc32(rows.labels.tobytes())}
+    hashes = {"hash": rows.fingerprint(with_masks=True), "labels": zlib.crc32(rows.labels.tobytes())}
+    images = {"count": count_of(rows, config), **hashes}
     return {**names, **asdict(data), **settings, "pairs": pairs, "weights": weights, "images": images}
 
 

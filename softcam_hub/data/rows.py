@@ -84,7 +84,7 @@ class Rows:
         self.labels = labels[self.rows]
         self.unreadable: list[str] = []
         self._data = undecoded(data, columns).select_columns(columns.to_decode())
-        self._fingerprint: str | None = None
+        self._fingerprints: dict[bool, str] = {}
         if unreadable == "skip":
             self._skip_unreadable()
 
@@ -143,14 +143,21 @@ class Rows:
             reason = "it has no path" if path is None else f"there is no file {self.root / path}"
             raise _unreadable(self.name(found[0]), reason + more)
 
-    def fingerprint(self) -> str:
-        """Hash of what the images are, in their order: of embedded bytes, or of path, size and time of change."""
-        if self._fingerprint is None:
+    def fingerprint(self, with_masks: bool = False) -> str:
+        """Hash of what the images are, in their order: of embedded bytes, or of path, size and time of change.
+
+        Args:
+            with_masks: whether it is of masks and boxes too.
+        """
+        if with_masks not in self._fingerprints:
+            columns = self.columns.to_decode() if with_masks else [self.columns.image]
             digest = hashlib.sha256()
-            for row in self._data.select_columns([self.columns.image]).select(self.rows):
-                digest.update(_identity(row[self.columns.image], self.root))
-            self._fingerprint = digest.hexdigest()
-        return self._fingerprint
+            for row in self._data.select_columns(columns).select(self.rows):
+                for name, value in row.items():
+                    known = repr(value).encode() if name == self.columns.boxes else _identity(value, self.root)
+                    digest.update(known)
+            self._fingerprints[with_masks] = digest.hexdigest()
+        return self._fingerprints[with_masks]
 
     def _row(self, index: int) -> dict[str, Any]:
         return self._data[int(self.rows[index])]
