@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from softcam_hub.benchmarking.shards import samples
 from softcam_hub.data.loading import Rows, Splits
+from softcam_hub.temperature import candidate_losses, set_temperature
 from softcam_hub.training.metrics import calibration_error
 
 BATCH = 50
@@ -26,7 +27,7 @@ def calibrations(model: nn.Module, splits: Splits, teacher_temperature: float | 
     """
     known, test = evidence_of(model, splits.validation), evidence_of(model, splits.test)
     learnt = float(model.head.log_temperature.detach())
-    choices = {"learnt": learnt, "fitted": fit_temperature(model.head, *known)}
+    choices = {"learnt": learnt, "fitted": math.log(fitted(model.head, *known))}
     if teacher_temperature is not None:
         choices["divided by T"] = learnt - math.log(teacher_temperature)
     return [
@@ -55,15 +56,10 @@ def with_temperature(head: nn.Module, value: float, evidence: Tensor) -> Tensor:
     return torch.cat([head.log_parts(part) for part in evidence.split(BATCH)])
 
 
-def fit_temperature(head: nn.Module, evidence: Tensor, labels: Tensor) -> float:
-    """log T' with the least cross-entropy: the best of a grid, then of a finer one around it."""
-
-    def loss(value: float) -> float:
-        logits = with_temperature(head, value, evidence).flatten(2).logsumexp(dim=2)
-        return float(nn.functional.nll_loss(logits, labels))
-
-    best = min((step / 4 for step in range(-16, 17)), key=loss)
-    return min((best + step / 32 for step in range(-8, 9)), key=loss)
+def fitted(head: nn.Module, evidence: Tensor, labels: Tensor) -> float:
+    """T' with the least cross-entropy on these images."""
+    parts = zip(evidence.split(BATCH), labels.split(BATCH), strict=True)
+    return set_temperature(head, torch.cat([candidate_losses(head, *part) for part in parts]))
 
 
 def calibration(head: nn.Module, value: float, evidence: Tensor, labels: Tensor) -> Row:

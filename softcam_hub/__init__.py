@@ -22,6 +22,7 @@ from .models.modeling import (
 from .pipeline import register as _register_pipeline
 from .placement import Placement
 from .registry import register as _register_architectures
+from .temperature import fit_temperature
 
 __version__ = "0.1.0"
 
@@ -45,6 +46,7 @@ __all__ = [
     "convert",
     "create_explainer",
     "export_onnx",
+    "fit_temperature",
     "list_explainers",
     "load_scores",
     "push",

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "softcam_hub"
 FLOORS = [
     {"models", "explanation_scores", "data", "lettering", "delivery"},
     {"charts", "cards"},
-    {"figures", "placement"},
+    {"figures", "placement", "temperature"},
     {"registry", "training", "explain", "export", "hub"},
     {"pipeline", "benchmarking"},
     {"", "viewing"},

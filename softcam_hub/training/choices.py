@@ -16,6 +16,8 @@ def check_choices(config: Config, splits: Splits, model: nn.Module) -> None:
     """Refuse a score to choose by that there will not be, and weights that have seen the images to test on."""
     if splits.validation is None and config.model.candidates():
         raise ValueError("temperatures are chosen on validation data, but there is none: set hold_out, such as 0.1")
+    if splits.validation is None and config.model.calibrate:
+        raise ValueError("calibrate fits T' to validation data, but there is none: set hold_out, such as 0.1")
     known = score_names(model, splits.multi_label)
     if splits.validation is not None and config.run.select not in known:
         raise ValueError(f"select={config.run.select!r} is no validation metric: there are {', '.join(known)}")

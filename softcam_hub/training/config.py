@@ -55,6 +55,7 @@ class ModelConfig:
     beta: float | None = flag(None, "CAPE: weight of the divergence from the teacher; the mode's own by default")
     temperature: float = flag(2.0, "CAPE: T of the teacher")
     temperatures: str = flag("", "CAPE: values of T to train with, '1 2 4'; the best on validation is kept")
+    calibrate: bool = flag(False, "CAPE: at the end fit T' to the validation images, which mends its confidence")
     selective: bool = flag(False, "CAPE: the divergence counts only where it disagrees with the teacher (eq. 11)")
 
     def __post_init__(self) -> None:
@@ -65,7 +66,7 @@ class ModelConfig:
         if self.freeze_backbone and self.family is None:
             raise ValueError(f"freeze_backbone needs a model of ours: softcam_{self.model} has the same logits")
         self.architecture_args()
-        cape = ("mode", "alpha", "beta", "temperature", "temperatures", "selective")
+        cape = ("mode", "alpha", "beta", "temperature", "temperatures", "calibrate", "selective")
         theirs = {"cape": cape, "softcam": ("l1", "l2")}
         defaults = {item.name: item.default for item in dataclasses.fields(self)}
         for family, names in theirs.items():

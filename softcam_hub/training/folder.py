@@ -79,11 +79,12 @@ def check_room(model: nn.Module, output: Path) -> None:
 
 
 def _check_same(before: dict[str, Any], now: dict[str, Any], file: Path) -> None:
-    changed = [name for name in now if name not in FREE_TO_CHANGE and before.get(name) != now[name]]
+    before = {**Config().flat(), **before}  # a setting that was not there yet had the effect of its default
+    changed = [name for name in now if name not in FREE_TO_CHANGE and before[name] != now[name]]
     if changed:
         name = changed[0]
         raise ValueError(
-            f"cannot resume: {file} says {name}={before.get(name)!r}, but now it is {now[name]!r}; use the same "
+            f"cannot resume: {file} says {name}={before[name]!r}, but now it is {now[name]!r}; use the same "
             "settings, or --overwrite"
         )
 

@@ -38,6 +38,8 @@ from ..data.loading import (
     mask_transform,
 )
 from ..models.classifier import Classifier, to_vanilla
+from ..models.self_explaining import evaluation
+from ..temperature import candidate_losses, set_temperature
 from . import log
 from .cache import cached_features
 from .choices import check_choices
@@ -113,7 +115,8 @@ def _train(config: Config, accelerator: Accelerator, splits: Splits, model: nn.M
         accelerator.print(f"going on after update {training.step}")
     training.fit()
     result = _result(training, splits)
-    metrics = {"model": config.model.model, "data": config.data.data, **_scores(training, result, splits)}
+    fitted = {"fitted_temperature": _fit_temperature(training, result)} if config.model.calibrate else {}
+    metrics = {"model": config.model.model, "data": config.data.data, **fitted, **_scores(training, result, splits)}
     metrics |= {"seconds": round(training.seconds, 1), "processes": accelerator.num_processes, **_versions()}
     accelerator.wait_for_everyone()  # has loaded what is tidied away now
     if accelerator.is_main_process:
@@ -169,6 +172,18 @@ def _result(training: Training, splits: Splits) -> nn.Module:
         training.result.save_pretrained(best)
     training.accelerator.wait_for_everyone()
     return load_model(best, splits).to(training.accelerator.device)
+
+
+@torch.no_grad()
+def _fit_temperature(training: Training, result: nn.Module) -> float:
+    accelerator, losses = training.accelerator, []
+    with evaluation(result):
+        for batch in training.validation:
+            with accelerator.autocast():
+                features = batch["features"] if "features" in batch else result.forward_features(batch["pixel_values"])
+                evidence = result.head.evidence(features)
+            losses.append(accelerator.gather_for_metrics(candidate_losses(result.head, evidence, batch["labels"])))
+    return set_temperature(result.head, torch.cat(losses))
 
 
 def _scores(training: Training, result: nn.Module, splits: Splits) -> dict[str, Any]:
