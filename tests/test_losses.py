@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from softcam_hub.models.heads import CAPEHead
-from softcam_hub.models.losses import MODES, Bootstrap, cross_entropy, distillation, elastic_net
+from softcam_hub.models.losses import MODES, Bootstrap, cross_entropy, distillation, elastic_net, zeroing_l1
 
 LAMBDAS = [(0.0, 0.0), (0.3, 0.0), (0.0, 0.7), (0.3, 0.7)]
 WEIGHTS = {"direct": (1, 0), "from-scratch": (1, 1), "post-fit": (0, 1)}
@@ -349,3 +349,23 @@ def test_missing_labels_are_refused(setting: Setting, mode: str, alpha: float | 
     with pytest.raises(ValueError, match="labels") as error:
         setting._replace(labels=None).loss(Bootstrap(mode, alpha))
     assert str(error.value) == f"mode '{mode}' with alpha above 0 needs labels, got none"
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("classes", [2, 5])
+def test_from_where_on_a_penalty_leaves_nothing_to_learn(classes: int, multi_label: bool) -> None:
+    limit = zeroing_l1(classes, multi_label)
+    generator = torch.Generator().manual_seed(classes)
+    targets = torch.eye(classes)[:1] if multi_label else torch.tensor([0])
+
+    def loss(maps: Tensor, l1: float) -> Tensor:
+        return cross_entropy(maps.mean(dim=(2, 3)), targets, multi_label=multi_label) + elastic_net(maps, l1)
+
+    zero = torch.zeros(1, classes, 2, 3)
+    for size in (1e-3, 0.1, 1.0, 10.0):
+        for _ in range(50):
+            maps = size * torch.randn(zero.shape, generator=generator)
+            assert loss(maps, limit) >= loss(zero, limit) - 1e-6
+    little = zero.clone()
+    little[:, 0] = 0.05
+    assert loss(little, 0.9 * limit) < loss(zero, 0.9 * limit)

@@ -5,6 +5,7 @@ The network is timm's `test_resnet` (BatchNorm), or `test_convnext` where batche
 
 import itertools
 import json
+import logging
 import math
 import tempfile
 from collections import Counter
@@ -32,6 +33,7 @@ from softcam_hub.cards import check, read_trained
 from softcam_hub.data import load_lesions
 from softcam_hub.data.loading import Splits, load_splits, make_transforms
 from softcam_hub.training import Config, NotFinite, make_config, parse, recipes, run
+from softcam_hub.training.choices import check_choices
 from softcam_hub.training.config import SCORES, make_parser
 from softcam_hub.training.evaluation import score_names
 from softcam_hub.training.folder import check_shared, take
@@ -1012,3 +1014,12 @@ def test_init_from_other_classes_is_refused(black_box, from_scratch, tmp_path):
             train(tmp_path / "b", init=str(source), data=fewer)
     with pytest.raises(ValueError, match="holds a test_resnet, but the model to train is cape_test_convnext"):
         train(tmp_path / "c", init=str(black_box[0] / "model"), model="cape_test_convnext")
+
+
+@pytest.mark.parametrize(("l1", "warned"), [(3.0, True), (2.9, False)])
+def test_a_penalty_that_leaves_nothing_to_learn_leaves_a_warning(l1, warned, tmp_path, caplog):
+    config = settings(tmp_path, model="softcam_test_resnet", l1=l1)
+    splits = load_splits(config.data)
+    with caplog.at_level(logging.WARNING):
+        check_choices(config, splits, make_model(config, splits))
+    assert ("leaves nothing to learn: from 3 on" in caplog.text) == warned

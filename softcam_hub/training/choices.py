@@ -1,5 +1,6 @@
 """What these data and this network cannot give, said before anything is written or trained."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,12 @@ import yaml
 from torch import nn
 
 from ..data.loading import Splits
+from ..models.losses import zeroing_l1
 from .config import Config
 from .evaluation import score_names
 from .folder import SETTINGS
+
+logger = logging.getLogger(__name__)
 
 
 def check_choices(config: Config, splits: Splits, model: nn.Module) -> None:
@@ -21,6 +25,13 @@ def check_choices(config: Config, splits: Splits, model: nn.Module) -> None:
     known = score_names(model, splits.multi_label)
     if splits.validation is not None and config.run.select not in known:
         raise ValueError(f"select={config.run.select!r} is no validation metric: there are {', '.join(known)}")
+    least = zeroing_l1(len(splits.classes), splits.multi_label)
+    if config.model.l1 >= least:
+        logger.warning(
+            "l1=%g leaves nothing to learn: from %g on, with these classes, maps of zero have the least loss; a tenth "
+            "of that kept the accuracy in docs/reproduction.md",
+            *(config.model.l1, least),
+        )
     if config.model.init is not None:
         _check_division(config.model.init, config.flat())
 
