@@ -44,7 +44,7 @@ bench: $(STAMP) ## measure speed side by side, then derive README's table from t
 	$(RUN) benchmarks/tables.py
 	$(RUN) benchmarks/claims.py
 
-reproduce: $(STAMP) ## put the papers' claims to the test (two hours of two cores): docs/reproduction.md
+reproduce: $(STAMP) ## put the papers' claims to the test (two and a half hours of two cores): docs/reproduction.md
 	OMP_NUM_THREADS=1 $(RUN) benchmarks/reproduce.py
 	$(RUN) benchmarks/claims.py
 

@@ -37,7 +37,7 @@ def adds_up(found: Findings, studies: tuple[str, ...]) -> list[Part]:
             worst = best_of(columns)
             figure = f"largest mean error {max(worst.values(), default=0):.1e}"
             below = always(lambda value: value <= ADDS_UP)
-            parts += part(study, f"{len(runs)} runs", f"{family} adds up", figure, worst, below)
+            parts += part(study, f"{len(runs)} run{'s' * (len(runs) > 1)}", f"{family} adds up", figure, worst, below)
     return parts
 
 
@@ -152,7 +152,7 @@ def costs(found: Findings, studies: tuple[str, ...]) -> list[Part]:
 def _cost(what: str, ratios: list[float], test: Callable[[float], bool]) -> Part:
     if not ratios:
         return Part("-", "-", what, NOT_MEASURED, None)
-    figure = f"{min(ratios):.4g} to {max(ratios):.4g} vanilla forwards"
+    figure = " to ".join(dict.fromkeys(f"{end(ratios):.4g}" for end in (min, max))) + " vanilla forwards"
     return Part("-", "-", what, figure, all(test(ratio) for ratio in ratios))
 
 

@@ -4,6 +4,7 @@
 - The best mean of a column is bold, the floors random and centre among the candidates.
 """
 
+import math
 from collections.abc import Callable, Iterable
 
 from cape_claims import UNTRAINED
@@ -27,6 +28,9 @@ PREDICTIONS = {
 EXPLANATIONS = [name for name in COLUMNS if name not in ("borda", "gini", "completeness_error")]
 POST_HOC_LINES = 2
 """Post-hoc methods in a chart, beside native maps and random: there are seven colours."""
+
+NO_PENALTY = -3.0
+"""Where a chart over log λ has λ = 0."""
 
 SWEPT = ("accuracy", "auc", "sparseness")
 
@@ -141,23 +145,22 @@ def _mean_curve(values: list[list[float]]) -> Points:
     return [(k, sum(column) / len(column)) for k, column in enumerate(zip(*values, strict=True), 1)]
 
 
-def over_penalty(found: Findings, study: str) -> Image.Image:
-    """Sparsity, completeness and accuracy over λ, and the first two against one another."""
-    runs = sweep(found, study)
+def over_penalty(found: Findings, studies: list[str]) -> Image.Image:
+    """What λ does to predictions and maps, a line for each study."""
 
-    def of(name: str, read: Callable[[str, str, str], Column]) -> list[float]:
-        return [mean(read(study, run, name)) for run in runs.values()]
+    def panel(name: str, read: Callable[[str, str, str], Column]) -> dict[str, Points]:
+        return {
+            study: [(_place(l1), mean(read(study, run, name))) for l1, run in sweep(found, study).items()]
+            for study in studies
+        }
 
-    sparse, accurate = of("sparseness", found.trained), of("accuracy", found.trained)
-    covering = of("activation_sensitivity", found.native)
-    over = {
-        "accuracy in %": {"accuracy": list(zip(runs, accurate, strict=True))},
-        "sparseness of the maps (Gini)": {"sparseness": list(zip(runs, sparse, strict=True))},
-    }
-    against = {
-        "activation sensitivity in %": {"a point for each l1": list(zip(sparse, covering, strict=True))},
-        "accuracy in % ": {"a point for each l1": list(zip(sparse, accurate, strict=True))},
-    }
-    return below_one_another(
-        [curves(over, f"l1 (lambda) of {study}"), curves(against, "sparseness of the maps (Gini)")]
-    )
+    predictions = {"accuracy in %": "accuracy", "confidence in %": "confidence"}
+    maps = {"sparseness of the maps (Gini)": panel("sparseness", found.trained)}
+    maps["activation sensitivity in %"] = panel("activation_sensitivity", found.native)
+    rows = [{title: panel(name, found.trained) for title, name in predictions.items()}, maps]
+    return below_one_another([curves(row, "log10 of l1 (lambda); leftmost: none") for row in rows])
+
+
+def _place(l1: float) -> float:
+    """On a logarithmic axis, where 0 has its place left of all others."""
+    return math.log10(l1) if l1 else NO_PENALTY

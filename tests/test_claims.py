@@ -132,7 +132,7 @@ def sweep_rows(accuracy, sparseness, covering):
         covering,
         strict=True,
     ):
-        found += training(run, values[0], l1=l1, test_sparseness=values[1])
+        found += training(run, values[0], l1=l1, test_sparseness=values[1], test_confidence=values[0])
         found += explained(run, "softcam", activation_sensitivity=values[2])
     return Findings(found)
 
@@ -152,6 +152,13 @@ def test_s4_fails_where_sparser_maps_cover_more():
     assert parts[2].figure.startswith("not up to λ = 1 ")
 
 
+def test_s4_fails_where_the_smallest_penalty_costs_accuracy():
+    found = sweep_rows((0.95, 0.93, 0.945, 0.5), (0.5, 0.6, 0.7, 0.8), (40.0, 30.0, 20.0, 10.0))
+    parts = softcam_claims.trades(found, ("lesions",))
+    assert [(part.run, part.word) for part in parts] == [("λ = 0.03", "no"), ("every λ", "-")]
+    assert parts[0].figure == "-2.0 ± 0.0"
+
+
 def test_s4_needs_a_sweep():
     assert softcam_claims.trades(Findings(training("softcam", 0.9)), ("lesions",)) == []
 
@@ -163,7 +170,7 @@ def test_c1_takes_the_worst_run():
     found += explained("softcam", "softcam", completeness_error=1e-6)
     parts = cape_claims.adds_up(Findings(found), ("lesions",))
     assert "1.0e-06" in parts[0].figure, "the benchmark's error counts, too"
-    assert words(parts) == {"1 runs: softcam adds up": "yes", "2 runs: cape adds up": "no"}
+    assert words(parts) == {"1 run: softcam adds up": "yes", "2 runs: cape adds up": "no"}
     assert "1.0e-03" in parts[1].figure
 
 
@@ -263,7 +270,7 @@ def test_the_page_has_what_the_rows_have(monkeypatch, tmp_path):
     assert page.count("not run here") == 8 * len(LARGE)
     assert "## Study: lesions" in page
     assert "## Study: marks" not in page
-    assert "**Not run yet:** the studies marks, screening, second backbone." in page
+    assert "**Not run yet:** the studies marks, fine-tuning, screening, second backbone." in page
     assert claims.drawn(found) == ["precision", "sensitivity", "sparsity"]
     assert all(claims.CURVES[name](found).width > 500 for name in claims.drawn(found))
 
@@ -307,7 +314,8 @@ def test_every_run_of_a_study_has_the_same_budget(name):
     assert all(config.run.select == "accuracy" and config.data.validation_split for config in configs)
     assert configs[0].model.init is None
     starts = {config.model.init for config in configs[1:] if config.model.mode != "post-fit"}
-    assert starts == {None if study.backbone == "vgg16" else str(chain.start)}
+    start = chain.black_box if study.fine_tuned else chain.start
+    assert starts == {None if study.backbone == "vgg16" else str(start)}
 
 
 def test_the_large_variant_suits_its_networks():
