@@ -7,12 +7,14 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .models.heads import at_least_float32
+from .models.losses import check_labels
 from .models.self_explaining import evaluation
 
 GRID = [step / 8 for step in range(-32, 33)]
@@ -33,12 +35,20 @@ def fit_temperature(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) 
         raise ValueError(f"only CAPE has a temperature to fit, got {type(model).__name__}")
     device, losses = next(model.parameters()).device, []
     with evaluation(model):
-        for images, labels in batches:
+        for batch in batches:
+            images, labels = _pair(batch)
             evidence = model.head.evidence(model.forward_features(images.to(device)))
             losses.append(candidate_losses(model.head, evidence, labels.to(device)).double().cpu())
     if not losses:
         raise ValueError("there are no batches to fit the temperature to")
     return set_temperature(model.head, torch.cat(losses))
+
+
+def _pair(batch: Any) -> tuple[Tensor, Tensor]:
+    pair = batch if isinstance(batch, list | tuple) else ()
+    if len(pair) != 2 or not all(isinstance(one, Tensor) for one in pair):
+        raise TypeError(f"every batch must be a pair of tensors, images and labels, got {type(batch).__name__}")
+    return pair
 
 
 @torch.no_grad()
@@ -49,6 +59,7 @@ def candidate_losses(head: nn.Module, evidence: Tensor, labels: Tensor) -> Tenso
             f"labels must be class indices (B,), got {labels.dtype} {tuple(labels.shape)}: CAPE's probabilities add up "
             "to one"
         )
+    labels = check_labels(labels, evidence[:, :, 0, 0])
     learnt = float(head.log_temperature)
     at = [head.compose(at_least_float32(evidence) * math.exp(learnt - value)) for value in GRID]
     return torch.stack([F.nll_loss(logits, labels, reduction="none") for logits in at], dim=1)

@@ -89,6 +89,27 @@ def test_transformers_models_too():
 
 
 @pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.tensor([0, 5]), "label 5 is out of range: this model has 3 classes, 0 to 2"),
+        (torch.tensor([0, -1]), "label -1 is out of range"),
+        (torch.tensor([0]), r"expected labels as integer class indices \(2,\)"),
+    ],
+)
+def test_labels_that_are_none_of_the_model(labels, message):
+    with pytest.raises(ValueError, match=message):
+        fit_temperature(cape(), [(torch.rand(2, 3, 64, 64), labels)])
+
+
+@pytest.mark.parametrize("batch", [{"pixel_values": 0, "labels": 1}, torch.rand(2, 3, 64, 64), (torch.rand(2), [0, 1])])
+def test_batches_that_are_no_pairs(batch):
+    with pytest.raises(
+        TypeError, match="every batch must be a pair of tensors, images and labels, got (dict|Tensor|tuple)"
+    ):
+        fit_temperature(cape(), [batch])
+
+
+@pytest.mark.parametrize(
     ("model", "batches", "message"),
     [
         (lambda: timm.create_model("softcam_test_resnet"), [], "only CAPE has a temperature to fit, got Classifier"),
