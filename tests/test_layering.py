@@ -9,8 +9,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "softcam_hub"
 
 FLOORS = [
-    {"models", "explanation_scores", "data", "lettering", "delivery"},
-    {"charts", "cards"},
+    {"models", "explanation_scores", "data", "lettering", "delivery", "files"},
+    {"charts", "cards", "output_folder"},
     {"figures", "placement", "temperature"},
     {"registry", "training", "explain", "export", "hub"},
     {"pipeline", "benchmarking"},
