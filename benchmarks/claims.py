@@ -19,6 +19,7 @@ from softcam_claims import SOFTCAM_CLAIMS, sweep
 from study_tables import explanations, over_k, over_penalty, penalties, points, predictions, temperatures
 from verdicts import SEEDS, Claim, verdict
 
+from softcam_hub.arguments import ArgumentParser
 from softcam_hub.benchmarking.report import markdown
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "reproduction.md"
@@ -191,7 +192,7 @@ def drawn(found: Findings) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare only; exit 1 where the document differs")
     check, found = parser.parse_args().check, read()
     new = document(found)

@@ -30,6 +30,7 @@ from timing import Row, Step, environment, measure, rise_in_mib, warn_if_busy, w
 from torch import Tensor, nn
 
 import softcam_hub
+from softcam_hub.arguments import ArgumentParser
 
 ROWS = Path(__file__).parent / "results" / "explainers.jsonl"
 LAST = "layer4"
@@ -176,7 +177,7 @@ def peak_mib(method: str, side: str, architecture: str, batch: int) -> float | N
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small network and few pairs, nothing written")
     parser.add_argument("--threads", type=int, help="torch's threads; one is steadier beside other programs")
     parser.add_argument(

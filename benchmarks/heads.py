@@ -21,6 +21,7 @@ from timing import Row, Step, environment, measure, rise_in_mib, rounded, warn_i
 from torch import Tensor, nn
 
 import softcam_hub
+from softcam_hub.arguments import ArgumentParser
 from softcam_hub.models.heads import CAPEHead
 
 ROWS = Path(__file__).parent / "results" / "heads.jsonl"
@@ -177,7 +178,7 @@ def rows(quick: bool) -> Iterator[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few pairs of small cases, to see that everything runs")
     parser.add_argument("--out", type=Path, help=f"JSON rows; results/{ROWS.name} by default, nowhere with --quick")
     parser.add_argument("--threads", type=int, help="torch's threads; one is steadier beside other programs")

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from timing import Row, environment, in_turn, rounded, spread, write
 
+from softcam_hub.arguments import ArgumentParser
+
 ROWS = Path(__file__).parent / "results" / "import.jsonl"
 PAIRS = 6
 WITHOUT = "import timm; from transformers import PreTrainedModel"
@@ -44,7 +46,7 @@ def measure_imports(pairs: int) -> Row:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two pairs, to see that it runs")
     parser.add_argument("--out", type=Path, help=f"JSON row; results/{ROWS.name} by default, nowhere with --quick")
     args = parser.parse_args()

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from softcam_hub.arguments import ArgumentParser
 from softcam_hub.data import load_lesions
 from softcam_hub.training import parse, recipes, run
 
@@ -59,7 +60,7 @@ def keep(row: Row) -> None:
 def main() -> None:
     known = [name for name in recipes() if name.startswith("lesions-")]
     known.sort(key=lambda name: name != "lesions-vanilla")  # what others start from
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="*", default=[FLOOR, *known], help="recipes to run")
     for name in parser.parse_args().recipes:
         if name == FLOOR:

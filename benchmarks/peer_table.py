@@ -28,6 +28,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from timing import Row, environment, measure, warn_if_busy, write
 from torch import Tensor, nn
 
+from softcam_hub.arguments import ArgumentParser
 from softcam_hub.benchmarking import benchmark
 from softcam_hub.benchmarking.shards import samples
 from softcam_hub.data.loading import DataConfig, load_splits
@@ -115,7 +116,7 @@ def of_ours(model: nn.Module, methods: list[str], data: dict[str, Any]) -> list[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small network and few images, nothing written")
     quick = parser.parse_args().quick
     warn_if_busy()

@@ -36,6 +36,7 @@ import torch
 from temperature import calibrations
 from timing import Row, environment, write
 
+from softcam_hub.arguments import ArgumentParser
 from softcam_hub.benchmarking import benchmark
 from softcam_hub.benchmarking.accuracy import rows_of_twin
 from softcam_hub.benchmarking.models import load_classifier
@@ -282,7 +283,7 @@ def try_out() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="tiny runs, to see that everything runs; nothing written")
     parser.add_argument("--large", action="store_true", help="the larger variant, for a GPU")
     parser.add_argument("--study", nargs="*", help=f"some of {', '.join([*SMALL, *LARGE])}; all by default")

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from softcam_hub.arguments import ArgumentParser
 from softcam_hub.benchmarking.report import table1
 
 RESULTS = Path(__file__).parent / "results"
@@ -232,7 +233,7 @@ def filled(text: str, name: str, table: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare only; exit 1 where README differs from the rows")
     check = parser.parse_args().check
     if not README.exists():

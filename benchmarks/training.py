@@ -19,6 +19,7 @@ from typing import Any
 import timm
 from timing import environment, spread, write
 
+from softcam_hub.arguments import ArgumentParser
 from softcam_hub.data.loading import load_splits
 from softcam_hub.training import Config, make_config
 from softcam_hub.training.loop import Training
@@ -43,7 +44,7 @@ def epoch(training: Training) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small network, two pairs, nothing written")
     quick = parser.parse_args().quick
     model, size, images, pairs = ("test_resnet", 64, 32, 2) if quick else ("resnet50", 224, 128, 5)

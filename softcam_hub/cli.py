@@ -10,6 +10,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from .arguments import ArgumentParser
+
 COMMANDS = {
     "list": "listing",
     "explain": "explaining",
@@ -48,9 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def make_parser(words: Sequence[str]) -> argparse.ArgumentParser:
+def make_parser(words: Sequence[str]) -> ArgumentParser:
     """The parser: of the command that is named, or of all, each with its line of help."""
-    parser = argparse.ArgumentParser(PROGRAM, description="Image classifiers that explain themselves.")
+    parser = ArgumentParser(PROGRAM, description="Image classifiers that explain themselves.")
     parser.set_defaults(run=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     named = next((word for word in words if not word.startswith("-")), None)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import timm
 
+from softcam_hub.arguments import ArgumentParser
 from softcam_hub.models.anatomy import examine
 from softcam_hub.models.backbone import NoEvidenceMap
 
@@ -30,7 +31,7 @@ def probe(names: list[str]) -> dict[str, list[str]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare with the committed table instead of writing it")
     check = parser.parse_args().check
     names = [name for name in timm.list_models() if not name.startswith(("softcam_", "cape_"))]

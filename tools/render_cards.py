@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from softcam_hub import CAPE_LESIONS
+from softcam_hub.arguments import ArgumentParser
 from softcam_hub.cards import Row, check, family_card, read_rows, read_trained, trained_card
 
 ROOT = Path(__file__).parents[1]
@@ -73,7 +74,7 @@ def problems(cards: list[Card]) -> Iterator[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare with the committed cards instead of writing them")
     parser.add_argument("--measure", action="store_true", help="examine the families' architectures again first")
     arguments = parser.parse_args()

@@ -19,6 +19,7 @@ import timm
 import yaml
 from transformers import HfArgumentParser
 
+from ..arguments import ArgumentParser
 from ..data.config import DataConfig, flag
 from ..data.transforms import AugmentationConfig
 from ..models.classifier import split_name
@@ -291,8 +292,8 @@ class _Help(argparse.HelpFormatter):
         return f"{action.help}{choices}" + (f" [{action.default}]".replace("%", "%%") if shown else "")
 
 
-def _recipe_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+def _recipe_parser() -> ArgumentParser:
+    parser = ArgumentParser(add_help=False, exit_on_error=False)
     parser.add_argument("--recipe", help="name of a recipe, or a YAML file; flags go over its settings")
     return parser
 
