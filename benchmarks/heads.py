@@ -72,7 +72,7 @@ def contestants(vanilla: nn.Module, images: Tensor) -> dict[str, tuple[str, Step
 
 
 def explained(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    return model.head.logits_and_maps(model.forward_features(images))
+    return model.head(model.forward_features(images), kind=model.head.kinds[0])
 
 
 # CAPE's formula

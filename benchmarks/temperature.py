@@ -44,7 +44,7 @@ def evidence_of(model: nn.Module, rows: Rows) -> tuple[Tensor, Tensor]:
     for first in range(0, len(images), BATCH):
         some = [images[index] for index in range(first, min(first + BATCH, len(images)))]
         pixels = torch.stack([sample["pixel_values"] for sample in some]).to(device)
-        evidence.append(model.head.evidence(model.forward_features(pixels)))
+        evidence.append(model.head(model.forward_features(pixels), kind="evidence")[1])
         labels += [sample["labels"] for sample in some]
     return torch.cat(evidence), torch.stack(labels).to(device)
 

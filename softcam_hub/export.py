@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .models.heads import HEADS
 from .models.self_explaining import SelfExplaining, evaluation
 
 HINT = "ONNX export needs extra packages: pip install 'softcam-hub[onnx]'"
@@ -19,7 +20,8 @@ class _LogitsAndMaps(nn.Module):
         self.model = model
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        return self.model.head.logits_and_maps(self.model.forward_features(pixel_values))
+        kind = HEADS[self.model.family].kinds[0]
+        return self.model.head(self.model.forward_features(pixel_values), kind=kind)
 
 
 def export_onnx(model: SelfExplaining, path: str | Path, tolerance: float = 1e-4) -> Path:

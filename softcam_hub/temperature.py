@@ -37,7 +37,7 @@ def fit_temperature(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) 
     with evaluation(model):
         for batch in batches:
             images, labels = _pair(batch)
-            evidence = model.head.evidence(model.forward_features(images.to(device)))
+            _, evidence = model.head(model.forward_features(images.to(device)), kind="evidence")
             losses.append(candidate_losses(model.head, evidence, labels.to(device)).double().cpu())
     if not losses:
         raise ValueError("there are no batches to fit the temperature to")

@@ -119,8 +119,8 @@ def test_exact(architecture):
     )
     with torch.no_grad():
         expected, logits = vanilla(images), softcam(images)
-        composed, evidence = softcam.head.logits_and_maps(softcam.forward_features(images))
-        log_p, parts = cape.head.logits_and_maps(cape.forward_features(images))
+        composed, evidence = softcam.head(softcam.forward_features(images), kind="softcam")
+        log_p, parts = cape.head(cape.forward_features(images), kind="cape")
     assert expected.isfinite().all()
     assert expected.std() > 1e-3
     assert relative_error(logits, expected) < 1e-5

@@ -83,7 +83,7 @@ def slow_joint_softmax(evidence: Tensor) -> Tensor:
 def test_cape_is_the_papers_product(variant: str, temperature: float) -> None:
     head, features = make_head(variant, temperature=temperature), make_features()
     expected = slow_cape(slow_evidence(head, features), temperature, head.naive)
-    logits, maps = head.logits_and_maps(features)
+    logits, maps = head(features, kind=head.kinds[0])
     torch.testing.assert_close(maps, expected, rtol=1e-12, atol=0)
     torch.testing.assert_close(logits.exp(), expected.sum(dim=(2, 3)), rtol=1e-12, atol=0)
 
@@ -122,7 +122,7 @@ def test_cam_leaves_the_bias_out(variant: str) -> None:
 def test_softcam_averages_its_maps() -> None:
     head, features = make_head("softcam"), make_features()
     expected = slow_evidence(head, features)
-    logits, maps = head.logits_and_maps(features)
+    logits, maps = head(features, kind=head.kinds[0])
     torch.testing.assert_close(maps, expected, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(logits, expected.mean(dim=(2, 3)), rtol=1e-12, atol=1e-14)
 
@@ -130,7 +130,7 @@ def test_softcam_averages_its_maps() -> None:
 @pytest.mark.parametrize(("variant", "kind"), KINDS)
 def test_logits_are_the_same_with_any_maps(variant: str, kind: str) -> None:
     head, features = make_head(variant, temperature=0.6), make_features()
-    logits, maps = head.logits_and_maps(features, kind)
+    logits, maps = head(features, kind=kind)
     torch.testing.assert_close(head(features), logits, rtol=1e-12, atol=1e-14)
     assert torch.equal(head.maps(features, kind=kind), maps)
 
@@ -148,7 +148,7 @@ def test_maps_of_chosen_classes(variant: str, kind: str) -> None:
 def test_gradients(variant: str, kind: str | None) -> None:
     """Gradcheck of logits and maps (`forward` without a kind) in the features and in every parameter."""
     head = make_head(variant, temperature=0.6)
-    method = head.forward if kind is None else lambda features: head.logits_and_maps(features, kind)
+    method = head.forward if kind is None else lambda features: head(features, kind=kind)
     parameters = {name: value.detach().clone().requires_grad_() for name, value in head.named_parameters()}
 
     def run(features: Tensor, *values: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -181,7 +181,7 @@ class Calling(nn.Module):
 )
 def test_other_kinds_are_refused(variant: str, kind: str, expected: str) -> None:
     head, features = make_head(variant), make_features()
-    for ask in (head.logits_and_maps, head.maps):
+    for ask in (head, head.maps):
         with pytest.raises(ValueError, match="unknown map kind") as error:
             ask(features, kind=kind)
         assert str(error.value) == expected
@@ -282,7 +282,7 @@ def test_cape_is_float64s_on_the_same_evidence(variant: str, case: Case) -> None
     head, features = case.make(variant)
     with case.context():
         evidence = head.evidence(features).double()
-        logits, maps = head.logits_and_maps(features)
+        logits, maps = head(features, kind=head.kinds[0])
     parts = in_double(head).log_parts(evidence)
     tolerance = 1e-6 * max(1.0, evidence.abs().max().item())  # of a logarithm: its argument rounds relatively
     assert logits.dtype == maps.dtype == torch.float32
@@ -296,7 +296,7 @@ def test_cape_composes_a_distribution(variant: str, case: Case) -> None:
     head, features = case.make(variant)
     features.requires_grad_()
     with case.context():
-        logits, maps = head.logits_and_maps(features)
+        logits, maps = head(features, kind=head.kinds[0])
         alone = head(features)
     assert all(values.isfinite().all() for values in (logits, maps))
     assert torch.equal(alone, logits)
@@ -312,7 +312,7 @@ def test_softcam_is_float64s(case: Case) -> None:
     """With maps, the logits are their float32 mean; without, one product in the compute dtype."""
     head, features = case.make("softcam")
     with case.context():
-        logits, maps = head.logits_and_maps(features)
+        logits, maps = head(features, kind=head.kinds[0])
         alone = head(features)
     exact = in_double(head)(features.double())
     magnitudes = features.double().abs().mean(dim=(2, 3)) @ head.weight.double().abs().T + head.bias.double().abs()
@@ -352,7 +352,7 @@ class LargestTensor(TorchDispatchMode):
 def largest_tensor(head: EvidenceHead, features: Tensor, kind: str | None) -> int:
     """The largest tensor that logits, or logits and maps of a `kind`, make with their gradients."""
     with LargestTensor() as largest:
-        outputs = (head(features),) if kind is None else head.logits_and_maps(features, kind)
+        outputs = (head(features),) if kind is None else head(features, kind=kind)
         torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
     return largest.elements
 

@@ -77,11 +77,10 @@ def _answers(cape: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """Probabilities (B, C) of the three variants."""
     features, head = cape.forward_features(images), cape.head
     vanilla = F.linear(features.mean(dim=(2, 3)), head.weight, head.bias)
-    evidence = head.evidence(features)
     found = {"vanilla": vanilla}
     for name, naive in (("naive", True), ("off-the-shelf", False)):
         head.naive = naive
-        found[name] = head.compose(evidence)
+        found[name] = head(features)
     return {name: logits.float().softmax(dim=1) for name, logits in found.items()}
 
 

@@ -18,8 +18,8 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 
-from ..models.heads import EvidenceHead, at_least_float32
-from ..models.self_explaining import check_images, choose_classes, evaluation
+from ..models.heads import HEADS, at_least_float32, select
+from ..models.self_explaining import SelfExplaining, check_images, choose_classes, evaluation
 from .cams import cam, fd_cam, grad_cam, grad_cam_pp, layer_cam, lift_cam, score_cam, smooth_grad_cam_pp
 from .pixels import guided_backprop, integrated_gradients
 from .recording import Recording
@@ -28,13 +28,14 @@ from .subject import Subject
 
 def native(recording: Recording, kind: str) -> Tensor:
     """The maps that a model of ours predicts with."""
-    head = getattr(recording.subject.model, "head", None)
-    if not isinstance(head, EvidenceHead) or kind not in head.kinds:
+    model = recording.subject.model
+    if not isinstance(model, SelfExplaining) or kind not in HEADS[model.family].kinds:
         raise ValueError(f"{kind!r} maps need a {kind.removeprefix('mu-')} model: see softcam_hub.convert and build")
     if recording.subject.layer is not None:
         raise ValueError(f"{kind!r} maps are those of the head and have no layer: leave layer out")
     with torch.no_grad():
-        return head.maps(recording.raw.detach(), recording.classes, kind)
+        _, maps = model.head(recording.raw.detach(), kind=kind)
+    return select(maps, recording.classes)
 
 
 def random_maps(recording: Recording, seed: int = 0) -> Tensor:

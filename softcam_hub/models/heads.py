@@ -30,7 +30,7 @@ class EvidenceHead(nn.Module, ABC):
 
     family: ClassVar[str]
     kinds: ClassVar[tuple[str, ...]]
-    """The maps this head can draw; the first is the one that composes the prediction."""
+    """The kinds of maps that this head can return; the first kind composes the prediction."""
 
     def __init__(
         self,
@@ -63,34 +63,42 @@ class EvidenceHead(nn.Module, ABC):
         """`M' = W·F + b`, in the compute dtype: (B, K, H, W) -> (B, C, H, W)."""
         return F.conv2d(features, self.weight[:, :, None, None], self.bias)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Logits (B, C) of features (B, K, H, W)."""
-        return self.compose(self.evidence(features))
+    def forward(self, features: Tensor, *, kind: str | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """Return the logits (B, C), or the pair of logits and maps (B, C, H, W) where a kind of map is named.
 
-    def logits_and_maps(self, features: Tensor, kind: str | None = None) -> tuple[Tensor, Tensor]:
-        """Logits (B, C) and the maps (B, C, H, W) of all classes, from one evidence computation."""
-        kind = self.check_kind(kind)
-        evidence = self.evidence(features)
-        return self.compose(evidence), self.draw(evidence, kind)
-
-    def maps(self, features: Tensor, classes: Tensor | None = None, kind: str | None = None) -> Tensor:
-        """Maps of the given `classes` (B, k), or of all.
+        Call the head as a module, `head(features, kind=kind)`. Hooks, offloading, parametrisations and wrappers such as
+        PEFT's then act on the maps as they act on the logits. The kind is a keyword so that a forward pre-hook which
+        replaces the features does not drop it.
 
         Args:
-            features: (B, K, H, W).
-            classes: (B, k) class indices per image.
-            kind: one of `kinds`; the composing one by default.
+            features: Features of the backbone, (B, K, H, W).
+            kind: One of `kinds`, or `evidence` for M' of any head.
+        """
+        evidence = self.evidence(features)
+        logits = self.compose(evidence)
+        return logits if kind is None else (logits, self.draw(evidence, kind))
+
+    def maps(self, features: Tensor, classes: Tensor | None = None, kind: str | None = None) -> Tensor:
+        """Return the maps of the given classes, or of all classes.
+
+        Args:
+            features: Features of the backbone, (B, K, H, W).
+            classes: Class indices for each image, (B, k).
+            kind: One of `kinds`. The default is the kind that composes the prediction.
 
         Returns:
             (B, k, H, W), or (B, C, H, W) without `classes`.
         """
-        return select(self.logits_and_maps(features, kind)[1], classes)
+        _, maps = self(features, kind=self.check_kind(kind))
+        return select(maps, classes)
 
-    def check_kind(self, kind: str | None) -> str:
+    @classmethod
+    def check_kind(cls, kind: str | None) -> str:
+        """Return the kind of map that was named, or by default the kind that composes the prediction."""
         if kind is None:
-            return self.kinds[0]
-        if kind not in self.kinds:
-            raise ValueError(f"unknown map kind {kind!r} for {self.family}: expected one of {', '.join(self.kinds)}")
+            return cls.kinds[0]
+        if kind not in cls.kinds:
+            raise ValueError(f"unknown map kind {kind!r} for {cls.family}: expected one of {', '.join(cls.kinds)}")
         return kind
 
     @abstractmethod
@@ -98,7 +106,10 @@ class EvidenceHead(nn.Module, ABC):
         """Logits (B, C) from evidence (B, C, H, W)."""
 
     def draw(self, evidence: Tensor, kind: str) -> Tensor:
-        """Maps (B, C, H, W) of a checked `kind`; `cam` (eq. 2) leaves the bias out, as CAM always did."""
+        """Return the maps (B, C, H, W) of a kind; `cam` (eq. 2) leaves the bias out, as CAM always did."""
+        if kind == "evidence":
+            return evidence
+        self.check_kind(kind)
         return (evidence - self.bias[:, None, None]).relu() if kind == "cam" else evidence
 
     def extra_repr(self) -> str:
@@ -116,9 +127,11 @@ class SoftCAMHead(EvidenceHead):
     family = "softcam"
     kinds = ("softcam", "cam")
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Logits at the price of the vanilla head: pool first, multiply once."""
-        return F.linear(features.mean(dim=(2, 3)), self.weight, self.bias)
+    def forward(self, features: Tensor, *, kind: str | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """Return logits, or logits and maps; logits alone cost what the vanilla head costs: pool, multiply once."""
+        if kind is None:
+            return F.linear(features.mean(dim=(2, 3)), self.weight, self.bias)
+        return super().forward(features, kind=kind)
 
     def compose(self, evidence: Tensor) -> Tensor:
         return at_least_float32(evidence).mean(dim=(2, 3))
@@ -159,12 +172,11 @@ class CAPEHead(EvidenceHead):
     def compose(self, evidence: Tensor) -> Tensor:
         return self.log_parts(evidence).flatten(2).logsumexp(dim=2)
 
-    def logits_and_maps(self, features: Tensor, kind: str | None = None) -> tuple[Tensor, Tensor]:
-        kind = self.check_kind(kind)
-        evidence = self.evidence(features)
+    def forward(self, features: Tensor, *, kind: str | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """Return logits, or logits and maps; `cape` maps and logits come from one computation of log P."""
         if kind != "cape":
-            return self.compose(evidence), self.draw(evidence, kind)
-        parts = self.log_parts(evidence)
+            return super().forward(features, kind=kind)
+        parts = self.log_parts(self.evidence(features))
         return parts.flatten(2).logsumexp(dim=2), parts.exp()
 
     def log_parts(self, evidence: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 
 from .classifier import Classifier, build, convert
 from .configuration import CAPEConfig, EvidenceConfig, SoftCAMConfig
-from .heads import EvidenceHead
+from .heads import HEADS, EvidenceHead
 from .losses import check_labels, check_multi_hot, cross_entropy, elastic_net
 from .self_explaining import SelfExplaining, check_images
 
@@ -209,7 +209,7 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
         return self.anatomy.localise(self.backbone, raw, pixel_values.shape[-2:]), tuple(hidden)
 
     def _predict(self, features: Tensor, output_maps: bool) -> tuple[Tensor, Tensor | None]:
-        return self.head.logits_and_maps(features) if output_maps else (self.head(features), None)
+        return self.head(features, kind=HEADS[self.family].kinds[0]) if output_maps else (self.head(features), None)
 
 
 class EvidenceModel(EvidencePreTrainedModel):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .backbone import Anatomy, input_size
 from .explanation import Explanation
-from .heads import EvidenceHead, select
+from .heads import HEADS, select
 
 
 class SelfExplaining(nn.Module):
@@ -79,20 +79,20 @@ class SelfExplaining(nn.Module):
             images: (B, C, H, W), normalised as for `forward`.
             classes: a class index for all images, (B,) one per image, or (B, k) several per image.
             top_k: how many classes to explain when `classes` is not given.
-            kind: one of `head.kinds`; by default the one that composes the prediction.
+            kind: One of `head.kinds`. The default is the kind that composes the prediction.
         """
-        if not isinstance(self.head, EvidenceHead):
+        if not self.num_classes:
             raise ValueError("explain() needs classes: this model has num_classes=0; call reset_classifier(n) first")
-        self.head.check_kind(kind)
+        kind = HEADS[self.family].check_kind(kind)  # asked of the class, since a wrapper may stand in for the head
         check_images(images, self.in_chans)
         if not torch.isfinite(images).all():
             raise ValueError("explain() got images with NaN or infinite values: check the preprocessing")
         chosen = choose_classes(classes, top_k, len(images), self.num_classes)
         with evaluation(self):
-            logits, maps = self.head.logits_and_maps(self.forward_features(images), kind)
+            logits, maps = self.head(self.forward_features(images), kind=kind)
         probabilities = self.probabilities(logits)
         index = probabilities.topk(chosen, dim=1).indices if isinstance(chosen, int) else chosen.to(logits.device)
-        return Explanation(select(maps, index), index, probabilities.gather(1, index), kind or self.head.kinds[0])
+        return Explanation(select(maps, index), index, probabilities.gather(1, index), kind)
 
 
 def _below_backbone(spec: Any) -> Any:

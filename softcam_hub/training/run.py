@@ -181,7 +181,7 @@ def _fit_temperature(training: Training, result: nn.Module) -> float:
         for batch in training.validation:
             with accelerator.autocast():
                 features = batch["features"] if "features" in batch else result.forward_features(batch["pixel_values"])
-                evidence = result.head.evidence(features)
+                _, evidence = result.head(features, kind="evidence")
             losses.append(accelerator.gather_for_metrics(candidate_losses(result.head, evidence, batch["labels"])))
     return set_temperature(result.head, torch.cat(losses))
 
