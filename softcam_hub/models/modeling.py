@@ -209,7 +209,9 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
         return self.anatomy.localise(self.backbone, raw, pixel_values.shape[-2:]), tuple(hidden)
 
     def _predict(self, features: Tensor, output_maps: bool) -> tuple[Tensor, Tensor | None]:
-        return self.head(features, kind=HEADS[self.family].kinds[0]) if output_maps else (self.head(features), None)
+        if output_maps:
+            return self.head(features, kind=HEADS[self.family].kinds[0])
+        return self.head(features), None
 
 
 class EvidenceModel(EvidencePreTrainedModel):
