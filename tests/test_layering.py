@@ -9,8 +9,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "softcam_hub"
 
 FLOORS = [
-    {"models", "explanation_scores", "data", "lettering", "delivery", "files", "arguments"},
-    {"charts", "cards", "output_folder"},
+    {"models", "explanation_scores", "data", "lettering", "delivery", "files", "arguments", "records"},
+    {"charts", "cards", "output_folder", "loading"},
     {"figures", "placement", "temperature"},
     {"registry", "training", "explain", "export", "hub"},
     {"pipeline", "benchmarking"},

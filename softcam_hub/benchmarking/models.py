@@ -5,7 +5,6 @@
 - `random` and `centre` stand beside the post-hoc maps, or beside the native ones where there is no twin.
 """
 
-import difflib
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -15,13 +14,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import timm
 import torch
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from ..explain.explainers import AT_A_LAYER, OF_PIXELS, create_explainer, list_explainers
 from ..explain.recording import Recording
+from ..loading import find_model, load_timm
 from ..models.classifier import Classifier, to_vanilla
 from ..models.self_explaining import SelfExplaining, evaluation
 
@@ -38,28 +37,7 @@ TAKERS = {"seed": {"random", "smooth-grad-cam++"}, "batch": {"fd-cam", "score-ca
 
 def load_classifier(source: str | Path) -> nn.Module:
     """A classifier in eval mode, from a model folder, a timm name (`cape_resnet50`, `resnet50.a1_in1k`) or a Hub id."""
-    name, path = str(source), Path(source).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            inside = path / "model"
-            hint = f"did you mean {inside}?" if inside.is_dir() else "a model folder has one"
-            raise FileNotFoundError(f"there is no config.json in {path}: {hint}")
-        name = f"local-dir:{path}"
-    elif not timm.is_model(name.split(".")[0]):
-        near = difflib.get_close_matches(name, timm.list_models(), n=2)
-        hint = f"did you mean {' or '.join(near)}?" if near else "expected a model folder, a timm name or a Hub id"
-        if name.count("/") != 1 or path.is_absolute() or name.startswith("."):
-            raise FileNotFoundError(f"there is no model {name!r}: {hint}")
-        name = f"hf-hub:{name}"
-    try:
-        model = timm.create_model(name, pretrained=True)
-    except KeyError as error:  # timm's, of its own keys
-        raise ValueError(
-            f"model {str(source)!r} cannot be loaded: its config.json names no timm architecture, as those of "
-            "transformers' own models do not; expected a model of timm or of softcam_hub"
-        ) from error
-    except Exception as error:  # of the Hub, of timm and of safetensors, of many kinds
-        raise ValueError(f"model {str(source)!r} cannot be loaded: {error or type(error).__name__}") from error
+    model = load_timm(find_model(source), source)
     if not model.num_classes:
         raise ValueError(f"model {str(source)!r} has no classes: there is no prediction to explain")
     return model.eval()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .anatomy import examine
 from .backbone import Anatomy, NoEvidenceMap, make_backbone
 from .heads import HEADS
+from .preprocessing import check_model_args, check_pretrained_cfg
 from .self_explaining import SelfExplaining, check_images, evaluation
 from .weights import (
     adopt,
@@ -202,6 +203,9 @@ def build(architecture: str, pretrained: bool = False, **options: Any) -> nn.Mod
     cfg = options.pop("pretrained_cfg", None) or tag
     if isinstance(cfg, str):  # a tag, or none; anything else describes our own weights already
         cfg = derive_cfg(get_pretrained_cfg(f"{timm_name}.{cfg}" if cfg else timm_name), f"{family}_{timm_name}")
+    check_pretrained_cfg(cfg)
+    check_pretrained_cfg(options.get("pretrained_cfg_overlay"))
+    check_model_args(options)
     if options.get("features_only"):
         options = {"num_classes": 0, "out_indices": _default_indices(timm_name), **options}
     return build_model_with_cfg(

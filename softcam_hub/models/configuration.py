@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 
 from .classifier import split_name
 from .losses import Bootstrap
+from .preprocessing import check_classes
 
 _PROBLEM_TYPES = ("single_label_classification", "multi_label_classification")
 
@@ -103,6 +104,7 @@ class EvidenceConfig(PreTrainedConfig):
         config_dict = dict(config_dict)
         classes, names = config_dict.pop("num_classes", None), config_dict.pop("label_names", None)
         _check_written(config_dict, classes)
+        check_classes(classes, names)
         labelled = "id2label" in config_dict or {"num_labels", "id2label"} & kwargs.keys()
         if not labelled and names:
             config_dict["id2label"] = dict(enumerate(names))

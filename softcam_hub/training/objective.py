@@ -12,13 +12,15 @@ import timm
 import torch
 from timm.models import save_for_hf
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from ..data.loading import Splits
+from ..loading import find_model, load_timm, read_config
 from ..models.classifier import split_name
 from ..models.heads import HEADS
 from ..models.losses import cross_entropy
 from ..models.modeling import CAPEForImageClassification, EvidenceForImageClassification, SoftCAMForImageClassification
+from ..models.preprocessing import check_pretrained_cfg
 from .config import Config, ModelConfig
 
 MODELS: dict[str, type[EvidenceForImageClassification]] = {
@@ -118,6 +120,7 @@ def make_model(config: Config, splits: Splits) -> nn.Module:
         model.pretrained_cfg["input_size"] = (3, settings.image_size, settings.image_size)
     if config.augmentation.eval_crop:
         model.pretrained_cfg["crop_pct"] = config.augmentation.eval_crop  # what a saved model does to its images
+    check_pretrained_cfg(model.pretrained_cfg)
     return model
 
 
@@ -151,16 +154,16 @@ def _loss_settings(settings: ModelConfig, multi_label: bool) -> dict[str, Any]:
 
 def load_model(folder: Path, splits: Splits) -> nn.Module:
     """The model of a folder that a run wrote, with its teacher if it has one."""
-    family = _family_of(str(folder))
+    family = _family_of(folder)
     if family is not None:
         return MODELS[family].from_pretrained(folder)
-    vanilla = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    vanilla = load_timm(find_model(folder, timm_names=False), folder)
     return BlackBox(vanilla, splits.multi_label, splits.classes)
 
 
-def _family_of(source: str) -> str | None:
+def _family_of(source: str | Path) -> str | None:
     """`softcam` or `cape` where a folder or repo holds a model of ours."""
-    kind = AutoConfig.from_pretrained(source).model_type
+    kind = read_config(find_model(source, timm_names=False)).get("model_type")
     return kind if kind in HEADS else None
 
 
@@ -171,8 +174,7 @@ def _vanilla(settings: ModelConfig, classes: int) -> nn.Module:
         name = name.removeprefix(f"{settings.family}_")
     if settings.init is None:
         return timm.create_model(name, pretrained=settings.pretrained, num_classes=classes, **args)
-    place = "local-dir:" if Path(settings.init).is_dir() else "hf-hub:"
-    model = timm.create_model(f"{place}{settings.init}", pretrained=True, **args)
+    model = load_timm(find_model(settings.init, timm_names=False), settings.init, **args)
     if model.num_classes != classes:
         raise ValueError(f"{settings.init} has {model.num_classes} classes, but the data has {classes}")
     _check_architecture(model.pretrained_cfg.get("architecture"), settings)
