@@ -128,7 +128,10 @@ CONFIGS = {
     "a list": ("[1]", "must hold names and values, but holds a list"),
     "null": ("null", "must hold names and values, but holds nothing"),
     "pretrained_cfg a list": ('{"architecture": "test_resnet", "pretrained_cfg": [1]}', "must map names to values"),
-    "model_args a list": ('{"architecture": "test_resnet", "pretrained_cfg": {}, "model_args": [1]}', "model_args must"),
+    "model_args a list": (
+        '{"architecture": "test_resnet", "pretrained_cfg": {}, "model_args": [1]}',
+        "model_args must",
+    ),
     "unknown architecture": ('{"architecture": "resnot", "pretrained_cfg": {}}', "resnot"),
     "no architecture": ('{"num_classes": 3, "pretrained_cfg": {}}', "names no timm architecture"),
 }
@@ -157,7 +160,9 @@ def test_a_folder_that_does_not_exist_is_said_not_to_exist(init):
 def test_a_hub_id_that_does_not_exist_is_said_to_be_no_folder_either(monkeypatch, capsys):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert main(["export", "--model", "nosuchfolder/x", "--out", "x.onnx"]) == 1
-    assert "there is no folder 'nosuchfolder/x' here, and the Hub gives no model of that name" in capsys.readouterr().err
+    assert (
+        "there is no folder 'nosuchfolder/x' here, and the Hub gives no model of that name" in capsys.readouterr().err
+    )
 
 
 def test_a_checkpoint_of_cape_is_checked_as_one_of_softcam_is(tmp_path):
