@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 AS_ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
 
-.PHONY: help demo test test-all chromium lint bench reproduce reproduce-large table cards clean
+.PHONY: help demo test test-all chromium lint bench reproduce reproduce-large table cards peer-tests clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 17
@@ -58,5 +58,8 @@ table: $(STAMP) ## examine every architecture of the installed timm again
 cards: $(STAMP) ## render the model cards from their rows
 	$(RUN) tools/render_cards.py
 
+peer-tests: $(STAMP) ## run the test suites of timm and transformers on our models (an hour): docs/compatibility.md
+	$(RUN) tools/peer_tests
+
 clean: ## remove the virtual environment and what was made
-	rm -rf $(VENV) demo_output .pytest_cache .ruff_cache
+	rm -rf $(VENV) .peers demo_output .pytest_cache .ruff_cache
