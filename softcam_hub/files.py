@@ -112,8 +112,9 @@ def _last_write(draft: Path) -> float:
 
 def unwritable(target: Path, error: OSError) -> OSError:
     """Return the error that says why `target` could not be written, and what became of it."""
-    return OSError(
-        error.errno,
+    told = OSError(
         f"{target} could not be written ({error.strerror or error}); what was there before is unchanged. Make room, "
-        "or choose another place, and run the same command again",
+        "or choose another place, and run the same command again"
     )
+    told.errno = error.errno  # not among the arguments, which would print it before the sentence
+    return told

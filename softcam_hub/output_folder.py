@@ -41,7 +41,8 @@ class OutputFolder:
         path: Folder, which is made when it is claimed.
         kind: Kind of output, such as "training run"; a folder of another kind is refused.
         names: Glob patterns of the paths below the folder that may be written or deleted; `*` also matches `/`, so
-            that `checkpoints/*` stands for everything below `checkpoints`.
+            that `checkpoints/*` stands for everything below `checkpoints`. They are deleted in reverse order: the
+            file that says what the others are comes first, so that a killed deletion leaves nothing without it.
         flag: Command-line flag that names the folder, for error messages.
         recognise: Function that tells whether a folder without a record is an earlier output of this kind, made
             before there were records.
@@ -206,10 +207,11 @@ class OutputFolder:
         return sorted(found)
 
     def _delete(self, names: list[str]) -> None:
-        """Delete the recorded files, and the folders that this leaves empty."""
-        recorded = _matcher(names)
-        ours = [path for path in self._below() if recorded(path) and not (self.path / path).is_symlink()]
-        for path in ours:
+        """Delete the recorded files, those named last first, and the folders that this leaves empty."""
+        position = _positions(names)
+        ours = {path: position(path) for path in self._below() if not (self.path / path).is_symlink()}
+        ours = {path: place for path, place in ours.items() if place is not None}
+        for path in sorted(ours, key=ours.__getitem__, reverse=True):
             (self.path / path).unlink(missing_ok=True)
         parents = {parent for path in ours for parent in Path(path).parents if parent != Path()}
         for parent in sorted(parents, key=lambda folder: len(folder.parts), reverse=True):
@@ -223,11 +225,19 @@ class OutputFolder:
         return [folder for folder in below if _concerns(folder.relative_to(self.path).as_posix(), names)]
 
 
+def _positions(patterns: list[str]) -> Callable[[str], int | None]:
+    """A function that returns the position of the pattern that a path matches, or None.
+
+    Plain names, of which there may be thousands, are looked up at once.
+    """
+    plain = {pattern: place for place, pattern in enumerate(patterns) if not set(pattern) & set("*?[")}
+    globs = [(place, re.compile(fnmatch.translate(name))) for place, name in enumerate(patterns) if name not in plain]
+    return lambda path: plain.get(path, next((place for place, glob in globs if glob.match(path)), None))
+
+
 def _matcher(patterns: list[str]) -> Callable[[str], bool]:
-    """A test of paths against many patterns; plain names, of which there may be thousands, are looked up at once."""
-    plain = {pattern for pattern in patterns if not set(pattern) & set("*?[")}
-    globs = [re.compile(fnmatch.translate(pattern)) for pattern in patterns if pattern not in plain]
-    return lambda path: path in plain or any(glob.match(path) for glob in globs)
+    position = _positions(patterns)
+    return lambda path: position(path) is not None
 
 
 def _concerns(path: str, patterns: list[str]) -> bool:

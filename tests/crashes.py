@@ -23,6 +23,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from outputs import content
+
 from softcam_hub.output_folder import LOCK
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -120,12 +122,6 @@ def watched(root: Path, crash_at: int | None = None):
         pass
     finally:
         _watch = None
-
-
-def content(root: Path) -> dict[str, bytes]:
-    """Every file below `root` with its bytes, but for the lock."""
-    files = (file for file in root.rglob("*") if file.is_file() and file.name != LOCK)
-    return {file.relative_to(root).as_posix(): file.read_bytes() for file in files}
 
 
 def every_crash(

@@ -17,6 +17,7 @@ from softcam_hub.benchmarking.models import load_classifier
 from softcam_hub.cli import COMMANDS, main
 from softcam_hub.commands.explaining import Explaining, index_of
 from softcam_hub.data.lesions import load_lesions
+from softcam_hub.output_folder import LOCK, RECORD
 from softcam_hub.viewing import labels_of, load_viewed
 
 ROOT = Path(__file__).parents[1]
@@ -323,7 +324,7 @@ def test_benchmark_and_table_2(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "| cape | model |" in said
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        *("rows.jsonl", "settings.json", "shards", "table1.md", "curves.png"),
+        *("rows.jsonl", "settings.json", "shards", "table1.md", "curves.png", RECORD, LOCK),
     }
     assert main(["benchmark", "--accuracy", *data]) == 0
     assert "| off-the-shelf (`test_resnet`) |" in capsys.readouterr().out

@@ -3,32 +3,21 @@
 import json
 import multiprocessing
 import os
-import resource
 import stat
+from pathlib import Path
 
 import pytest
+from outputs import content, fill, full_disk
 
 from softcam_hub import output_folder
 from softcam_hub.files import DRAFT, copy_file, draft_of, remove_drafts, write_json, write_text
-from softcam_hub.output_folder import LOCK, RECORD, OutputFolder
+from softcam_hub.output_folder import RECORD, OutputFolder
 
 NAMES = ["result.json", "parts/*", "model/*.safetensors"]
 
 
 def folder_of(path, **options):
     return OutputFolder(path, "training run", NAMES, **options)
-
-
-def fill(root, *names):
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(f"content of {name}")
-
-
-def content(root):
-    """Every file below `root` with its bytes, but for the lock."""
-    files = (file for file in root.rglob("*") if file.is_file() and file.name != LOCK)
-    return {file.relative_to(root).as_posix(): file.read_bytes() for file in files}
 
 
 def use(path, how, **options):
@@ -101,6 +90,20 @@ def test_a_file_that_came_later_is_not_replaced(tmp_path):
         with pytest.raises(FileExistsError, match=r"photo\.png is not of an earlier training run"), folder.locked(how):
             folder.claim(how)
     assert content(tmp_path)["photo.png"] == b"content of photo.png"
+
+
+def test_the_file_that_is_named_first_is_deleted_last(tmp_path, monkeypatch):
+    use(tmp_path, "new")
+    fill(tmp_path, "result.json", "parts/1", "parts/2", "model/a.safetensors")
+    deleted, unlink = [], Path.unlink
+
+    def record(path, **options):
+        deleted.append(path.relative_to(tmp_path).parts[0])
+        unlink(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", record)
+    use(tmp_path, "replace")
+    assert deleted[:4] == ["model", "parts", "parts", "result.json"]
 
 
 def test_names_of_earlier_runs_stay_in_the_record(tmp_path):
@@ -218,13 +221,8 @@ def test_a_writer_that_fails_leaves_the_old_file(old, tmp_path):
 def test_a_full_disk_is_told_and_leaves_the_old_file(tmp_path):
     target = tmp_path / "file.json"
     write_text(target, "old")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # the system refuses to write beyond, as on a full disk
-    try:
-        with pytest.raises(OSError, match=r"file\.json could not be written.*unchanged"):
-            write_json(target, ["x" * 5000])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with full_disk(1000), pytest.raises(OSError, match=r"file\.json could not be written.*unchanged"):
+        write_json(target, ["x" * 5000])
     assert content(tmp_path) == {"file.json": b"old"}
 
 

@@ -14,10 +14,9 @@ import torch
 from ..charts import Points, curves
 from ..explanation_scores.faithfulness import borda_count
 from ..figures import column
+from ..files import draft_of
 from .models import FLOORS, NATIVE
 from .rows import CURVES, Row
-
-FILES = ("rows.jsonl", "table1.md", "curves.png", "values.jsonl")
 
 BORDA = {
     "average_drop": False,
@@ -127,7 +126,8 @@ def draw_curves(rows: list[Row], file: Path) -> bool:
     """Charts of every curve over k, a few explainers in each; whether there was anything to draw."""
     sheets = [curves(panels, "k highest patches", shared=True) for name in CURVES if (panels := _panels(rows, name))]
     if sheets:
-        column(sheets).save(file)
+        with draft_of(file) as draft:
+            column(sheets).save(draft)
     return bool(sheets)
 
 

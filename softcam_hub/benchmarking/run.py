@@ -11,9 +11,8 @@ output/
 
 import json
 import logging
-import shutil
 import zlib
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,11 @@ from torch import nn
 from ..data.config import DataConfig
 from ..data.lesions import VARIANTS
 from ..data.loading import Rows, Splits, load_splits
+from ..files import write_text
+from ..output_folder import OutputFolder, Use
 from . import report
 from .config import GRID, LOCALISATION, SENSITIVITY, BenchmarkConfig, make_settings
+from .folder import CURVES, ROWS, TABLE1, VALUES, benchmark_folder, start
 from .models import (
     ONE_LABEL,
     Explained,
@@ -41,11 +43,10 @@ from .models import (
     pair_up,
 )
 from .rows import Row, make_rows, versions
-from .shards import FOLDER, Shards, count_of, samples, write_whole
+from .shards import Shards, count_of, samples
 
 logger = logging.getLogger(__name__)
 
-SETTINGS = "settings.json"
 ENOUGH = 64
 """Generated training images, so that every class is among them."""
 
@@ -80,8 +81,27 @@ def benchmark(
         settings: fields of `BenchmarkConfig` and of `DataConfig`.
     """
     config, data = make_settings(output=str(output), **settings)
-    state, folder = Accelerator(), Path(output)  # PartialState alone does not see ACCELERATE_USE_CPU
-    pair, names = _load(model, twin)
+    state = Accelerator()  # PartialState alone does not see ACCELERATE_USE_CPU
+    folder = benchmark_folder(output)
+    with folder.locked(_use(config)) if state.is_main_process else nullcontext():
+        found = _measure(_load(model, twin), folder, config, data, state)
+        state.wait_for_everyone()
+    return found
+
+
+def _use(config: BenchmarkConfig) -> Use:
+    return "replace" if config.overwrite else "continue"
+
+
+def _measure(
+    loaded: tuple[Pair, dict[str, str | None]],
+    folder: OutputFolder,
+    config: BenchmarkConfig,
+    data: DataConfig,
+    state: Accelerator,
+) -> list[Row]:
+    """Measure the explanations of loaded models; all processes do it together."""
+    pair, names = loaded
     parts, left_out = divide(config.chosen_explainers, pair)
     data = needed(data, config.split)
     with state.main_process_first():  # generated images are drawn once
@@ -92,23 +112,26 @@ def benchmark(
             if one is not None:
                 stack.enter_context(lent(one, state.device))
         explained, refused = _choose_explainers(config, pair, parts, splits, rows)
-        left_out |= refused
         asked = _asked(config, data, names, explained, rows) | versions(state.device)
         if state.is_main_process:
-            _claim(folder, asked, config.overwrite)
-            for reason in dict.fromkeys(left_out.values()):
-                names = ", ".join(name for name, why in left_out.items() if why == reason)
-                logger.warning("left out: %s (%s)", names, reason)
+            start(folder, asked, _use(config))  # everything that can be refused has been checked
+            _tell_left_out(left_out | refused)
         state.wait_for_everyone()
-        shards = Shards(folder, rows, explained, config)
+        shards = Shards(folder.path, rows, explained, config)
         shards.work(state)
     state.wait_for_everyone()
     found = make_rows(shards.lines(), {name: value for name, value in asked.items() if name not in NOT_IN_ROWS})
     if state.is_main_process:
         _warn_of_missing(found, shards)
-        _leave(folder, found, shards, config)
-    state.wait_for_everyone()
+        _leave(folder.path, found, shards, config)
     return found
+
+
+def _tell_left_out(left_out: dict[str, str]) -> None:
+    """Log the explainers that do not fit the models, those with the same reason together."""
+    for reason in dict.fromkeys(left_out.values()):
+        names = ", ".join(name for name, why in left_out.items() if why == reason)
+        logger.warning("left out: %s (%s)", names, reason)
 
 
 def _load(model: Any, twin: Any) -> tuple[Pair, dict[str, str | None]]:
@@ -187,31 +210,6 @@ def _asked(
     return {**names, **asdict(data), **settings, "pairs": pairs, "weights": weights, "images": images}
 
 
-def _claim(folder: Path, asked: dict[str, Any], overwrite: bool) -> None:
-    """Make sure that the folder can be written, and that what it holds belongs to the same question."""
-    file = folder / SETTINGS
-    try:
-        if overwrite:
-            shutil.rmtree(folder / FOLDER, ignore_errors=True)
-            for name in (SETTINGS, *report.FILES):
-                (folder / name).unlink(missing_ok=True)
-        if file.exists():
-            _check_same(json.loads(file.read_text()), asked, folder)
-        (folder / FOLDER).mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(asked, indent=2) + "\n")
-    except OSError as error:
-        raise OSError(f"output {folder} cannot be written: {error.strerror}; choose another --output") from error
-
-
-def _check_same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    for name, value in now.items():
-        if before.get(name) != value:
-            raise ValueError(
-                f"{folder} holds a benchmark with {name}={before.get(name)!r}, but now it is {value!r}: use the same "
-                "settings to go on with it, --overwrite to throw it away, or another --output"
-            )
-
-
 def _warn_of_missing(rows: list[Row], shards: Shards) -> None:
     """Say why a measure that was asked for is in no row."""
     for measure, (name, need) in NEEDS.items():
@@ -221,8 +219,8 @@ def _warn_of_missing(rows: list[Row], shards: Shards) -> None:
 
 def _leave(folder: Path, rows: list[Row], shards: Shards, config: BenchmarkConfig) -> None:
     """Write what people and other programs read."""
-    write_whole(folder / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    write_whole(folder / "table1.md", report.table1(rows))
-    report.draw_curves(rows, folder / "curves.png")
+    write_text(folder / ROWS, "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(folder / TABLE1, report.table1(rows))
+    report.draw_curves(rows, folder / CURVES)
     if config.per_image:
-        write_whole(folder / "values.jsonl", "".join(json.dumps(line) + "\n" for line in shards.lines()))
+        write_text(folder / VALUES, "".join(json.dumps(line) + "\n" for line in shards.lines()))

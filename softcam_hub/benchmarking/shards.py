@@ -7,7 +7,6 @@
 """
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data.loading import Images, Rows, make_transforms, mask_transform
+from ..files import write_text
 from .config import GRID, LOCALISATION, SENSITIVITY, BenchmarkConfig
+from .folder import SHARDS
 from .measure import Batch, Values, grid_pointing, measure, quartets
 from .models import Explained, preprocessing
-
-FOLDER = "shards"
 
 Line = dict[str, Any]
 """The values of one image and one explainer."""
@@ -48,7 +47,7 @@ class Shards:
         self.mosaics = quartets(rows.labels[: self.count].tolist()) if GRID in self.asked else []
 
     def file(self, number: int) -> Path:
-        return self.folder / FOLDER / f"{number:05d}.json"
+        return self.folder / SHARDS / f"{number:05d}.json"
 
     def work(self, state: Accelerator) -> None:
         """Compute this process's share of the shards that are not there yet."""
@@ -59,7 +58,7 @@ class Shards:
         with tqdm(total=total, desc="images x models", disable=not state.is_main_process) as bar, torch.enable_grad():
             for number in own:
                 lines = [line for one in self.explained for line in self._lines(one, self.ranges[number], bar)]
-                write_whole(self.file(number), json.dumps(lines))
+                write_text(self.file(number), json.dumps(lines))
 
     def lines(self) -> list[Line]:
         """What all processes have written, in the order of the images."""
@@ -132,10 +131,3 @@ def plain(column: Tensor) -> list[Any]:
     """Numbers or lists of numbers, with None for an image without a value."""
     absent = column.isnan() if column.ndim == 1 else column.isnan().any(dim=1)
     return [None if none else value for none, value in zip(absent.tolist(), column.tolist(), strict=True)]
-
-
-def write_whole(file: Path, text: str) -> None:
-    """The file is there with all of `text`, or not at all."""
-    draft = file.with_suffix(".unfinished")
-    draft.write_text(text)
-    os.replace(draft, file)

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -70,9 +71,11 @@ def write_accuracies(runs: list[str], settings: dict[str, Any]) -> None:
 
     from ..benchmarking.accuracy import rows_of_runs, rows_of_twin, table2
     from ..benchmarking.config import make_settings
+    from ..benchmarking.folder import TABLE2, TABLE2_ROWS, benchmark_folder
     from ..benchmarking.models import check_classes, load_classifier
     from ..benchmarking.run import needed, rows_of_split
     from ..data.loading import load_splits
+    from ..files import write_text
 
     refuse_unused(settings)
     source = settings.pop("twin")
@@ -80,17 +83,19 @@ def write_accuracies(runs: list[str], settings: dict[str, Any]) -> None:
     config, data = make_settings(**settings)
     if not runs and source is None:
         raise ValueError("--accuracy needs runs, or a twin to measure: name them")
-    rows = rows_of_runs(runs)
-    if source is not None:
-        twin, splits = load_classifier(source), load_splits(needed(data, config.split))
-        check_classes(twin, splits.classes, "the twin")
-        images = rows_of_split(splits, data, config.split)
-        rows += rows_of_twin(twin, images, data.data, config.batch_size, Accelerator().device, config.limit)
-    folder = Path(config.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table2.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "table2.md").write_text(table2(rows))
-    tell(folder, "table2.md")
+    state, folder = Accelerator(), benchmark_folder(config.output)
+    with folder.locked("continue") if state.is_main_process else nullcontext():
+        rows = rows_of_runs(runs)
+        if source is not None:
+            twin, splits = load_classifier(source), load_splits(needed(data, config.split))
+            check_classes(twin, splits.classes, "the twin")
+            images = rows_of_split(splits, data, config.split)
+            rows += rows_of_twin(twin, images, data.data, config.batch_size, state.device, config.limit)
+        if state.is_main_process:
+            folder.claim("continue")
+            write_text(folder.path / TABLE2_ROWS, "".join(json.dumps(row) + "\n" for row in rows))
+            write_text(folder.path / TABLE2, table2(rows))
+    tell(folder.path, TABLE2)
 
 
 def refuse_unused(settings: dict[str, Any]) -> None:

@@ -1,0 +1,97 @@
+"""The folder of a benchmark: its files, and the question that an earlier benchmark in it answered.
+
+A benchmark goes on where an earlier one with the same question stopped. Another question is refused, so that one
+table never mixes two of them.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from ..files import write_json
+from ..output_folder import OutputFolder, Use
+
+SETTINGS, SHARDS, ROWS, VALUES = "settings.json", "shards", "rows.jsonl", "values.jsonl"
+CURVES, TABLE1 = "curves.png", "table1.md"
+TABLE2, TABLE2_ROWS = "table2.md", "table2.jsonl"
+
+NAMES = [SETTINGS, f"{SHARDS}/*.json", ROWS, VALUES, CURVES, TABLE1, TABLE2_ROWS, TABLE2]
+"""Files of a benchmark. The settings come first, and are therefore deleted last: shards never lie without them."""
+
+QUESTION = {"model", "data", "split", "explainers", "measures", "pairs", "weights", "images"}
+"""Some of the settings that every release has written, by which an earlier benchmark is recognised."""
+
+SHARD = re.compile(r"\d{5}\.(json|unfinished)")
+"""Names in `shards/`, with those of the drafts of earlier releases."""
+
+
+def benchmark_folder(path: str | Path) -> OutputFolder:
+    """Return the output folder of a benchmark at `path`."""
+    return OutputFolder(path, "benchmark", NAMES, recognise=is_earlier_benchmark)
+
+
+def is_earlier_benchmark(path: Path) -> bool:
+    """Tell whether a folder without a record has the structure of a benchmark, or of a table of accuracies."""
+    entries = {entry.name for entry in path.iterdir()}
+    if SETTINGS in entries:
+        settings, shards = _read_json(path / SETTINGS), path / SHARDS
+        whole = isinstance(settings, dict) and settings.keys() >= QUESTION
+        return whole and all(SHARD.fullmatch(file.name) for file in shards.glob("*"))
+    return TABLE2_ROWS in entries and all(_is_accuracy(line) for line in _lines(path / TABLE2_ROWS))
+
+
+def start(folder: OutputFolder, asked: dict[str, Any], use: Use) -> None:
+    """Claim the folder for a benchmark, after a check that it holds no answers to another question.
+
+    Args:
+        folder: Locked folder.
+        asked: Everything that the values follow from.
+        use: "continue" to keep the shards that are there, "replace" to delete them.
+    """
+    if use == "continue":
+        _check_same_question(folder.path, asked)
+    folder.claim(use)
+    (folder.path / SHARDS).mkdir(exist_ok=True)
+    write_json(folder.path / SETTINGS, asked)
+
+
+def _check_same_question(folder: Path, now: dict[str, Any]) -> None:
+    if not (folder / SETTINGS).exists():
+        if any((folder / SHARDS).glob("*.json")):
+            raise ValueError(
+                f"{folder} holds values in {SHARDS} but no {SETTINGS}, so that nothing says what was measured: delete "
+                f"{SHARDS}, start again with --overwrite, or choose another --output"
+            )
+        return
+    before = _read_json(folder / SETTINGS)
+    if not isinstance(before, dict):
+        raise ValueError(
+            f"{folder / SETTINGS} is damaged, so that nothing says what was measured: start again with --overwrite, "
+            "or choose another --output"
+        )
+    for name, value in now.items():
+        if before.get(name) != value:
+            raise ValueError(
+                f"{folder} holds a benchmark with {name}={before.get(name)!r}, but now it is {value!r}: use the same "
+                "settings to go on with it, --overwrite to throw it away, or another --output"
+            )
+
+
+def _read_json(file: Path) -> Any:
+    """The content of a JSON file, or None where it is not JSON."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _lines(file: Path) -> list[Any]:
+    try:
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError):
+        return [None]
+
+
+def _is_accuracy(line: Any) -> bool:
+    return isinstance(line, dict) and {"variant", "model"} <= line.keys()
