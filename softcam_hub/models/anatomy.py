@@ -14,7 +14,7 @@ import torch
 from timm.models.vgg import ConvMlp
 from torch import Tensor, nn
 
-from .backbone import Anatomy, NoEvidenceMap, input_size
+from .backbone import Anatomy, NoEvidenceMap, input_size, pooled_norm
 
 _PROBE_CLASSES = 3
 _ONLY_CLASS_TOKENS = "its features keep no patch tokens, only class tokens"
@@ -173,7 +173,9 @@ def _linear_after(probe: _Probe, anatomy: Anatomy) -> Anatomy | None:
     readings += [replace(anatomy, kind="norm", linear=linear, norm=norm) for norm in norms if "norm" in norm]
     for reading in readings:
         if isinstance(last, nn.Linear | nn.Conv2d) and last.weight.shape[1] == anatomy.channels:
-            features = reading.localise(probe.vanilla, raw, probe.image_size)
+            features = reading.to_maps(raw, probe.image_size)
+            if reading.norm is not None:
+                features = pooled_norm(probe.vanilla.get_submodule(reading.norm), features)
             weight, bias = weights_of(last)
             if probe.close(logits, torch.einsum("bkhw,ck->bchw", features, weight).mean(dim=(2, 3)) + bias):
                 return reading

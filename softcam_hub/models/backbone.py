@@ -3,9 +3,13 @@
 - A classifier whose logits are linear in the average-pooled features loses nothing: `W·F + b` averages to its logits.
 - Where a norm stands between pool and linear layer, the norm divides by a statistic of the *pooled* vector. Dividing
   every location by that same statistic keeps the equality; normalising each location by itself does not.
+- Backbone and norm are called as modules, never by another method. Hooks, and with them offloading by accelerate, act on
+  a module's call alone.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +52,8 @@ class Anatomy:
         return self.kind in ("linear", "affine", "norm")
 
     def features(self, backbone: nn.Module, images: Tensor) -> Tensor:
-        """What `forward_features` of `backbone` says of `images`, as evidence features (B, K, H, W)."""
-        return self.localise(backbone, backbone.forward_features(images), images.shape[-2:])
+        """Return the evidence features (B, K, H, W) of `images`; `backbone` comes from `make_backbone`."""
+        return self.localise(backbone, backbone(images), images.shape[-2:])
 
     def localise(self, backbone: nn.Module, raw: Tensor, image_size: tuple[int, int]) -> Tensor:
         """The backbone's own output `raw` as (B, K, H, W), after what its head does before the linear layer."""
@@ -57,7 +61,7 @@ class Anatomy:
         if self.kind == "vgg":
             return backbone.pre_logits(features)
         if self.norm is not None:
-            return pooled_norm(backbone.get_submodule(self.norm), features)
+            return backbone.get_submodule(self.norm)(features)
         return features
 
     def to_maps(self, raw: Tensor, image_size: tuple[int, int]) -> Tensor:
@@ -116,9 +120,10 @@ def pooled_norm(norm: nn.Module, features: Tensor) -> Tensor:
 
 
 def make_backbone(architecture: str, anatomy: Anatomy, **model_args: Any) -> nn.Module:
-    """The timm model without classifier, whose state-dict keys are the vanilla model's.
+    """Make the timm model without classifier, whose state-dict keys are the vanilla model's.
 
-    What only a discarded head used is removed, so that every parameter takes part in training. VGG gets the SoftCAM
+    Calling it returns unpooled features, or what another of its methods returns, and calling the norm of its head
+    normalises every location by the statistic of the pooled vector. What only a discarded head used is removed, so that every parameter takes part in training. VGG gets the SoftCAM
     authors' two hidden 1x1 layers in place of its 7x7 one, which would leave a single location at 224 px.
     """
     backbone = timm.create_model(architecture, **{**model_args, "num_classes": 0})
@@ -129,4 +134,44 @@ def make_backbone(architecture: str, anatomy: Anatomy, **model_args: Any) -> nn.
         backbone.pre_logits = ConvMlp(old.fc1.in_channels, old.fc2.out_channels, 1, ratio, old.drop.p, **like)
     if getattr(backbone, "attn_pool", None) is not None:
         backbone.reset_classifier(0, global_pool="avg")
-    return backbone
+    if anatomy.norm is not None:
+        replace_forward(backbone.get_submodule(anatomy.norm), pooled_norm)
+    return replace_forward(backbone, run_method)
+
+
+def run_method(
+    backbone: nn.Module, images: Tensor, *args: Any, method: str = "forward_features", **options: Any
+) -> Any:
+    return getattr(backbone, method)(images, *args, **options)
+
+
+def replace_forward(module: nn.Module, forward: Callable[..., Tensor]) -> nn.Module:
+    """Make calls of `module` run `forward(module, ...)`, with the module's parameters and children as they are.
+
+    The class of the module changes rather than its attribute `forward`: copies and replicas of the module then compute
+    with their own parameters, and accelerate may still put a wrapper of its own in the attribute's place.
+
+    Args:
+        module: Module to change in place.
+        forward: Function of the top level of a file, so that the module can be pickled.
+    """
+    module.__class__ = _with_forward(type(module), forward)
+    return module
+
+
+class _Replaced:
+    """Base of the classes that `replace_forward` makes; pickles name the original class, which can be imported."""
+
+    def __reduce_ex__(self, protocol: int) -> tuple[Any, ...]:
+        return _blank, (self.replaced, type(self).forward), self.__dict__
+
+
+@functools.cache
+def _with_forward(kind: type[nn.Module], forward: Callable[..., Tensor]) -> type[nn.Module]:
+    namespace = {"forward": forward, "replaced": kind, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    return type(kind.__name__, (_Replaced, kind), namespace)
+
+
+def _blank(kind: type[nn.Module], forward: Callable[..., Tensor]) -> nn.Module:
+    made = _with_forward(kind, forward)
+    return made.__new__(made)

@@ -110,7 +110,7 @@ class Classifier(SelfExplaining):
         check_images(images, self.in_chans)
         if not hasattr(self.backbone, "forward_intermediates"):
             raise ValueError(f"timm's {self.architecture} gives no intermediate features")
-        found = self.backbone.forward_intermediates(images, indices, **options)
+        found = self.backbone(images, indices, method="forward_intermediates", **options)
         if options.get("intermediates_only") or options.get("stop_early"):
             return found
         size = images.shape[-2:]

@@ -205,7 +205,7 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
         if not output_hidden_states:
             return self.forward_features(pixel_values), None
         check_images(pixel_values, self.in_chans)
-        raw, hidden = self.backbone.forward_intermediates(pixel_values.to(self.dtype))
+        raw, hidden = self.backbone(pixel_values.to(self.dtype), method="forward_intermediates")
         return self.anatomy.localise(self.backbone, raw, pixel_values.shape[-2:]), tuple(hidden)
 
     def _predict(self, features: Tensor, output_maps: bool) -> tuple[Tensor, Tensor | None]:
