@@ -3,8 +3,8 @@
 - A classifier whose logits are linear in the average-pooled features loses nothing: `W·F + b` averages to its logits.
 - Where a norm stands between pool and linear layer, the norm divides by a statistic of the *pooled* vector. Dividing
   every location by that same statistic keeps the equality; normalising each location by itself does not.
-- Backbone and norm are called as modules, never by another method. Hooks, and with them offloading by accelerate, act on
-  a module's call alone.
+- Backbone and norm are called as modules, never by another method: hooks, and with them offloading by accelerate, act
+  on the call of a module alone.
 """
 
 import functools
@@ -123,8 +123,9 @@ def make_backbone(architecture: str, anatomy: Anatomy, **model_args: Any) -> nn.
     """Make the timm model without classifier, whose state-dict keys are the vanilla model's.
 
     Calling it returns unpooled features, or what another of its methods returns, and calling the norm of its head
-    normalises every location by the statistic of the pooled vector. What only a discarded head used is removed, so that every parameter takes part in training. VGG gets the SoftCAM
-    authors' two hidden 1x1 layers in place of its 7x7 one, which would leave a single location at 224 px.
+    normalises every location by the statistic of the pooled vector. What only a discarded head used is removed, so that
+    every parameter takes part in training. VGG gets the SoftCAM authors' two hidden 1x1 layers in place of its 7x7 one,
+    which would leave a single location at 224 px.
     """
     backbone = timm.create_model(architecture, **{**model_args, "num_classes": 0})
     if anatomy.kind == "vgg":
