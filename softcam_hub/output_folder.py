@@ -142,7 +142,7 @@ class OutputFolder:
         try:
             record = json.loads(file.read_text(encoding="utf-8"))
             kind, number, names = record["kind"], record["format"], record["names"]
-            readable = isinstance(names, list) and all(isinstance(name, str) for name in names)
+            readable = isinstance(names, list) and all(isinstance(name, str) for name in (kind, *names))
         except (ValueError, KeyError, TypeError):
             readable = False
         if not readable:
@@ -157,7 +157,8 @@ class OutputFolder:
             )
         if kind != self.kind:
             raise FileExistsError(
-                f"{self.path} holds the output of a {kind}, expected that of a {self.kind}: choose another {self.flag}"
+                f"{self.path} holds the output of {_with_article(kind)}, expected that of {_with_article(self.kind)}: "
+                f"choose another {self.flag}"
             )
         return names
 
@@ -168,8 +169,8 @@ class OutputFolder:
             "replace": "nothing says that its files may be deleted",
         }[use]
         return (
-            f"{self.path} is left alone: it holds {foreign!r} but no record of a {self.kind}, so {what}. Choose "
-            f"another {self.flag}, or move its files away"
+            f"{self.path} is left alone: it holds {foreign!r} but no record of {_with_article(self.kind)}, so {what}. "
+            f"Choose another {self.flag}, or move its files away"
         )
 
     def _first_entry(self) -> str | None:
@@ -223,6 +224,10 @@ class OutputFolder:
         """The folder itself, and every folder below it in which files of ours may lie."""
         below = [Path(folder) for folder, _, _ in os.walk(self.path)]
         return [folder for folder in below if _concerns(folder.relative_to(self.path).as_posix(), names)]
+
+
+def _with_article(kind: str) -> str:
+    return f"{'an' if kind[:1] in 'aeiou' else 'a'} {kind}"
 
 
 def _positions(patterns: list[str]) -> Callable[[str], int | None]:

@@ -147,9 +147,9 @@ def test_photographs_are_never_replaced(images, tmp_path, capsys):
     Image.open(images / "plain.png").convert("RGB").save(photos / "eye.jpg")
     (photos / "eye.png").write_bytes((images / "plain.png").read_bytes())
     before = {file.name: file.read_bytes() for file in photos.iterdir()}
-    for given in (photos / "eye.png", photos / "eye.jpg"):
-        assert main(["explain", str(given), "--out", str(photos)]) == 1
-        assert "eye.png is not replaced, it may be a picture of yours" in capsys.readouterr().err
+    for given, message in {"eye.png": "eye.png is to be explained", "eye.jpg": "holds 'eye.jpg' but no record"}.items():
+        assert main(["explain", str(photos / given), "--out", str(photos)]) == 1
+        assert message in capsys.readouterr().err
     assert main(["explain", str(photos), "--out", str(photos)]) == 1
     assert "there is no image in folder" in capsys.readouterr().err
     assert {file.name: file.read_bytes() for file in photos.iterdir()} == before
@@ -167,9 +167,9 @@ def test_a_second_run_replaces_the_first_and_a_failed_one_nothing(images, tmp_pa
     assert lines.read_text() == first
     assert main([*call, "--top_k", "1"]) == 0
     assert [json.loads(line)["file"] for line in lines.read_text().splitlines()] == [str(tmp_path / "eye.png")]
-    assert {file.name for file in lines.parent.iterdir()} == {"eye.png", "predictions.jsonl"}
+    assert {file.name for file in lines.parent.iterdir()} == {"eye.png", "predictions.jsonl", RECORD, LOCK}
     assert main(["explain", str(tmp_path / "out" / "eye.png"), "--out", str(tmp_path / "out")]) == 1
-    assert "eye.png is not replaced" in capsys.readouterr().err
+    assert "eye.png is to be explained, so that no picture can take its place" in capsys.readouterr().err
 
 
 def test_a_folder_of_timm_is_explained_and_says_whether_labels_are_several(images, tmp_path):
@@ -212,7 +212,8 @@ def test_pictures_show_both_signs_and_stay_narrow(images, tmp_path):
 
 def test_photographs_are_kept_no_larger_than_the_model_takes_them(images):
     explain = Explaining(
-        load_viewed(softcam_hub.CAPE_LESIONS), argparse.Namespace(explainer=None, kind=None, classes=None, top_k=None)
+        load_viewed(softcam_hub.CAPE_LESIONS),
+        argparse.Namespace(explainer=None, kind=None, classes=None, top_k=None, batch_size=16),
     )
     (found,) = explain.read([images / "plain.png"], [], [])
     assert found[1].shape == (3, 128, 128)

@@ -1,21 +1,23 @@
 """`softcam-hub explain`: images in; a picture and a line of JSON for each out.
 
 - Every readable image is explained; those that cannot be read are named at the end, with exit code 1.
-- Pictures of an earlier run are replaced, other files never. The earlier lines stay until all new ones are written.
+- The folder's record names the pictures before they are drawn. Pictures of an earlier run are replaced, other files
+  never. The earlier lines stay until all new ones are written.
 """
 
 import argparse
+import glob
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from .. import CAPE_LESIONS
+from ..files import DRAFT, draft_of, is_draft
+from ..output_folder import OutputFolder
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,9 +27,6 @@ if TYPE_CHECKING:
 HELP = "explain images: a picture and a line of JSON for each"
 
 LINES = "predictions.jsonl"
-
-MADE_BY = "softcam-hub explain"
-"""What pictures say in their field `Software`, by which a later run knows them."""
 
 MOST = 39
 """Maps in a picture: with the image, ten rows of four."""
@@ -53,31 +52,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     from ..viewing import load_viewed
 
     check(arguments)
     files = find_images(arguments.images, arguments.out)
     pictures = name_pictures(files)
-    check_replaced(pictures, arguments.out)
-    explain = Explaining(load_viewed(arguments.model), arguments)
+    keep_photographs(pictures, arguments.out)
+    names = [LINES, *(glob.escape(name) for name in pictures.values())]
+    folder = OutputFolder(arguments.out, "explanation run", names, flag="--out")
     problems: list[str] = []
     remarks: list[str] = []
-    with unfinished(arguments.out, LINES) as lines, tqdm(total=len(files), desc="images") as bar:
-        for first in range(0, len(files), arguments.batch_size):
-            some = files[first : first + arguments.batch_size]
-            for line, picture in explain(list(explain.read(some, problems, remarks))):
-                line["picture"] = pictures[Path(line["file"])]
-                save(picture, arguments.out / line["picture"])
-                lines.write(json.dumps(line) + "\n")
-            bar.update(len(some))
-        if len(problems) == len(files):
-            raise unreadable(problems, files)
+    with folder.locked("continue"):
+        explain = Explaining(load_viewed(arguments.model), arguments)
+        folder.claim("continue")
+        with draft_of(folder.path / LINES) as draft:
+            write_explanations(explain, pictures, draft, problems, remarks)
     print("\n".join([f"{len(files) - len(problems)} images explained in {arguments.out}", *remarks]))
     if problems:
         raise unreadable(problems, files)
     return 0
+
+
+def write_explanations(
+    explain: "Explaining", pictures: dict[Path, str], draft: Path, problems: list[str], remarks: list[str]
+) -> None:
+    """Write a picture and a line for each image that can be read.
+
+    Args:
+        explain: Maker of lines and pictures.
+        pictures: Image file -> name of its picture, which is written beside `draft`.
+        draft: File for the lines.
+        problems: List that gets a sentence on each image that cannot be read.
+        remarks: List that gets a sentence on each image of which something was left out.
+    """
+    from tqdm import tqdm
+
+    files = list(pictures)
+    with draft.open("w", encoding="utf-8") as lines, tqdm(total=len(files), desc="images") as bar:
+        for first in range(0, len(files), explain.batch_size):
+            some = files[first : first + explain.batch_size]
+            for line, picture in explain(list(explain.read(some, problems, remarks))):
+                line["picture"] = pictures[Path(line["file"])]
+                with draft_of(draft.with_name(line["picture"])) as unfinished:
+                    picture.save(unfinished)
+                lines.write(json.dumps(line) + "\n")
+            bar.update(len(some))
+    if len(problems) == len(files):
+        raise unreadable(problems, files)
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -97,6 +118,7 @@ def find_images(paths: list[Path], out: Path) -> list[Path]:
     for path in paths:
         if path.is_dir():
             every = sorted(file for file in path.rglob("*") if file.suffix.lower() in known and file.is_file())
+            every = [file for file in every if not is_draft(file)]
             inside = [file for file in every if drawn not in file.resolve().parents]
             if not inside:
                 but = f" but in --out {out}, whose images are left out: choose another --out" if every else ""
@@ -112,54 +134,24 @@ def name_pictures(files: list[Path]) -> dict[Path, str]:
     names: dict[Path, str] = {}
     taken: set[str] = set()
     for file in files:
-        name, number = f"{file.stem}.png", 1
+        stem = f"_{file.stem}" if file.stem.startswith(DRAFT) else file.stem  # drafts are deleted by later runs
+        name, number = f"{stem}.png", 1
         while name.lower() in taken:  # folders of macOS and Windows do not tell a.png from A.png
             number += 1
-            name = f"{file.stem}-{number}.png"
+            name = f"{stem}-{number}.png"
         taken.add(name.lower())
         names[file] = name
     return names
 
 
-def check_replaced(pictures: dict[Path, str], out: Path) -> None:
-    """Refuse to draw over what is to be explained, and over what no earlier run has drawn."""
+def keep_photographs(pictures: dict[Path, str], out: Path) -> None:
+    """Refuse to draw a picture over an image that is to be explained."""
     given = {file.resolve() for file in pictures}
     for name in pictures.values():
-        there = out / name
-        if there.exists() and (there.resolve() in given or not is_drawn(there)):
-            raise FileExistsError(f"{there} is not replaced, it may be a picture of yours: choose another --out")
-
-
-def is_drawn(file: Path) -> bool:
-    """Whether a file is a picture of an earlier run."""
-    try:
-        with Image.open(file) as opened:
-            return opened.info.get("Software") == MADE_BY
-    except Exception:  # Pillow's readers raise errors of many kinds
-        return False
-
-
-def save(picture: Image.Image, file: Path) -> None:
-    made = PngInfo()
-    made.add_text("Software", MADE_BY)
-    picture.save(file, pnginfo=made)
-
-
-@contextmanager
-def unfinished(folder: Path, name: str) -> Iterator[TextIO]:
-    """A file to write, which takes its name in the folder at the end; where writing breaks off, nothing has changed."""
-    draft = folder / f"{name}.unfinished"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = draft.open("w", encoding="utf-8")
-    except OSError as error:
-        raise OSError(f"output {folder} cannot be written: {error.strerror}; choose another --out") from error
-    try:
-        with file:
-            yield file
-        draft.replace(folder / name)
-    finally:
-        draft.unlink(missing_ok=True)
+        if (out / name).resolve() in given:
+            raise FileExistsError(
+                f"{out / name} is to be explained, so that no picture can take its place: choose another --out"
+            )
 
 
 def unreadable(problems: list[str], files: list[Path]) -> ValueError:
@@ -196,7 +188,7 @@ class Explaining:
         self.transform = create_transform(**self.config)
         self.labels = labels_of(model)
         self.classes = None if not arguments.classes else [index_of(name, self.labels) for name in arguments.classes]
-        self.top_k = min(arguments.top_k or 2, len(self.labels))
+        self.top_k, self.batch_size = min(arguments.top_k or 2, len(self.labels)), arguments.batch_size
 
     def read(self, files: list[Path], problems: list[str], remarks: list[str]) -> "Iterator[tuple[Path, Tensor]]":
         """Files with what the model takes of them, (3, H, W).
