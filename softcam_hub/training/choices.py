@@ -1,6 +1,7 @@
-"""What these data and this network cannot give, said before anything is written or trained."""
+"""What these data, this network and this launcher cannot give, said before anything is written or trained."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,27 @@ from .evaluation import score_names
 from .folder import SETTINGS
 
 logger = logging.getLogger(__name__)
+
+SHARDING = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+}
+"""Variables by which `accelerate launch`, or an Accelerator with the plugin, asks to divide a network."""
+
+
+def check_launcher() -> None:
+    """Refuse to divide the network among processes: evaluation, moving average and checkpoints need all of it.
+
+    Accelerate ignores these requests on a CPU, where a user would then believe that the network had been divided.
+    """
+    for variable, name in SHARDING.items():
+        if os.environ.get(variable, "false").lower() in ("true", "1"):
+            raise ValueError(
+                f"accelerate is set to divide the network among processes with {name}, but training keeps the whole "
+                "network in every process and divides the images: launch with --multi_gpu instead (or run "
+                "`accelerate config` again without it), or use torchrun"
+            )
 
 
 def check_choices(config: Config, splits: Splits, model: nn.Module) -> None:

@@ -42,7 +42,7 @@ from ..models.self_explaining import evaluation
 from ..temperature import candidate_losses, set_temperature
 from . import log
 from .cache import cached_features
-from .choices import check_choices
+from .choices import check_choices, check_launcher
 from .config import Config
 from .evaluation import evaluate
 from .folder import METRICS, SETTINGS, check_output, check_room, check_shared, take
@@ -55,6 +55,7 @@ logger = logging.getLogger(__name__)
 
 def run(config: Config) -> dict[str, Any]:
     """Train, test and write everything to `config.run.output`; the metrics of the result."""
+    check_launcher()
     output = Path(config.run.output)
     if config.run.resume and not output.is_dir():
         raise FileNotFoundError(f"there is no run in {output} to go on with: leave --resume out, or check --output")
