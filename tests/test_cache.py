@@ -16,6 +16,7 @@ from timm.data import resolve_data_config
 from softcam_hub.data.images import Images
 from softcam_hub.data.loading import load_splits, make_transforms
 from softcam_hub.models.self_explaining import evaluation
+from softcam_hub.output_folder import RECORD
 from softcam_hub.training import cache as cache_module
 from softcam_hub.training.cache import INDEX, STALE, CachedFeatures, cached_features, key_of, make_room
 from softcam_hub.training.objective import make_model
@@ -104,7 +105,8 @@ def drafted(found, age):
     draft = found.folder.with_name(f"{found.folder.name}.0123abcd.unfinished")
     found.folder.rename(draft)
     os.truncate(draft / "0.bin", 1000)
-    os.utime(draft / "0.bin", (time.time() - age,) * 2)
+    for file in draft.iterdir():
+        os.utime(file, (time.time() - age,) * 2)
     return draft
 
 
@@ -176,9 +178,12 @@ def key(name):
     return hashlib.md5(name.encode()).hexdigest()
 
 
-def fill(folder):
+def fill(folder, recorded=True):
     folder.mkdir(parents=True)
     (folder / "0.bin").write_bytes(bytes(1_000_000))
+    if recorded:
+        record = {"kind": "feature cache", "format": 1, "key": folder.name[:32]}
+        (folder / RECORD).write_text(json.dumps(record))
     return folder
 
 
@@ -221,7 +226,9 @@ def test_what_cannot_fit_is_refused_before_anything_is_deleted(tmp_path, monkeyp
     with pytest.raises(ValueError, match="would take 3.0 GB, more than cache_limit=2: raise it, or .*--cache_features"):
         make_room(folder, 3, limit=2)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 5e8})())
-    with pytest.raises(OSError, match="would take 1.0 GB, but .* has 0.5 GB left: set --cache_dir"):
+    with pytest.raises(
+        OSError, match="would take 1.0 GB, but .* has 0.5 GB left: .* --cache_dir, or .*--cache_features"
+    ):
         make_room(folder, 1, limit=2)
     assert names(folder) == keys("old")
 
@@ -231,8 +238,13 @@ def test_only_caches_and_old_drafts_make_room(tmp_path):
     theirs = {"photos", "0123abcd", f"{key('x')}.backup", f"{key('x')}-2"}
     for name in theirs:
         fill(folder / name)
+    unrecorded = {key("theirs"), f"{key('theirs')}.0123abcd.unfinished"}
+    for name in unrecorded:
+        for file in (fill(folder / name, recorded=False), folder / name / "0.bin"):
+            os.utime(file, (0, 0))
+    theirs |= unrecorded
     new, stale = (fill(folder / f"{key(name)}.0123abcd.unfinished") for name in ("new", "stale"))
-    for file in (stale, stale / "0.bin"):
+    for file in stale.iterdir():
         os.utime(file, (time.time() - 2 * STALE,) * 2)
     make_room(folder, MB, limit=3.1 * MB)  # of which what is not ours takes nothing
     assert names(folder) == theirs | keys("young") | {new.name}

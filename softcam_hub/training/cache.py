@@ -4,9 +4,11 @@
 - Every process writes the images that are its own into a file of its own. The folder gets its name when all have
   finished, so that what was cut off is never read. Until then it is the draft of one run: of two runs that compute the
   same features at once, the slower one takes those of the other.
-- Only folders that are named as caches are, and drafts that nobody has written to for a while, are ever deleted.
+- A folder is deleted only where a record in it, which is the first file to be written, says that it is a cache of
+  ours, and where nothing else lies in it. Drafts are deleted when nobody has written to them for a while.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -15,25 +17,35 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, tqdm
+from accelerate.utils import broadcast_object_list, gather_object, tqdm
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..data.loading import Images
+from ..files import write_json
 from ..models.modeling import EvidenceForImageClassification
 from ..models.self_explaining import evaluation
+from ..output_folder import RECORD
 
 INDEX = "index.json"
 DTYPE = np.dtype("float32")
 GB = 1e9
 
 KEY, DRAFT = re.compile(r"[0-9a-f]{32}"), re.compile(r"[0-9a-f]{32}\.[0-9a-f]{8}\.unfinished")
+KIND, FORMAT = "feature cache", 1
+FILES = re.compile(r"\d+\.bin|" + "|".join(map(re.escape, (INDEX, RECORD))) + r"|\.unfinished-.*")
+"""Names in a cache, with those of its own drafts."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+INSTEAD = "choose another place with --cache_dir, or compute features at every epoch with --cache_features False"
+
 STALE = 600
 """Seconds after which a draft that nobody writes to was left by a run that is no more."""
 
@@ -101,13 +113,15 @@ def cached_features(
     """
     target = folder / key_of(model, images, accelerator.mixed_precision)
     if not (target / INDEX).is_file():
+        _refuse_foreign(target)
         shape = _shape_of(model, images, accelerator)
         if accelerator.is_main_process:
             needed = len(images) * int(np.prod(shape)) * DTYPE.itemsize / GB
             make_room(folder, needed, limit, beside and beside.folder)
         _compute(model, images, accelerator, target, shape, batch_size, workers)
     if accelerator.is_main_process:
-        os.utime(target)  # used now
+        with suppress(OSError):  # a cache that can only be read is as good
+            os.utime(target)  # used now
     return CachedFeatures(target, torch.as_tensor(images.rows.labels))
 
 
@@ -123,9 +137,12 @@ def key_of(model: EvidenceForImageClassification, images: Images, precision: str
 
 def make_room(folder: Path, needed: float, limit: float, kept: Path | None = None) -> None:
     """Refuse what cannot fit into `limit` GB or on the disk, and delete the caches that were not used for longest."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"the features cannot be written to {folder} ({error.strerror}): {INSTEAD}") from error
     _sweep(folder)
-    sizes = {path: _size(path) for path in folder.iterdir() if path.is_dir() and _is_cache(path)}
+    sizes = {path: _size(path) for path in folder.iterdir() if _is_ours(path)}
     together = needed + sizes.get(kept, 0.0)
     if together > limit:
         raise ValueError(
@@ -136,22 +153,62 @@ def make_room(folder: Path, needed: float, limit: float, kept: Path | None = Non
     oldest = sorted(finished, key=lambda path: path.stat().st_mtime)
     while oldest and sum(sizes.values()) + needed > limit:
         del sizes[oldest[0]]
-        shutil.rmtree(oldest.pop(0), ignore_errors=True)
+        _delete(oldest.pop(0))
     free = shutil.disk_usage(folder).free / GB
     if needed > free:
-        raise OSError(f"the features would take {needed:.1f} GB, but {folder} has {free:.1f} GB left: set --cache_dir")
+        raise OSError(f"the features would take {needed:.1f} GB, but {folder} has {free:.1f} GB left: {INSTEAD}")
 
 
 def _sweep(folder: Path) -> None:
     """Delete what runs that are no more left half-written."""
-    for draft in (path for path in folder.iterdir() if DRAFT.fullmatch(path.name)):
-        written = max((file.stat().st_mtime for file in draft.glob("*.bin")), default=draft.stat().st_mtime)
-        if time.time() - written > STALE:
-            shutil.rmtree(draft, ignore_errors=True)
+    for draft in (path for path in folder.iterdir() if DRAFT.fullmatch(path.name) and _is_ours(path)):
+        with suppress(FileNotFoundError):  # its run has finished meanwhile
+            if time.time() - max(file.stat().st_mtime for file in draft.iterdir()) > STALE:
+                _delete(draft)
 
 
-def _is_cache(folder: Path) -> bool:
-    return bool(KEY.fullmatch(folder.name) or DRAFT.fullmatch(folder.name))
+def _is_ours(folder: Path) -> bool:
+    """Tell whether a folder is a cache or draft of ours and holds nothing else."""
+    if not (KEY.fullmatch(folder.name) or DRAFT.fullmatch(folder.name)) or folder.is_symlink():
+        return False
+    try:
+        alone = all(FILES.fullmatch(file.name) and not file.is_dir() for file in folder.iterdir())
+    except OSError:  # no folder, or not there any more
+        return False
+    record, index = _read_json(folder / RECORD), _read_json(folder / INDEX)
+    recorded = record.get("kind") == KIND and record.get("key") == folder.name[:32]
+    return alone and (recorded or {"shape", "processes", "images"} <= index.keys())  # caches made before have no record
+
+
+def _refuse_foreign(target: Path) -> None:
+    """Refuse a folder with the name of a cache that is none, before features are computed for it."""
+    if target.is_symlink() or (target.exists() and not _is_ours(target) and any(target.iterdir())):
+        raise FileExistsError(f"{target} is not replaced, because it is no cache: move it away, or {INSTEAD}")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """The content of a JSON file, empty where it holds something else."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _delete(folder: Path) -> None:
+    """Delete a cache or draft of ours so that at no moment half of it looks like a finished cache."""
+    draft = folder
+    with suppress(FileNotFoundError):  # where another run deletes the same
+        if not DRAFT.fullmatch(folder.name):
+            draft = folder.rename(_draft_path(folder, secrets.token_hex(4)))
+        last = [draft / INDEX, draft / RECORD]  # by which the rest is recognised where this is killed
+        for file in [*(file for file in draft.iterdir() if file not in last), *last]:
+            file.unlink(missing_ok=True)
+        draft.rmdir()
+
+
+def _draft_path(target: Path, token: str) -> Path:
+    return target.with_name(f"{target.name}.{token}.unfinished")
 
 
 def _size(folder: Path) -> float:
@@ -181,33 +238,51 @@ def _compute(
     batch_size: int,
     workers: int,
 ) -> None:
-    token = broadcast_object_list([secrets.token_hex(4)])[0]
-    draft = target.with_name(f"{target.name}.{token}.unfinished")
+    draft = _draft_path(target, broadcast_object_list([secrets.token_hex(4)])[0])
     if accelerator.is_main_process:
         draft.mkdir(parents=True)
+        write_json(draft / RECORD, {"kind": KIND, "format": FORMAT, "key": target.name})
     accelerator.wait_for_everyone()
     rank, processes = accelerator.process_index, accelerator.num_processes
-    own = range(rank, len(images), processes)
-    with open(draft / f"{rank}.bin", "wb") as file:
-        for pixels in _batches(Subset(images, own), batch_size, workers):
-            file.write(_features(model, pixels, accelerator).cpu().numpy().tobytes())
-    accelerator.wait_for_everyone()
+    own = _batches(Subset(images, range(rank, len(images), processes)), batch_size, workers)
+    problem = _write(draft / f"{rank}.bin", (_features(model, pixels, accelerator) for pixels in own))
+    problems = [found for found in gather_object([problem]) if found]  # so that no process waits for one that failed
     if accelerator.is_main_process:
-        (draft / INDEX).write_text(json.dumps({"shape": shape, "processes": processes, "images": len(images)}))
-        _publish(draft, target)
+        if problems:
+            _delete(draft)
+        else:
+            write_json(draft / INDEX, {"shape": shape, "processes": processes, "images": len(images)})
+            _publish(draft, target)
     accelerator.wait_for_everyone()
+    if problems:
+        raise OSError(f"the features could not be written to {target.parent} ({problems[0]}): {INSTEAD}")
+
+
+def _write(file: Path, features: Iterator[Tensor]) -> str | None:
+    """Write features to the disk; return the reason where the disk has no room for them."""
+    try:
+        with file.open("wb") as opened:
+            for some in features:
+                opened.write(some.cpu().numpy().tobytes())
+            opened.flush()
+            os.fsync(opened.fileno())
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        return error.strerror
+    return None
 
 
 def _publish(draft: Path, target: Path) -> None:
     """Give a draft its name, or drop it where another run was faster."""
-    if not (target / INDEX).is_file():
-        shutil.rmtree(target, ignore_errors=True)
+    if _is_ours(target) and not (target / INDEX).is_file():
+        _delete(target)
     try:
         draft.rename(target)
     except OSError:
+        _delete(draft)
         if not (target / INDEX).is_file():
             raise
-        shutil.rmtree(draft)
 
 
 def _batches(images: Dataset, batch_size: int, workers: int) -> Iterator[Tensor]:
