@@ -71,6 +71,13 @@ def test_all_linear_adapts_the_backbone_and_leaves_the_head(family):
     assert all("backbone" in name and "lora" in name for name in trained(model))
 
 
+@pytest.mark.parametrize(("options", "adapted"), [({}, True), ({"exclude_modules": ["teacher"]}, False)])
+def test_a_teacher_is_adapted_unless_it_is_excluded(options, adapted):
+    config = CAPEConfig(architecture="cape_test_vit", num_labels=5, mode="from-scratch", model_args={"img_size": 64})
+    model = with_adapters(CAPEForImageClassification(config), **options)
+    assert any("teacher" in name for name in trained(model)) == adapted
+
+
 @families
 def test_modules_to_save_trains_the_whole_head(family):
     model = with_adapters(hugging_face_model(family), modules_to_save=["head"])
