@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_data_config
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 
 from .benchmarking.models import FAST, NATIVE, Explained, load_classifier, pair_up
 from .figures import picture
 from .models.explanation import Explanation
+from .models.label_kind import is_multi_label
 from .models.self_explaining import SelfExplaining
 from .placement import distinct
 
@@ -28,7 +28,7 @@ class Viewer:
     """
 
     def __init__(self, source: str | Path) -> None:
-        classifier = load_viewed(source)
+        classifier = load_classifier(source)
         if not isinstance(classifier, SelfExplaining):
             raise ValueError(
                 f"{source} is a black box, which has no maps of its own: name a softcam_* or cape_* model, or make one "
@@ -44,7 +44,9 @@ class Viewer:
         names = (
             FAST if self.twin else [name for name in FAST if name != "fd-cam"]
         )  # one pass per channel: half a minute
-        self.explained = Explained("twin", (self.twin or self.model).to(self.device), names, classifier.multi_label)
+        asked = (self.twin or self.model).to(self.device)
+        several = is_multi_label(asked, default=classifier.multi_label)
+        self.explained = Explained("twin", asked, names, several)
 
     def see(self, image: Image.Image) -> Tensor:
         """The picture as the model takes it, (1, 3, H, W)."""
@@ -85,29 +87,6 @@ def _find_twin(model: nn.Module, source: str | Path) -> nn.Module | None:
     beside = Path(source).expanduser().resolve().parent / "twin"
     twin = load_classifier(beside) if Path(source).is_dir() and (beside / "config.json").is_file() else None
     return pair_up(model, twin).twin
-
-
-def load_viewed(source: str | Path) -> nn.Module:
-    """A classifier, which as `multi_label` tells whether an image may have several labels; timm does not know."""
-    model = load_classifier(source)
-    model.multi_label = _says_several_labels(source)
-    if model.multi_label:
-        model.probabilities = _one_by_one
-    return model
-
-
-def _says_several_labels(source: str | Path) -> bool:
-    """Whether config.json, where there is one, does."""
-    path, (repo, _, revision) = Path(source).expanduser(), str(source).partition("@")
-    if not path.is_dir() and "/" not in repo:
-        return False
-    where = {} if path.is_dir() else {"revision": revision or None}
-    config, _ = PreTrainedConfig.get_config_dict(path if path.is_dir() else repo, **where)
-    return config.get("problem_type") == "multi_label_classification"
-
-
-def _one_by_one(logits: Tensor) -> Tensor:
-    return logits.float().sigmoid()
 
 
 def labels_of(model: nn.Module) -> list[str]:

@@ -18,7 +18,7 @@ from softcam_hub.cli import COMMANDS, main
 from softcam_hub.commands.explaining import Explaining, index_of
 from softcam_hub.data.lesions import load_lesions
 from softcam_hub.output_folder import LOCK, RECORD
-from softcam_hub.viewing import labels_of, load_viewed
+from softcam_hub.viewing import labels_of
 
 ROOT = Path(__file__).parents[1]
 EXIF_ORIENTATION, TURNED_LEFT = 274, 6
@@ -212,7 +212,7 @@ def test_pictures_show_both_signs_and_stay_narrow(images, tmp_path):
 
 def test_photographs_are_kept_no_larger_than_the_model_takes_them(images):
     explain = Explaining(
-        load_viewed(softcam_hub.CAPE_LESIONS),
+        load_classifier(softcam_hub.CAPE_LESIONS),
         argparse.Namespace(explainer=None, kind=None, classes=None, top_k=None, batch_size=16),
     )
     (found,) = explain.read([images / "plain.png"], [], [])

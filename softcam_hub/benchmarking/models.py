@@ -22,6 +22,7 @@ from ..explain.explainers import AT_A_LAYER, OF_PIXELS, create_explainer, list_e
 from ..explain.recording import Recording
 from ..loading import find_model, load_timm
 from ..models.classifier import Classifier, to_vanilla
+from ..models.label_kind import MULTI_LABEL, class_probabilities, is_multi_label
 from ..models.self_explaining import SelfExplaining, evaluation
 
 NATIVE = ("softcam", "cape", "mu-cape")
@@ -97,7 +98,8 @@ def preprocessing(model: nn.Module) -> dict[str, Any]:
 def fingerprint(model: nn.Module) -> int:
     """Changes when the weights do, and when the same weights are in another network or look at images otherwise."""
     naive = getattr(getattr(model, "head", None), "naive", None)
-    network = repr((model, getattr(model, "_model_args", None), naive, preprocessing(model)))
+    several = ("multi_label",) if is_multi_label(model) else ()
+    network = repr((model, getattr(model, "_model_args", None), naive, preprocessing(model), *several))
     found = zlib.crc32(re.sub(" at 0x[0-9a-f]+", "", network).encode())  # the address of a function says nothing
     for name, tensor in model.state_dict().items():
         found = zlib.crc32(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy(), found)
@@ -134,6 +136,28 @@ def pair_up(model: nn.Module, twin: nn.Module | None) -> Pair:
         return Pair(model, to_vanilla(model).eval())
     reason = "it classifies otherwise than a pooled linear layer" if model.exact else "its head is not the vanilla one"
     return Pair(model, None, f"this {model.family} model has no vanilla twin of its own ({reason}): name one with twin")
+
+
+def several_labels(pair: Pair, role: str, in_data: bool) -> bool:
+    """Say whether a model gives each class a probability of its own.
+
+    The model decides. A twin that does not say is taken for what its model is, and a lone one for what the data is.
+
+    Args:
+        pair: The models.
+        role: "model" or "twin".
+        in_data: Whether the images of the data may have several labels.
+    """
+    beside = in_data if pair.model is None else is_multi_label(pair.model, in_data)
+    several = is_multi_label(getattr(pair, role), beside)
+    if in_data and not several:
+        if getattr(pair.model, "family", "") == "cape":
+            raise ValueError(ONE_LABEL)
+        raise ValueError(
+            f"the {role} gives one label per image (a softmax), and these data have several: train it on such data, or "
+            f"write problem_type={MULTI_LABEL!r} into its config.json if it was"
+        )
+    return several
 
 
 def divide(names: tuple[str, ...] | None, pair: Pair) -> tuple[dict[str, list[str]], dict[str, str]]:
@@ -173,7 +197,7 @@ class Explained:
         role: "model" or "twin".
         model: in eval mode, on its device.
         names: of the explainers.
-        multi_label: an image may have several labels.
+        multi_label: The model gives each class a probability of its own, as an image may have several labels.
         seed: of random maps and noise.
         batch: masked images at a time, for the explainers that make many.
     """
@@ -224,8 +248,7 @@ class Explained:
         return found
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        logits = logits.detach().float()
-        return logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
+        return class_probabilities(logits.detach(), self.multi_label)
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:

@@ -30,7 +30,6 @@ from . import report
 from .config import GRID, LOCALISATION, SENSITIVITY, BenchmarkConfig, make_settings
 from .folder import CURVES, ROWS, TABLE1, VALUES, benchmark_folder, start
 from .models import (
-    ONE_LABEL,
     Explained,
     Pair,
     as_timm,
@@ -41,6 +40,7 @@ from .models import (
     lent,
     load_classifier,
     pair_up,
+    several_labels,
 )
 from .rows import Row, make_rows, versions
 from .shards import Shards, count_of, samples
@@ -182,9 +182,8 @@ def _choose_explainers(
         if not parts[role]:
             continue
         check_classes(model, splits.classes, f"the {role}")
-        if splits.multi_label and getattr(model, "family", "") == "cape":
-            raise ValueError(ONE_LABEL)
-        one = Explained(role, model, parts[role], splits.multi_label, config.seed, config.batch_size)
+        several = several_labels(pair, role, splits.multi_label)
+        one = Explained(role, model, parts[role], several, config.seed, config.batch_size)
         images = samples(model, rows)
         some = torch.stack([images[index]["pixel_values"] for index in range(min(TRIED, len(rows)))])
         if config.patch is not None and config.patch > (side := min(some.shape[-2:])):

@@ -21,6 +21,7 @@ from jinja2 import Environment, StrictUndefined
 from timm.models import PretrainedCfg, get_pretrained_cfg, is_model
 
 from ..data.config import DataConfig
+from ..models.label_kind import written_multi_label
 from .facts import CLASSES, PICTURES, Row, Trained, read_trained
 from .places import is_hub_id, public
 
@@ -98,7 +99,7 @@ def trained_card(model: Trained, name: str = "", note: str = "") -> str:
         "family": family,
         "architecture": config["architecture"],
         "data": data,
-        "several": config.get("problem_type") == "multi_label_classification",
+        "several": written_multi_label(config),
         "classes": config.get("label_names") or list(config.get("id2label", {}).values()),
         "pictures": [(PICTURES[Path(file).name], file) for file in model.pictures],
         "image_size": config["pretrained_cfg"]["input_size"][-1],

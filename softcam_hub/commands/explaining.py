@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ..viewing import load_viewed
+    from ..benchmarking.models import load_classifier
 
     check(arguments)
     files = find_images(arguments.images, arguments.out)
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     problems: list[str] = []
     remarks: list[str] = []
     with folder.locked("continue"):
-        explain = Explaining(load_viewed(arguments.model), arguments)
+        explain = Explaining(load_classifier(arguments.model), arguments)
         folder.claim("continue")
         with draft_of(folder.path / LINES) as draft:
             write_explanations(explain, pictures, draft, problems, remarks)
@@ -172,6 +172,7 @@ class Explaining:
 
         from ..benchmarking.models import NATIVE
         from ..explain.explainers import create_explainer
+        from ..models.label_kind import is_multi_label
         from ..models.self_explaining import SelfExplaining
         from ..viewing import labels_of
 
@@ -181,6 +182,7 @@ class Explaining:
             raise ValueError("this model is a black box: name a method with --explainer, such as grad-cam")
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model.to(self.device)
+        self.multi_label = is_multi_label(model)
         self.explainer = create_explainer(self.method, self.model) if self.method else None
         if not self.method:
             model.head.check_kind(self.kind)
@@ -235,11 +237,11 @@ class Explaining:
         import torch
 
         from ..models.explanation import Explanation
+        from ..models.label_kind import class_probabilities
 
         with torch.no_grad():
             logits = getattr(output := self.model(pixels), "logits", output)
-            asked = getattr(self.model, "probabilities", lambda logits: logits.float().softmax(dim=1))
-            probabilities = asked(logits)
+            probabilities = class_probabilities(logits, self.multi_label)
         if self.classes is None:
             classes = probabilities.topk(self.top_k, dim=1).indices
         else:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .anatomy import examine
 from .backbone import Anatomy, NoEvidenceMap, make_backbone
 from .heads import HEADS
+from .label_kind import is_multi_label, recorded_multi_label
 from .preprocessing import check_model_args, check_pretrained_cfg
 from .self_explaining import SelfExplaining, check_images, evaluation
 from .weights import (
@@ -61,6 +62,7 @@ class Classifier(SelfExplaining):
         drop_rate: dropout before the head; the architecture's own by default.
         global_pool: for compatibility; evidence is always averaged (`avg`).
         naive: CAPE with uniform saliency (eq. 4).
+        multi_label: An image may have several labels, so that each class has a probability of its own.
         backbone_args: what the timm architecture takes (`img_size`, `output_stride`, `drop_path_rate`, ...).
     """
 
@@ -73,6 +75,7 @@ class Classifier(SelfExplaining):
         drop_rate: float | None = None,
         global_pool: str | None = None,
         naive: bool = False,
+        multi_label: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         **backbone_args: Any,
@@ -81,7 +84,15 @@ class Classifier(SelfExplaining):
         check_pool(global_pool)
         if naive and family != "cape":
             raise ValueError(f"naive is a variant of CAPE (eq. 4), {family} has none: build cape_{architecture}")
+        if multi_label and family == "cape":
+            raise ValueError(
+                "CAPE's class probabilities sum to one, so multi_label=True is not possible: use SoftCAM for several "
+                "labels per image"
+            )
         self.family, self.architecture = family, architecture
+        self.multi_label = multi_label
+        if multi_label:
+            self._model_args = {"multi_label": True}  # timm's save_for_hf writes these arguments to config.json
         self.num_classes, self.in_chans = num_classes, in_chans
         self.backbone_args = {"in_chans": in_chans, **backbone_args}
         if drop_rate is not None:
@@ -206,6 +217,8 @@ def build(architecture: str, pretrained: bool = False, **options: Any) -> nn.Mod
     check_pretrained_cfg(cfg)
     check_pretrained_cfg(options.get("pretrained_cfg_overlay"))
     check_model_args(options)
+    if (recorded := recorded_multi_label(cfg, options.get("cache_dir"))) is not None:
+        options.setdefault("multi_label", recorded)
     if options.get("features_only"):
         options = {"num_classes": 0, "out_indices": _default_indices(timm_name), **options}
     return build_model_with_cfg(
@@ -241,6 +254,8 @@ def convert(vanilla: nn.Module, kind: str = "softcam") -> Classifier:
         raise ValueError(f"{architecture} has num_classes=0: there is no classifier to convert")
     recorded = getattr(vanilla, "_model_args", {})
     args = {**recorded, "num_classes": vanilla.num_classes, "global_pool": None}
+    if is_multi_label(vanilla):
+        args["multi_label"] = True
     cfg = PretrainedCfg(**{k: v for k, v in vanilla.pretrained_cfg.items() if k != "state_dict"})
     model = build(f"{kind}_{architecture}", pretrained_cfg=derive_cfg(cfg, f"{kind}_{architecture}"), **args)
     _refuse_inexact(model, f"{architecture} cannot be converted with its classifier")
@@ -283,6 +298,7 @@ def to_vanilla(model: Classifier) -> nn.Module:
     if unexpected:
         raise RuntimeError(f"timm's {model.architecture} has no place for {', '.join(unexpected)}")
     set_linear_classifier(vanilla, model.anatomy, model.head.weight.detach(), model.head.bias.detach())
+    vanilla.multi_label = model.multi_label  # timm's own models have no such attribute
     return vanilla
 
 

@@ -12,12 +12,11 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from .classifier import split_name
+from .label_kind import MULTI_LABEL, PROBLEM_TYPES, written_multi_label
 from .losses import Bootstrap
 from .preprocessing import check_classes
 
-_PROBLEM_TYPES = ("single_label_classification", "multi_label_classification")
-
-_NOT_MODEL_ARGS = ("num_classes", "global_pool")
+_NOT_MODEL_ARGS = ("num_classes", "global_pool", "multi_label")
 """What timm's own export puts into `model_args` although it is said elsewhere or has one possible value."""
 
 _NOT_PREPROCESSING = (
@@ -55,6 +54,8 @@ class EvidenceConfig(PreTrainedConfig):
                 f"num_classes={kwargs['num_classes']} is timm's word: configurations take num_labels, or id2label"
             )
         super().__post_init__(**kwargs)
+        if self.problem_type is None and (self.model_args or {}).get("multi_label"):
+            self.problem_type = MULTI_LABEL
         family, architecture = split_name(self.architecture)
         if family != self.model_type:
             raise ValueError(
@@ -73,15 +74,15 @@ class EvidenceConfig(PreTrainedConfig):
         if sorted(self.id2label) != list(range(self.num_labels)):
             raise ValueError(f"id2label must name the classes 0 to {self.num_labels - 1}, got {sorted(self.id2label)}")
         self.label2id = self.label2id or {name: index for index, name in self.id2label.items()}
-        if self.problem_type not in (None, *_PROBLEM_TYPES):
+        if self.problem_type not in (None, *PROBLEM_TYPES):
             raise ValueError(
                 f"problem_type={self.problem_type!r} is not possible, evidence maps are maps of classes: expected "
-                f"{' or '.join(_PROBLEM_TYPES)}"
+                f"{' or '.join(PROBLEM_TYPES)}"
             )
-        if self.num_labels == 1 and self.problem_type != _PROBLEM_TYPES[1]:
+        if self.num_labels == 1 and self.problem_type != MULTI_LABEL:
             raise ValueError(
                 "num_labels=1 can neither predict nor learn, as a softmax over one class is always 1: name two "
-                f"classes, or for SoftCAM set problem_type={_PROBLEM_TYPES[1]!r}, which asks for each class by itself"
+                f"classes, or for SoftCAM set problem_type={MULTI_LABEL!r}, which asks for each class by itself"
             )
 
     @staticmethod
@@ -119,6 +120,8 @@ class EvidenceConfig(PreTrainedConfig):
         output["label_names"] = [self.id2label[index] for index in sorted(self.id2label)]
         output["image_processor_type"] = "TimmWrapperImageProcessor"
         output["auto_map"] = self._auto_map()
+        if self.problem_type == MULTI_LABEL:
+            output["model_args"] = {**(output.get("model_args") or {}), "multi_label": True}  # for timm's loader
         for key in ("model_args", "pretrained_cfg"):
             if not output.get(key):
                 output.pop(key, None)
@@ -142,6 +145,7 @@ def _check_written(config_dict: dict[str, Any], classes: int | None) -> None:
     labels = config_dict.get("id2label")
     if labels is not None and not isinstance(labels, dict):
         raise ValueError(f"id2label must map class indices to names, got a {type(labels).__name__}")
+    written_multi_label(config_dict)  # refuses a contradiction
     if labels is not None and classes is not None and len(labels) != classes:
         raise ValueError(f"config.json says num_classes={classes}, but its id2label names {len(labels)}")
 

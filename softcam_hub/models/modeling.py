@@ -20,6 +20,7 @@ from transformers.utils import ModelOutput
 from .classifier import Classifier, build, convert
 from .configuration import CAPEConfig, EvidenceConfig, SoftCAMConfig
 from .heads import HEADS, EvidenceHead
+from .label_kind import MULTI_LABEL
 from .losses import check_labels, check_multi_hot, cross_entropy, elastic_net
 from .self_explaining import SelfExplaining, check_images
 
@@ -103,6 +104,11 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
 
     def _make_teacher(self) -> nn.Linear | None:
         return None
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several labels."""
+        return self.config.problem_type == MULTI_LABEL
 
     @property
     def _frozen(self) -> list[nn.Module]:
@@ -287,10 +293,6 @@ class EvidenceForImageClassification(EvidencePreTrainedModel):
         return self._loss(logits, labels, maps, teacher_logits, cross_entropy_options)
 
     @property
-    def multi_label(self) -> bool:
-        return self.config.problem_type == "multi_label_classification"
-
-    @property
     def penalises_maps(self) -> bool:
         return False
 
@@ -330,9 +332,6 @@ class SoftCAMForImageClassification(EvidenceForImageClassification):
     ) -> Tensor:
         loss = cross_entropy(logits, labels, multi_label=self.multi_label, **options)
         return loss + elastic_net(maps, self.config.l1, self.config.l2) if self.penalises_maps else loss
-
-    def probabilities(self, logits: Tensor) -> Tensor:
-        return logits.float().sigmoid() if self.multi_label else super().probabilities(logits)
 
 
 class CAPEForImageClassification(EvidenceForImageClassification):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .backbone import Anatomy, input_size
 from .explanation import Explanation
 from .heads import HEADS, select
+from .label_kind import class_probabilities
 
 
 class SelfExplaining(nn.Module):
@@ -26,6 +27,7 @@ class SelfExplaining(nn.Module):
     drop_rate: float
     pretrained_cfg: dict[str, Any]
     backbone_args: dict[str, Any]
+    multi_label: bool
 
     @property
     def exact(self) -> bool:
@@ -47,7 +49,8 @@ class SelfExplaining(nn.Module):
         return F.dropout2d(features, self.drop_rate, self.training) if self.drop_rate else features
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        return logits.float().softmax(dim=1)
+        """Turn logits (B, C) into probabilities: a softmax, or a sigmoid where an image may have several labels."""
+        return class_probabilities(logits, self.multi_label)
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay must spare."""

@@ -18,6 +18,7 @@ from ..data.loading import Splits
 from ..loading import find_model, load_timm, read_config
 from ..models.classifier import split_name
 from ..models.heads import HEADS
+from ..models.label_kind import MULTI_LABEL, SINGLE_LABEL, class_probabilities
 from ..models.losses import cross_entropy
 from ..models.modeling import CAPEForImageClassification, EvidenceForImageClassification, SoftCAMForImageClassification
 from ..models.preprocessing import check_pretrained_cfg
@@ -68,14 +69,16 @@ class BlackBox(nn.Module):
         return cross_entropy(logits, labels, multi_label=self.multi_label, **cross_entropy_options)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        return logits.float().sigmoid() if self.multi_label else logits.float().softmax(dim=1)
+        return class_probabilities(logits, self.multi_label)
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
         return self.vanilla.pretrained_cfg
 
     def save_pretrained(self, folder: str | Path) -> None:
-        save_for_hf(self.vanilla, str(folder), model_config={"label_names": self.classes}, safe_serialization=True)
+        problem = MULTI_LABEL if self.multi_label else SINGLE_LABEL
+        facts = {"label_names": self.classes, "problem_type": problem}
+        save_for_hf(self.vanilla, str(folder), model_config=facts, safe_serialization=True)
         file = Path(folder) / "config.json"
         config = json.loads(file.read_text())
         config.get("model_args", {}).pop("num_classes", None)  # transformers passes it on beside its own
@@ -147,7 +150,7 @@ def _make(settings: ModelConfig, splits: Splits) -> nn.Module:
 
 def _loss_settings(settings: ModelConfig, multi_label: bool) -> dict[str, Any]:
     names = {"softcam": ("l1", "l2"), "cape": ("mode", "alpha", "beta", "temperature", "selective")}[settings.family]
-    problem = "multi_label_classification" if multi_label else "single_label_classification"
+    problem = MULTI_LABEL if multi_label else SINGLE_LABEL
     chosen = {name: getattr(settings, name) for name in names}
     return {**chosen, "problem_type": problem, "freeze_backbone": settings.freeze_backbone}
 
