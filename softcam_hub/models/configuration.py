@@ -15,9 +15,11 @@ from .classifier import split_name
 from .label_kind import MULTI_LABEL, PROBLEM_TYPES, written_multi_label
 from .losses import Bootstrap
 from .preprocessing import check_classes
+from .weights import SOURCES
 
-_NOT_MODEL_ARGS = ("num_classes", "global_pool", "multi_label")
-"""What timm's own export puts into `model_args` although it is said elsewhere or has one possible value."""
+_NOT_MODEL_ARGS = ("num_classes", "global_pool", "multi_label", *SOURCES)
+"""What timm's own export puts into `model_args` although it is said elsewhere or has one possible value, and what says
+where other weights came from."""
 
 _NOT_PREPROCESSING = (
     *("state_dict", "hf_hub_id", "hf_hub_filename", "url", "file", "source", "tag"),

@@ -172,7 +172,7 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
         if isinstance(source, str):
             labels = config.get("id2label") or range(config.get("num_labels") or 0)
             chosen = {"num_classes": len(labels)} if labels else {}
-            classifier = build(source, pretrained, cache_dir=cache_dir, **chosen, **(model_args or {}))
+            classifier = build(source, pretrained, **{"cache_dir": cache_dir, **(model_args or {})}, **chosen)
             carried = pretrained and classifier.num_classes == classifier.pretrained_cfg.get("num_classes")
         else:
             classifier = source if isinstance(source, Classifier) else convert(source, family)

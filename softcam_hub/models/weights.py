@@ -6,18 +6,54 @@
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timm.models import PretrainedCfg, get_arch_pretrained_cfgs, get_pretrained_cfg
+from timm.models import PretrainedCfg, get_arch_pretrained_cfgs, get_pretrained_cfg, load_state_dict
 from torch import Tensor, nn
 
 from .anatomy import weights_of
 from .backbone import Anatomy
+
+SOURCES = (
+    *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "pretrained_model_args"),
+    *("checkpoint_path", "cache_dir", "device", "dtype"),
+)
+"""Arguments of `timm.create_model` that say where weights come from or go to, and nothing about the network."""
+
+
+def describe_file(file: Path, architecture: str) -> dict[str, Any]:
+    """timm's description of the weights in a local file, as a `pretrained_cfg_overlay`.
+
+    Only tensors are read from the file: a pickled file that asks for more is refused.
+
+    Args:
+        file: A state dict of the vanilla timm model or of ours, as .safetensors or as torch.save wrote it.
+        architecture: timm name of the network, which may have a tag.
+    """
+    try:
+        state_dict = load_state_dict(str(file), weights_only=True)
+        shapes = {name: tensor.shape for name, tensor in state_dict.items()}
+    except Exception as error:  # of torch, pickle and safetensors, of many kinds
+        reason = " ".join((str(error) or type(error).__name__).split())[:300]
+        raise ValueError(
+            f"{file} holds no weights that can be read: {reason}; expected a state dict as .safetensors, or as "
+            "torch.save writes it"
+        ) from error
+    classifier = "head" if is_ours(shapes) else get_pretrained_cfg(architecture).classifier
+    rows = _length(state_dict, classifier, 0)
+    counted = {} if rows is None else {"num_classes": rows, "label_offset": None}
+    return {"file": str(file), "url": None, "hf_hub_id": None, "source": None, "custom_load": False, **counted}
+
+
+def is_ours(names: Iterable[str]) -> bool:
+    """Whether all of these are names of weights of our models, not of a vanilla one."""
+    return all(name.startswith(("backbone.", "head.", "teacher.")) for name in names)
 
 
 def derive_cfg(cfg: PretrainedCfg | None, architecture: str | None = None) -> PretrainedCfg:
@@ -68,7 +104,7 @@ def filter_pretrained(state_dict: dict[str, Tensor], model: nn.Module) -> dict[s
 
 def adopt(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Bring a checkpoint to our keys: ours pass, less a teacher; a vanilla one goes through timm and is converted."""
-    if all(key.startswith(("backbone.", "head.", "teacher.")) for key in state_dict):
+    if is_ours(state_dict):
         return {key: value for key, value in state_dict.items() if not key.startswith("teacher.")}
     return converted_weights(_load_vanilla(state_dict, model), model)
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import timm
-import yaml
 from transformers import HfArgumentParser
 
 from ..arguments import ArgumentParser
@@ -25,6 +24,7 @@ from ..data.transforms import AugmentationConfig
 from ..models.classifier import split_name
 from ..models.heads import HEADS
 from ..models.losses import MODES, Bootstrap
+from .model_args import parse_model_args
 from .recipe import read_recipe, recipes
 
 SCORES = (
@@ -43,7 +43,9 @@ class ModelConfig:
     model: str = flag("cape_resnet18", "softcam_<timm name>, cape_<timm name>, or a plain timm name: the black box")
     pretrained: bool = flag(False, "start from timm's weights")
     init: str | None = flag(
-        None, "start from this model folder or Hub id: one of ours, or a vanilla timm one; '{fold}' in it is the fold"
+        None,
+        "start from this model folder or Hub id, one of ours or a vanilla timm one, or from a file of weights "
+        "(.safetensors, .pth); '{fold}' in it is the fold",
     )
     num_classes: int | None = flag(None, "refuse data with another number of classes")
     image_size: int | None = flag(None, "side of the images that it sees; the architecture's own by default")
@@ -97,11 +99,7 @@ class ModelConfig:
 
     def architecture_args(self) -> dict[str, Any]:
         """`model_args` as keyword arguments; values are read as YAML."""
-        pairs = [pair.partition("=") for pair in self.model_args.split()]
-        wrong = [name for name, equals, _ in pairs if not (name and equals)]
-        if wrong:
-            raise ValueError(f"model_args: expected name=value pairs, such as 'output_stride=8', got {wrong[0]!r}")
-        args = {name: yaml.safe_load(value) for name, _, value in pairs}
+        args = parse_model_args(self.model_args, self.pretrained)
         cfg = timm.get_pretrained_cfg(self.timm_name, allow_unregistered=True)
         if self.image_size and cfg is not None and cfg.fixed_input_size:
             args.setdefault("img_size", self.image_size)

@@ -11,23 +11,29 @@ import numpy as np
 import timm
 import torch
 from timm.models import save_for_hf
+from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from ..data.loading import Splits
 from ..loading import find_model, load_timm, read_config
-from ..models.classifier import split_name
+from ..models.classifier import build, split_name
 from ..models.heads import HEADS
 from ..models.label_kind import MULTI_LABEL, SINGLE_LABEL, class_probabilities
 from ..models.losses import cross_entropy
 from ..models.modeling import CAPEForImageClassification, EvidenceForImageClassification, SoftCAMForImageClassification
 from ..models.preprocessing import check_pretrained_cfg
+from ..models.weights import describe_file
 from .config import Config, ModelConfig
+from .model_args import check_reloads
 
 MODELS: dict[str, type[EvidenceForImageClassification]] = {
     "softcam": SoftCAMForImageClassification,
     "cape": CAPEForImageClassification,
 }
+
+_TIMMS_ERRORS = (RuntimeError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
+"""Errors that timm's architectures raise for arguments and weights that do not fit them."""
 
 
 class Step(NamedTuple):
@@ -76,10 +82,15 @@ class BlackBox(nn.Module):
         return self.vanilla.pretrained_cfg
 
     def save_pretrained(self, folder: str | Path) -> None:
+        save_for_hf(self.vanilla, str(folder), safe_serialization=True)
+        self.save_config(folder)
+
+    def save_config(self, folder: str | Path) -> None:
+        """Write the config.json of the model, which timm and transformers read."""
+        file = Path(folder) / "config.json"
         problem = MULTI_LABEL if self.multi_label else SINGLE_LABEL
         facts = {"label_names": self.classes, "problem_type": problem}
-        save_for_hf(self.vanilla, str(folder), model_config=facts, safe_serialization=True)
-        file = Path(folder) / "config.json"
+        save_config_for_hf(self.vanilla, str(file), model_config=facts)
         config = json.loads(file.read_text())
         config.get("model_args", {}).pop("num_classes", None)  # transformers passes it on beside its own
         file.write_text(json.dumps(config, indent=2))
@@ -116,14 +127,16 @@ def make_model(config: Config, splits: Splits) -> nn.Module:
     torch.manual_seed(config.run.seed)
     try:
         model = _make(settings, splits)
-    except (RuntimeError, TypeError) as error:  # timm's, about names and arguments that it does not know
+    except _TIMMS_ERRORS as error:
         args = f" with model_args {settings.model_args!r}" if settings.model_args else ""
-        raise ValueError(f"model {settings.model!r}{args} cannot be made: {error}") from error
+        start = f" from {settings.init}" if settings.init else ""
+        raise ValueError(f"model {settings.model!r}{args} cannot be made{start}: {error}") from error
     if settings.image_size:
         model.pretrained_cfg["input_size"] = (3, settings.image_size, settings.image_size)
     if config.augmentation.eval_crop:
         model.pretrained_cfg["crop_pct"] = config.augmentation.eval_crop  # what a saved model does to its images
     check_pretrained_cfg(model.pretrained_cfg)
+    check_reloads(model, settings.architecture_args())
     return model
 
 
@@ -134,9 +147,10 @@ def _make(settings: ModelConfig, splits: Splits) -> nn.Module:
     source = MODELS[settings.family]
     labels = {"id2label": dict(enumerate(classes)), "label2id": {name: index for index, name in enumerate(classes)}}
     options = {**labels, **_loss_settings(settings, splits.multi_label)}
-    if settings.init is None:
-        args = settings.architecture_args()
-        return source.from_timm(settings.model, settings.pretrained, model_args=args, **options)
+    if settings.init is None or _is_file(settings.init):
+        args = {**settings.architecture_args(), **_weights_of_file(settings, len(classes))}
+        pretrained = settings.pretrained or settings.init is not None
+        return source.from_timm(settings.model, pretrained, model_args=args, **options)
     if _family_of(settings.init) == settings.family:
         model = source.from_pretrained(settings.init, **_loss_settings(settings, splits.multi_label))
         _check_classes(list(model.config.id2label.values()), classes, settings.init)
@@ -175,13 +189,38 @@ def _vanilla(settings: ModelConfig, classes: int) -> nn.Module:
     name, args = settings.model, settings.architecture_args()
     if settings.family is not None:
         name = name.removeprefix(f"{settings.family}_")
-    if settings.init is None:
-        return timm.create_model(name, pretrained=settings.pretrained, num_classes=classes, **args)
+    if settings.init is None or _is_file(settings.init):
+        args |= _weights_of_file(settings, classes)
+        pretrained = settings.pretrained or settings.init is not None
+        return timm.create_model(name, pretrained=pretrained, num_classes=classes, **args)
     model = load_timm(find_model(settings.init, timm_names=False), settings.init, **args)
     if model.num_classes != classes:
         raise ValueError(f"{settings.init} has {model.num_classes} classes, but the data has {classes}")
     _check_architecture(model.pretrained_cfg.get("architecture"), settings)
     return model
+
+
+def _is_file(init: str) -> bool:
+    return Path(init).expanduser().is_file()
+
+
+def _weights_of_file(settings: ModelConfig, classes: int) -> dict[str, Any]:
+    """The argument that makes timm load the weights of the file in `init`; none where `init` is no file.
+
+    A classifier for another number of classes than the data have is replaced by a fresh one, as with `pretrained`.
+    """
+    if settings.init is None:
+        return {}
+    overlay = describe_file(Path(settings.init).expanduser(), settings.timm_name)
+    args = settings.architecture_args()
+    chosen = args.pop("pretrained_cfg_overlay", None) or {}
+    overlay = {"pretrained_cfg_overlay": {**chosen, **overlay}}
+    rows = overlay["pretrained_cfg_overlay"].get("num_classes")
+    if rows != classes:  # for other classes timm loads what fits and says nothing: all of the file must fit
+        make = timm.create_model if settings.family is None else build
+        known = {} if rows is None else {"num_classes": rows}
+        make(settings.model, pretrained=True, **known, **{**args, **overlay})
+    return overlay
 
 
 def _check_architecture(made: str | None, settings: ModelConfig) -> None:
