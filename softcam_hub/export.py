@@ -1,6 +1,7 @@
 """ONNX with two outputs, logits and maps, checked in onnxruntime before it takes the file's place."""
 
 import os
+import secrets
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .files import ABANDONED, DRAFT, FULL, check_replaceable, flush, remove_drafts, unwritable
 from .models.heads import HEADS
 from .models.self_explaining import SelfExplaining, evaluation
 
@@ -24,49 +26,67 @@ class _LogitsAndMaps(nn.Module):
         return self.model.head(self.model.forward_features(pixel_values), kind=kind)
 
 
-def export_onnx(model: SelfExplaining, path: str | Path, tolerance: float = 1e-4) -> Path:
+def export_onnx(model: SelfExplaining, path: str | Path, tolerance: float = 1e-4, overwrite: bool = False) -> Path:
     """Write `model` to an ONNX file with input `pixel_values` and outputs `logits` and `maps`.
 
-    The batch is dynamic, and so are height and width where the architecture takes any size. The file is written only
-    after onnxruntime has given the same outputs on another batch size.
+    The batch is dynamic, and so are height and width where the architecture takes any size. The file appears only
+    after onnxruntime has given the same outputs on another batch size. Weights of more than 1.5 GB lie in a second
+    file beside it, whose name is new for every export, so that an earlier export stays whole until it is replaced.
 
     Args:
-        model: a timm or Hugging Face model of ours, with classes.
-        path: the file to write.
-        tolerance: largest difference between torch and onnxruntime, relative to the largest output.
+        model: A timm or Hugging Face model of ours, with classes.
+        path: File to write.
+        tolerance: Largest difference between torch and onnxruntime, relative to the largest output.
+        overwrite: Replace a file that exists.
     """
     try:
         import onnx  # noqa: F401
-        import onnxruntime
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError(f"{HINT} ({error.name} is missing)") from error
     if not model.num_classes:
         raise ValueError("export_onnx() needs classes: this model has num_classes=0; call reset_classifier(n) first")
-    path = Path(path)
+    path, both = Path(path), _LogitsAndMaps(model)
+    check_replaceable(path, overwrite)
+    remove_drafts(path.parent, older_than=ABANDONED)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=DRAFT) as folder, evaluation(both):
+        draft = Path(folder) / f"{path.stem}-{secrets.token_hex(6)}{path.suffix}"  # its weights are named after it
+        try:
+            _export(both, model, draft, tolerance)
+            flush(draft.parent)
+            check_replaceable(path, overwrite)  # the export has taken its time
+            for weights in draft.parent.iterdir():
+                if weights != draft:
+                    os.replace(weights, path.with_name(weights.name))
+            os.replace(draft, path)
+        except OSError as error:
+            raise (unwritable(path, error) if error.errno in FULL else error) from error
+    return path
+
+
+def _export(both: nn.Module, model: SelfExplaining, file: Path, tolerance: float) -> None:
+    """Write an ONNX file and compare its outputs with those of torch."""
+    import onnxruntime
+
     channels, height, width = model.input_size
     fixed = model.pretrained_cfg.get("fixed_input_size", False)
     batch = torch.export.Dim("batch", min=1, max=4096)
     sides = {} if fixed else {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
-    both = _LogitsAndMaps(model)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder, evaluation(both):
-        draft = Path(folder) / path.name
-        torch.onnx.export(
-            both,
-            kwargs={"pixel_values": torch.zeros(2, channels, height, width)},
-            f=draft,
-            dynamo=True,
-            output_names=["logits", "maps"],
-            dynamic_shapes={"pixel_values": {0: batch, **sides}},
-            opset_version=18,
-            external_data=False,
-            verbose=False,
-        )
-        other = (height, width) if fixed else (height + 32, width + 64)
-        session = onnxruntime.InferenceSession(draft, providers=["CPUExecutionProvider"])
-        _check(both, session, torch.randn(3, channels, *other), tolerance)
-        os.replace(draft, path)
-    return path
+    torch.onnx.export(
+        both,
+        kwargs={"pixel_values": torch.zeros(2, channels, height, width)},
+        f=file,
+        dynamo=True,
+        output_names=["logits", "maps"],
+        dynamic_shapes={"pixel_values": {0: batch, **sides}},
+        opset_version=18,
+        external_data=False,
+        verbose=False,
+    )
+    other = (height, width) if fixed else (height + 32, width + 64)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    _check(both, session, torch.randn(3, channels, *other), tolerance)
 
 
 @torch.no_grad()

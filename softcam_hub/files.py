@@ -20,6 +20,9 @@ from typing import Any
 DRAFT = ".unfinished-"
 """First letters of the name of every draft, file or folder."""
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of the errors that say that there is no room."""
+
 ABANDONED = 600.0
 """Seconds after which a draft that nobody has written to counts as left by a killed process."""
 
@@ -53,11 +56,23 @@ def draft_of(target: str | Path) -> Iterator[Path]:
         flush(draft)
         os.replace(draft, target)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
+        if error.errno in (*FULL, errno.EACCES, errno.EROFS):
             raise unwritable(target, error) from error
         raise
     finally:
         draft.unlink(missing_ok=True)
+
+
+def check_replaceable(target: Path, overwrite: bool) -> None:
+    """Refuse to write to a link or a folder, and without `overwrite` to a file that exists."""
+    if target.is_symlink():
+        raise FileExistsError(
+            f"{target} is a link, and nothing is written through links: remove it, or choose another name"
+        )
+    if target.is_dir():
+        raise IsADirectoryError(f"{target} is a folder: name the file to write")
+    if target.exists() and not overwrite:
+        raise FileExistsError(f"{target} is there already: --overwrite (overwrite=True) replaces it")
 
 
 def write_text(target: str | Path, text: str) -> None:

@@ -12,6 +12,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from .cards import PLACE, check, public_records, read_config, read_trained, trained_card
 from .delivery import Files, Target, deliver, find_stale
+from .files import is_draft
 
 SENT = (
     *(".json", ".jsonl", ".md", ".onnx", ".py", ".safetensors", ".txt", ".yaml"),
@@ -187,9 +188,9 @@ def space_files(name: str, repo_id: str) -> Files:
     folder, (user, own) = SPACES[name].folder, repo_id.split("/")
     if SPACES[name].evaluated and own != folder.name:
         raise ValueError(f"evaluate.load({repo_id!r}) would look for {own}.py: name the Space {user}/{folder.name}")
-    files: Files = {file.name: file for file in sorted(folder.iterdir()) if file.suffix in SENT}
+    files: Files = {file.name: file for file in sorted(folder.iterdir()) if file.suffix in SENT and not is_draft(file)}
     if SPACES[name].with_package:
-        ours = (file for file in sorted(PACKAGE.rglob("*")) if file.suffix in SENT)
+        ours = (file for file in sorted(PACKAGE.rglob("*")) if file.suffix in SENT and not is_draft(file))
         files |= {str(PurePosixPath(PACKAGE.name, file.relative_to(PACKAGE))): file for file in ours}
     files["README.md"] = (
         (folder / "README.md").read_text(encoding="utf-8").replace(f"<user>/{folder.name}", repo_id).encode()

@@ -9,6 +9,7 @@ from timm.models import get_pretrained_cfg
 
 import softcam_hub
 from softcam_hub.cards import Row
+from softcam_hub.files import write_text
 from softcam_hub.models.heads import HEADS
 from softcam_hub.training import parse, recipes
 
@@ -20,7 +21,7 @@ IMAGES = 2
 
 def write_rows(file: Path) -> None:
     rows = [measured(family, backbone) for backbone in BACKBONES for family in HEADS]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 @torch.no_grad()

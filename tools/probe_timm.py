@@ -13,6 +13,7 @@ from pathlib import Path
 import timm
 
 from softcam_hub.arguments import ArgumentParser
+from softcam_hub.files import write_text
 from softcam_hub.models.anatomy import examine
 from softcam_hub.models.backbone import NoEvidenceMap
 
@@ -38,7 +39,7 @@ def main() -> int:
     kinds = probe(names)
     print({kind: len(found) for kind, found in kinds.items()})
     if not check:
-        TABLE.write_text(json.dumps({"timm": timm.__version__, "kinds": kinds}, indent=1) + "\n")
+        write_text(TABLE, json.dumps({"timm": timm.__version__, "kinds": kinds}, indent=1) + "\n")
         return 0
     committed = json.loads(TABLE.read_text())["kinds"]
     differing = [k for k in kinds.keys() | committed.keys() if set(kinds.get(k, [])) != set(committed.get(k, []))]

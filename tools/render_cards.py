@@ -15,6 +15,7 @@ from typing import NamedTuple
 from softcam_hub import CAPE_LESIONS
 from softcam_hub.arguments import ArgumentParser
 from softcam_hub.cards import Row, check, family_card, read_rows, read_trained, trained_card
+from softcam_hub.files import write_text
 
 ROOT = Path(__file__).parents[1]
 RESULTS, CARDS = ROOT / "benchmarks" / "results", ROOT / "model_cards"
@@ -86,7 +87,7 @@ def main() -> int:
     if not arguments.check:
         CARDS.mkdir(exist_ok=True)
         for card in cards:
-            card.file.write_text(card.text, encoding="utf-8")
+            write_text(card.file, card.text)
     found = list(problems(cards))
     print("\n".join(found) or f"{len(cards)} cards are up to date")
     return bool(found)

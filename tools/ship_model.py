@@ -8,9 +8,10 @@ make cards                                   # renders its card
 The model's code is left out: the package has it.
 """
 
-import shutil
 import sys
 from pathlib import Path
+
+from softcam_hub.files import copy_file
 
 ASSET = Path(__file__).parents[1] / "softcam_hub" / "assets" / "cape_lesions"
 FILES = {
@@ -28,7 +29,7 @@ def main() -> None:
     run = Path(sys.argv[1])
     ASSET.mkdir(parents=True, exist_ok=True)
     for source, name in FILES.items():
-        shutil.copyfile(run / source, ASSET / name)
+        copy_file(run / source, ASSET / name)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,11 @@ from jinja2 import Environment, StrictUndefined
 from timm.models import PretrainedCfg, get_pretrained_cfg, is_model
 
 from ..data.config import DataConfig
+from ..files import ABANDONED, check_replaceable, remove_drafts, write_text
 from ..models.label_kind import written_multi_label
 from .facts import CLASSES, PICTURES, Row, Trained, read_trained
 from .places import is_hub_id, public
+from .rules import check
 
 PLACE = "your-name/your-model"
 """What a card calls a repo that does not exist yet."""
@@ -54,16 +56,23 @@ NOT_SETTINGS = ("output", "overwrite", "resume", "cache_dir", "workers", "tracke
 
 
 def write_card(folder: str | Path, license: str | None = None, overwrite: bool = False) -> Path:
-    """Write the card of a model folder, README.md, from what lies in the folder.
+    """Write the card of a model folder, README.md, from what lies in the folder; check it before it is written.
 
-    Without a licence it keeps that of the card that is there.
+    Args:
+        folder: Model folder with scores, recipe and pictures.
+        license: Licence of the weights, as the Hub spells it. By default that of the card that is there.
+        overwrite: Replace a README.md that differs from the card, perhaps because somebody has edited it.
     """
     file = Path(folder) / "README.md"
-    there = file.read_text(encoding="utf-8") if file.exists() else None
-    card = trained_card(read_trained(folder, license or (there and _stated_license(there))))
+    check_replaceable(file, overwrite=True)
+    there = file.read_text(encoding="utf-8", errors="replace") if file.exists() else None
+    model = read_trained(folder, license or (there and _stated_license(there)))
+    card = trained_card(model)
     if not overwrite and there not in (None, card):
         raise FileExistsError(f"{file} is there already, perhaps with words of yours: --overwrite replaces it")
-    file.write_text(card, encoding="utf-8")
+    check(card, model.rows, {path.name for path in file.parent.iterdir()})
+    remove_drafts(file.parent, older_than=ABANDONED)
+    write_text(file, card)
     return file
 
 

@@ -23,11 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    file = arguments.folder / "README.md"
     if not arguments.check:
-        file = write_card(arguments.folder, arguments.license, arguments.overwrite)
-    elif not file.is_file():
+        print(f"wrote {write_card(arguments.folder, arguments.license, arguments.overwrite)}")
+        return
+    file = arguments.folder / "README.md"
+    if not file.is_file():
         raise FileNotFoundError(f"{arguments.folder} has no README.md: leave out --check to write one")
     rows = read_trained(arguments.folder).rows
     check(file.read_text(encoding="utf-8"), rows, {path.name for path in arguments.folder.iterdir()})
-    print(f"{file} has no gaps, and every number of it stands in a row" if arguments.check else f"wrote {file}")
+    print(f"{file} has no gaps, and every number of it stands in a row")

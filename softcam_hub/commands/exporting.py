@@ -13,19 +13,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", default=str(CAPE_LESIONS), help="model folder, timm name or Hub id [a small lesions model]"
     )
     parser.add_argument("--out", required=True, metavar="FILE", help="the file to write, such as model.onnx")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
 
 
 def run(arguments: argparse.Namespace) -> None:
     from ..benchmarking.models import load_classifier
     from ..export import export_onnx
+    from ..files import check_replaceable
     from ..models.self_explaining import SelfExplaining
 
-    model, file = load_classifier(arguments.model), Path(arguments.out)
-    if not isinstance(model, SelfExplaining):
-        raise ValueError(f"{arguments.model} is a black box without maps: export a softcam_* or cape_* model")
+    file = Path(arguments.out)
     if not file.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {file.parent} to write {file.name} to")
-    if file.is_dir():
-        raise IsADirectoryError(f"{file} is a folder: name the file to write, such as {file / 'model.onnx'}")
-    export_onnx(model, file)
+    check_replaceable(file, arguments.overwrite)
+    model = load_classifier(arguments.model)
+    if not isinstance(model, SelfExplaining):
+        raise ValueError(f"{arguments.model} is a black box without maps: export a softcam_* or cape_* model")
+    export_onnx(model, file, overwrite=arguments.overwrite)
     print(f"{file}: {file.stat().st_size / 1e6:.1f} MB, the same outputs in onnxruntime as in torch")

@@ -7,6 +7,7 @@
 """
 
 import os
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ from .heads import HEADS, EvidenceHead
 from .label_kind import MULTI_LABEL
 from .losses import check_labels, check_multi_hot, cross_entropy, elastic_net
 from .self_explaining import SelfExplaining, check_images
+
+SAVED_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+"""Names under which transformers saves weights."""
 
 
 @dataclass
@@ -195,12 +199,14 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
             kwargs.setdefault("repo_id", target.name)
         with tempfile.TemporaryDirectory(dir=target, prefix=".unfinished-") as draft:
             super().save_pretrained(draft, **kwargs)
-            written = {file.name for file in Path(draft).iterdir()}
+            written = sorted(file.name for file in Path(draft).iterdir())
+            for name in written:
+                _flush(Path(draft, name))
             for name in written:
                 os.replace(Path(draft, name), target / name)
         if any(name.endswith(".safetensors") for name in written):
-            for old in target.glob("model*.safetensors*"):  # shards of an earlier save would be found beside the new
-                if old.name not in written:
+            for old in target.iterdir():  # shards of an earlier save would be found beside the new
+                if SAVED_WEIGHTS.fullmatch(old.name) and old.name not in written:
                     old.unlink()
 
     def forward_features(self, images: Tensor) -> Tensor:
@@ -377,6 +383,15 @@ class CAPEForImageClassification(EvidenceForImageClassification):
         self, logits: Tensor, labels: Tensor, maps: Tensor | None, teacher_logits: Tensor | None, options: dict
     ) -> Tensor:
         return self.config.bootstrap.loss(logits, teacher_logits, labels, **options)
+
+
+def _flush(file: Path) -> None:
+    """Wait until a file is on the disk: a rename may otherwise overtake its content."""
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _given(value: Any, default: Any) -> Any:

@@ -8,7 +8,6 @@
   ours, and where nothing else lies in it. Drafts are deleted when nobody has written to them for a while.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -29,7 +28,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..data.loading import Images
-from ..files import write_json
+from ..files import FULL, write_json
 from ..models.modeling import EvidenceForImageClassification
 from ..models.self_explaining import evaluation
 from ..output_folder import RECORD
@@ -43,7 +42,6 @@ KIND, FORMAT = "feature cache", 1
 FILES = re.compile(r"\d+\.bin|" + "|".join(map(re.escape, (INDEX, RECORD))) + r"|\.unfinished-.*")
 """Names in a cache, with those of its own drafts."""
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 INSTEAD = "choose another place with --cache_dir, or compute features at every epoch with --cache_features False"
 
 STALE = 600

@@ -4,6 +4,8 @@
 """
 
 import json
+import os
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from ..data.loading import Splits
+from ..files import DRAFT, flush
 from ..loading import find_model, load_timm, read_config
 from ..models.classifier import build, split_name
 from ..models.heads import HEADS
@@ -82,8 +85,15 @@ class BlackBox(nn.Module):
         return self.vanilla.pretrained_cfg
 
     def save_pretrained(self, folder: str | Path) -> None:
-        save_for_hf(self.vanilla, str(folder), safe_serialization=True)
-        self.save_config(folder)
+        """Write weights and configuration; files that are there stay as they are until all of it is written."""
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target, prefix=DRAFT) as draft:
+            save_for_hf(self.vanilla, draft, safe_serialization=True)
+            self.save_config(draft)
+            flush(Path(draft))
+            for file in sorted(Path(draft).iterdir()):
+                os.replace(file, target / file.name)
 
     def save_config(self, folder: str | Path) -> None:
         """Write the config.json of the model, which timm and transformers read."""

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import Trainer
 
 from ..cards import METRICS, Row, Trained, trained_card
+from ..files import write_text
 from .report import write_json
 
 SETTINGS = (
@@ -50,7 +51,7 @@ class EvidenceTrainer(Trainer):
         settings |= {name: config[name] for name in LOSS if name in config}
         metrics = self._last_metrics(dataset)
         known = Trained(config, metrics, settings, license=license, trainer=type(self).__name__)
-        (folder / "README.md").write_text(trained_card(known, model_name or ""), encoding="utf-8")
+        write_text(folder / "README.md", trained_card(known, model_name or ""))
         write_json(metrics, folder / METRICS)
 
     def _last_metrics(self, dataset: str | None) -> Row:
