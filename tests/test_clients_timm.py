@@ -17,7 +17,7 @@ from timm.data import create_dataset, create_loader, resolve_data_config
 from timm.models import load_state_dict
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
-from timm.task import ClassificationTask, resume_task_checkpoint
+from timm.task import ClassificationTask, FeatureDistillationTask, LogitDistillationTask, resume_task_checkpoint
 from timm.utils import CheckpointSaver
 from timm.utils.onnx import onnx_export, onnx_forward
 
@@ -25,6 +25,10 @@ import softcam_hub  # noqa: F401, registers the architectures
 
 NAMES = ["softcam_test_resnet", "cape_test_resnet", "cape_test_vit"]
 DOCS = Path(__file__).parents[1] / "docs" / "clients.md"
+
+OF_TRAIN = {"in_chans": 3, "drop_rate": 0.1, "drop_path_rate": 0.1, "drop_block_rate": None, "global_pool": None}
+OF_TRAIN |= {"bn_momentum": None, "bn_eps": None, "scriptable": False, "checkpoint_path": ""}
+"""Arguments that `train.py` gives to every model, set by the user or not."""
 
 names = pytest.mark.parametrize("name", NAMES)
 
@@ -60,7 +64,11 @@ class Run:
 
     def __init__(self, name, folder, pictures):
         torch.manual_seed(0)
-        model = create(name)
+        model = create(name, **OF_TRAIN)
+        with torch.no_grad():
+            model.get_classifier().weight.mul_(0.5)  # --head-init-scale
+            model.get_classifier().bias.mul_(0.5)
+        model.set_grad_checkpointing()
         self.optimizer = create_optimizer_v2(model, opt="adamw", lr=3e-3, weight_decay=0.05, layer_decay=0.75)
         self.schedule, _ = create_scheduler_v2(self.optimizer, num_epochs=4)
         self.task = ClassificationTask(model)
@@ -113,6 +121,22 @@ def test_training_resuming_averaging_and_validating(name, pictures, tmp_path):
             probabilities = model(images).softmax(dim=1)
             explained = model.explain(images)
             assert relative_error(explained.probabilities, probabilities.gather(1, explained.classes)) <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["softcam_test_resnet", "cape_test_resnet"])
+@pytest.mark.parametrize("task", [LogitDistillationTask, FeatureDistillationTask])
+def test_distillation_from_a_vanilla_teacher(task, name, pictures):
+    student, teacher = create(name), randomise(create("test_resnet"))
+    task = task(student, teacher, verbose=False)
+    optimizer, losses = torch.optim.SGD(task.parameters(), lr=0.05), []
+    images, labels = next(iter(batches(student, pictures, training=False)))
+    for _ in range(6):
+        loss = task(images, labels)["loss"]
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < losses[0]
 
 
 @names
