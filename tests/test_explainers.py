@@ -69,7 +69,8 @@ def test_several_methods_share_one_forward_and_one_backward_per_class(name, laye
     forwards, backwards = [], []
 
     def count_backwards(_, __, output):
-        output.register_hook(lambda _: backwards.append(1))
+        if isinstance(output, torch.Tensor):  # native maps come in a pair with the logits, and have no gradient
+            output.register_hook(lambda _: backwards.append(1))
 
     stem = getattr(model, "backbone", model).conv1
     handles = [
