@@ -6,18 +6,17 @@
 - Disagreement is with the vanilla classifier on the same backbone: the twin, or the teacher that a run trained beside.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data.loading import Rows
 from ..models.classifier import convert
+from ..records import read_record
 from .models import ONE_LABEL, describe
 from .report import markdown
 from .rows import Row
@@ -25,6 +24,7 @@ from .shards import samples
 
 MODES = {"direct": "direct", "post-fit": "post-fit (PF)", "from-scratch": "from scratch (TS)"}
 ORDER = ("vanilla", "naive", "off-the-shelf", *MODES.values(), "softcam")
+REMEDY = "leave this run out, or train it again"
 COLUMNS = ("accuracy", "disagreement", "confidence", "teacher_accuracy", "teacher_confidence")
 
 
@@ -35,10 +35,16 @@ def rows_of_runs(runs: list[str]) -> list[Row]:
 
 def _row_of_run(run: Path) -> Row:
     try:
-        metrics = json.loads((run / "metrics.json").read_text())
-        settings = yaml.safe_load((run / "settings.yaml").read_text())
+        metrics = read_record(run / "metrics.json", REMEDY)
+        settings = {"mode": "direct", "data": None, **read_record(run / "settings.yaml", REMEDY)}
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{run} is no finished run: it has no {Path(error.filename).name}") from error
+    if not isinstance(settings.get("model"), str) or settings["mode"] not in MODES:
+        raise ValueError(f"{run / 'settings.yaml'} names no model, or an unknown mode: {REMEDY}")
+    for name in COLUMNS:
+        value = metrics.get(f"test_{name}")
+        if value is not None and not isinstance(value, int | float):
+            raise ValueError(f"{run / 'metrics.json'} says test_{name}={value!r}, which is no number: {REMEDY}")
     family = settings["model"].partition("_")[0]
     variant = MODES[settings["mode"]] if family == "cape" else "softcam" if family == "softcam" else "vanilla"
     scores = {name: 100 * metrics[f"test_{name}"] for name in COLUMNS if metrics.get(f"test_{name}") is not None}

@@ -64,10 +64,7 @@ class Shards:
         """What all processes have written, in the order of the images."""
         found = []
         for number, indices in enumerate(self.ranges):
-            try:
-                lines = json.loads(self.file(number).read_text())
-            except ValueError as error:
-                raise ValueError(f"{self.file(number)} is damaged: remove it and run the same again") from error
+            lines = _read_lines(self.file(number))
             if {line["index"] for line in lines} != set(indices):
                 raise ValueError(
                     f"{self.file(number)} is not of images {indices.start} to {indices.stop - 1}: remove it and run "
@@ -97,6 +94,28 @@ class Shards:
         names = ("pixel_values", "labels", *(["mask"] if self.masks else []))
         images, labels, *masks = _stacked(one, some, *names)
         return Batch(one, images, labels, masks[0] if masks else None)
+
+
+def _read_lines(file: Path) -> list[Line]:
+    """The lines of a shard; a damaged or hand-written file is named."""
+    try:
+        lines = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(f"{file} is damaged: remove it and run the same again") from error
+    if not isinstance(lines, list) or not all(_is_line(line) for line in lines):
+        raise ValueError(f"{file} does not hold the values of images: remove it and run the same again")
+    return lines
+
+
+def _is_line(line: Any) -> bool:
+    """Whether this is a mapping with an image's index, an explainer, and numbers, lists of numbers, text or null."""
+    if not isinstance(line, dict) or type(line.get("index")) is not int:
+        return False
+    words = ("explainer", "explains")
+    values = [value for name, value in line.items() if name not in words]
+    flat = [one for value in values for one in (value if isinstance(value, list) else [value])]
+    named = all(isinstance(line.get(name), str) for name in words)
+    return named and all(one is None or isinstance(one, int | float) for one in flat)
 
 
 def count_of(rows: Rows, config: BenchmarkConfig) -> int:

@@ -32,6 +32,7 @@ from ..files import FULL, write_json
 from ..models.modeling import EvidenceForImageClassification
 from ..models.self_explaining import evaluation
 from ..output_folder import RECORD
+from ..records import read_record
 
 INDEX = "index.json"
 DTYPE = np.dtype("float32")
@@ -57,7 +58,7 @@ class CachedFeatures(Dataset):
     """
 
     def __init__(self, folder: Path, labels: Tensor) -> None:
-        index = json.loads((folder / INDEX).read_text())
+        index = _read_index(folder, len(labels))
         self.folder, self.labels = folder, labels
         self.shape, self.processes = tuple(index["shape"]), index["processes"]
         self.files = [folder / f"{rank}.bin" for rank in range(self.processes)]
@@ -66,7 +67,7 @@ class CachedFeatures(Dataset):
     def _open(self, rank: int) -> np.ndarray:
         shape = (len(range(rank, len(self.labels), self.processes)), *self.shape)
         expected = int(np.prod(shape)) * DTYPE.itemsize
-        found = self.files[rank].stat().st_size
+        found = self.files[rank].stat().st_size if self.files[rank].is_file() else 0
         if found != expected:
             raise OSError(f"{self.files[rank]} has {found} bytes instead of {expected}: delete the folder")
         return np.memmap(self.files[rank], DTYPE, "r", shape=shape) if shape[0] else np.empty(shape, DTYPE)
@@ -182,6 +183,17 @@ def _refuse_foreign(target: Path) -> None:
     """Refuse a folder with the name of a cache that is none, before features are computed for it."""
     if target.is_symlink() or (target.exists() and not _is_ours(target) and any(target.iterdir())):
         raise FileExistsError(f"{target} is not replaced, because it is no cache: move it away, or {INSTEAD}")
+
+
+def _read_index(folder: Path, images: int) -> dict[str, Any]:
+    """Shape, processes and images of a finished cache, checked against the images that it is of."""
+    file, remedy = folder / INDEX, f"delete the folder {folder}, and the features are computed again"
+    index = read_record(file, remedy)
+    shape, processes = index.get("shape"), index.get("processes")
+    whole = isinstance(shape, list) and len(shape) == 3 and all(type(n) is int and n > 0 for n in (*shape, processes))
+    if not whole or index.get("images") != images:
+        raise ValueError(f"{file} does not describe the features of {images} images: {remedy}")
+    return index
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from torch import nn
 
+from ..records import read_record
 from .config import Config
 from .log import PROJECT
 
@@ -34,7 +35,7 @@ def check_output(output: Path, config: Config) -> None:
             "another --output"
         )
     if config.run.resume and settings.exists():
-        _check_same(yaml.safe_load(settings.read_text()), config.flat(), settings)
+        _check_same(read_record(settings, "start the run again with --overwrite"), config.flat(), settings)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -11,7 +11,6 @@ output/
   checkpoints/       the last checkpoint, for --resume
 """
 
-import json
 import logging
 import platform
 import shutil
@@ -39,6 +38,7 @@ from ..data.loading import (
 )
 from ..models.classifier import Classifier, to_vanilla
 from ..models.self_explaining import evaluation
+from ..records import read_record
 from ..temperature import candidate_losses, set_temperature
 from . import log
 from .cache import cached_features
@@ -74,7 +74,7 @@ def _run(config: Config, splits: Splits | None = None) -> dict[str, Any]:
     accelerator.wait_for_everyone()
     if config.run.resume and (output / METRICS).exists():
         accelerator.print(f"{output} holds a finished run")
-        return json.loads((output / METRICS).read_text())
+        return read_record(output / METRICS, "start the run again with --overwrite")
     splits = splits or load_splits(config.data)
     model = make_model(config, splits)
     check_choices(config, splits, model)
