@@ -23,6 +23,7 @@ from timm.models import PretrainedCfg, get_pretrained_cfg, is_model
 from ..data.config import DataConfig
 from ..files import ABANDONED, check_replaceable, remove_drafts, write_text
 from ..models.label_kind import written_multi_label
+from .escaping import as_code, as_text
 from .facts import CLASSES, PICTURES, Row, Trained, read_trained
 from .places import is_hub_id, public
 from .rules import check
@@ -103,13 +104,13 @@ def trained_card(model: Trained, name: str = "", note: str = "") -> str:
     results = _results(data or "unnamed", split, scores, model.explanations)
     facts = {
         "trained": True,
-        "title": title,
+        "title": as_text(title),
         "note": note,
         "family": family,
         "architecture": config["architecture"],
-        "data": data,
+        "data": as_code(data),
         "several": written_multi_label(config),
-        "classes": config.get("label_names") or list(config.get("id2label", {}).values()),
+        "classes": [as_text(name) for name in config.get("label_names") or config.get("id2label", {}).values()],
         "pictures": [(PICTURES[Path(file).name], file) for file in model.pictures],
         "image_size": config["pretrained_cfg"]["input_size"][-1],
         "place": PLACE,
