@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from .files import ABANDONED, DRAFT, FULL, check_replaceable, flush, remove_drafts, unwritable
+from .models.evaluation_mode import evaluation
 from .models.heads import HEADS
-from .models.self_explaining import SelfExplaining, evaluation
+from .models.self_explaining import SelfExplaining
 
 HINT = "ONNX export needs extra packages: pip install 'softcam-hub[onnx]'"
 

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .models.evaluation_mode import evaluation
 from .models.heads import at_least_float32
 from .models.losses import check_labels
-from .models.self_explaining import evaluation
 
 GRID = [step / 8 for step in range(-32, 33)]
 """Candidates for log T'; between them a parabola tells the minimum."""

@@ -72,7 +72,8 @@ class Viewer:
         The probabilities with the maps are what the model that they explain gives the class.
         """
         every = self.explained.predict(pixels) if self.twin else self.probabilities(pixels)[None]
-        recording, classes = self.explained.subject.record(pixels), torch.tensor([[index]], device=self.device)
+        classes = torch.tensor([[index]], device=self.device)
+        recording = self.explained.subject.record(pixels).of(classes)
         found, left_out = {}, {}
         for name in self.explained.names:
             try:

@@ -15,7 +15,7 @@ from timm.data import resolve_data_config
 
 from softcam_hub.data.images import Images
 from softcam_hub.data.loading import load_splits, make_transforms
-from softcam_hub.models.self_explaining import evaluation
+from softcam_hub.models.evaluation_mode import evaluation
 from softcam_hub.output_folder import RECORD
 from softcam_hub.training import cache as cache_module
 from softcam_hub.training.cache import INDEX, STALE, CachedFeatures, cached_features, key_of, make_room

@@ -22,8 +22,9 @@ from ..explain.explainers import AT_A_LAYER, OF_PIXELS, create_explainer, list_e
 from ..explain.recording import Recording
 from ..loading import find_model, load_timm
 from ..models.classifier import Classifier, to_vanilla
+from ..models.evaluation_mode import evaluation
 from ..models.label_kind import MULTI_LABEL, class_probabilities, is_multi_label
-from ..models.self_explaining import SelfExplaining, evaluation
+from ..models.self_explaining import SelfExplaining
 
 NATIVE = ("softcam", "cape", "mu-cape")
 FLOORS = ("random", "centre")
@@ -237,7 +238,7 @@ class Explained:
         return refused
 
     def maps(self, names: Sequence[str], recording: Recording, classes: Tensor) -> dict[str, Tensor]:
-        """Signed maps (B, k, h, w) by explainer, from one recording, which must not have been asked before."""
+        """Signed maps (B, k, h, w) by explainer, from one recording."""
         found, recording = {}, recording.of(classes)
         for name in names:
             options = self.explainers.options[name]

@@ -12,9 +12,12 @@
 - FD-CAM compares channels in float32 at least, under autocast too: in half precision the quantile is a matter of ties.
 """
 
+import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +30,9 @@ from .recording import Recording
 
 _ROWS = 256
 """Rows of FD-CAM's similarities that a thread compares at a time: few, for its cache, but worth its while."""
+
+_NUMBER_OF_THREADS = threading.Lock()
+"""Held while torch's number of threads, which belongs to the whole process, is not what it was."""
 
 
 def cam(recording: Recording) -> Tensor:
@@ -172,7 +178,20 @@ def _sums_over_similar(features: Tensor, shares: Tensor) -> Tensor:
             torch.mm(directions[image, rows], directions[image].T, out=cosines)
             torch.mm(_mark_similar(cosines, scratch), shares[image].T, out=sums[image, rows])
 
-    before = torch.get_num_threads()
+    with _NUMBER_OF_THREADS:
+        _fill_in_threads(fill, blocks, features, directions)
+    return sums.transpose(1, 2)
+
+
+def _fill_in_threads(
+    fill: Callable[[list[tuple[int, int]], Tensor], None],
+    blocks: list[tuple[int, int]],
+    features: Tensor,
+    directions: Tensor,
+) -> None:
+    """Share `blocks` among threads that each compute with one thread of torch's."""
+    channels = features.shape[1]
+    before, default = torch.get_num_threads(), _in_new_thread(torch.get_num_threads)
     threads = before if features.device.type == "cpu" else 1
     buffers = directions.new_empty(threads, 2, _ROWS, channels)  # for all blocks: new memory costs as much as the sums
     work = [(blocks[first::threads], buffers[first]) for first in range(threads)]
@@ -184,8 +203,13 @@ def _sums_over_similar(features: Tensor, shares: Tensor) -> Tensor:
             for other in others:
                 other.result()
     finally:
-        torch.set_num_threads(before)  # what a thread sets is the default of all threads to come
-    return sums.transpose(1, 2)
+        torch.set_num_threads(before)
+        _in_new_thread(torch.set_num_threads, default)  # what any thread sets is the default of all threads to come
+
+
+def _in_new_thread(function: Callable[..., Any], *args: Any) -> Any:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function, *args).result()
 
 
 def _group_scores(recording: Recording, index: int, batch: int) -> Tensor:

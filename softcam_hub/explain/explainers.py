@@ -18,8 +18,9 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 
+from ..models.evaluation_mode import evaluation
 from ..models.heads import HEADS, at_least_float32, select
-from ..models.self_explaining import SelfExplaining, check_images, choose_classes, evaluation
+from ..models.self_explaining import SelfExplaining, check_images, choose_classes
 from .cams import cam, fd_cam, grad_cam, grad_cam_pp, layer_cam, lift_cam, score_cam, smooth_grad_cam_pp
 from .pixels import guided_backprop, integrated_gradients
 from .recording import Recording
@@ -126,9 +127,10 @@ class Explainers:
             with torch.no_grad():
                 logits = self.subject.logits(images if classes is None else images[:1])
             chosen = _chosen(classes, logits, len(images))
+        asked = recording.of(chosen) if layered else None
         for name in self.names:
             if name in AT_A_LAYER:
-                yield name, AT_A_LAYER[name](recording.of(chosen), **self.options[name])
+                yield name, AT_A_LAYER[name](asked, **self.options[name])
             else:
                 yield name, OF_PIXELS[name](self.subject, images, chosen, **self.options[name])
 

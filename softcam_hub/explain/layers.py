@@ -5,6 +5,7 @@
 - Class tokens and registers are no locations: they are left out of the maps and stay as they are when maps change.
 """
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +18,9 @@ from ..models.backbone import grid_height
 
 LAYOUTS = ("NCHW", "NHWC", "NLC")
 _MOST_PREFIX_TOKENS = 8
+
+_REGISTRATION = threading.Lock()
+"""Held while hooks come and go: torch numbers them without a lock, and of two hooks with one number one is lost."""
 
 
 @dataclass(frozen=True)
@@ -181,10 +185,17 @@ def with_first_tensor(output: Any, tensor: Tensor) -> Any:
 
 @contextmanager
 def hooked(modules: Iterable[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
-    """`hook` runs after the forward of each of `modules`, inside the `with` only."""
-    handles = [module.register_forward_hook(hook) for module in modules]
+    """Run `hook` after the forward of each of `modules`, inside the `with` and in this thread only."""
+    owner = threading.get_ident()
+
+    def of_this_thread(*call: Any) -> Any:
+        return hook(*call) if threading.get_ident() == owner else None  # another thread may run the same model
+
+    with _REGISTRATION:
+        handles = [module.register_forward_hook(of_this_thread) for module in modules]
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        with _REGISTRATION:
+            for handle in handles:
+                handle.remove()

@@ -1,10 +1,9 @@
-"""Attributions of pixels, by captum: Guided Backprop and Integrated Gradients, summed over colour channels.
+"""Attributions of pixels: Guided Backprop, and Integrated Gradients by captum, summed over colour channels.
 
-- captum's Guided Backprop changes `nn.ReLU` modules only. Where there are none, or a ReLU is called as a function, it
-  silently gives the plain gradient or a mixture: refused here.
+- Guided Backprop is not captum's, which hooks the model's ReLUs: other threads would get its gradients too.
+- A ReLU that is called as a function is refused, as it was with captum, which would have missed it.
 """
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -26,10 +25,10 @@ def guided_backprop(subject: Subject, images: Tensor, classes: Tensor) -> Tensor
         images: (B, 3, H, W).
         classes: (B, k).
     """
-    explain = _captum("GuidedBackprop")(_GuidedLogits(subject)).attribute
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Setting backward hooks on ReLU")
-        return _per_class(explain, images, classes)
+    leaf = images.clone().requires_grad_()
+    logits = _guided_logits(subject, leaf).gather(1, classes).sum(dim=0)
+    found = [torch.autograd.grad(column, leaf, retain_graph=True)[0] for column in logits]
+    return torch.stack([at_least_float32(one).sum(dim=1) for one in found], dim=1)
 
 
 def integrated_gradients(subject: Subject, images: Tensor, classes: Tensor, steps: int = 50, batch: int = 32) -> Tensor:
@@ -61,30 +60,23 @@ def _captum(name: str) -> Callable[..., Any]:
     return getattr(attr, name)
 
 
-class _GuidedLogits(nn.Module):
-    """The subject as the module that captum wants; it refuses a network whose ReLUs captum would miss."""
-
-    def __init__(self, subject: Subject) -> None:
-        super().__init__()
-        self.model, self.logits = subject.model, subject.logits
-        self.training = subject.model.training
-
-    def forward(self, images: Tensor) -> Tensor:
-        runs: list[nn.Module] = []
-        relus = [module for module in self.model.modules() if isinstance(module, nn.ReLU)]
-        with hooked(relus, lambda module, *_: runs.append(module)), _ReLUCalls() as calls:
-            logits = self.logits(images)
-        if not runs or calls.count != len(runs):
-            what = f"{calls.count - len(runs)} ReLUs are functions" if calls.count > len(runs) else "there are none"
-            raise ValueError(
-                "guided-backprop changes the backward pass of nn.ReLU modules, and in "
-                f"{type(self.model).__name__} {what}: take integrated-gradients or grad-cam"
-            )
-        return logits
+def _guided_logits(subject: Subject, images: Tensor) -> Tensor:
+    """Logits (B, C) whose gradient passes every ReLU only where it is positive."""
+    runs: list[nn.Module] = []
+    relus = [module for module in subject.model.modules() if isinstance(module, nn.ReLU)]
+    with hooked(relus, lambda module, *_: runs.append(module)), _GuidedReLUs() as calls:
+        logits = subject.logits(images)
+    if not runs or calls.count != len(runs):
+        what = f"{calls.count - len(runs)} ReLUs are functions" if calls.count > len(runs) else "there are none"
+        raise ValueError(
+            "guided-backprop changes the backward pass of nn.ReLU modules, and in "
+            f"{type(subject.model).__name__} {what}: take integrated-gradients or grad-cam"
+        )
+    return logits
 
 
-class _ReLUCalls(TorchFunctionMode):
-    """Counts the ReLUs that are called inside the `with`, as modules or not."""
+class _GuidedReLUs(TorchFunctionMode):
+    """Inside the `with`, ReLUs that this thread calls let positive gradients through only, and are counted."""
 
     functions = (F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
     count = 0
@@ -92,5 +84,10 @@ class _ReLUCalls(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        self.count += func in self.functions
-        return func(*args, **(kwargs or {}))
+        if func not in self.functions:
+            return func(*args, **(kwargs or {}))
+        self.count += 1
+        inputs = args[0].clone()  # a ReLU may write in place
+        if inputs.requires_grad:
+            inputs.register_hook(lambda slope: slope.clamp_min(0))
+        return func(inputs, *args[1:], **(kwargs or {}))

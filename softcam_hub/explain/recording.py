@@ -6,6 +6,7 @@
   must have read exactly that average and given exactly these logits.
 """
 
+import copy
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -39,12 +40,17 @@ class Recording:
         self.features = at_least_float32(layout.to_maps(raw.detach()))  # (B, K, H, W)
         self.pooled = self.features.mean(dim=(2, 3))  # (B, K)
         self.linear = self._linear_in_average(**seen)
-        self.classes = logits.detach().argmax(dim=1, keepdim=True)
+        self.classes = logits.detach().argmax(dim=1, keepdim=True)  # (B, 1)
 
     def of(self, classes: Tensor) -> "Recording":
-        """This recording, asked about `classes` (B, k)."""
-        self.classes = classes.to(self.logits.device)
-        return self
+        """Return a view of this recording that is asked about `classes` (B, k) and shares its forward pass."""
+        classes = classes.to(self.logits.device)
+        if torch.equal(classes, self.classes):
+            return self
+        view = copy.copy(self)
+        vars(view).pop("gradient", None)  # that of the other classes
+        view.classes = classes
+        return view
 
     def _linear_in_average(self, layer: nn.Module | None = None, inputs: Tensor | None = None) -> Any:
         """(C, K) weight and (C,) bias, if the logits are `W·mean(A) + b` with this linear layer; otherwise None."""

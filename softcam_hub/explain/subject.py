@@ -4,8 +4,9 @@ Models that keep features and classifier apart (timm's and ours) are cut there w
 forward hook, which is there only while the model runs.
 """
 
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +27,22 @@ _READ_BY_CLASS_TOKENS = ("norm1", "layernorm_before", "layer_norm1")
 
 _FEW = 4
 """Locations along a side, of which the next stage of a network may leave one."""
+
+
+class _Lock:
+    """A re-entrant lock that a copy or a pickle of its owner replaces by a new one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: Any) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return _Lock, ()
 
 
 class Subject:
@@ -51,6 +68,7 @@ class Subject:
         self.model = getattr(model, "timm_model", model)  # transformers' wrapper adds nothing to the logits
         self.hints = hints_of(self.model, layout, prefix_tokens)
         self.settled = layer is not None
+        self._settling = _Lock()
         self.layer_name = str(layer) if isinstance(layer, str) else self._name_of(self.layer)
 
     def _name_of(self, layer: nn.Module | None) -> str:
@@ -108,6 +126,10 @@ class Subject:
         It is the last whose output has locations, and where the logits read class tokens only, the last that attention
         reads.
         """
+        with self._settling if not self.settled else nullcontext():
+            return self._record_and_settle(images)
+
+    def _record_and_settle(self, images: Tensor) -> Recording:
         if not self.settled and self.halves is None:
             self._look_at(_last_map_of_any_size(self, images[:1]))
         recording = self._record(images)

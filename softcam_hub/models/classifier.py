@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from .anatomy import examine
 from .backbone import Anatomy, NoEvidenceMap, make_backbone
+from .evaluation_mode import evaluation
 from .heads import HEADS
 from .label_kind import is_multi_label, recorded_multi_label
 from .preprocessing import check_model_args, check_pretrained_cfg
-from .self_explaining import SelfExplaining, check_images, evaluation
+from .self_explaining import SelfExplaining, check_images
 from .weights import (
     adopt,
     below_backbone,

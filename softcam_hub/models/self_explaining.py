@@ -1,8 +1,7 @@
 """What the timm model and the Hugging Face model have in common: `backbone`, `head`, and `explain`."""
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .backbone import Anatomy, input_size
+from .evaluation_mode import evaluation
 from .explanation import Explanation
 from .heads import HEADS, select
 from .label_kind import class_probabilities
@@ -76,7 +76,7 @@ class SelfExplaining(nn.Module):
     ) -> Explanation:
         """Maps of the given classes, or of the `top_k` most probable ones.
 
-        The model is evaluated in eval mode and left in the modes it was in.
+        The model is evaluated in eval mode and left in the modes it was in. Several threads may ask one model.
 
         Args:
             images: (B, C, H, W), normalised as for `forward`.
@@ -93,6 +93,11 @@ class SelfExplaining(nn.Module):
         chosen = choose_classes(classes, top_k, len(images), self.num_classes)
         with evaluation(self):
             logits, maps = self.head(self.forward_features(images), kind=kind)
+        if not (torch.isfinite(logits).all() and torch.isfinite(maps).all()):
+            raise ValueError(
+                "explain() got NaN or infinite evidence for finite images: the model's weights are broken, or its "
+                "precision overflows; check the weights for NaN, or compute in float32"
+            )
         probabilities = self.probabilities(logits)
         index = probabilities.topk(chosen, dim=1).indices if isinstance(chosen, int) else chosen.to(logits.device)
         return Explanation(select(maps, index), index, probabilities.gather(1, index), kind)
@@ -104,21 +109,6 @@ def _below_backbone(spec: Any) -> Any:
         unanchored = re.sub(r"(?<!\[)\^", "", spec)
         return rf"^backbone\.(?:{unanchored})"
     return None if spec is None else [(_below_backbone(pattern), suffix) for pattern, suffix in spec]
-
-
-@contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
-    """Every submodule in eval mode inside the `with`, and as it was afterwards, also after an exception."""
-    modes = [(module, module.training) for module in model.modules()]
-    if any(training for _, training in modes):
-        model.eval()  # not by the flags alone: timm models drop cached attention biases in train() and eval()
-    try:
-        yield
-    finally:
-        if model.training != modes[0][1]:
-            model.train()
-        for module, training in modes:
-            module.training = training
 
 
 def check_images(images: Tensor, channels: int) -> None:

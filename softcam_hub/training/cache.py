@@ -29,8 +29,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..data.loading import Images
 from ..files import FULL, write_json
+from ..models.evaluation_mode import evaluation
 from ..models.modeling import EvidenceForImageClassification
-from ..models.self_explaining import evaluation
 from ..output_folder import RECORD
 from ..records import read_record
 

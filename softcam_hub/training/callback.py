@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..explanation_scores.faithfulness import completeness_error, gini_sparseness
-from ..models.self_explaining import evaluation
+from ..models.evaluation_mode import evaluation
 
 
 class ExplanationCallback(TrainerCallback):

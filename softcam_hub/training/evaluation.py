@@ -8,8 +8,8 @@ from accelerate.utils import tqdm
 from torch import Tensor, nn
 
 from ..explanation_scores.faithfulness import completeness_error, gini_sparseness
+from ..models.evaluation_mode import evaluation
 from ..models.losses import cross_entropy
-from ..models.self_explaining import evaluation
 from .metrics import classification_scores
 
 

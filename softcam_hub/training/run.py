@@ -37,7 +37,7 @@ from ..data.loading import (
     mask_transform,
 )
 from ..models.classifier import Classifier, to_vanilla
-from ..models.self_explaining import evaluation
+from ..models.evaluation_mode import evaluation
 from ..records import read_record
 from ..temperature import candidate_losses, set_temperature
 from . import log

@@ -1,0 +1,74 @@
+"""Eval mode for as long as it is needed, shared by threads.
+
+Modes are attributes of modules, and so common to all threads. A thread that restored the modes by itself at its end
+would switch the model back to training under the other threads, which would then compute with batch statistics and
+change them. So the threads share one switch: the first one in records the modes, the last one out restores them, and
+between the two nobody waits. It is counted per module, because a wrapper and the model inside it share modules.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import nn
+
+
+@dataclass
+class _Hold:
+    """One module that is kept in eval mode.
+
+    Args:
+        training: Mode of the module before.
+        count: Number of `evaluation` blocks that are inside.
+    """
+
+    training: bool
+    count: int = 0
+
+
+_LOCK = threading.RLock()
+"""Guards `_HOLDS` and every change of modes here, which takes milliseconds; models run without it."""
+
+_HOLDS: dict[int, _Hold] = {}
+"""id of a module -> its hold, while there is one; models know nothing of it, so they copy and pickle as ever."""
+
+
+@contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Keep every submodule in eval mode inside the `with`, and restore all modes afterwards, also after an exception.
+
+    Any number of threads may be inside for one model. A thread that trains the model meanwhile is not protected.
+    """
+    modules = list(model.modules())
+    with _LOCK:
+        for module in modules:
+            _HOLDS.setdefault(id(module), _Hold(module.training)).count += 1
+    try:
+        with _LOCK:
+            if any(module.training for module in modules):
+                model.eval()  # not by the flags alone: timm models drop cached attention biases in train() and eval()
+        yield
+    finally:
+        with _LOCK:
+            _restore([module for module in modules if _release(module)])
+
+
+def _release(module: nn.Module) -> bool:
+    """Leave a module; True for the last to leave."""
+    hold = _HOLDS[id(module)]
+    hold.count -= 1
+    return hold.count == 0
+
+
+def _restore(modules: list[nn.Module]) -> None:
+    """Give modules that nobody holds any more their modes from before; parents stand before their children."""
+    before = [(module, _HOLDS.pop(id(module)).training) for module in modules]
+    try:
+        for module, training in before:
+            free = training and not module.training and not any(id(child) in _HOLDS for child in module.modules())
+            if free:
+                module.train()
+    finally:
+        for module, training in before:
+            module.training = training
