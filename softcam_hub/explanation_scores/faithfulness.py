@@ -2,8 +2,8 @@
 
 `y`, `o` and `d` are the confidence in class c = argmax on the image x, on E⊙x and on (1 - E)⊙x (CAPE paper, sec. 4.3).
 
-- Coherency is (1 + ρ) / 2: the paper's `2·corr + 1` leaves [0, 1]. Where ρ is undefined (a constant map, or one that
-  holds NaN) coherency is 0, and with it ADCC.
+- Coherency is (1 + ρ) / 2: the paper's `2·corr + 1` leaves [0, 1]. Where ρ is undefined (a constant map) coherency is
+  0, and with it ADCC.
 - Complexity is the mean of |E|, not its sum, so that it lies in [0, 1].
 - Borda counts rank ties densely: 1, 1, 2. So does Table 1 of the paper, in 35 of its 36 cells.
 """
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .maps import at_least_float32, broken, check, check_heat, check_maps, check_same_size, smallest, without_broken
+from .maps import at_least_float32, check, check_heat, check_maps, check_same_size, smallest, unscored, without_broken
 
 
 def completeness_error(composed: Tensor, prediction: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ def gini_sparseness(maps: Tensor) -> Tensor:
     rank = torch.arange(1, count + 1, device=values.device, dtype=values.dtype)
     total = values.sum(dim=1)
     uneven = ((2 * rank - count - 1) * values).sum(dim=1) / (count * total.clamp_min(torch.finfo(values.dtype).tiny))
-    return torch.where(total == 0, 0.0, uneven)
+    return unscored(torch.where(total == 0, 0.0, uneven), maps)
 
 
 def average_drop(confidence: Tensor, kept: Tensor) -> Tensor:
@@ -53,7 +53,8 @@ def average_drop(confidence: Tensor, kept: Tensor) -> Tensor:
 
 def increase_in_confidence(confidence: Tensor, kept: Tensor) -> Tensor:
     """IC: 1 where y < o and 0 elsewhere, (B,), higher is better. Arguments as for `average_drop`."""
-    return (confidence < kept).to(torch.promote_types(confidence.dtype, torch.float32))
+    higher = (confidence < kept).to(torch.promote_types(confidence.dtype, torch.float32))
+    return higher.masked_fill(confidence.isnan() | kept.isnan(), torch.nan)
 
 
 def average_drop_in_deletion(confidence: Tensor, removed: Tensor) -> Tensor:
@@ -73,17 +74,18 @@ def coherency(maps: Tensor, kept_maps: Tensor) -> Tensor:
         maps: E (B, H, W).
         kept_maps: E' (B, H, W), the map of E⊙x for the *same* class.
     """
-    pair = [without_broken(check_maps(values, name)) for values, name in ((maps, "maps"), (kept_maps, "kept_maps"))]
+    given = [check_maps(values, name) for values, name in ((maps, "maps"), (kept_maps, "kept_maps"))]
+    pair = [without_broken(values) for values in given]
     check_same_size(*pair, "maps and kept_maps")
     defined = [values.amin(dim=(1, 2)) < values.amax(dim=(1, 2)) for values in pair]
     correlation = pearson(pair[0].flatten(1), pair[1].flatten(1))
-    return torch.where(defined[0] & defined[1], (1 + correlation) / 2, 0.0)
+    return unscored(torch.where(defined[0] & defined[1], (1 + correlation) / 2, 0.0), *given)
 
 
 def pearson(first: Tensor, second: Tensor) -> Tensor:
-    """Correlation of each row of two (B, N), in [-1, 1]; 0 where a row is constant, and NaN where it holds NaN."""
+    """Correlation of each row of two (B, N), in [-1, 1]; 0 where a row is constant, and NaN where it is broken."""
     pair = [scaled(at_least_float32(values)) for values in (first, second)]
-    return (pair[0] * pair[1]).sum(dim=1).clamp(-1, 1)
+    return unscored((pair[0] * pair[1]).sum(dim=1).clamp(-1, 1), first, second)
 
 
 def scaled(rows: Tensor) -> Tensor:
@@ -100,7 +102,8 @@ def complexity(maps: Tensor) -> Tensor:
     Args:
         maps: E (B, H, W) in [0, 1].
     """
-    return check_heat(maps).mean(dim=(1, 2))
+    maps = check_heat(maps)
+    return unscored(maps.mean(dim=(1, 2)), maps)
 
 
 def adcc(coherency: Tensor, complexity: Tensor, drop: Tensor) -> Tensor:
@@ -119,7 +122,7 @@ def adcc(coherency: Tensor, complexity: Tensor, drop: Tensor) -> Tensor:
 def top_two_iou(maps: Tensor, second_maps: Tensor, threshold: float = 0.2) -> Tensor:
     """|S1 ∩ S2| / |S1 ∪ S2| with S = E > threshold·max(E), (B,) in [0, 1], lower is better.
 
-    It is 1 where both maps show nothing, or one holds NaN: such maps do not tell the classes apart.
+    It is 1 where both maps show nothing: such maps do not tell the classes apart.
 
     Args:
         maps: E (B, H, W) of the first class.
@@ -131,8 +134,7 @@ def top_two_iou(maps: Tensor, second_maps: Tensor, threshold: float = 0.2) -> Te
     check_same_size(maps, second_maps, "maps and second_maps")
     first, second = (values > threshold * values.amax(dim=(1, 2), keepdim=True) for values in (maps, second_maps))
     both, either = (first & second).sum(dim=(1, 2)), (first | second).sum(dim=(1, 2))
-    blank = broken(maps) | broken(second_maps) | (either == 0)
-    return torch.where(blank, 1.0, both / either.clamp_min(1))
+    return unscored(torch.where(either == 0, 1.0, both / either.clamp_min(1)), maps, second_maps)
 
 
 def borda_count(scores: Tensor, higher_is_better: Sequence[bool]) -> Tensor:

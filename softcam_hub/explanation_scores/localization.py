@@ -9,7 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .maps import check, check_maps, check_same_size, min_max, patch_ranks, patch_side, smallest, without_broken
+from .maps import (
+    check,
+    check_maps,
+    check_same_size,
+    min_max,
+    patch_ranks,
+    patch_side,
+    smallest,
+    unscored,
+    without_broken,
+)
 
 TOP_PATCHES = 30
 """k of the SoftCAM paper's curves."""
@@ -24,14 +34,14 @@ def localization_precision(maps: Tensor, masks: Tensor, k: int | None = None, pa
         k: length of the curve; 30 by default, or all patches where there are fewer.
         patch: side of a patch in pixels; a sixteenth of the image's shorter side by default.
     """
-    maps, masks = check_annotated(maps, masks)
-    maps, patch = maps.relu(), patch_side(maps, patch)
+    given, masks = check_annotated(maps, masks)
+    maps, patch = without_broken(given).relu(), patch_side(given, patch)
     ranks = patch_ranks(maps, patch).flatten(1)
     k = top_k(ranks.shape[1], k)
     touched = F.max_pool2d(masks[:, None].to(maps.dtype), patch, ceil_mode=True).flatten(1)
     hits = touched.gather(1, ranks.argsort(dim=1)[:, :k])
     contrast = (maps.amin(dim=(1, 2)) < maps.amax(dim=(1, 2)))[:, None]
-    return contrast * hits.cumsum(dim=1) / torch.arange(1, k + 1, device=hits.device)
+    return unscored(contrast * hits.cumsum(dim=1) / torch.arange(1, k + 1, device=hits.device), given)
 
 
 def top_k(patches: int, k: int | None) -> int:
@@ -48,9 +58,11 @@ def activation_precision(maps: Tensor, masks: Tensor) -> Tensor:
         maps: (B, H, W) at image size.
         masks: (B, H, W), true on the annotation.
     """
-    maps, masks = check_annotated(maps, masks)
+    given, masks = check_annotated(maps, masks)
+    maps = without_broken(given)
     positive = maps.relu() / maps.amax(dim=(1, 2), keepdim=True).clamp_min(smallest(maps))  # sums stay finite
-    return (positive * masks).sum(dim=(1, 2)) / positive.sum(dim=(1, 2)).clamp_min(smallest(maps))
+    shares = (positive * masks).sum(dim=(1, 2)) / positive.sum(dim=(1, 2)).clamp_min(smallest(maps))
+    return unscored(shares, given)
 
 
 def activation_sensitivity(maps: Tensor, masks: Tensor) -> Tensor:
@@ -59,7 +71,8 @@ def activation_sensitivity(maps: Tensor, masks: Tensor) -> Tensor:
     Arguments as for `activation_precision`. A map without contrast scores 0.
     """
     maps, masks = check_annotated(maps, masks)
-    return (min_max(maps.relu()) * masks).sum(dim=(1, 2)) / masks.sum(dim=(1, 2))
+    covered = (min_max(without_broken(maps).relu()) * masks).sum(dim=(1, 2)) / masks.sum(dim=(1, 2))
+    return unscored(covered, maps)
 
 
 def energy_pointing_game(maps: Tensor, boxes: Tensor) -> Tensor:
@@ -133,8 +146,8 @@ def grid_pointing_game(maps: Tensor, side: int = 2) -> Tensor:
 
 
 def check_annotated(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Maps in float32 or finer, the broken ones all zero, and boolean masks of the same shape."""
-    maps = without_broken(check_maps(maps))
+    """Maps in float32 or finer, and boolean masks of the same shape."""
+    maps = check_maps(maps)
     check_same_size(maps, masks, "maps and masks")
     return maps, check_masks(masks).to(maps.device)
 

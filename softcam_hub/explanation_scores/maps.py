@@ -1,6 +1,6 @@
 """What the measures share: heat maps, patches and their order, and the checks at the door.
 
-- A map that holds NaN or infinity is scored as a map that shows nothing: all zero.
+- A map that holds NaN or infinity has no score: every measure gives NaN for its image, and numbers for the others.
 - Patches tile the map from its upper left corner; those at the right and lower border may be cut off, and their mean is
   over the pixels that they have.
 - Patches of equal value keep reading order: row by row, from the left.
@@ -29,13 +29,14 @@ def heat(maps: Tensor, size: int | tuple[int, int]) -> Tensor:
         size: height and width of the result, the image's.
 
     Returns:
-        (B, *size) or (B, k, *size); all zero where a map has no contrast, or holds NaN or infinity.
+        (B, *size) or (B, k, *size); all zero where a map has no contrast, and all NaN
+        where it holds NaN or infinity.
     """
     check(maps.ndim in (3, 4) and maps.numel() > 0, f"heat() expects maps (B, H, W) or (B, k, H, W), {shape_of(maps)}")
     size = (size, size) if isinstance(size, int) else tuple(size)
     flat = at_least_float32(maps).flatten(0, -3)  # (B or B·k, H, W)
     large = F.interpolate(without_broken(flat).relu()[:, None], size=size, mode="bilinear", align_corners=False)
-    return min_max(large[:, 0]).reshape(*maps.shape[:-2], *size)
+    return unscored(min_max(large[:, 0]), flat).reshape(*maps.shape[:-2], *size)
 
 
 def min_max(maps: Tensor) -> Tensor:
@@ -46,7 +47,18 @@ def min_max(maps: Tensor) -> Tensor:
 
 def broken(maps: Tensor) -> Tensor:
     """(B,), true where a map holds NaN or infinity."""
-    return ~maps.isfinite().flatten(1).all(dim=1)
+    return ~maps.isfinite().reshape(len(maps), -1).all(dim=1)
+
+
+def unscored(values: Tensor, *maps: Tensor) -> Tensor:
+    """Values (B, ...) with NaN for every image of which one of the maps holds NaN or infinity.
+
+    Args:
+        values: What was computed, of maps whose broken ones were replaced.
+        maps: The maps as they were given, each (B, ...).
+    """
+    without = torch.stack([broken(one) for one in maps]).any(dim=0).to(values.device)
+    return values.masked_fill(without.view(-1, *[1] * (values.ndim - 1)), torch.nan)
 
 
 def without_broken(maps: Tensor) -> Tensor:
@@ -64,12 +76,13 @@ def patch_side(maps: Tensor, patch: int | None) -> int:
 
 def patch_means(maps: Tensor, patch: int) -> Tensor:
     """The mean of every patch: (B, H, W) -> (B, ceil(H / patch), ceil(W / patch))."""
-    return F.avg_pool2d(without_broken(at_least_float32(maps))[:, None], patch, ceil_mode=True)[:, 0]
+    means = F.avg_pool2d(without_broken(at_least_float32(maps))[:, None], patch, ceil_mode=True)[:, 0]
+    return unscored(means, maps)
 
 
 def patch_ranks(maps: Tensor, patch: int) -> Tensor:
     """Rank of every patch of a map, 0 for the highest mean: (B, H, W) -> (B, ceil(H / patch), ceil(W / patch))."""
-    means = patch_means(maps, patch)
+    means = patch_means(without_broken(maps), patch)
     order = means.flatten(1).argsort(dim=1, descending=True, stable=True)
     places = torch.arange(order.shape[1], device=order.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, places).view_as(means)
@@ -107,9 +120,10 @@ def check_maps(maps: Tensor, name: str = "maps") -> Tensor:
 
 
 def check_heat(maps: Tensor, name: str = "maps") -> Tensor:
-    """Maps E (B, H, W) in [0, 1], in float32 or finer; the broken ones all zero."""
-    maps = without_broken(check_maps(maps, name))
-    low, high = float(maps.min()), float(maps.max())
+    """Maps E (B, H, W) in [0, 1], or broken, in float32 or finer."""
+    maps = check_maps(maps, name)
+    whole = without_broken(maps)
+    low, high = float(whole.min()), float(whole.max())
     check(low >= 0 and high <= 1, f"expected {name} in [0, 1], got {low:.3g} to {high:.3g}: use heat(maps, size)")
     return maps
 

@@ -24,6 +24,8 @@ from .maps import (
     patch_ranks,
     patch_side,
     smallest,
+    unscored,
+    without_broken,
 )
 
 
@@ -49,8 +51,9 @@ def faithfulness_parts(
         classes: (B,).
         batch: images at a time.
     """
-    maps = check_heat(maps)
-    check_fits(images, maps)
+    given = check_heat(maps)
+    check_fits(images, given)
+    maps = without_broken(given)
     classes, confidence = confidence_of(predict, images, classes, batch)
     weights = torch.stack([maps, 1 - maps]).to(images.dtype)  # E and 1 - E
 
@@ -58,7 +61,7 @@ def faithfulness_parts(
         return weights[version, image][:, None] * images[image]
 
     kept, removed = sweep(predict, classes, 2, change, batch).unbind(dim=1)
-    parts = {"confidence": confidence, "kept": kept, "removed": removed, "complexity": complexity(maps)}
+    parts = {"kept": kept, "removed": removed, "complexity": complexity(maps)}
     if explain is not None:
         second = [
             heat(explained(explain, image * weight[:, None], label), maps.shape[1:])
@@ -67,7 +70,7 @@ def faithfulness_parts(
             )
         ]
         parts["coherency"] = coherency(maps, torch.cat(second))
-    return parts
+    return {"confidence": confidence} | {name: unscored(values, given) for name, values in parts.items()}
 
 
 def topk_sensitivity(
@@ -106,7 +109,7 @@ def topk_sensitivity(
 
     confidence = confidence[:, None]
     ratios = sweep(predict, classes, k, change, batch) / confidence.clamp_min(smallest(confidence))
-    return ratios.masked_fill(confidence == 0, 1)
+    return unscored(ratios.masked_fill(confidence == 0, 1), maps)
 
 
 def deletion_auc(
@@ -169,7 +172,8 @@ def area(
         changed = ranks[image] < (version * ranks[0].numel() // steps)[:, None, None]
         return torch.where(changed[:, None], after[image], before[image])
 
-    return torch.trapezoid(sweep(predict, classes, steps + 1, change, batch), dx=1 / steps, dim=1)
+    areas = torch.trapezoid(sweep(predict, classes, steps + 1, change, batch), dx=1 / steps, dim=1)
+    return unscored(areas, maps)
 
 
 def single_deletion(
@@ -227,7 +231,7 @@ def patch_drops(
 
 def spearman(first: Tensor, second: Tensor) -> Tensor:
     """Rank correlation of each row of two (B, N), in [-1, 1]; 0 where a row is constant."""
-    return pearson(ranks(at_least_float32(first)), ranks(at_least_float32(second)))
+    return unscored(pearson(ranks(at_least_float32(first)), ranks(at_least_float32(second))), first, second)
 
 
 def ranks(rows: Tensor) -> Tensor:
@@ -271,4 +275,5 @@ def _sensitivity(explain: Explain, images: Tensor, classes: Tensor, noises: Tens
     clean = explained(explain, images, classes).flatten(1)
     moved = [(explained(explain, images + noise, classes).flatten(1) - clean).norm(dim=1) for noise in noises]
     size = clean.norm(dim=1)
-    return torch.stack(moved).amax(dim=0) / torch.where(size > 0, size, 1.0)
+    largest = torch.stack(moved).amax(dim=0) / torch.where(size > 0, size, 1.0)
+    return unscored(largest, largest, size)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .asking import Predict, check_fits, confidence_of, sweep
-from .maps import check, patch_ranks, smallest
+from .maps import check, patch_ranks, smallest, unscored
 
 FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Of the pixels that are removed."""
@@ -76,7 +76,7 @@ def road_curve(
         removed = ranks[image] < counts[version][:, None, None]
         return from_neighbours(images[image], removed) + removed[:, None] * field
 
-    return sweep(predict, classes, len(fractions), change, batch)
+    return unscored(sweep(predict, classes, len(fractions), change, batch), maps)
 
 
 def from_neighbours(images: Tensor, removed: Tensor, tolerance: float = 1e-5) -> Tensor:
