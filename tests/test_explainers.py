@@ -531,7 +531,8 @@ def test_nothing_is_left_behind_by_an_exception(method, layer, run):
 
     model.fc = nn.Sequential(model.fc, Stumble())
     before = state_of(model.train())
-    forwards = {"grad-cam": 1, "lift-cam": 2 if layer else 1, "fd-cam": 9 if layer else 1}.get(method, 3)
+    forwards = {"grad-cam": 1, "lift-cam": 2 if layer else 1, "fd-cam": 9 if layer else 1, "guided-backprop": 2}
+    forwards = forwards.get(method, 3)
     with pytest.raises(KeyError, match="stumbled") if run < forwards else nullcontext():
         create_explainer(method, model, layer)(images, CLASSES)
     assert state_of(model) == before
