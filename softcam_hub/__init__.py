@@ -10,8 +10,9 @@ from .explain.explainers import create_explainer, list_explainers
 from .explanation_scores import load_scores
 from .export import export_onnx
 from .hub import push, push_space
-from .models.classifier import Classifier, build, convert, to_vanilla
+from .models.classifier import Classifier, build
 from .models.configuration import CAPEConfig, SoftCAMConfig
+from .models.conversion import convert, to_vanilla
 from .models.explanation import Explanation, Regions
 from .models.modeling import (
     CAPEForImageClassification,

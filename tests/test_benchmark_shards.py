@@ -15,7 +15,7 @@ from softcam_hub.benchmarking import benchmark
 from softcam_hub.benchmarking.measure import quartets
 from softcam_hub.benchmarking.models import fingerprint, load_classifier
 from softcam_hub.data.lesions import load_lesions
-from softcam_hub.models.classifier import convert
+from softcam_hub.models.conversion import convert
 
 TABLE = {"explainers": "cam", "measures": "table"}
 

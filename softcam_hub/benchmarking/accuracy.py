@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data.loading import Rows
-from ..models.classifier import convert
+from ..models.conversion import convert
 from ..records import read_record
 from .models import ONE_LABEL, describe
 from .report import markdown

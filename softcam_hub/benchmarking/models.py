@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from ..explain.explainers import AT_A_LAYER, OF_PIXELS, create_explainer, list_explainers
 from ..explain.recording import Recording
 from ..loading import find_model, load_timm
-from ..models.classifier import Classifier, to_vanilla
+from ..models.classifier import Classifier
+from ..models.conversion import to_vanilla
 from ..models.evaluation_mode import evaluation
 from ..models.label_kind import MULTI_LABEL, class_probabilities, is_multi_label
 from ..models.self_explaining import SelfExplaining

@@ -5,6 +5,7 @@
 - The backbone runs on the meta device, where a billion weights cost nothing.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -39,9 +40,32 @@ def examine(architecture: str, **model_args: Any) -> Anatomy:
     """
     with torch.device("meta"):
         vanilla = timm.create_model(architecture, **{**model_args, "num_classes": _PROBE_CLASSES}).eval()
-        image = torch.empty(1, *input_size(vanilla, model_args))
+        image = torch.empty(1, *_whole_patches(input_size(vanilla, model_args), model_args.get("patch_size")))
         raw = _raw_features(vanilla, image)
     return _read_head(_Probe(vanilla, raw.shape, image.shape[-2:]))
+
+
+def _whole_patches(size: tuple[int, int, int], patch_size: int | tuple[int, int] | None) -> tuple[int, int, int]:
+    """Round the sides of an image down to whole patches, as the default size is made for the default patches."""
+    rows, columns = patch_size if isinstance(patch_size, tuple | list) else (patch_size or 1, patch_size or 1)
+    channels, height, width = size
+    return channels, height // rows * rows, width // columns * columns
+
+
+@torch.no_grad()
+def examine_pruned(backbone: nn.Module, image_size: tuple[int, int, int], before: Anatomy) -> Anatomy:
+    """Find out the layout of the features that a backbone without head gives after layers were pruned.
+
+    Args:
+        backbone: A timm model whose head was pruned. It stays as it is.
+        image_size: Channels, height and width of an image.
+        before: Anatomy before the pruning, which stays where a backbone now gives several feature maps.
+    """
+    image = torch.empty(1, *image_size, device="meta")
+    raw = copy.deepcopy(backbone).to("meta").eval().forward_features(image)
+    if not isinstance(raw, Tensor):
+        return replace(before, norm=None)
+    return _with_class_tokens(_layout(backbone, raw.shape), backbone, raw.shape, image.shape[-2:])
 
 
 def _raw_features(vanilla: nn.Module, image: Tensor) -> Tensor:
@@ -106,7 +130,7 @@ class _Probe:
 
 
 def _read_head(probe: _Probe) -> Anatomy:
-    anatomy = _layout(probe)
+    anatomy = _layout(probe.vanilla, probe.shape)
     names = ", ".join(name for name, _, _ in probe.layers[:-1])
     if isinstance(getattr(probe.vanilla, "pre_logits", None), ConvMlp):
         hidden = probe.vanilla.pre_logits.fc2.out_channels
@@ -119,26 +143,26 @@ def _read_head(probe: _Probe) -> Anatomy:
         raise NoEvidenceMap(f"between its pool and its classifier stand nonlinear layers ({names})")
     if not anatomy.tokens:
         raise NoEvidenceMap(f"its classifier reads more than the average of its features (through {names})")
-    return _with_class_tokens(probe, anatomy)
+    return _with_class_tokens(anatomy, probe.vanilla, probe.shape, probe.image_size)
 
 
-def _layout(probe: _Probe) -> Anatomy:
+def _layout(vanilla: nn.Module, shape: torch.Size) -> Anatomy:
     """Where locations and channels are in the raw features; `tokens` until more is known."""
-    if len(probe.shape) == 4:
-        last = getattr(probe.vanilla, "output_fmt", None) == "NHWC"
-        return Anatomy("tokens", channels=probe.shape[3 if last else 1], channels_last=last)
-    prefix = getattr(probe.vanilla, "num_prefix_tokens", 0)
-    if probe.shape[1] - prefix < 2:
+    if len(shape) == 4:
+        last = getattr(vanilla, "output_fmt", None) == "NHWC"
+        return Anatomy("tokens", channels=shape[3 if last else 1], channels_last=last)
+    prefix = getattr(vanilla, "num_prefix_tokens", 0)
+    if shape[1] - prefix < 2:
         raise NoEvidenceMap(_ONLY_CLASS_TOKENS)
-    return Anatomy("tokens", channels=probe.shape[2], tokens=True, prefix_tokens=prefix)
+    return Anatomy("tokens", channels=shape[2], tokens=True, prefix_tokens=prefix)
 
 
-def _with_class_tokens(probe: _Probe, anatomy: Anatomy) -> Anatomy:
+def _with_class_tokens(anatomy: Anatomy, vanilla: nn.Module, shape: torch.Size, image_size: tuple[int, int]) -> Anatomy:
     """The anatomy of a head that reads something other than the average; the class tokens that timm does not count."""
-    if not hasattr(probe.vanilla, "num_prefix_tokens"):
-        anatomy = replace(anatomy, prefix_tokens=_count_prefix(probe.shape[1], probe.image_size))
-    if probe.shape[1] - anatomy.prefix_tokens < 2:
-        raise NoEvidenceMap(_ONLY_CLASS_TOKENS)
+    if anatomy.tokens and not hasattr(vanilla, "num_prefix_tokens"):
+        anatomy = replace(anatomy, prefix_tokens=_count_prefix(shape[1], image_size))
+        if shape[1] - anatomy.prefix_tokens < 2:
+            raise NoEvidenceMap(_ONLY_CLASS_TOKENS)
     return anatomy
 
 

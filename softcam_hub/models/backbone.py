@@ -5,6 +5,8 @@
   every location by that same statistic keeps the equality; normalising each location by itself does not.
 - Backbone and norm are called as modules, never by another method: hooks, and with them offloading by accelerate, act
   on the call of a module alone.
+- Functions that read shapes or dtypes are leaves for `torch.fx`, which traces with shapes and dtypes still unknown, and
+  are written so that `torch.jit.script` compiles them.
 """
 
 import functools
@@ -17,6 +19,9 @@ import timm
 import torch
 from timm.models.vgg import ConvMlp
 from torch import Tensor, nn
+
+from .heads import at_least_float32
+from .tracing import keep_functions_whole
 
 
 class NoEvidenceMap(ValueError):
@@ -71,16 +76,22 @@ class Anatomy:
         if not self.tokens:
             return raw
         patches = raw[:, self.prefix_tokens :]
-        height = grid_height(patches.shape[1], *image_size)
+        height = grid_height(patches.shape[1], image_size[0], image_size[1])
         return patches.transpose(1, 2).unflatten(2, (height, patches.shape[1] // height))
 
 
+@torch.fx.wrap
 def grid_height(tokens: int, height: int, width: int) -> int:
     """Rows of the grid that fills `tokens` and comes closest to the image's shape, which padding may have changed."""
     if not isinstance(tokens, int):  # symbolic while an export traces
         return int((tokens * height / width) ** 0.5 + 0.5)  # round() breaks tracing
-    rows = [n for n in range(1, tokens + 1) if tokens % n == 0]
-    return min(rows, key=lambda n: abs(math.log(n * n * width / (tokens * height))))
+    best, smallest = 1, math.inf
+    for rows in range(1, tokens + 1):
+        if tokens % rows == 0:
+            distance = abs(math.log(rows * rows * width / (tokens * height)))
+            if distance < smallest:
+                best, smallest = rows, distance
+    return best
 
 
 def input_size(vanilla: nn.Module, model_args: dict[str, Any]) -> tuple[int, int, int]:
@@ -92,31 +103,55 @@ def input_size(vanilla: nn.Module, model_args: dict[str, Any]) -> tuple[int, int
 
 
 def pooled_norm(norm: nn.Module, features: Tensor) -> Tensor:
+    """Apply a norm of the pooled vector at every location, see `normalise_by_pooled`.
+
+    Args:
+        norm: A LayerNorm, RMSNorm or SimpleNorm over K, of torch or timm.
+        features: Features, (B, K, H, W).
+    """
+    centred = isinstance(norm, nn.LayerNorm)
+    from_zero = not centred and "rms" in type(norm).__name__.lower()
+    return normalise_by_pooled(features, norm.weight, getattr(norm, "bias", None), norm.eps, centred, from_zero)
+
+
+@torch.fx.wrap
+def normalise_by_pooled(
+    features: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float | None, centred: bool, from_zero: bool
+) -> Tensor:
     """Normalise every location by the statistic of the pooled vector, so that the mean over locations is `norm(mean)`.
 
     With m the mean of F over locations: γ·(F - mean_K F)·rsqrt(var_K m + eps) + β for LayerNorm. RMSNorm and SimpleNorm
     do not centre; SimpleNorm divides by the unbiased variance. The statistic is float32 at least.
 
     Args:
-        norm: a LayerNorm, RMSNorm or SimpleNorm over K, of torch or timm.
-        features: (B, K, H, W).
+        features: Features, (B, K, H, W).
+        weight: Scale of the norm, (K).
+        bias: Shift of the norm, (K).
+        eps: Summand of the variance. torch's RMSNorm may leave it open.
+        centred: True for LayerNorm.
+        from_zero: True for RMSNorm, whose statistic is the mean square.
     """
-    values = features.to(torch.promote_types(features.dtype, torch.float32))
-    eps = torch.finfo(features.dtype).eps if norm.eps is None else norm.eps  # torch's RMSNorm may leave it open
+    values = at_least_float32(features)
+    summand = _machine_epsilon(features) if eps is None else eps
     pooled = values.mean(dim=(2, 3), keepdim=True)
-    if isinstance(norm, nn.LayerNorm):
-        scale = torch.rsqrt(pooled.var(dim=1, correction=0, keepdim=True) + eps)
+    if centred:
+        scale = torch.rsqrt(pooled.var(dim=1, correction=0, keepdim=True) + summand)
         values = values - values.mean(dim=1, keepdim=True)
-    elif "Rms" in type(norm).__name__ or "RMS" in type(norm).__name__:
-        scale = torch.rsqrt(pooled.square().mean(dim=1, keepdim=True) + eps)
+    elif from_zero:
+        scale = torch.rsqrt(pooled.square().mean(dim=1, keepdim=True) + summand)
     else:
-        scale = torch.rsqrt(pooled.var(dim=1, keepdim=True) + eps)
-    if norm.weight is not None:
-        scale = scale * norm.weight[:, None, None]
+        scale = torch.rsqrt(pooled.var(dim=1, keepdim=True) + summand)
+    if weight is not None:
+        scale = scale * weight[:, None, None]
     values = values * scale
-    if getattr(norm, "bias", None) is not None:
-        values = values + norm.bias[:, None, None]
+    if bias is not None:
+        values = values + bias[:, None, None]
     return values.to(features.dtype)
+
+
+@torch.jit.unused
+def _machine_epsilon(values: Tensor) -> float:
+    return torch.finfo(values.dtype).eps
 
 
 def make_backbone(architecture: str, anatomy: Anatomy, **model_args: Any) -> nn.Module:
@@ -137,6 +172,7 @@ def make_backbone(architecture: str, anatomy: Anatomy, **model_args: Any) -> nn.
         backbone.reset_classifier(0, global_pool="avg")
     if anatomy.norm is not None:
         replace_forward(backbone.get_submodule(anatomy.norm), pooled_norm)
+    keep_functions_whole(backbone)
     return replace_forward(backbone, run_method)
 
 

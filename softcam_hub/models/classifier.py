@@ -6,31 +6,28 @@
 
 import copy
 import difflib
-from dataclasses import replace
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import timm
 import torch
-import torch.nn.functional as F
 from timm.models import PretrainedCfg, build_model_with_cfg, get_pretrained_cfg
 from torch import Tensor, nn
 
-from .anatomy import examine
+from .anatomy import examine, examine_pruned
 from .backbone import Anatomy, NoEvidenceMap, make_backbone
-from .evaluation_mode import evaluation
+from .features import OPTIONS, extract_features
 from .heads import HEADS
-from .label_kind import is_multi_label, recorded_multi_label
+from .label_kind import recorded_multi_label
 from .preprocessing import check_model_args, check_pretrained_cfg
 from .self_explaining import SelfExplaining, check_images
+from .tracing import trace
 from .weights import (
     adopt,
     below_backbone,
-    converted_weights,
+    checkpoint_filter_fn,
     derive_cfg,
-    filter_pretrained,
-    restore_cfg,
-    set_linear_classifier,
 )
 
 ALIASES = {"swinv2_b": "swinv2_base_window8_256"}
@@ -52,6 +49,10 @@ def split_name(name: str) -> tuple[str, str]:
     return family, architecture
 
 
+class UnsupportedPool(ValueError, AssertionError):
+    """Pooling other than the average; an AssertionError too, as timm raises for a pool that a model cannot take."""
+
+
 class Classifier(SelfExplaining):
     """A timm model whose prediction is composed of class maps.
 
@@ -61,11 +62,14 @@ class Classifier(SelfExplaining):
         num_classes: C; 0 gives pooled features instead of logits.
         in_chans: channels of the images.
         drop_rate: dropout before the head; the architecture's own by default.
-        global_pool: for compatibility; evidence is always averaged (`avg`).
+        global_pool: `avg`, as evidence is always averaged; with `num_classes=0` also "", for features (B, K, H, W).
         naive: CAPE with uniform saliency (eq. 4).
         multi_label: An image may have several labels, so that each class has a probability of its own.
         backbone_args: what the timm architecture takes (`img_size`, `output_stride`, `drop_path_rate`, ...).
     """
+
+    num_prefix_tokens = 0
+    """Tokens before the patches: `forward_features` gives none, whatever the backbone has."""
 
     def __init__(
         self,
@@ -82,7 +86,6 @@ class Classifier(SelfExplaining):
         **backbone_args: Any,
     ) -> None:
         super().__init__()
-        check_pool(global_pool)
         if naive and family != "cape":
             raise ValueError(f"naive is a variant of CAPE (eq. 4), {family} has none: build cape_{architecture}")
         if multi_label and family == "cape":
@@ -105,7 +108,8 @@ class Classifier(SelfExplaining):
         self.num_features = self.head_hidden_size = self.anatomy.channels
         traits = getattr(self.backbone, "_traits", {})  # what timm itself notes of a model, for loading and saving
         self._traits = {**traits, "first_conv": below_backbone(traits.get("first_conv"))}
-        self.reset_classifier(num_classes)
+        self.global_pool = "avg"
+        self.reset_classifier(num_classes, global_pool)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(images))
@@ -113,16 +117,16 @@ class Classifier(SelfExplaining):
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits (B, C) of features (B, K, H, W), or their pooled vector (B, K)."""
         features = self.drop_features(features)
-        if pre_logits or self.num_classes == 0:
-            return features.mean(dim=(2, 3))
-        return self.head(features)
+        if self.num_classes and not pre_logits:
+            return self.head(features)
+        return features.mean(dim=(2, 3)) if self.global_pool else features
 
     def forward_intermediates(self, images: Tensor, indices: int | list[int] | None = None, **options: Any) -> Any:
         """timm's intermediate features; the final ones, where returned whole, are those of `forward_features`."""
         check_images(images, self.in_chans)
         if not hasattr(self.backbone, "forward_intermediates"):
             raise ValueError(f"timm's {self.architecture} gives no intermediate features")
-        found = self.backbone(images, indices, method="forward_intermediates", **options)
+        found = self.backbone(images, indices=indices, method="forward_intermediates", **options)
         if options.get("intermediates_only") or options.get("stop_early"):
             return found
         size = images.shape[-2:]
@@ -131,15 +135,19 @@ class Classifier(SelfExplaining):
         return self.anatomy.localise(self.backbone, found[0], size), found[1]
 
     def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True, **options: Any
     ) -> Any:
         """Drop the layers that the intermediate features at `indices` do not need."""
-        if prune_head:
-            self.reset_classifier(0)
-            self.anatomy = replace(self.anatomy, norm=None)  # timm's head goes, and with it the norm of pooled features
+        kept = indices
         if hasattr(self.backbone, "prune_intermediate_layers"):
-            return self.backbone.prune_intermediate_layers(indices, prune_norm, prune_head)
-        return indices
+            kept = self.backbone.prune_intermediate_layers(
+                indices, prune_norm=prune_norm, prune_head=prune_head, **options
+            )
+        if prune_head:
+            self.anatomy = examine_pruned(self.backbone, self.input_size, self.anatomy)
+            self.num_features = self.head_hidden_size = self.anatomy.channels
+            self.reset_classifier(0)
+        return kept
 
     @property
     def feature_info(self) -> Any:
@@ -154,12 +162,19 @@ class Classifier(SelfExplaining):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the head by a fresh one, or by none when `num_classes` is 0."""
-        check_pool(global_pool)
+        """Replace the head by a fresh one, or by none when `num_classes` is 0.
+
+        Args:
+            num_classes: Number of classes, or 0 for features.
+            global_pool: `avg`, or "" for features that are not pooled. The default keeps what features are now.
+        """
+        check_pool(global_pool, num_classes)
         self.num_classes = num_classes
         if num_classes == 0:
+            self.global_pool = self.global_pool if global_pool is None else global_pool
             self.head = nn.Identity()
             return
+        self.global_pool = "avg"
         weight = next(self.backbone.parameters())
         like = {"device": weight.device, "dtype": weight.dtype}
         self.head = HEADS[self.family](self.num_features, num_classes, **self.head_args, **like)
@@ -168,26 +183,47 @@ class Classifier(SelfExplaining):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.backbone.set_grad_checkpointing(enable)
 
-    def set_input_size(self, img_size: int | tuple[int, int] | None = None, **options: Any) -> None:
-        """Change the image size of an architecture that fixes it (ViT, Swin, ...)."""
-        if not hasattr(self.backbone, "set_input_size"):
-            raise ValueError(f"{self.architecture} takes images of any size: there is nothing to set")
-        before = dict(self.backbone._model_args)
-        self.backbone.set_input_size(img_size=img_size, **options)
-        changed = {key: v for key, v in self.backbone._model_args.items() if before.get(key) != v}
-        self._traits = {**self._traits, "img_size": self.backbone._traits["img_size"]}
-        self._model_args = {**getattr(self, "_model_args", {}), **changed}
-        self.backbone_args |= changed
+    @property
+    def init_weights(self) -> Callable[..., None]:
+        """timm's initialisation of the backbone, and ours of the head; only where the backbone has one."""
+        theirs = self.backbone.init_weights
+
+        def init_weights(*args: Any, **options: Any) -> None:
+            theirs(*args, **options)
+            if self.num_classes:
+                self.head.reset_parameters()
+
+        return init_weights
+
+    @property
+    def set_input_size(self) -> Callable[..., None]:
+        """Change the image size of an architecture that fixes it (ViT, Swin, ...); the others have no such method."""
+        theirs = self.backbone.set_input_size
+
+        def set_input_size(img_size: int | tuple[int, int] | None = None, **options: Any) -> None:
+            before = dict(self.backbone._model_args)
+            theirs(img_size=img_size, **options)
+            changed = {key: v for key, v in self.backbone._model_args.items() if before.get(key) != v}
+            self._traits = {**self._traits, "img_size": self.backbone._traits["img_size"]}
+            self._model_args = {**getattr(self, "_model_args", {}), **changed}
+            self.backbone_args |= changed
+
+        return set_input_size
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """The graph that `torch.jit.script` compiles, since TorchScript knows no keyword of the head's forward."""
+        return trace(self)
 
     def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False) -> Any:
         """Load our weights, or those of the vanilla timm model, from which an exact head takes its classifier."""
         return super().load_state_dict(adopt(state_dict, self), strict=strict, assign=assign)
 
 
-def check_pool(global_pool: str | None) -> None:
-    if global_pool not in (None, "avg"):
-        raise ValueError(
-            f"global_pool={global_pool!r} is not possible: evidence is averaged into logits, expected 'avg'"
+def check_pool(global_pool: str | None, num_classes: int) -> None:
+    if global_pool not in (None, "avg") and not (global_pool == "" and num_classes == 0):
+        also = "" if num_classes else ", or '' for features that are not pooled"
+        raise UnsupportedPool(
+            f"global_pool={global_pool!r} is not possible: evidence is averaged into logits, expected 'avg'{also}"
         )
 
 
@@ -220,94 +256,23 @@ def build(architecture: str, pretrained: bool = False, **options: Any) -> nn.Mod
     check_model_args(options)
     if (recorded := recorded_multi_label(cfg, options.get("cache_dir"))) is not None:
         options.setdefault("multi_label", recorded)
-    if options.get("features_only"):
-        options = {"num_classes": 0, "out_indices": _default_indices(timm_name), **options}
+    if options.pop("features_only", False):
+        return _build_features(f"{family}_{timm_name}", pretrained, cfg, options)
     return build_model_with_cfg(
         partial(Classifier, family, timm_name),
         f"{family}_{timm_name}",
         pretrained,
         pretrained_cfg=cfg,
-        pretrained_filter_fn=filter_pretrained,
-        feature_cfg={"feature_cls": "getter"},
+        pretrained_filter_fn=checkpoint_filter_fn,
         **options,
     )
 
 
-def _default_indices(architecture: str) -> tuple[int, ...]:
-    """The intermediate features that timm gives of an architecture when none are named."""
-    with torch.device("meta"):
-        return tuple(timm.create_model(architecture, features_only=True).feature_info.out_indices)
-
-
-def convert(vanilla: nn.Module, kind: str = "softcam") -> Classifier:
-    """A timm classifier, made self-explaining with its own weights.
-
-    Args:
-        vanilla: a model from `timm.create_model`.
-        kind: `softcam` (the same logits) or `cape` (the paper's off-the-shelf configuration).
-    """
-    if kind not in HEADS:
-        raise ValueError(f"unknown kind {kind!r}: expected one of {', '.join(HEADS)}")
-    architecture = getattr(vanilla, "pretrained_cfg", {}).get("architecture")
-    if architecture is None or not timm.is_model(architecture):
-        raise TypeError(f"convert() takes a model from timm.create_model, got {type(vanilla).__name__}")
-    if not vanilla.num_classes:
-        raise ValueError(f"{architecture} has num_classes=0: there is no classifier to convert")
-    recorded = getattr(vanilla, "_model_args", {})
-    args = {**recorded, "num_classes": vanilla.num_classes, "global_pool": None}
-    if is_multi_label(vanilla):
-        args["multi_label"] = True
-    cfg = PretrainedCfg(**{k: v for k, v in vanilla.pretrained_cfg.items() if k != "state_dict"})
-    model = build(f"{kind}_{architecture}", pretrained_cfg=derive_cfg(cfg, f"{kind}_{architecture}"), **args)
-    _refuse_inexact(model, f"{architecture} cannot be converted with its classifier")
-    weight = next(vanilla.parameters())
-    model = model.to(weight.device, weight.dtype).train(vanilla.training)
-    model.load_state_dict(converted_weights(vanilla, model))
-    _check_conversion(vanilla, model)
-    model._model_args = args  # what timm records when it makes a model, so that it can be saved and rebuilt
-    return model
-
-
-@torch.no_grad()
-def _check_conversion(vanilla: nn.Module, model: Classifier) -> None:
-    """Refuse a timm model that is not what its name says any more: another pool, or layers exchanged."""
-    weight = model.head.weight
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randn(1, *model.input_size, generator=generator).to(weight.device, weight.dtype)
-    with evaluation(vanilla), evaluation(model):
-        expected = vanilla(image)
-        found = F.linear(model.forward_features(image).mean(dim=(2, 3)), weight, model.head.bias)
-    error = (found - expected).abs().max() / expected.abs().max()
-    if not error < max(1e-3, 16 * torch.finfo(weight.dtype).eps):
-        raise ValueError(
-            f"this {model.architecture} does not average its features and multiply once, as timm's does (its logits "
-            f"differ by {float(error):.1e}): another global_pool, or an exchanged layer, admits no evidence map"
-        )
-
-
-def to_vanilla(model: Classifier) -> nn.Module:
-    """The plain timm model with this classifier's weights; from SoftCAM its logits are the same."""
-    if not isinstance(model, Classifier) or not model.num_classes:
-        raise TypeError(f"to_vanilla() takes a softcam_* or cape_* timm model with classes, got {type(model).__name__}")
-    _refuse_inexact(model, f"{model.family}_{model.architecture} has no vanilla counterpart")
-    args = {**model.backbone_args, "num_classes": model.num_classes}
-    vanilla = timm.create_model(model.architecture, pretrained_cfg=restore_cfg(model), **args)
-    weight = next(model.parameters())
-    vanilla = vanilla.to(weight.device, weight.dtype).train(model.training)
-    own = {key.removeprefix("backbone."): v for key, v in model.state_dict().items() if key.startswith("backbone.")}
-    unexpected = vanilla.load_state_dict(own, strict=False).unexpected_keys
-    if unexpected:
-        raise RuntimeError(f"timm's {model.architecture} has no place for {', '.join(unexpected)}")
-    set_linear_classifier(vanilla, model.anatomy, model.head.weight.detach(), model.head.bias.detach())
-    vanilla.multi_label = model.multi_label  # timm's own models have no such attribute
-    return vanilla
-
-
-def _refuse_inexact(model: Classifier, what: str) -> None:
-    if model.exact:
-        return
-    reasons = {
-        "vgg": "its 7x7 fully connected layers cannot be applied per location",
-        "tokens": "its classifier reads a class token or attention pool, not the patches",
-    }
-    raise ValueError(f"{what}: {reasons[model.anatomy.kind]}")
+def _build_features(name: str, pretrained: bool, cfg: PretrainedCfg, options: dict[str, Any]) -> nn.Module:
+    """Make a feature extractor, from a model without classes; without weights to load, that model needs no memory."""
+    chosen = {key: options.pop(key) for key in OPTIONS if key in options}
+    options = {**options, "num_classes": 0}
+    place = {} if pretrained else {"device": "meta"}
+    model = build(name, pretrained, pretrained_cfg=cfg, **{**options, **place})
+    runtime = {key: options[key] for key in ("device", "dtype") if key in options}
+    return extract_features(model, pretrained, **runtime, **chosen)

@@ -9,7 +9,6 @@
 - Softmaxes are float32 at least, whatever the features are, and no (B, C, HW, HW) tensor is ever made.
 """
 
-import math
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
@@ -190,10 +189,10 @@ class CAPEHead(EvidenceHead):
 
     def log_saliency(self, scaled: Tensor) -> Tensor:
         """log p(location), (B, 1, H, W): softmax over locations of the mean evidence (eq. 7), or uniform (eq. 4)."""
-        height, width = scaled.shape[2:]
+        mean = scaled.mean(dim=1, keepdim=True)
         if self.naive:
-            return scaled.new_full((1, 1, 1, 1), -math.log(height * width))
-        return scaled.mean(dim=1, keepdim=True).flatten(2).log_softmax(dim=2).unflatten(2, (height, width))
+            mean = torch.zeros_like(mean)
+        return mean.flatten(2).log_softmax(dim=2).reshape(mean.shape)
 
     def draw(self, evidence: Tensor, kind: str) -> Tensor:
         if kind == "mu-cape":
@@ -202,6 +201,7 @@ class CAPEHead(EvidenceHead):
         return super().draw(evidence, kind)
 
 
+@torch.fx.wrap  # a tracer does not know the dtype
 def at_least_float32(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .classifier import Classifier, build, convert
+from .classifier import Classifier, build
 from .configuration import CAPEConfig, EvidenceConfig, SoftCAMConfig
+from .conversion import convert
 from .heads import HEADS, EvidenceHead
 from .label_kind import MULTI_LABEL
 from .losses import check_labels, check_multi_hot, cross_entropy, elastic_net

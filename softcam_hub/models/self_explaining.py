@@ -111,12 +111,14 @@ def _below_backbone(spec: Any) -> Any:
     return None if spec is None else [(_below_backbone(pattern), suffix) for pattern, suffix in spec]
 
 
+@torch.fx.wrap  # a tracer has no images yet
 def check_images(images: Tensor, channels: int) -> None:
     """Refuse what is no floating-point batch (B, `channels`, H, W); static facts only, so that export stays whole."""
     if not isinstance(images, Tensor):
+        hint = "maps need whole images, NaFlex patches have no grid" if isinstance(images, dict) else ""
         raise TypeError(
             f"expected images as a torch.Tensor (B, {channels}, H, W), got {type(images).__name__}: "
-            "convert them with timm.data.create_transform"
+            f"{hint or 'convert them with timm.data.create_transform'}"
         )
     if images.ndim != 4:
         hint = ": add the batch dimension with images[None]" if images.ndim == 3 else ""

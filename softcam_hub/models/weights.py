@@ -89,8 +89,11 @@ def _timm_cfg(model: nn.Module) -> PretrainedCfg:
     return get_pretrained_cfg(tagged if known else model.architecture) or PretrainedCfg()
 
 
-def filter_pretrained(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """A checkpoint as weights to start from: brought to our keys, and resized to the model's image size."""
+def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Bring a checkpoint to our keys and resize it to the model's image size, as weights to start from.
+
+    It has the name by which timm's own tools look for such a function in the module of a model.
+    """
     weights = adopt(state_dict, model)
     shapes = {key: value.shape for key, value in model.state_dict().items()}
     stem = {f"{name}.weight" for name in _names(model.pretrained_cfg.get("first_conv"))}  # timm adapts its channels

@@ -36,7 +36,8 @@ from ..data.loading import (
     make_transforms,
     mask_transform,
 )
-from ..models.classifier import Classifier, to_vanilla
+from ..models.classifier import Classifier
+from ..models.conversion import to_vanilla
 from ..models.evaluation_mode import evaluation
 from ..records import read_record
 from ..temperature import candidate_losses, set_temperature

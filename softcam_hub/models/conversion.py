@@ -1,0 +1,87 @@
+"""Vanilla timm classifiers as self-explaining ones, and back."""
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.models import PretrainedCfg
+from torch import nn
+
+from .classifier import Classifier, build
+from .evaluation_mode import evaluation
+from .heads import HEADS
+from .label_kind import is_multi_label
+from .weights import converted_weights, derive_cfg, restore_cfg, set_linear_classifier
+
+
+def convert(vanilla: nn.Module, kind: str = "softcam") -> Classifier:
+    """A timm classifier, made self-explaining with its own weights.
+
+    Args:
+        vanilla: a model from `timm.create_model`.
+        kind: `softcam` (the same logits) or `cape` (the paper's off-the-shelf configuration).
+    """
+    if kind not in HEADS:
+        raise ValueError(f"unknown kind {kind!r}: expected one of {', '.join(HEADS)}")
+    architecture = getattr(vanilla, "pretrained_cfg", {}).get("architecture")
+    if architecture is None or not timm.is_model(architecture):
+        raise TypeError(f"convert() takes a model from timm.create_model, got {type(vanilla).__name__}")
+    if not vanilla.num_classes:
+        raise ValueError(f"{architecture} has num_classes=0: there is no classifier to convert")
+    recorded = getattr(vanilla, "_model_args", {})
+    args = {**recorded, "num_classes": vanilla.num_classes, "global_pool": None}
+    if is_multi_label(vanilla):
+        args["multi_label"] = True
+    cfg = PretrainedCfg(**{k: v for k, v in vanilla.pretrained_cfg.items() if k != "state_dict"})
+    model = build(f"{kind}_{architecture}", pretrained_cfg=derive_cfg(cfg, f"{kind}_{architecture}"), **args)
+    _refuse_inexact(model, f"{architecture} cannot be converted with its classifier")
+    weight = next(vanilla.parameters())
+    model = model.to(weight.device, weight.dtype).train(vanilla.training)
+    model.load_state_dict(converted_weights(vanilla, model))
+    _check_conversion(vanilla, model)
+    model._model_args = args  # what timm records when it makes a model, so that it can be saved and rebuilt
+    return model
+
+
+@torch.no_grad()
+def _check_conversion(vanilla: nn.Module, model: Classifier) -> None:
+    """Refuse a timm model that is not what its name says any more: another pool, or layers exchanged."""
+    weight = model.head.weight
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, *model.input_size, generator=generator).to(weight.device, weight.dtype)
+    with evaluation(vanilla), evaluation(model):
+        expected = vanilla(image)
+        found = F.linear(model.forward_features(image).mean(dim=(2, 3)), weight, model.head.bias)
+    error = (found - expected).abs().max() / expected.abs().max()
+    if not error < max(1e-3, 16 * torch.finfo(weight.dtype).eps):
+        raise ValueError(
+            f"this {model.architecture} does not average its features and multiply once, as timm's does (its logits "
+            f"differ by {float(error):.1e}): another global_pool, or an exchanged layer, admits no evidence map"
+        )
+
+
+def to_vanilla(model: Classifier) -> nn.Module:
+    """The plain timm model with this classifier's weights; from SoftCAM its logits are the same."""
+    if not isinstance(model, Classifier) or not model.num_classes:
+        raise TypeError(f"to_vanilla() takes a softcam_* or cape_* timm model with classes, got {type(model).__name__}")
+    _refuse_inexact(model, f"{model.family}_{model.architecture} has no vanilla counterpart")
+    args = {**model.backbone_args, "num_classes": model.num_classes}
+    vanilla = timm.create_model(model.architecture, pretrained_cfg=restore_cfg(model), **args)
+    weight = next(model.parameters())
+    vanilla = vanilla.to(weight.device, weight.dtype).train(model.training)
+    own = {key.removeprefix("backbone."): v for key, v in model.state_dict().items() if key.startswith("backbone.")}
+    unexpected = vanilla.load_state_dict(own, strict=False).unexpected_keys
+    if unexpected:
+        raise RuntimeError(f"timm's {model.architecture} has no place for {', '.join(unexpected)}")
+    set_linear_classifier(vanilla, model.anatomy, model.head.weight.detach(), model.head.bias.detach())
+    vanilla.multi_label = model.multi_label  # timm's own models have no such attribute
+    return vanilla
+
+
+def _refuse_inexact(model: Classifier, what: str) -> None:
+    if model.exact:
+        return
+    reasons = {
+        "vgg": "its 7x7 fully connected layers cannot be applied per location",
+        "tokens": "its classifier reads a class token or attention pool, not the patches",
+    }
+    raise ValueError(f"{what}: {reasons[model.anatomy.kind]}")
