@@ -196,16 +196,16 @@ class OutputFolder:
                 )
 
     def _below(self) -> list[str]:
-        """Paths of everything below the folder but record, lock and drafts; links are not followed."""
-        found = []
+        """Paths of everything below the folder but its record, its lock and drafts; links are not followed."""
+        found: list[str] = []
         for folder, folders, files in os.walk(self.path):
             below = Path(folder)
             links = [name for name in folders if (below / name).is_symlink()]
             for name in (*links, *files):
-                if name not in (RECORD, LOCK) and not is_draft(below / name):
+                if not is_draft(below / name):
                     found.append((below / name).relative_to(self.path).as_posix())
             folders[:] = [name for name in folders if not is_draft(below / name)]
-        return sorted(found)
+        return sorted(path for path in found if path not in (RECORD, LOCK))
 
     def _delete(self, names: list[str]) -> None:
         """Delete the recorded files, those named last first, and the folders that this leaves empty."""

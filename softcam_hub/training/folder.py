@@ -1,9 +1,9 @@
-"""The folder of a run: whose it is, and what may be written there.
+"""The folder of a training run: which files in it are the run's, and whether a new run may use it.
 
 - Nothing of an earlier run is removed before data, network and disk have been found good.
 """
 
-import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,15 @@ from typing import Any
 import yaml
 from torch import nn
 
+from ..cards import METRICS, PICTURES, RECIPE
+from ..files import write_text
+from ..output_folder import OutputFolder, Use
 from ..records import read_record
 from .config import Config
-from .log import PROJECT
+from .log import LOG, PROJECT
 
-SETTINGS, METRICS = "settings.yaml", "metrics.json"
-"""The first and the last file that a run writes."""
+SETTINGS = "settings.yaml"
+"""The first file that a run writes, after the record; METRICS is the last."""
 
 FREE_TO_CHANGE = (
     *("resume", "overwrite", "workers", "trackers", "log_steps", "checkpoint_steps"),
@@ -24,39 +27,84 @@ FREE_TO_CHANGE = (
 )
 """Settings that a resumed run may have otherwise: they do not change what is learnt."""
 
+WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 
-def check_output(output: Path, config: Config) -> None:
-    """Refuse a folder that cannot be written, or that holds a run which these settings do not go on with."""
-    settings = output / SETTINGS
-    replaces = config.run.resume or (config.run.overwrite and settings.exists())
-    if not replaces and any((output / name).exists() for name in ("checkpoints", "log.jsonl", METRICS)):
-        raise FileExistsError(
-            f"{output} holds an earlier run: go on with it by --resume, throw it away by --overwrite, or choose "
-            "another --output"
+MODELS = Path(__file__).parents[1] / "models"
+"""Code that a model folder holds a copy of."""
+
+STEP = re.compile(r"step-\d{9}(\.unfinished)?")
+
+
+def intended_use(config: Config) -> Use:
+    """What the settings ask to be done with the output folder."""
+    if config.run.resume:
+        return "continue"
+    return "replace" if config.run.overwrite else "new"
+
+
+def output_folder(config: Config) -> OutputFolder:
+    """The output folder of a run, with the names of all files that a run may write."""
+    code = [file.name for file in MODELS.glob("*.py")]
+    beside = ["config.json", *WEIGHTS, "README.md", METRICS, RECIPE, *PICTURES, *code]
+    names = [SETTINGS, METRICS, LOG, *PICTURES]
+    names += [f"model/{name}" for name in beside]
+    names += [f"twin/{name}" for name in ("config.json", *WEIGHTS)]
+    names += ["best/*", "checkpoints/*", "features/*", f"{PROJECT}/*"]
+    names += [f"T={temperature:g}/*" for temperature in config.model.candidates()]
+    return OutputFolder(config.run.output, "training run", names, recognise=is_older_run)
+
+
+def is_older_run(path: Path) -> bool:
+    """Tell whether a folder without a record is a training run made before there were records."""
+    try:
+        settings = read_settings(path / SETTINGS)
+    except (ValueError, OSError):
+        return False
+    checkpoints = [file.name for file in (path / "checkpoints").iterdir()] if (path / "checkpoints").is_dir() else []
+    best = path / "best"
+    return (
+        {"model", "data", "mode", "epochs", "seed", "output"} <= settings.keys() <= Config().flat().keys()
+        and all(STEP.fullmatch(name) for name in checkpoints)
+        and (not best.exists() or (best / "config.json").is_file())
+    )
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """Read the settings of an earlier run, or raise a ValueError that names the file and says what to do."""
+    advice = "restore it, or start the run again with --overwrite"
+    settings = read_record(file, advice)
+    if not {"model", "data"} <= settings.keys():
+        raise ValueError(
+            f"{file} does not hold the settings of a run: expected lines such as 'model: cape_resnet18'; {advice}"
         )
-    if config.run.resume and settings.exists():
-        _check_same(read_record(settings, "start the run again with --overwrite"), config.flat(), settings)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(output, error.strerror) from error
-    if not os.access(output, os.W_OK | os.X_OK):
-        raise _unwritable(output, "permission denied")
+    return settings
 
 
-def take(output: Path, config: Config) -> None:
-    """Remove what an earlier run left if it is to be overwritten, and write the settings of this one."""
-    settings = output / SETTINGS
-    if config.run.overwrite and settings.exists():
-        for name in ("checkpoints", "best", "model", "twin", PROJECT):
-            shutil.rmtree(output / name, ignore_errors=True)
-        for name in ("log.jsonl", SETTINGS, METRICS, "curve.png", "examples.png"):
-            (output / name).unlink(missing_ok=True)
+def check_settings(config: Config) -> None:
+    """Refuse to resume a run with settings under which it would have learnt something else."""
+    file = Path(config.run.output) / SETTINGS
+    if not config.run.resume or not file.exists():
+        return
+    before = {**Config().flat(), **read_settings(file)}  # a setting that was not there yet had its default's effect
+    now = config.flat()
+    changed = [name for name in now if name not in FREE_TO_CHANGE and before[name] != now[name]]
+    if changed:
+        name = changed[0]
+        raise ValueError(
+            f"cannot resume: {file} says {name}={before[name]!r}, but now it is {now[name]!r}; use the same "
+            "settings, or --overwrite"
+        )
+
+
+def read_metrics(output: Path) -> dict[str, Any]:
+    """Read the metrics of a finished run, or raise a ValueError that names the file and says what to do."""
+    return read_record(output / METRICS, "delete it to have the end of the run written again by --resume")
+
+
+def write_settings(config: Config) -> None:
+    """Write the settings of this run, which are a recipe that gives it again."""
     kept = {name: value for name, value in config.flat().items() if name not in ("resume", "overwrite")}
-    try:
-        settings.write_text(yaml.safe_dump(kept, sort_keys=False))
-    except OSError as error:
-        raise _unwritable(output, error.strerror) from error
+    write_text(Path(config.run.output) / SETTINGS, yaml.safe_dump(kept, sort_keys=False))
 
 
 def check_shared(output: Path) -> None:
@@ -69,26 +117,11 @@ def check_shared(output: Path) -> None:
 
 
 def check_room(model: nn.Module, output: Path) -> None:
-    """Room for two checkpoints (the old one goes when the new one is whole) and three copies of the model."""
+    """Refuse a disk without room for three checkpoints (two are kept) and four copies of the model."""
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    needed, free = (2 * 4 + 3) * size, shutil.disk_usage(output).free
+    needed, free = (3 * 4 + 4) * size, shutil.disk_usage(output).free
     if free < needed:
         raise OSError(
             f"{output} has {free / 1e9:.1f} GB left, but checkpoints and models take up to {needed / 1e9:.1f} GB: "
             "choose another --output"
         )
-
-
-def _check_same(before: dict[str, Any], now: dict[str, Any], file: Path) -> None:
-    before = {**Config().flat(), **before}  # a setting that was not there yet had the effect of its default
-    changed = [name for name in now if name not in FREE_TO_CHANGE and before[name] != now[name]]
-    if changed:
-        name = changed[0]
-        raise ValueError(
-            f"cannot resume: {file} says {name}={before[name]!r}, but now it is {now[name]!r}; use the same "
-            "settings, or --overwrite"
-        )
-
-
-def _unwritable(output: Path, reason: str | None) -> OSError:
-    return OSError(f"output {output} cannot be written: {reason}; choose another --output")

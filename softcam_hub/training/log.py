@@ -9,7 +9,12 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, on_main_process
 
+from ..files import write_text
+
 PROJECT = "softcam_hub"
+"""Folder in which trackers such as TensorBoard keep their logs."""
+
+LOG = "log.jsonl"
 HINTS = {"tensorboard": "pip install tensorboard", "wandb": "pip install wandb"}
 
 
@@ -45,9 +50,7 @@ class JSONLines(GeneralTracker):
         """Forget what a run that goes on from `step` will log again."""
         if self.file.exists():
             kept = [line for line in read(self.file) if line["step"] <= step]
-            draft = self.file.with_suffix(".unfinished")
-            draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            draft.replace(self.file)
+            write_text(self.file, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def finite(values: dict[str, Any]) -> dict[str, Any]:

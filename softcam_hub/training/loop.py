@@ -73,7 +73,7 @@ class Training:
         self.loader = self._train_loader(train, labels, weights)
         self.schedule = make_schedule(self.optimizer, settings, self.updates)
         self.validation = None if validation is None else self._loader(validation)
-        self.checkpoints = Checkpoints(output / "checkpoints", accelerator, self.average)
+        self.checkpoints = Checkpoints(output, accelerator, self.average)
         self.epoch, self.step, self.best, self.began = 0, 0, None, time.monotonic()
         self.totals: Counter[str] = Counter()
 
@@ -213,8 +213,12 @@ class Training:
         before = math.nan if self.best is None else self.best["value"]
         if math.isnan(before) or (value < before if lower else value > before):
             self.best = {"value": value, "epoch": row["epoch"]}
-            if self.accelerator.is_main_process:
-                self.result.save_pretrained(self.output / "best")
+            self.keep_result(row["epoch"])
+
+    def keep_result(self, epoch: int) -> None:
+        """Write the model that counts, as it is after an epoch, to where `best_folder` finds it."""
+        if self.accelerator.is_main_process:
+            self.checkpoints.save_best(epoch, self.result.save_pretrained)
 
     def _say(self, row: dict[str, Any]) -> None:
         shown = {k: v for k, v in row.items() if k.endswith(("loss", "accuracy", "auc", "disagreement"))}

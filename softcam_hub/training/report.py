@@ -1,7 +1,5 @@
 """What the end of a run leaves: metrics, a training curve, and the model folder with its card."""
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ from ..cards import PICTURES, RECIPE, write_card
 from ..charts import curves
 from ..data.loading import Images
 from ..figures import column, outlined, overlay, picture, row
+from ..files import copy_file, draft_of, write_json
 from ..models.modeling import EvidenceForImageClassification
 from . import log
 
@@ -20,11 +19,9 @@ CURVES = {
 }
 
 
-def write_json(values: dict[str, Any], file: Path) -> None:
-    """JSON, with null for what is not finite."""
-    draft = file.with_suffix(".unfinished")
-    draft.write_text(json.dumps(log.finite(values), indent=2) + "\n")
-    draft.replace(file)
+def write_metrics(values: dict[str, Any], file: Path) -> None:
+    """Write metrics as JSON, with null for NaN and infinity."""
+    write_json(file, log.finite(values))
 
 
 def draw_curve(log_file: Path, picture: Path) -> None:
@@ -37,7 +34,8 @@ def draw_curve(log_file: Path, picture: Path) -> None:
             for name in names
         }
         panels[title] = {name: points for name, points in series.items() if points}
-    curves(panels, "epoch").save(picture)
+    with draft_of(picture) as draft:
+        curves(panels, "epoch").save(draft)
 
 
 def draw_examples(
@@ -61,7 +59,8 @@ def draw_examples(
                 (f"evidence for {classes[index]}\n{float(probability):.1%}", outlined(overlay(seen, heat), mask))
             )
         rows.append(row(panels))
-    column(rows).save(file)
+    with draft_of(file) as draft:
+        column(rows).save(draft)
 
 
 def complete_model_folder(output: Path, explained: bool) -> None:
@@ -69,6 +68,6 @@ def complete_model_folder(output: Path, explained: bool) -> None:
     model = output / "model"
     for source, target in {"settings.yaml": RECIPE, **{name: name for name in PICTURES}}.items():
         if (output / source).exists():
-            shutil.copyfile(output / source, model / target)
+            copy_file(output / source, model / target)
     if explained:
         write_card(model, overwrite=True)

@@ -15,6 +15,7 @@ import logging
 import platform
 import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,20 +37,31 @@ from ..data.loading import (
     make_transforms,
     mask_transform,
 )
+from ..files import copy_file
 from ..models.classifier import Classifier
 from ..models.conversion import to_vanilla
 from ..models.evaluation_mode import evaluation
-from ..records import read_record
+from ..output_folder import LOCK, RECORD, OutputFolder
 from ..temperature import candidate_losses, set_temperature
 from . import log
 from .cache import cached_features
 from .choices import check_choices, check_launcher
 from .config import Config
 from .evaluation import evaluate
-from .folder import METRICS, SETTINGS, check_output, check_room, check_shared, take
+from .folder import (
+    METRICS,
+    SETTINGS,
+    check_room,
+    check_settings,
+    check_shared,
+    intended_use,
+    output_folder,
+    read_metrics,
+    write_settings,
+)
 from .loop import LOWER_IS_BETTER, Training, prepare_loader
 from .objective import BlackBox, load_model, make_model
-from .report import complete_model_folder, draw_curve, draw_examples, write_json
+from .report import complete_model_folder, draw_curve, draw_examples, write_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -70,18 +82,38 @@ def _run(config: Config, splits: Splits | None = None) -> dict[str, Any]:
     """What fills one folder; with temperatures to choose from it calls itself for the folder of each."""
     began, output = time.monotonic(), Path(config.run.output)
     accelerator = _make_accelerator(config, output)
-    if accelerator.is_main_process:
-        check_output(output, config)
+    folder = output_folder(config)
+    with folder.locked(intended_use(config)) if accelerator.is_main_process else nullcontext():
+        return _fill(folder, config, accelerator, splits, began)
+
+
+def _fill(
+    folder: OutputFolder, config: Config, accelerator: Accelerator, splits: Splits | None, began: float
+) -> dict[str, Any]:
+    """Check everything that can be refused, claim the folder, and train.
+
+    Args:
+        folder: Output folder, locked by the main process.
+        config: Settings of the run.
+        accelerator: Accelerator of this process.
+        splits: Data, where they have been loaded already.
+        began: Time at which the run began.
+    """
+    output = folder.path
+    check_settings(config)
     accelerator.wait_for_everyone()
     if config.run.resume and (output / METRICS).exists():
         accelerator.print(f"{output} holds a finished run")
-        return read_record(output / METRICS, "start the run again with --overwrite")
+        if accelerator.is_main_process and (output / RECORD).is_file():
+            shutil.rmtree(output / "best", ignore_errors=True)  # a run that was killed at the very end has left it
+        return read_metrics(output)
     splits = splits or load_splits(config.data)
     model = make_model(config, splits)
     check_choices(config, splits, model)
     if accelerator.is_main_process:
         check_room(model, output)
-        take(output, config)
+        folder.claim(intended_use(config))
+        write_settings(config)
     accelerator.wait_for_everyone()
     check_shared(output)
     if config.model.candidates():
@@ -101,11 +133,20 @@ def _choose_temperature(config: Config, accelerator: Accelerator, splits: Splits
     best = (min if config.run.select in LOWER_IS_BETTER else max)(found, key=lambda value: found[value][name])
     metrics = {**found[best], "temperature": best, "tried": {f"{value:g}": row[name] for value, row in found.items()}}
     if accelerator.is_main_process:
-        source, own = output / f"T={best:g}", ("checkpoints", SETTINGS, METRICS)
-        shutil.copytree(source, output, dirs_exist_ok=True, ignore=lambda at, _: own if Path(at) == source else ())
-        write_json(metrics, output / METRICS)
+        _copy_result(output / f"T={best:g}", output)
+        write_metrics(metrics, output / METRICS)
     accelerator.wait_for_everyone()
     return metrics
+
+
+def _copy_result(source: Path, target: Path) -> None:
+    """Copy models, pictures, log and tracker logs of a run, but not what makes it a run of its own."""
+    own = ("checkpoints", SETTINGS, METRICS, RECORD, LOCK)
+    for file in sorted(path for path in source.rglob("*") if path.is_file()):
+        relative = file.relative_to(source)
+        if relative.parts[0] not in own:
+            (target / relative).parent.mkdir(parents=True, exist_ok=True)
+            copy_file(file, target / relative)
 
 
 def _train(config: Config, accelerator: Accelerator, splits: Splits, model: nn.Module, began: float) -> dict[str, Any]:
@@ -134,7 +175,7 @@ def _make_accelerator(config: Config, output: Path) -> Accelerator:
     return Accelerator(
         mixed_precision=config.run.mixed_precision,
         gradient_accumulation_steps=config.optimization.accumulation,
-        log_with=[*trackers, log.JSONLines(output / "log.jsonl")],
+        log_with=[*trackers, log.JSONLines(output / log.LOG)],
         project_dir=str(output),
     )
 
@@ -169,11 +210,15 @@ def _data_config(model: nn.Module) -> dict[str, Any]:
 
 def _result(training: Training, splits: Splits) -> nn.Module:
     """The model that counts, as anyone has it who loads it."""
-    best = training.output / "best"
-    if training.accelerator.is_main_process and training.best is None:
-        training.result.save_pretrained(best)
+    if training.best is None:
+        training.keep_result(training.epoch)
     training.accelerator.wait_for_everyone()
-    return load_model(best, splits).to(training.accelerator.device)
+    return load_model(_best_folder(training), splits).to(training.accelerator.device)
+
+
+def _best_folder(training: Training) -> Path:
+    """Folder of the model that counts: the best epoch's, or the last one's where there is no validation split."""
+    return training.checkpoints.best_folder(training.epoch if training.best is None else training.best["epoch"])
 
 
 @torch.no_grad()
@@ -221,14 +266,14 @@ def _leave(training: Training, result: nn.Module, splits: Splits, metrics: dict[
     """Models, scores, pictures and the card; the scores in the run's own folder come last, and say that it is done."""
     output, family = training.output, training.config.model.family
     if getattr(result, "teacher", None) is not None:
-        _save_twin(output / "best", result, output / "twin", splits.classes)
+        _save_twin(_best_folder(training), result, output / "twin", splits.classes)
         result.drop_teacher()
     result.save_pretrained(output / "model")
-    write_json(metrics, output / "model" / METRICS)
+    write_metrics(metrics, output / "model" / METRICS)
     _draw(training, result, splits)
     complete_model_folder(output, family is not None)
-    write_json(metrics, output / METRICS)
-    shutil.rmtree(output / "best")
+    write_metrics(metrics, output / METRICS)
+    shutil.rmtree(training.checkpoints.best)
     scores = {name: value for name, value in metrics.items() if name.startswith("test_")}
     training.accelerator.print("  ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in scores.items()))
     training.accelerator.print(f"model in {output / 'model'}, metrics in {output / METRICS}")
@@ -238,7 +283,7 @@ def _draw(training: Training, result: nn.Module, splits: Splits) -> None:
     """The pictures of a run. Masks and boxes are first looked at here: a wrong one costs a picture, not the run."""
     config, output = training.config, training.output
     try:
-        draw_curve(output / "log.jsonl", output / "curve.png")
+        draw_curve(output / log.LOG, output / "curve.png")
         if config.model.family is not None and splits.test is not None and not splits.multi_label:
             draw_examples(result, _test_samples(config, splits, result, True), splits.classes, output / "examples.png")
     except Exception as error:

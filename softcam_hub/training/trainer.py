@@ -10,7 +10,7 @@ from transformers import Trainer
 
 from ..cards import METRICS, Row, Trained, trained_card
 from ..files import write_text
-from .report import write_json
+from .report import write_metrics
 
 SETTINGS = (
     *("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),
@@ -52,7 +52,7 @@ class EvidenceTrainer(Trainer):
         metrics = self._last_metrics(dataset)
         known = Trained(config, metrics, settings, license=license, trainer=type(self).__name__)
         write_text(folder / "README.md", trained_card(known, model_name or ""))
-        write_json(metrics, folder / METRICS)
+        write_metrics(metrics, folder / METRICS)
 
     def _last_metrics(self, dataset: str | None) -> Row:
         """The scores of the last evaluation, and what they were made with."""
