@@ -1,0 +1,265 @@
+"""The folder of a training run: files of other people, damaged checkpoints, full disks and kills cost nothing."""
+
+import importlib
+import json
+import logging
+import multiprocessing
+import os
+import re
+import shutil
+
+import pytest
+import yaml
+from crashes import every_crash
+from outputs import content, fill, full_disk, used_by_another_process
+from test_training import SMALL, settings, train
+
+from softcam_hub import output_folder
+from softcam_hub.output_folder import RECORD
+from softcam_hub.training.checkpoint import DIGESTS
+from softcam_hub.training.folder import is_older_run
+from softcam_hub.training.run import run
+
+TINY = {"epochs": 2, "batch_size": 25, "checkpoint_steps": 1}
+"""Four updates, with a checkpoint after each of them."""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run."""
+    output = tmp_path_factory.mktemp("runs") / "finished"
+    train(output, **TINY)
+    return output
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory):
+    """A run that ended after its last checkpoint, before it left anything."""
+    output = tmp_path_factory.mktemp("runs") / "unfinished"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.import_module("softcam_hub.training.run"), "_scores", _break_off)
+        with pytest.raises(KeyboardInterrupt):
+            train(output, **TINY)
+    return output
+
+
+def _break_off(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.fixture
+def broken(unfinished, tmp_path):
+    return shutil.copytree(unfinished, tmp_path / "copy")
+
+
+def result(output):
+    """What a run leaves for its users: models, pictures, log and metrics, but for the time that it took."""
+    files = content(output)
+    ours = {name: data for name, data in files.items() if name.startswith(("model/", "twin/")) or "/" not in name}
+    for name in ("metrics.json", "model/metrics.json"):
+        ours[name] = {**json.loads(ours[name]), "seconds": 0}
+    ours["model/README.md"] = re.sub(rb"Took \d+ seconds", b"", ours["model/README.md"])
+    return {name: data for name, data in ours.items() if name not in ("settings.yaml", "model/recipe.yaml", RECORD)}
+
+
+# --- files of other people -------------------------------------------------------------------------------------------
+
+THEIRS = [
+    *("best/photograph.png", "checkpoints/mine.txt", "settings.yaml", "metrics.json", "curve.png", "examples.png"),
+    *("model/README.md", "model/modeling.py", "model/config.json", "model/model-00001-of-00002.safetensors"),
+    *("softcam_hub/__init__.py", "features/a.bin", "log.jsonl", "notes.txt", "T=1/mine.txt"),
+]
+
+
+@pytest.mark.parametrize("how", [{}, {"overwrite": True}, {"resume": True}], ids=["plain", "overwrite", "resume"])
+@pytest.mark.parametrize("theirs", THEIRS)
+def test_a_folder_of_somebody_is_refused_and_left_as_it_was(theirs, how, tmp_path):
+    fill(tmp_path, theirs)
+    before = content(tmp_path)
+    with pytest.raises(FileExistsError, match=f"holds '{theirs.split('/')[0]}' but no record of a training run"):
+        run(settings(tmp_path, **how))
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("text", ["", "epochs: 3", "[1, 2]", "{", "model: resnet18\ndata: x\nmine: 1"])
+@pytest.mark.parametrize("how", [{"overwrite": True}, {"resume": True}], ids=["overwrite", "resume"])
+def test_settings_of_something_else_make_no_run(text, how, tmp_path):
+    fill(tmp_path, "model/config.json", "checkpoints/mine.txt", "metrics.json")
+    (tmp_path / "settings.yaml").write_text(text)
+    before = content(tmp_path)
+    with pytest.raises(FileExistsError, match="no record of a training run"):
+        run(settings(tmp_path, **how))
+    assert content(tmp_path) == before
+
+
+def test_overwriting_leaves_what_the_run_did_not_write(finished, tmp_path):
+    output = shutil.copytree(finished, tmp_path / "copy")
+    fill(output, "notes.txt", "model/notes.md", "twin/notes.md", "mine/best/a.txt")
+    mine = {name: data for name, data in content(output).items() if name not in content(finished)}
+    train(output, epochs=1, seed=1, overwrite=True)
+    after = content(output)
+    assert mine.items() <= after.items()
+    assert after["model/model.safetensors"] != content(finished)["model/model.safetensors"]
+
+
+def test_a_run_without_a_record_is_resumed_but_not_overwritten(finished, tmp_path):
+    output = shutil.copytree(finished, tmp_path / "copy")
+    (output / RECORD).unlink()
+    before = content(output)
+    with pytest.raises(FileExistsError, match="nothing says that its files may be deleted"):
+        train(output, **TINY, overwrite=True)
+    assert content(output) == before
+    assert train(output, **TINY, resume=True) == json.loads(before["metrics.json"])
+
+
+def test_an_unfinished_run_without_record_and_digests_goes_on(broken, finished):
+    (broken / RECORD).unlink()
+    for file in broken.rglob(DIGESTS):
+        file.unlink()
+    (best,) = (broken / "best").iterdir()  # which lay in `best` itself
+    for file in best.iterdir():
+        file.rename(broken / "best" / file.name)
+    best.rmdir()
+    assert is_older_run(broken)
+    train(broken, **TINY, resume=True)
+    assert result(broken) == result(finished)
+
+
+def test_two_runs_in_one_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(output_folder, "PATIENCE", 0.1)
+    with (
+        used_by_another_process(tmp_path),
+        pytest.raises(BlockingIOError, match=f"another process is writing to {tmp_path}"),
+    ):
+        run(settings(tmp_path))
+    assert content(tmp_path) == {}
+
+
+@pytest.mark.slow
+def test_of_two_runs_that_start_at_once_one_trains_and_the_other_is_refused(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    options = {"model": "test_resnet", "epochs": 1}
+    runs = [context.Process(target=_run_and_tell, args=(tmp_path / "run", seed, options, queue)) for seed in (0, 1)]
+    for process in runs:
+        process.start()
+    told = dict(queue.get(timeout=300) for _ in runs)
+    for process in runs:
+        process.join()
+    refused = [seed for seed, error in told.items() if error]
+    assert len(refused) == 1, told
+    assert "another process is writing to" in told[refused[0]] or "holds an earlier training run" in told[refused[0]]
+    saved = yaml.safe_load((tmp_path / "run" / "settings.yaml").read_text())
+    assert saved["seed"] == 1 - refused[0]
+    assert (tmp_path / "run" / "metrics.json").is_file()
+
+
+def _run_and_tell(output, seed, options, queue):
+    try:
+        run(settings(output, seed=seed, **options))
+        queue.put((seed, ""))
+    except OSError as error:
+        queue.put((seed, str(error)))
+
+
+# --- damage ----------------------------------------------------------------------------------------------------------
+
+
+def flip(file, count=64):
+    """Change bytes in the middle of a file, as a bad disk does: its size and form stay."""
+    data = bytearray(file.read_bytes())
+    middle = max(0, len(data) // 2 - count // 2)
+    for position in range(middle, min(middle + count, len(data))):
+        data[position] ^= 0x55
+    file.write_bytes(data)
+
+
+def cut(file):
+    os.truncate(file, file.stat().st_size // 2)
+
+
+NAMES = ["model.safetensors", "optimizer.bin", "progress.json", DIGESTS]
+
+
+@pytest.mark.parametrize(
+    ("damage", "name"),
+    [(flip, name) for name in NAMES] + [(cut, "model.safetensors"), (os.unlink, "optimizer.bin")],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(damage, name, broken, finished, caplog):
+    before, last = sorted((broken / "checkpoints").iterdir())
+    damage(last / name)
+    with caplog.at_level(logging.WARNING):
+        train(broken, **TINY, resume=True)
+    assert re.search(rf"{last}/{'.*' if name == DIGESTS else name} is (damaged|missing)", caplog.text)
+    assert f"going on from {before}" in caplog.text
+    assert result(broken) == result(finished)
+
+
+def test_a_damaged_best_model_is_named_and_never_delivered(broken):
+    (best,) = (broken / "best").iterdir()
+    flip(best / "model.safetensors")
+    with pytest.raises(ValueError, match=f"{best / 'model.safetensors'} is damaged.*--overwrite"):
+        train(broken, **TINY, resume=True)
+    assert not (broken / "model").exists()
+
+
+def test_a_missing_best_model_is_named(broken):
+    shutil.rmtree(broken / "best")
+    with pytest.raises(ValueError, match=r"best/epoch-\d+ is missing.*--overwrite"):
+        train(broken, **TINY, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "does not hold the settings of a run"),
+        ("- a", "does not hold the settings of a run"),
+        ("model: {", "cannot be read as the settings of a run"),
+        ("epochs: 3", "does not hold the settings of a run"),
+        ("\x00", "cannot be read as the settings of a run"),
+    ],
+)
+def test_damaged_settings_are_named(text, message, broken):
+    (broken / "settings.yaml").write_text(text)
+    with pytest.raises(ValueError, match=rf"settings\.yaml {message}"):
+        train(broken, **TINY, resume=True)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '"a"'])
+def test_damaged_metrics_are_named(text, finished, tmp_path):
+    output = shutil.copytree(finished, tmp_path / "copy")
+    (output / "metrics.json").write_text(text)
+    with pytest.raises(ValueError, match=r"metrics\.json (is damaged|must hold names and values)"):
+        train(output, **TINY, resume=True)
+
+
+# --- full disks and crashes ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [500, 200_000], ids=["at the settings", "at the weights"])
+def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(size, finished, tmp_path):
+    output = tmp_path / "run"
+    with full_disk(size), pytest.raises(OSError, match=r"could not be written|cannot be written"):
+        train(output, **TINY)
+    assert not any("unfinished" in name for name in content(output))
+    train(output, **TINY, resume=output.exists())
+    assert result(output) == result(finished)
+
+
+@pytest.mark.slow
+def test_a_run_that_crashes_at_any_change_of_the_disk_ends_with_the_same_bits(tmp_path):
+    output = tmp_path / "run"
+    options = {"epochs": 1, "batch_size": 25, "mode": "from-scratch", "trackers": "", "ema": 0.5}
+
+    def resume():
+        train(output, **options, resume=output.is_dir())
+
+    count = every_crash(output, lambda: train(output, **options), resume, grouped=True, read=lambda root: result(root))
+    assert count > 30
+
+
+def test_the_small_run_of_these_tests_has_what_they_damage(unfinished):
+    assert SMALL["model"] == "cape_test_resnet"
+    for checkpoint in (unfinished / "checkpoints").iterdir():
+        assert {*NAMES} <= {file.name for file in checkpoint.iterdir()}
