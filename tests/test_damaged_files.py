@@ -12,7 +12,7 @@ from softcam_hub.records import read_record
 from softcam_hub.training.cache import CachedFeatures
 from softcam_hub.training.choices import _check_division
 from softcam_hub.training.config import make_config
-from softcam_hub.training.folder import check_output
+from softcam_hub.training.folder import check_settings
 
 BROKEN = {"nothing": "", "cut": '{"a": [1, 2', "list": "[1]", "number": "3", "null": "null", "bytes": "\x00\x01"}
 
@@ -35,7 +35,7 @@ def test_a_record_that_is_no_text_is_named(tmp_path):
 def test_a_run_with_broken_settings_is_not_resumed(case, tmp_path):
     (tmp_path / "settings.yaml").write_text(BROKEN[case])
     with pytest.raises(ValueError, match=r"settings\.yaml .*start the run again with --overwrite"):
-        check_output(tmp_path, make_config(output=str(tmp_path), resume=True))
+        check_settings(make_config(output=str(tmp_path), resume=True))
 
 
 @pytest.mark.parametrize("case", BROKEN)

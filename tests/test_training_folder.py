@@ -213,11 +213,11 @@ def test_a_missing_best_model_is_named(broken):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "does not hold the settings of a run"),
-        ("- a", "does not hold the settings of a run"),
-        ("model: {", "cannot be read as the settings of a run"),
+        ("", "must hold names and values, but holds nothing"),
+        ("- a", "must hold names and values, but holds a list"),
+        ("model: {", "cannot be read, it is no YAML"),
         ("epochs: 3", "does not hold the settings of a run"),
-        ("\x00", "cannot be read as the settings of a run"),
+        ("\x00", "cannot be read, it is no YAML"),
     ],
 )
 def test_damaged_settings_are_named(text, message, broken):
@@ -230,7 +230,9 @@ def test_damaged_settings_are_named(text, message, broken):
 def test_damaged_metrics_are_named(text, finished, tmp_path):
     output = shutil.copytree(finished, tmp_path / "copy")
     (output / "metrics.json").write_text(text)
-    with pytest.raises(ValueError, match=r"metrics\.json (is damaged|must hold names and values)"):
+    with pytest.raises(
+        ValueError, match=r"metrics\.json (cannot be read|must hold).*delete it to have the end of the run written"
+    ):
         train(output, **TINY, resume=True)
 
 
