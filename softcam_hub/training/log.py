@@ -42,8 +42,13 @@ class JSONLines(GeneralTracker):
 
     @on_main_process
     def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
-        with self.file.open("a") as file:
-            file.write(json.dumps({"step": step, **finite(values)}) + "\n")
+        try:
+            with self.file.open("a") as file:
+                file.write(json.dumps({"step": step, **finite(values)}) + "\n")
+        except OSError as error:
+            raise OSError(
+                f"the log {self.file} could not be written ({error.strerror}): make room, and go on with --resume"
+            ) from error
 
     @on_main_process
     def rewind(self, step: int) -> None:

@@ -1,5 +1,6 @@
 """What the end of a run leaves: metrics, a training curve, and the model folder with its card."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from ..figures import column, outlined, overlay, picture, row
 from ..files import copy_file, draft_of, write_json
 from ..models.modeling import EvidenceForImageClassification
 from . import log
+
+logger = logging.getLogger(__name__)
 
 CURVES = {
     "accuracy": ("train_accuracy", "train_teacher_accuracy", "validation_accuracy", "validation_teacher_accuracy"),
@@ -69,5 +72,9 @@ def complete_model_folder(output: Path, explained: bool) -> None:
     for source, target in {"settings.yaml": RECIPE, **{name: name for name in PICTURES}}.items():
         if (output / source).exists():
             copy_file(output / source, model / target)
-    if explained:
+    if not explained:
+        return
+    try:
         write_card(model, overwrite=True)
+    except ValueError as error:  # a card that its own check refuses costs the card, not the run
+        logger.warning("no card was written for %s: %s", model, error)
