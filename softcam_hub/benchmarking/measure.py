@@ -69,8 +69,6 @@ class Batch:
         self.size = tuple(images.shape[-2:])
         recording = explained.subject.record(images)
         self.logits, self.probabilities = recording.logits.detach().float(), explained.probabilities(recording.logits)
-        if not self.probabilities.isfinite().all():
-            raise ValueError(f"the {explained.role} predicts NaN: its weights are broken, or its input is")
         self.top = self.probabilities.topk(min(2, self.probabilities.shape[1]), dim=1).indices
         classes = self.top if labels.ndim == 2 else torch.cat([self.top, labels[:, None]], dim=1)
         self.maps = explained.maps(explained.names, recording, classes)

@@ -240,6 +240,8 @@ class Explained:
 
     def maps(self, names: Sequence[str], recording: Recording, classes: Tensor) -> dict[str, Tensor]:
         """Signed maps (B, k, h, w) by explainer, from one recording."""
+        if not recording.logits.isfinite().all():
+            raise ValueError(f"the {self.role} predicts NaN: its weights are broken, or its input is")
         found, recording = {}, recording.of(classes)
         for name in names:
             options = self.explainers.options[name]
