@@ -27,8 +27,8 @@ from .temperature import fit_temperature
 
 __version__ = "0.1.0"
 
-CAPE_LESIONS = _Path(__file__).parent / "assets" / "cape_lesions"
-"""A small model trained on generated lesions; load it as any model folder."""
+CAPE_LESIONS = str(_Path(__file__).parent / "assets" / "cape_lesions")
+"""Folder of a small model trained on generated lesions; timm loads it as `f"local-dir:{CAPE_LESIONS}"`."""
 
 __all__ = [
     "CAPE_LESIONS",

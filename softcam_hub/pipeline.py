@@ -41,6 +41,12 @@ class ImageExplanationPipeline(Pipeline):
     _load_feature_extractor = False
     _load_tokenizer = False
 
+    def __call__(self, images: Any, **options: Any) -> Any:
+        """Explain one image or a list of them, as the class describes."""
+        if isinstance(images, list | tuple) and not images:
+            raise ValueError("there is no image to explain: expected an image or a list of images, got an empty list")
+        return super().__call__(images, **options)
+
     def _sanitize_parameters(
         self,
         top_k: int | None = None,
@@ -97,6 +103,9 @@ class ImageExplanationPipeline(Pipeline):
 
 def as_picture(image: Any, timeout: float | None) -> Image.Image:
     """An RGB picture of what a user may pass for one."""
+    size = image.shape[:2] if isinstance(image, np.ndarray) else getattr(image, "size", (1, 1))
+    if image in ("", b"") if isinstance(image, str | bytes) else 0 in size:
+        raise ValueError("the image is empty: expected a picture of at least one pixel, or the path or URL of one")
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3):
             raise ValueError(
@@ -125,4 +134,15 @@ def register() -> None:
     if TASK not in PIPELINE_REGISTRY.get_supported_tasks():
         PIPELINE_REGISTRY.register_pipeline(
             TASK, ImageExplanationPipeline, pt_model=AutoModelForImageClassification, type="image"
+        )
+        PIPELINE_REGISTRY.supported_tasks[TASK]["default"] = _NoDefaultModel()
+
+
+class _NoDefaultModel(dict[str, Any]):
+    """The default models of the task: there are none, and transformers is told so in words when it looks for one."""
+
+    def __contains__(self, _: object) -> bool:
+        raise ValueError(
+            f"pipeline({TASK!r}) needs a model: name a model folder or a Hub id with model=..., such as "
+            "model=softcam_hub.CAPE_LESIONS, the small model that comes with the package"
         )

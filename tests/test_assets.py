@@ -28,19 +28,19 @@ def pixels(lesioned):
 
 
 def test_it_is_small():
-    assert sum(file.stat().st_size for file in softcam_hub.CAPE_LESIONS.iterdir()) < 8e6
-    assert {file.name for file in softcam_hub.CAPE_LESIONS.iterdir()} >= {"model.safetensors", "recipe.yaml"}
+    assert sum(file.stat().st_size for file in Path(softcam_hub.CAPE_LESIONS).iterdir()) < 8e6
+    assert {file.name for file in Path(softcam_hub.CAPE_LESIONS).iterdir()} >= {"model.safetensors", "recipe.yaml"}
 
 
 def test_its_scores_are_those_of_the_committed_row():
     rows = {row["recipe"]: row for row in map(json.loads, ROWS.read_text().splitlines())}
-    metrics = json.loads((softcam_hub.CAPE_LESIONS / "metrics.json").read_text())
+    metrics = json.loads((Path(softcam_hub.CAPE_LESIONS) / "metrics.json").read_text())
     assert metrics.items() <= rows["lesions-cape"].items()
     assert metrics["test_accuracy"] > rows["mean colour"]["test_accuracy"] + 0.4
 
 
 def test_its_recipe_is_the_one_that_comes_with_the_package():
-    theirs = parse(["--recipe", str(softcam_hub.CAPE_LESIONS / "recipe.yaml"), "--output", "x"]).flat()
+    theirs = parse(["--recipe", str(Path(softcam_hub.CAPE_LESIONS) / "recipe.yaml"), "--output", "x"]).flat()
     ours = parse(["--recipe", "lesions-cape", "--output", "x"]).flat()
     assert {**theirs, "overwrite": False} == ours
 
@@ -53,7 +53,7 @@ def test_every_door_gives_the_same_and_it_is_as_good_as_it_says(lesioned, pixels
     assert torch.allclose(plain(pixels), logits, atol=1e-5)
     assert list(model.config.id2label.values()) == list(VARIANTS["lesions"])
     accuracy = (logits.argmax(dim=1) == torch.tensor([made.label for made in lesioned])).float().mean()
-    stated = json.loads((softcam_hub.CAPE_LESIONS / "metrics.json").read_text())["test_accuracy"]
+    stated = json.loads((Path(softcam_hub.CAPE_LESIONS) / "metrics.json").read_text())["test_accuracy"]
     assert abs(accuracy - stated) < 4 * (stated * (1 - stated) / COUNT) ** 0.5 + 1 / COUNT
 
 

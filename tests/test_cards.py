@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 FAMILIES = {row["model"]: row for row in read_rows(RESULTS / "families.jsonl")}
 CARDS = {file.stem: file.read_text() for file in (ROOT / "model_cards").glob("*.md")}
-LESIONS = json.loads((softcam_hub.CAPE_LESIONS / "metrics.json").read_text())
+LESIONS = json.loads((Path(softcam_hub.CAPE_LESIONS) / "metrics.json").read_text())
 EXPLANATIONS = [
     {"recipe": "r", "explainer": "cape", "average_drop": 12.3456, "miou": 0.25, "images": 64, "seconds": 1.5},
     {"recipe": "r", "explainer": "grad-cam", "average_drop": 20.5, "adcc": 61.0, "images": 64, "seconds": 2.5},
@@ -101,7 +101,7 @@ def test_a_familys_row_is_true(name):
 
 
 def test_scores_of_the_shipped_model_are_in_its_model_index():
-    card = ModelCard((softcam_hub.CAPE_LESIONS / "README.md").read_text())
+    card = ModelCard((Path(softcam_hub.CAPE_LESIONS) / "README.md").read_text())
     found = {result.metric_type: result for result in card.data.eval_results}
     assert found["accuracy"].metric_value == LESIONS["test_accuracy"]
     assert (found["accuracy"].dataset_type, found["accuracy"].dataset_split) == ("lesions", "test")
@@ -166,12 +166,12 @@ def test_rows_that_are_of_no_benchmark_are_named(line, folder):
 
 
 def test_the_shipped_rows_are_the_committed_ones():
-    shipped = read_trained(softcam_hub.CAPE_LESIONS).explanations
+    shipped = read_trained(Path(softcam_hub.CAPE_LESIONS)).explanations
     committed = [row for row in read_rows(RESULTS / "explanations.jsonl") if row["recipe"] == "lesions-cape"]
     differing = ("recipe", "explains")
     strip = [{name: value for name, value in row.items() if name not in differing} for row in (*shipped, *committed)]
     assert strip[: len(shipped)] == strip[len(shipped) :]
-    card_command.run(argparse.Namespace(folder=softcam_hub.CAPE_LESIONS, check=True))
+    card_command.run(argparse.Namespace(folder=Path(softcam_hub.CAPE_LESIONS), check=True))
 
 
 def test_a_model_without_any_record_gets_a_card_that_says_so(folder):
@@ -188,7 +188,7 @@ def test_a_model_without_any_record_gets_a_card_that_says_so(folder):
 
 
 def test_weights_that_were_started_from_are_named_with_their_licence():
-    config = read_trained(softcam_hub.CAPE_LESIONS).config
+    config = read_trained(Path(softcam_hub.CAPE_LESIONS)).config
     started = {"model": "cape_resnet50.tv_in1k", "pretrained": True}
     model = Trained({**config, "architecture": "cape_resnet50"}, settings=started)
     data = ModelCard(trained_card(model)).data
@@ -205,7 +205,7 @@ def test_every_registered_tag_has_a_licence_of_its_own():
         if backbone in known:
             found = _started_from({"model": f"cape_{backbone}.{tag}", "pretrained": True}, backbone)
             assert found == timm.models.get_pretrained_cfg(name)
-    config = {**read_trained(softcam_hub.CAPE_LESIONS).config, "architecture": "cape_fastvit_mci0"}
+    config = {**read_trained(Path(softcam_hub.CAPE_LESIONS)).config, "architecture": "cape_fastvit_mci0"}
     started = {"model": "cape_fastvit_mci0.apple_mclip", "pretrained": True}
     data = ModelCard(trained_card(Trained(config, settings=started))).data
     assert (data.base_model, data.license) == ("apple/mobileclip_s0_timm", "apple-amlr")
@@ -246,7 +246,7 @@ def test_generated_data_is_said_to_be_generated(folder):
 
 def test_the_recipe_of_a_card_is_that_of_the_run():
     recipe = yaml.safe_load(re.search(r"```yaml\n(.*?)```", CARDS["cape_lesions"], flags=re.DOTALL)[1])
-    ran = yaml.safe_load((softcam_hub.CAPE_LESIONS / "recipe.yaml").read_text())
+    ran = yaml.safe_load((Path(softcam_hub.CAPE_LESIONS) / "recipe.yaml").read_text())
     assert recipe.items() <= ran.items()
     assert {"model", "data", "epochs", "lr", "seed"} <= recipe.keys()
     assert "output" not in recipe

@@ -152,7 +152,7 @@ def test_hidden_files_folders_and_strangers_stay_behind(hub, folder):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("secret")
     push(folder, REPO)
-    assert hub.files(REPO).keys() == {file.name for file in softcam_hub.CAPE_LESIONS.iterdir()} | CODE
+    assert hub.files(REPO).keys() == {file.name for file in Path(softcam_hub.CAPE_LESIONS).iterdir()} | CODE
 
 
 def test_a_branch_is_made_and_main_stays(hub, folder):

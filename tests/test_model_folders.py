@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import timm
@@ -98,7 +99,7 @@ def test_impossible_folders_are_refused_by_every_door(case, folders, tmp_path):
 def test_commands_end_with_a_sentence_on_an_impossible_folder(words, folders, tmp_path, capsys):
     folder = spoil(folders / "ours", tmp_path / "ours", {"interpolation": "cubic"})
     if words[0] == "explain":
-        picture = str(softcam_hub.CAPE_LESIONS / "examples.png")
+        picture = str(Path(softcam_hub.CAPE_LESIONS) / "examples.png")
         words = ["explain", picture, "--out", str(tmp_path / "out"), "--model"]
     assert main([*words, str(folder)]) == 1
     assert "unknown interpolation 'cubic': expected one of" in capsys.readouterr().err

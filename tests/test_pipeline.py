@@ -6,11 +6,13 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+import timm
 import torch
 from conftest import randomise
 from PIL import Image
 from transformers import AutoImageProcessor, pipeline
 
+import softcam_hub
 from softcam_hub import CAPEForImageClassification, SoftCAMForImageClassification
 from softcam_hub.data.rows import UnreadableImage
 
@@ -176,3 +178,31 @@ def test_a_mistake_is_answered_in_words(explain, mistake):
     with pytest.raises(ValueError) as error:  # noqa: PT011, compared word for word below
         do(explain)
     assert str(error.value) == message
+
+
+EMPTY = {
+    "list": ([], "there is no image to explain: expected an image or a list of images, got an empty list"),
+    "array": (np.zeros((0, 8, 3), np.uint8), "the image is empty: expected a picture of at least one pixel"),
+    "column": (np.zeros((8, 0, 3), np.uint8), "the image is empty: expected a picture of at least one pixel"),
+    "picture": (Image.new("RGB", (0, 0)), "the image is empty: expected a picture of at least one pixel"),
+    "name": ("", "the image is empty: expected a picture of at least one pixel"),
+    "picture in a list": ([Image.new("RGB", (9, 9)), Image.new("RGB", (0, 5))], "the image is empty"),
+}
+
+
+@pytest.mark.parametrize("case", EMPTY)
+def test_nothing_to_explain_is_said(case, explain):
+    given, sentence = EMPTY[case]
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        explain(given)
+
+
+def test_a_pipeline_without_a_model_asks_for_one():
+    with pytest.raises(ValueError, match=r"^pipeline\('image-explanation'\) needs a model: name a model folder"):
+        pipeline("image-explanation")
+
+
+def test_timm_says_how_to_load_the_model_that_comes_along():
+    with pytest.raises(ValueError, match="Use .*'local-dir:"):
+        timm.create_model(softcam_hub.CAPE_LESIONS)
+    assert timm.create_model(f"local-dir:{softcam_hub.CAPE_LESIONS}", pretrained=True).num_classes == 4

@@ -51,10 +51,11 @@ def rendered() -> Iterator[Card]:
 
 def shipped() -> Iterator[Card]:
     """The same card twice: beside the model, and among the cards, where the picture is README's."""
-    model = read_trained(CAPE_LESIONS, license="mit")
+    folder = Path(CAPE_LESIONS)
+    model = read_trained(folder, license="mit")
     results = [*read_rows(RESULTS / "lesions.jsonl"), *read_rows(RESULTS / "explanations.jsonl")]
     rows = [model.config, *(row for row in results if row["recipe"] == RECIPE)]
-    yield Card(CAPE_LESIONS / "README.md", trained_card(model, SHIPPED, NOTE), rows, set(model.pictures))
+    yield Card(folder / "README.md", trained_card(model, SHIPPED, NOTE), rows, set(model.pictures))
     pictures = ("../docs/examples.png",)
     yield Card(
         CARDS / f"{SHIPPED}.md", trained_card(replace(model, pictures=pictures), SHIPPED, NOTE), rows, set(pictures)

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     models = parser.add_argument_group("models")
     models.add_argument(
-        "--model", default=str(CAPE_LESIONS), help="model folder, timm name or Hub id; [a small lesions model]"
+        "--model", default=CAPE_LESIONS, help="model folder, timm name or Hub id; [a small lesions model]"
     )
     models.add_argument("--twin", help="the black box that post-hoc maps explain, such as RUN/twin")
     models.add_argument(
@@ -102,7 +102,7 @@ def refuse_unused(settings: dict[str, Any]) -> None:
     """Refuse options that `--accuracy` has no use for."""
     from ..benchmarking.config import BenchmarkConfig
 
-    usual = {field.name: field.default for field in dataclasses.fields(BenchmarkConfig)} | {"model": str(CAPE_LESIONS)}
+    usual = {field.name: field.default for field in dataclasses.fields(BenchmarkConfig)} | {"model": CAPE_LESIONS}
     unused = [f"--{name}" for name in NOT_OF_ACCURACY if settings[name] != usual[name]]
     if unused:
         raise ValueError(f"--accuracy measures predictions, not explanations: leave out {', '.join(unused)}")

@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         nargs="+",
-        default=[str(CAPE_LESIONS)],
+        default=[CAPE_LESIONS],
         metavar="MODEL",
         help="model folders, timm names or Hub ids to choose from [a small lesions model]",
     )

@@ -35,7 +35,7 @@ MOST = 39
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of them")
     parser.add_argument(
-        "--model", default=str(CAPE_LESIONS), help="model folder, timm name or Hub id [a small lesions model]"
+        "--model", default=CAPE_LESIONS, help="model folder, timm name or Hub id [a small lesions model]"
     )
     parser.add_argument(
         "--out",

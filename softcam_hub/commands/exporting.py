@@ -10,7 +10,7 @@ HELP = "write a model of ours as an ONNX file with logits and maps"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", default=str(CAPE_LESIONS), help="model folder, timm name or Hub id [a small lesions model]"
+        "--model", default=CAPE_LESIONS, help="model folder, timm name or Hub id [a small lesions model]"
     )
     parser.add_argument("--out", required=True, metavar="FILE", help="the file to write, such as model.onnx")
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")

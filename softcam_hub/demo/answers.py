@@ -106,4 +106,4 @@ class Answers:
 
 def _name_of(source: str | Path) -> str:
     """What the menu calls a model."""
-    return CAPE_LESIONS.name if Path(source) == CAPE_LESIONS else str(source)
+    return Path(source).name if Path(source) == Path(CAPE_LESIONS) else str(source)
