@@ -3,11 +3,10 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from reasons import REASONS
+from reasons import REASONS, Reason
 from timm_architectures import ARCHITECTURES
 
 Row = dict[str, Any]
@@ -21,14 +20,14 @@ class Difference(NamedTuple):
         subject: Models that fail it.
         test: Name of the test, with its parameters.
         message: First line of the error.
-        reason: Pattern and text of the reason, or None.
+        reason: Reason, or None.
     """
 
     suite: str
     subject: str
     test: str
     message: str
-    reason: tuple[str, str] | None
+    reason: Reason | None
 
 
 class Comparison(NamedTuple):
@@ -54,11 +53,11 @@ def compare(rows: list[Row]) -> Comparison:
         for found in differences
         if found.reason is None
     ]
-    used = {(found.suite, found.reason[0]) for found in differences if found.reason}
+    used = {found.reason for found in differences}
     problems += [
-        f"reasons.py explains {pattern} of {suite}, which does not fail: remove that reason"
-        for suite, pattern, _ in REASONS
-        if (suite, pattern) not in used
+        f"reasons.py explains {reason.tests} of {reason.suite} ({reason.message}), but nothing fails so: remove it"
+        for reason in REASONS
+        if reason not in used
     ]
     return Comparison(differences, problems)
 
@@ -70,15 +69,8 @@ def _differences(rows: list[Row]) -> Iterator[Difference]:
             continue
         for test, message in row["failed"].items():
             if any(test not in control["failed"] and test not in control["skipped"] for control in controls):
-                yield Difference(row["suite"], row["subject"], test, message, _reason(row["suite"], test))
-
-
-def _reason(suite: str, test: str) -> tuple[str, str] | None:
-    """Return pattern and text of the first reason that explains a test."""
-    matching = (
-        (pattern, text) for package, pattern, text in REASONS if package == suite and fnmatchcase(test, pattern)
-    )
-    return next(matching, None)
+                reason = next((r for r in REASONS if r.explains(row["suite"], test, message)), None)
+                yield Difference(row["suite"], row["subject"], test, message, reason)
 
 
 def page(rows: list[Row]) -> str:
@@ -129,7 +121,7 @@ def _table_of_differences(differences: list[Difference]) -> str:
     if not differences:
         return "There are none."
     cases = Counter(
-        (found.suite, found.test.partition("[")[0], found.reason[1] if found.reason else "not explained yet")
+        (found.suite, found.test.partition("[")[0], found.reason.text if found.reason else "not explained yet")
         for found in differences
     )
     lines = ["| suite | test | failures | reason |", "| --- | --- | ---: | --- |"]
