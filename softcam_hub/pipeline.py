@@ -1,21 +1,29 @@
 """`pipeline("image-explanation")`: label, score, map and heat-map image for the classes of each image."""
 
+import base64
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from huggingface_hub import get_session
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageClassification, Pipeline
-from transformers.image_utils import load_image
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .data.rows import decode_image, to_rgb
+from .data.decoding import decode, to_rgb, upright
+from .data.display import show
+from .data.downloads import download
+from .data.locations import open_local
+from .data.pictures import named, read_picture
+from .data.rows import UnreadableImage
 from .figures import overlay, picture
 
 TASK = "image-explanation"
+
+EXPECTED = "a PIL image, an array (H, W, 3) of bytes, the path of a file, an http(s) URL or a base64 string"
+
+LONGEST = 200
+"""Characters of an unknown text that a message shows."""
 
 
 class ImageExplanationPipeline(Pipeline):
@@ -25,11 +33,13 @@ class ImageExplanationPipeline(Pipeline):
         explain("photo.jpg", top_k=2)[0]["heatmap"].save("why.png")
 
     Inputs are PIL images, paths, URLs or (H, W, 3) arrays of bytes, one or a list, read as in training.
+    A URL may give 64 MB and 50 million pixels, and take 60 s.
 
     Args:
         top_k: how many of the most probable classes to explain; 1 by default.
         classes: labels or indices to explain instead.
         kind: the kind of map (`softcam`, `cape`, `mu-cape`, `cam`).
+        timeout: Seconds that the download of a URL may take in all, in place of 60.
 
     Returns:
         For each image a list with, per class, `label`, `score`, `map` (a tensor (H, W) at its own resolution) and
@@ -102,9 +112,14 @@ class ImageExplanationPipeline(Pipeline):
 
 
 def as_picture(image: Any, timeout: float | None) -> Image.Image:
-    """An RGB picture of what a user may pass for one."""
-    size = image.shape[:2] if isinstance(image, np.ndarray) else getattr(image, "size", (1, 1))
-    if image in ("", b"") if isinstance(image, str | bytes) else 0 in size:
+    """Read what a user may pass for an image, as RGB.
+
+    Args:
+        image: PIL image, array of bytes, path, http(s) URL, or base64 text with or without "data:image/png;base64,".
+        timeout: Seconds that a download may take in all; by default `softcam_hub.data.downloads.MOST_SECONDS`.
+    """
+    size = image.shape[:2] if isinstance(image, np.ndarray) else image.size if isinstance(image, Image.Image) else ()
+    if 0 in size or (isinstance(image, str | bytes) and not image):
         raise ValueError("the image is empty: expected a picture of at least one pixel, or the path or URL of one")
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3):
@@ -114,19 +129,29 @@ def as_picture(image: Any, timeout: float | None) -> Image.Image:
             )
         return to_rgb(Image.fromarray(image))
     if isinstance(image, Image.Image):
-        return to_rgb(ImageOps.exif_transpose(image))
-    if isinstance(image, str) and image.startswith(("http://", "https://")):
-        return decode_image({"bytes": _download(image, timeout)}, Path(), image)
-    if isinstance(image, os.PathLike) or (isinstance(image, str) and Path(image).is_file()):
-        path = os.fspath(image)
-        return decode_image({"path": path}, Path(), path)
-    return load_image(image)
+        with named("the PIL image"):
+            return to_rgb(upright(image))
+    if isinstance(image, os.PathLike) or (isinstance(image, str) and os.path.isfile(image)):
+        with named(show(os.fspath(image))), open_local(image) as file:
+            return to_rgb(decode(file))
+    if isinstance(image, str):
+        return _picture_of_text(image, timeout)
+    raise TypeError(f"expected {EXPECTED}, got {type(image).__name__}")
 
 
-def _download(url: str, timeout: float | None) -> bytes:
-    answer = get_session().get(url, timeout=timeout, follow_redirects=True)
-    answer.raise_for_status()
-    return answer.content
+def _picture_of_text(text: str, timeout: float | None) -> Image.Image:
+    """Read a URL, or an image written as base64."""
+    if text.lower().startswith(("http://", "https://")):
+        return read_picture(download(text, seconds=timeout), text).image
+    try:
+        content = base64.b64decode("".join(text.rpartition("base64,")[2].split()), validate=True)
+        return read_picture(content, "the base64 image").image
+    except ValueError as error:
+        if isinstance(error, UnreadableImage) and text.startswith("data:"):
+            raise
+        # a file name of a few letters is base64 too, of no image
+        shown = show(text if len(text) <= LONGEST else f"{text[:LONGEST]}...")
+        raise UnreadableImage(f"{shown} cannot be read: expected {EXPECTED}.") from error
 
 
 def register() -> None:

@@ -18,6 +18,7 @@ from timm.data import create_transform
 from torch.utils.data import DataLoader
 
 from softcam_hub.data import load_lesions
+from softcam_hub.data.decoding import to_rgb
 from softcam_hub.data.loading import (
     AugmentationConfig,
     Images,
@@ -25,7 +26,7 @@ from softcam_hub.data.loading import (
     make_transforms,
     mask_transform,
 )
-from softcam_hub.data.rows import Columns, Rows, to_rgb
+from softcam_hub.data.rows import Columns, Rows
 
 CONFIG = {
     "input_size": (3, 32, 32),

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
-from softcam_hub.data import pictures
 from softcam_hub.data.pictures import read_picture
 from softcam_hub.data.rows import UnreadableImage
 
@@ -74,8 +74,11 @@ def write(path, kind):
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("text", "it is no image, or of a format that is not known here; JPEG and PNG are."),
-        ("vector", "it is no image, or of a format that is not known here; JPEG and PNG are."),
+        ("text", "it is no image of a format that is read here: expected JPEG, PNG, GIF, BMP, TIFF, WebP or PPM."),
+        (
+            "vector",
+            "it is no image of a format that is read here: expected JPEG, PNG, GIF, BMP, TIFF, WebP or PPM.",
+        ),
         ("empty", "the file is empty."),
         ("truncated", "image file is truncated"),
         (
@@ -98,7 +101,7 @@ def test_what_cannot_be_read_is_refused_with_a_sentence(kind, reason, tmp_path):
 
 def test_the_pixels_of_too_large_a_picture_are_not_decoded(tmp_path, monkeypatch):
     write(tmp_path / "huge.png", "huge")
-    monkeypatch.setattr(pictures, "decode_image", lambda *_: pytest.fail("it was decoded"))
+    monkeypatch.setattr(PngImageFile, "load", lambda *_: pytest.fail("it was decoded"))
     with pytest.raises(UnreadableImage, match="100 million pixels"):
         read_picture(tmp_path / "huge.png")
 

@@ -8,6 +8,7 @@
 import argparse
 import glob
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 HELP = "explain images: a picture and a line of JSON for each"
 
 LINES = "predictions.jsonl"
+
+LONGEST_NAME = 200
+"""Bytes in the name of a picture: file systems take 255 at most, and some fewer."""
 
 MOST = 39
 """Maps in a picture: with the image, ten rows of four."""
@@ -53,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from ..benchmarking.models import load_classifier
+    from ..data.display import show
 
     check(arguments)
     files = find_images(arguments.images, arguments.out)
@@ -67,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         folder.claim("continue")
         with draft_of(folder.path / LINES) as draft:
             write_explanations(explain, pictures, draft, problems, remarks)
-    print("\n".join([f"{len(files) - len(problems)} images explained in {arguments.out}", *remarks]))
+    print("\n".join([f"{len(files) - len(problems)} images explained in {show(arguments.out)}", *remarks]))
     if problems:
         raise unreadable(problems, files)
     return 0
@@ -91,8 +96,8 @@ def write_explanations(
     with draft.open("w", encoding="utf-8") as lines, tqdm(total=len(files), desc="images") as bar:
         for first in range(0, len(files), explain.batch_size):
             some = files[first : first + explain.batch_size]
-            for line, picture in explain(list(explain.read(some, problems, remarks))):
-                line["picture"] = pictures[Path(line["file"])]
+            for file, line, picture in explain(list(explain.read(some, problems, remarks))):
+                line["picture"] = pictures[file]
                 with draft_of(draft.with_name(line["picture"])) as unfinished:
                     picture.save(unfinished)
                 lines.write(json.dumps(line) + "\n")
@@ -114,15 +119,18 @@ def check(arguments: argparse.Namespace) -> None:
 
 def find_images(paths: list[Path], out: Path) -> list[Path]:
     """Files as they are named, and all images in folders but those in `out`, where an earlier run has drawn."""
-    known, found, drawn = Image.registered_extensions(), [], out.resolve()
+    from ..data.decoding import SUFFIXES
+    from ..data.display import show
+
+    found, drawn = [], out.resolve()
     for path in paths:
-        if path.is_dir():
-            every = sorted(file for file in path.rglob("*") if file.suffix.lower() in known and file.is_file())
+        if os.path.isdir(path):  # unlike Path.is_dir, false for a name that is too long
+            every = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
             every = [file for file in every if not is_draft(file)]
             inside = [file for file in every if drawn not in file.resolve().parents]
             if not inside:
-                but = f" but in --out {out}, whose images are left out: choose another --out" if every else ""
-                raise FileNotFoundError(f"there is no image in folder {path}{but}")
+                but = f" but in --out {show(out)}, whose images are left out: choose another --out" if every else ""
+                raise FileNotFoundError(f"there is no image in folder {show(path)}{but}")
             found += inside
         else:
             found.append(path)
@@ -130,27 +138,40 @@ def find_images(paths: list[Path], out: Path) -> list[Path]:
 
 
 def name_pictures(files: list[Path]) -> dict[Path, str]:
-    """File -> name of its picture: the image's, with a number where several images share one."""
+    """Return file -> name of its picture: the image's, with a number where several images share one."""
     names: dict[Path, str] = {}
     taken: set[str] = set()
     for file in files:
         stem = f"_{file.stem}" if file.stem.startswith(DRAFT) else file.stem  # drafts are deleted by later runs
-        name, number = f"{stem}.png", 1
+        name, number = writable_name(stem, ".png"), 1
         while name.lower() in taken:  # folders of macOS and Windows do not tell a.png from A.png
             number += 1
-            name = f"{stem}-{number}.png"
+            name = writable_name(stem, f"-{number}.png")
         taken.add(name.lower())
         names[file] = name
     return names
 
 
+def writable_name(stem: str, ending: str) -> str:
+    """Return a file name that every file system takes and every terminal shows.
+
+    Args:
+        stem: Name of the image without its suffix; it may be anything, and as long as a file name may be.
+        ending: Characters that stay whole at the end.
+    """
+    printable = "".join(character if character.isprintable() else "_" for character in stem)
+    return printable.encode()[: LONGEST_NAME - len(ending)].decode(errors="ignore") + ending
+
+
 def keep_photographs(pictures: dict[Path, str], out: Path) -> None:
     """Refuse to draw a picture over an image that is to be explained."""
+    from ..data.display import show
+
     given = {file.resolve() for file in pictures}
     for name in pictures.values():
         if (out / name).resolve() in given:
             raise FileExistsError(
-                f"{out / name} is to be explained, so that no picture can take its place: choose another --out"
+                f"{show(out / name)} is to be explained, so that no picture can take its place: choose another --out"
             )
 
 
@@ -212,9 +233,11 @@ class Explaining:
             remarks += [picture.remark] if picture.remark else []
             yield file, self.transform(picture.image)
 
-    def __call__(self, images: "list[tuple[Path, Tensor]]") -> Iterator[tuple[dict[str, Any], Image.Image]]:
-        """A line and a picture for each image."""
+    def __call__(self, images: "list[tuple[Path, Tensor]]") -> Iterator[tuple[Path, dict[str, Any], Image.Image]]:
+        """Yield the file, a line and a picture for each image."""
         import torch
+
+        from ..data.display import as_unicode
 
         if not images:
             return
@@ -223,14 +246,14 @@ class Explaining:
         for place, (file, _) in enumerate(images):
             top = int(probabilities[place].argmax())
             line = {
-                "file": str(file),
+                "file": as_unicode(file),
                 "label": self.labels[top],
                 "score": float(probabilities[place, top]),
                 "probabilities": dict(zip(self.labels, probabilities[place].tolist(), strict=True)),
                 "explained": [self.labels[index] for index in explanation.classes[place].tolist()],
                 "kind": explanation.kind,
             }
-            yield line, self.draw(pixels[place], explanation, place)
+            yield file, line, self.draw(pixels[place], explanation, place)
 
     def explain(self, pixels: "Tensor") -> "tuple[Explanation, Tensor]":
         """Maps of the chosen classes, and the probabilities (B, C) of all of them."""

@@ -41,6 +41,11 @@ class DataConfig:
     fold: int = flag(0, "the fold to test on, from 0")
     group_column: str | None = flag(None, "column of persons (or the like) that hold_out and folds never divide")
     streaming: bool = flag(False, "read the training split as a stream, without downloading it first")
+    remote_images: bool = flag(
+        False,
+        "read images that the data name by an address (https://..., s3://..., zip://...::...); by default only local "
+        "files and what is part of a Hub data set",
+    )
     unreadable: str = flag("stop", "what to do about images that cannot be read: 'stop', or 'skip' (checks all first)")
 
     def __post_init__(self) -> None:

@@ -17,7 +17,9 @@ from .config import DataConfig
 from .division import deal
 from .images import Images
 from .labels import SEVERAL, Labels, declared_classes, read_labels, shorten
-from .rows import Columns, Rows, UnreadableImage, embedded, undecoded
+from .listed import check_listed
+from .locations import Locations
+from .rows import Columns, Rows, UnreadableImage, embed, undecoded
 from .sources import Source, find_column, read_source
 from .streams import EndlessImages, StreamedImages, StreamedRows
 from .transforms import AugmentationConfig, make_transforms, mask_transform
@@ -77,6 +79,8 @@ def load_splits(config: DataConfig) -> Splits:
     labels = read_labels(used, columns[config.train_split].label, source.classes)
     if not labels.multi_label and len(labels.classes) < 2:
         raise ValueError(f"the data has one class, {labels.classes[0]!r}: at least two are needed")
+    for name, data in used.items():
+        check_listed(data, columns[name], name, source.locations, config.unreadable == "skip")
     parts = _divide(used[config.train_split], labels.values[config.train_split], config)
     make = partial(_make_rows, source, used, labels, columns, config)
     train = make(config.train_split, parts["train"])
@@ -163,8 +167,8 @@ def _make_rows(
 ) -> Rows | None:
     if name not in used:
         return None
-    made = Rows(used[name], labels.values[name], columns[name], name, source.root, config.unreadable, rows)
-    made.check()
+    made = Rows(used[name], labels.values[name], columns[name], name, source.locations, config.unreadable, rows)
+    made.check_boxes()
     return made
 
 
@@ -189,10 +193,11 @@ def _seen(labels: np.ndarray, count: int) -> np.ndarray:
 def _stream(source: Source, used: dict[str, Any], config: DataConfig) -> Splits:
     """The training split as a stream, the others loaded."""
     stream, *_ = used.values()
+    columns = _find_columns(stream, config.train_split, config)
     if hasattr(stream, "to_iterable_dataset"):
+        check_listed(stream, columns, config.train_split, source.locations, config.unreadable == "skip")
         # a buffer does not mix what lies in the order of its classes, as folders do
         stream = stream.shuffle(seed=config.data_seed, keep_in_memory=True).to_iterable_dataset()
-    columns = _find_columns(stream, config.train_split, config)
     feature = stream.features[columns.label]
     classes = source.classes or declared_classes(feature)
     if not classes:
@@ -200,17 +205,19 @@ def _stream(source: Source, used: dict[str, Any], config: DataConfig) -> Splits:
             f"column {columns.label!r} of {config.data!r} does not declare its class names, and a stream cannot be "
             "searched for them: use streaming=False"
         )
-    train = StreamedRows(stream, columns, classes, config.train_split, source.root, config.unreadable)
-    others = {name: _loaded(data, columns) for name, data in list(used.items())[1:]}
+    train = StreamedRows(stream, columns, classes, config.train_split, source.locations, config.unreadable)
+    others = {name: _loaded(data, columns, source.locations) for name, data in list(used.items())[1:]}
+    for name, data in others.items():
+        check_listed(data, columns, name, source.locations, config.unreadable == "skip")
     labels = read_labels(others, columns.label, classes) if others else Labels({}, classes, False)
     make = partial(_make_rows, source, others, labels, dict.fromkeys(others, columns), config)
     return Splits(train, make(config.validation_split), make(config.test_split), classes, hasattr(feature, "feature"))
 
 
-def _loaded(data: "Dataset | IterableDataset", columns: Columns) -> "Dataset":
+def _loaded(data: "Dataset | IterableDataset", columns: Columns, locations: Locations) -> "Dataset":
     """A stream as a data set on disk, in the cache of `datasets`."""
     from datasets import Dataset
 
     if isinstance(data, Dataset):
         return data
-    return Dataset.from_generator(partial(embedded, undecoded(data, columns), columns), features=data.features)
+    return Dataset.from_generator(partial(embed, undecoded(data, columns), columns, locations), features=data.features)

@@ -4,13 +4,21 @@
 - A picture much longer than wide is refused too: its shorter side is scaled to the model's, and the longer one with it.
 """
 
+import io
+import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-from .rows import UnreadableImage, decode_image
+from .decoding import TooManyPixels, UndecodableImage, open_image, to_rgb
+from .display import show
+from .locations import open_local
+from .rows import UnreadableImage
 
 MOST_BYTES = 20 * 2**20
 MOST_PIXELS = 50_000_000
@@ -31,63 +39,65 @@ class Picture:
     remark: str = ""
 
 
-def read_picture(path: str | Path, name: str | None = None) -> Picture:
-    """The first picture of a file, or `UnreadableImage` with a sentence.
+def read_picture(source: str | Path | bytes, name: str | None = None) -> Picture:
+    """Read the first picture of a file, or refuse it as `UnreadableImage` with a sentence.
 
     Args:
-        path: of the file.
-        name: of the file in messages; by default its own.
+        source: Path of the file, or its content.
+        name: Name of the file in messages; by default that of the path.
     """
-    path = Path(path)
-    name = name or path.name
-    frames = _check(path, name)
+    name = show(os.path.basename(source) if name is None else name)
+    with named(name):
+        if isinstance(source, bytes):
+            return _read(io.BytesIO(source), name)
+        _check_file(Path(source))
+        with open_local(source) as file:
+            return _read(file, name)
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """Add the name of the picture to the reason why it cannot be read."""
     try:
-        image = decode_image({"path": str(path)}, Path(), name)
-    except UnreadableImage as error:
-        reason = str(error).removeprefix(f"{name} cannot be read: ").partition(". Repair")[0]
-        raise _refused(name, reason) from error
-    return Picture(image, f"{name} has {frames} pictures, and this is the first of them." if frames > 1 else "")
+        yield
+    except UndecodableImage as error:
+        raise UnreadableImage(f"{name} cannot be read: {str(error).removesuffix('.')}.") from error
 
 
-def _check(path: Path, name: str) -> int:
-    """Refuse what is no image, or too large a one; the number of its frames."""
-    if not path.is_file():
-        raise _refused(name, "there is no such file")
+def _check_file(path: Path) -> None:
+    """Refuse what is no file, an empty file, and too large a one."""
+    if not os.path.isfile(path):
+        raise UndecodableImage("there is no such file")
     if not path.stat().st_size:
-        raise _refused(name, "the file is empty")
+        raise UndecodableImage("the file is empty")
     if path.stat().st_size > MOST_BYTES:
-        raise _refused(name, f"the file has more than {MOST_BYTES // 2**20} MB: save it smaller")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
-            with Image.open(path) as opened:
-                _check_size(opened.size, name)
+        raise UndecodableImage(f"the file has more than {MOST_BYTES // 2**20} MB: save it smaller")
+
+
+def _read(source: BinaryIO, name: str) -> Picture:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
+        try:
+            with open_image(source) as image:
+                _check_size(image.size)
                 # further pictures of an MPO are what a camera keeps beside the first
-                return 1 if opened.format == "MPO" else getattr(opened, "n_frames", 1)
-    except UnreadableImage:
-        raise
-    except UnidentifiedImageError as error:
-        raise _refused(name, "it is no image, or of a format that is not known here; JPEG and PNG are") from error
-    except Image.DecompressionBombError as error:
-        raise _refused(name, f"it has more than {MOST_PIXELS / 1e6:.0f} million pixels: make it smaller") from error
-    except Exception as error:  # Pillow's readers raise errors of many kinds
-        raise _refused(name, str(error) or type(error).__name__) from error
+                frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+                picture = to_rgb(ImageOps.exif_transpose(image))
+        except TooManyPixels as error:
+            raise UndecodableImage(
+                f"it has more than {MOST_PIXELS / 1e6:.0f} million pixels: make it smaller"
+            ) from error
+    return Picture(picture, f"{name} has {frames} pictures, and this is the first of them." if frames > 1 else "")
 
 
-def _check_size(size: tuple[int, int], name: str) -> None:
+def _check_size(size: tuple[int, int]) -> None:
     width, height = size
     if width * height > MOST_PIXELS:
-        raise _refused(
-            name,
+        raise UndecodableImage(
             f"it has {width}×{height} = {width * height / 1e6:.0f} million pixels, more than the "
-            f"{MOST_PIXELS / 1e6:.0f} million that are taken here: make it smaller",
+            f"{MOST_PIXELS / 1e6:.0f} million that are taken here: make it smaller"
         )
     if max(size) > MOST_PROPORTION * min(size):
-        raise _refused(
-            name,
-            f"it has {width}×{height} pixels, and its sides may differ {MOST_PROPORTION}-fold at most: crop it",
+        raise UndecodableImage(
+            f"it has {width}×{height} pixels, and its sides may differ {MOST_PROPORTION}-fold at most: crop it"
         )
-
-
-def _refused(name: str, reason: str) -> UnreadableImage:
-    return UnreadableImage(f"{name} cannot be read: {reason}.")

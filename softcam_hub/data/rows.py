@@ -1,27 +1,28 @@
 """One split: undecoded images, labels, and masks if there are any.
 
-- EXIF orientation is applied; masks and boxes are meant on the upright image.
-- Transparent images are laid over white: what hides under full transparency is arbitrary. 16-bit grey is divided by
-  257, not clipped. CMYK, palettes and one-bit images are converted as Pillow does it.
+- Masks and boxes are meant on the upright image.
 - A mask is true where any colour channel is not zero, so that class-index masks work; save masks losslessly.
 - An image that cannot be read (missing, empty, truncated, no image, a decompression bomb) raises `UnreadableImage`, or
   is left out with `unreadable="skip"`: then every image is decoded once in the beginning.
 """
 
 import hashlib
-import io
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from .boxes import draw_boxes, read_boxes
+from .decoding import UndecodableImage, decode, to_rgb
+from .display import show
 from .labels import shorten
+from .locations import Locations, embedded, is_address, path_of
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -37,7 +38,7 @@ class UnreadableImage(ValueError):
     """
 
     def __init__(self, sentence: str) -> None:
-        super().__init__(sentence.strip().rpartition(f"{__name__}.UnreadableImage: ")[2])
+        super().__init__(sentence.rpartition(f"{__name__}.UnreadableImage: ")[2].rstrip())
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Rows:
         labels: (N,) class indices or (N, C) multi-hot.
         columns: of `data`.
         split: name, for messages.
-        root: what relative paths are relative to.
+        locations: Places that paths in `data` lead to.
         unreadable: "stop", or "skip" to leave out now what cannot be read.
         rows: (n,) the rows of `data` that these are; all of them by default.
     """
@@ -75,11 +76,11 @@ class Rows:
         labels: np.ndarray,
         columns: Columns,
         split: str = "train",
-        root: Path = Path(),
+        locations: Locations = Locations(),  # noqa: B008, immutable
         unreadable: str = "stop",
         rows: np.ndarray | None = None,
     ) -> None:
-        self.columns, self.split, self.root = columns, split, root
+        self.columns, self.split, self.locations = columns, split, locations
         self.rows = np.arange(len(data)) if rows is None else rows
         self.labels = labels[self.rows]
         self.unreadable: list[str] = []
@@ -98,7 +99,7 @@ class Rows:
     def image(self, index: int) -> Image.Image:
         """The image, RGB and upright."""
         row = self._row(index)
-        return decode_image(row[self.columns.image], self.root, self._name(row, index))
+        return read_image(row[self.columns.image], self.locations, self._name(row, index))
 
     def mask(self, index: int) -> Image.Image | None:
         """The ground truth as "L", 255 where it is, or `None` if this image has none."""
@@ -108,8 +109,8 @@ class Rows:
         """Both of one size, from one look at the row."""
         row = self._row(index)
         name = self._name(row, index)
-        image = decode_image(row[self.columns.image], self.root, name)
-        return image, find_mask(row, self.columns, image.size, self.root, name)
+        image = read_image(row[self.columns.image], self.locations, name)
+        return image, find_mask(row, self.columns, image.size, self.locations, name)
 
     def name(self, index: int) -> str:
         """What to call an image in a message: its row in the split that was read, and its path if it has one."""
@@ -117,31 +118,15 @@ class Rows:
 
     def _name(self, row: dict[str, Any], index: int) -> str:
         path = path_of(row[self.columns.image])
-        return f"row {self.rows[index]} of split {self.split!r}" + (f" ({path})" if path else "")
+        return f"row {self.rows[index]} of split {self.split!r}" + (f" ({show(path)})" if path else "")
 
-    def check(self) -> None:
-        """Refuse paths of images and masks that lead to no file, and boxes that are none, before any is needed."""
-        for column in self.columns.of_images():
-            if getattr(self._data.features[column], "dtype", None) in ("string", "large_string"):
-                self._check_paths(self._data[column][:], optional=column == self.columns.mask)
+    def check_boxes(self) -> None:
+        """Refuse what is no box before any is needed; whether boxes fit their images is known only later."""
         if self.columns.boxes:
             boxes = self._data[self.columns.boxes][:]
             for index, row in enumerate(self.rows.tolist()):
                 if boxes[row] is not None:
                     read_boxes(boxes[row], self.name(index))
-
-    def _check_paths(self, paths: list[str | None], optional: bool) -> None:
-        def is_missing(row: int) -> bool:
-            path = paths[row]
-            return not optional if path is None else "://" not in path and not (self.root / path).is_file()
-
-        with ThreadPool() as pool:
-            found = np.flatnonzero(pool.map(is_missing, self.rows.tolist(), chunksize=64)).tolist()
-        if found:
-            more = f" (and {len(found) - 1} more are missing)" if len(found) > 1 else ""
-            path = paths[self.rows[found[0]]]
-            reason = "it has no path" if path is None else f"there is no file {self.root / path}"
-            raise _unreadable(self.name(found[0]), reason + more)
 
     def fingerprint(self, with_masks: bool = False) -> str:
         """Hash of what the images are, in their order: of embedded bytes, or of path, size and time of change.
@@ -154,7 +139,9 @@ class Rows:
             digest = hashlib.sha256()
             for row in self._data.select_columns(columns).select(self.rows):
                 for name, value in row.items():
-                    known = repr(value).encode() if name == self.columns.boxes else _identity(value, self.root)
+                    known = (
+                        repr(value).encode() if name == self.columns.boxes else _identity(value, self.locations.root)
+                    )
                     digest.update(known)
             self._fingerprints[with_masks] = digest.hexdigest()
         return self._fingerprints[with_masks]
@@ -196,23 +183,58 @@ def undecoded(data: Any, columns: Columns) -> Any:
     return data
 
 
-def embedded(stream: "IterableDataset", columns: Columns) -> Iterator[dict[str, Any]]:
-    """The rows of an undecoded stream, with the content of remote images in them."""
-    for row in stream:
-        remote = {name: _read_remote(row[name]) for name in columns.of_images()}
-        yield row | {name: {"bytes": content, "path": None} for name, content in remote.items() if content is not None}
+def embed(stream: "IterableDataset", columns: Columns, locations: Locations) -> Iterator[dict[str, Any]]:
+    """Yield the rows of an undecoded stream, with the content of images at addresses in them."""
+    for position, row in enumerate(stream):
+        content = {}
+        for column in columns.of_images():
+            path = path_of(row[column])
+            if embedded(row[column]) is None and path and is_address(path):
+                with locations.open(row[column], f"position {position} ({show(path)})") as file:
+                    content[column] = {"bytes": file.read(), "path": None}
+        yield row | content
 
 
-def decode_image(source: Any, root: Path, name: str) -> Image.Image:
-    return to_rgb(_open(source, root, name), name)
+def read_image(source: Any, locations: Locations, name: str) -> Image.Image:
+    """Read an image of a row, RGB and upright.
+
+    Args:
+        source: Path, address, bytes, or a dictionary of "path" and "bytes".
+        locations: Places that paths lead to.
+        name: Name of the image in messages.
+    """
+    with _named(name):
+        return to_rgb(_decode(source, locations, name))
+
+
+def _decode(source: Any, locations: Locations, name: str) -> Image.Image:
+    with locations.open(source, name) as file:
+        return decode(file)
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Add the name of the image to the reason why it cannot be read, and advice for a data set."""
+    try:
+        yield
+    except UndecodableImage as error:
+        raise unreadable(name, error) from error
+
+
+def unreadable(name: str, reason: object) -> UnreadableImage:
+    """Say which image of a data set cannot be read, and what to do about it."""
+    return UnreadableImage(
+        f"{name} cannot be read: {reason}. Repair or remove it, or leave such images out with unreadable='skip'"
+    )
 
 
 def find_mask(
-    row: dict[str, Any], columns: Columns, size: tuple[int, int], root: Path, name: str
+    row: dict[str, Any], columns: Columns, size: tuple[int, int], locations: Locations, name: str
 ) -> Image.Image | None:
     """The mask of a row from its mask column or drawn from its boxes, for an image of `size` (width, height)."""
     if columns.mask and row[columns.mask] is not None:
-        pixels = np.asarray(_without_alpha(_open(row[columns.mask], root, f"the mask of {name}")))
+        with _named(f"the mask of {name}"):
+            pixels = np.asarray(_without_alpha(_decode(row[columns.mask], locations, f"the mask of {name}")))
         pixels = pixels.any(axis=2) if pixels.ndim == 3 else pixels != 0
     elif columns.boxes and row[columns.boxes] is not None:
         pixels = draw_boxes(row[columns.boxes], size, name)
@@ -226,75 +248,13 @@ def find_mask(
     return Image.fromarray(pixels.astype(np.uint8) * 255)
 
 
-def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
-    """RGB with 8 bits, from whatever Pillow opened."""
-    if image.mode.startswith("I"):
-        deep = np.asarray(image)
-        if deep.min() < 0 or deep.max() > 65535:
-            raise _unreadable(name, "it has more than 16 bits per pixel")
-        image = Image.fromarray((deep / 257).round().astype(np.uint8))
-    elif image.mode == "F":
-        raise _unreadable(name, "its pixels are floating-point numbers")
-    elif image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def _open(source: Any, root: Path, name: str) -> Image.Image:
-    """The decoded and upright image of a path, of bytes, or of what `datasets` makes of them."""
-    remote = _read_remote(source)  # outside the try: a failing network does not make an image unreadable
-    try:
-        image = Image.open(io.BytesIO(remote if remote is not None else _read(source, root)))
-        image.load()
-        return ImageOps.exif_transpose(image)
-    # Pillow's readers raise errors of many kinds (OSError, SyntaxError, struct.error, DecompressionBombError, ...)
-    except Exception as error:
-        raise _unreadable(name, error) from error
-
-
-def _unreadable(name: str, reason: object) -> UnreadableImage:
-    return UnreadableImage(
-        f"{name} cannot be read: {reason}. Repair or remove it, or leave such images out with unreadable='skip'"
-    )
-
-
-def _read_remote(source: Any) -> bytes | None:
-    path = path_of(source)
-    if _embedded(source) is not None or "://" not in (path or ""):
-        return None
-    import fsspec
-
-    with fsspec.open(path, "rb") as file:
-        return file.read()
-
-
-def _read(source: Any, root: Path) -> bytes:
-    content, path = _embedded(source), path_of(source)
-    if content is None and not path:
-        raise FileNotFoundError("there is neither a path nor an embedded image")
-    return (root / path).read_bytes() if content is None else content
-
-
-def _embedded(source: Any) -> bytes | None:
-    if isinstance(source, dict):
-        source = source.get("bytes")
-    return source if isinstance(source, bytes) else None
-
-
-def path_of(source: Any) -> str | None:
-    if isinstance(source, dict):
-        source = source.get("path")
-    return source if isinstance(source, str) else None
-
-
 def _without_alpha(image: Image.Image) -> Image.Image:
     return image.convert({"RGBA": "RGB", "LA": "L", "PA": "P"}.get(image.mode, image.mode))
 
 
 def _identity(source: Any, root: Path) -> bytes:
     """32 bytes that change when the image does."""
-    content = _embedded(source)
+    content = embedded(source)
     if content is None:
         path = root / (path_of(source) or "")
         known = path.stat() if path.is_file() else None

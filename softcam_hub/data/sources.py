@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from PIL import Image
-
 from . import lesions
 from .config import DataConfig
+from .decoding import EXPECTED, SUFFIXES
+from .display import as_unicode, show
 from .labels import shorten
 from .lesions import LESIONS, VARIANTS
+from .locations import EVERYWHERE, Locations
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -29,31 +30,42 @@ class Source(NamedTuple):
 
     Args:
         splits: name -> rows.
-        root: what relative image paths are relative to.
+        locations: Places that image paths lead to.
         classes: names, where the features do not have them.
     """
 
     splits: "dict[str, Dataset] | dict[str, IterableDataset]"
-    root: Path = Path()
+    locations: Locations = Locations()
     classes: list[str] | None = None
 
 
 def read_source(config: DataConfig) -> Source:
     """Find out what kind of data is meant, and read it."""
     path = Path(config.data).expanduser()
+    addresses = EVERYWHERE if config.remote_images else ()
     if config.data in VARIANTS:
         return _generated(config)
     if path.suffix.lower() in _MANIFESTS:
-        return _manifest(path, config)
+        return Source(_manifest(path, config), Locations(path.resolve().parent, addresses))
     if path.is_dir():
-        return Source(_folder(path.resolve(), config))
+        return Source(_folder(path.resolve(), config), Locations(addresses=addresses))
     if path.is_file():
         raise ValueError(
-            f"{path} is a {path.suffix or 'nameless'} file: expected a folder, or a .csv or .parquet manifest"
+            f"{show(path)} is a {show(path.suffix) or 'nameless'} file: expected a folder, or a .csv or .parquet "
+            "manifest"
         )
     if path.is_absolute() or config.data.startswith((".", "~")) or config.data.count("/") > 1:
-        raise FileNotFoundError(f"there is no folder {path}: expected an image folder, a manifest or a Hub data set")
-    return Source(_hub(config.data, config))
+        raise FileNotFoundError(
+            f"there is no folder {show(path)}: expected an image folder, a manifest or a Hub data set"
+        )
+    return Source(_hub(config.data, config), Locations(addresses=addresses or _own_addresses()))
+
+
+def _own_addresses() -> tuple[str, ...]:
+    """Return the beginnings of the addresses of files that are part of a Hub data set."""
+    from datasets.config import HF_ENDPOINT
+
+    return ("hf://", f"{HF_ENDPOINT}/")
 
 
 def _generated(config: DataConfig) -> Source:
@@ -78,27 +90,27 @@ def _draw(code: str, **settings: Any) -> Iterator[dict[str, Any]]:
     yield from lesions.load_lesions(**settings)
 
 
-def _manifest(path: Path, config: DataConfig) -> Source:
+def _manifest(path: Path, config: DataConfig) -> "dict[str, Dataset]":
     """A table of image paths and labels; its column `split`, if it has one, says which row is in which split."""
     from datasets import load_dataset
 
     if not path.is_file():
-        raise FileNotFoundError(f"there is no manifest {path}")
+        raise FileNotFoundError(f"there is no manifest {show(path)}")
     kind = _MANIFESTS[path.suffix.lower()]
     settings: dict[str, Any] = {"keep_default_na": False, "na_values": [""]} if kind == "csv" else {}
     try:
         table = load_dataset(kind, data_files={"train": [str(path.resolve())]}, split="train", **settings)
     except Exception as error:  # datasets wraps what pandas and pyarrow raise in errors of many kinds
-        raise ValueError(f"manifest {path} cannot be read as {kind}: {error.__cause__ or error}") from error
+        raise ValueError(f"manifest {show(path)} cannot be read as {kind}: {error.__cause__ or error}") from error
     if not len(table):
-        raise ValueError(f"manifest {path} lists no image")
+        raise ValueError(f"manifest {show(path)} lists no image")
     if "split" not in table.column_names:
-        return Source({config.train_split: table}, path.resolve().parent)
+        return {config.train_split: table}
     names = table["split"][:]
     if None in names:
-        raise ValueError(f"row {names.index(None)} of manifest {path} has no split: fill in the column 'split'")
+        raise ValueError(f"row {names.index(None)} of manifest {show(path)} has no split: fill in column 'split'")
     rows = {name: [row for row, own in enumerate(names) if own == name] for name in dict.fromkeys(names)}
-    return Source({str(name): table.select(own) for name, own in rows.items()}, path.resolve().parent)
+    return {str(name): table.select(own) for name, own in rows.items()}
 
 
 def _folder(path: Path, config: DataConfig) -> "dict[str, Any]":
@@ -110,25 +122,43 @@ def _folder(path: Path, config: DataConfig) -> "dict[str, Any]":
         return dict(saved) if isinstance(saved, DatasetDict) else {config.train_split: saved}
     if next(_images(path), None) is None:
         if next(path.rglob("*.parquet"), None) is None:
-            raise ValueError(f"folder {path} has no image in it: expected <class>/<image>, or <split>/<class>/<image>")
+            raise ValueError(
+                f"folder {show(path)} has no image in it: expected <class>/<image>, or <split>/<class>/<image>, and "
+                f"images of the formats {EXPECTED}"
+            )
         return _hub(str(path), config)
     patterns = _split_folders(path, config)
-    found = dict(load_dataset("imagefolder", data_dir=str(path), data_files=patterns))
+    try:
+        found = dict(load_dataset("imagefolder", data_dir=str(path), data_files=patterns))
+    except Exception as error:  # datasets wraps what goes wrong in errors of many kinds
+        _refuse_names(path)
+        raise ValueError(
+            f"image folder {show(path)} cannot be read: {show(error.__cause__ or error).removesuffix('.')}. If it has "
+            "a file metadata.csv, each file_name in it is a path inside this folder"
+        ) from error
     if found[config.train_split].column_names == ["image"]:
         _refuse_one_class([path / pattern.removesuffix("**") for pattern in patterns[config.train_split]])
     return found
+
+
+def _refuse_names(path: Path) -> None:
+    """Name a file whose name is what keeps `datasets` from reading the folder."""
+    for file in _images(path):
+        if as_unicode(file) != str(file):
+            raise ValueError(f"the name of {show(file)} is not UTF-8, and tables of images hold UTF-8: rename it")
+        if "::" in str(file):
+            raise ValueError(f"the name of {show(file)} holds '::', which stands for a file in an archive: rename it")
 
 
 def _refuse_one_class(roots: list[Path]) -> None:
     """`datasets` gives no labels where all images are of one class."""
     folders = {file.parent for root in roots for file in _images(root)}
     if len(folders) == 1 and not folders & set(roots):
-        raise ValueError(f"the data has one class, the folder {folders.pop()}: at least two are needed")
+        raise ValueError(f"the data has one class, the folder {show(folders.pop())}: at least two are needed")
 
 
 def _images(path: Path) -> Iterator[Path]:
-    known = Image.registered_extensions()
-    return (file for file in path.rglob("*") if file.suffix.lower() in known and file.is_file())
+    return (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
 
 
 def _split_folders(path: Path, config: DataConfig) -> dict[str, list[str]]:

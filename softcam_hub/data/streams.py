@@ -11,7 +11,6 @@
 import itertools
 import logging
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,9 +20,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from .display import show
 from .images import Sample, as_label, drawn_from
 from .labels import read_cells
-from .rows import Columns, UnreadableImage, decode_image, path_of, undecoded
+from .locations import Locations, path_of
+from .rows import Columns, UnreadableImage, read_image, undecoded
 
 if TYPE_CHECKING:
     import datasets
@@ -39,7 +40,7 @@ class StreamedRows:
         columns: of the stream.
         classes: names.
         split: name, for messages.
-        root: what relative paths are relative to.
+        locations: Places that paths in the stream lead to.
         unreadable: "stop", or "skip" to go past what cannot be read.
     """
 
@@ -49,11 +50,11 @@ class StreamedRows:
         columns: Columns,
         classes: list[str],
         split: str = "train",
-        root: Path = Path(),
+        locations: Locations = Locations(),  # noqa: B008, immutable
         unreadable: str = "stop",
     ) -> None:
         self.stream, self.columns, self.classes = undecoded(stream, columns), columns, classes
-        self.split, self.root, self.skips = split, root, unreadable == "skip"
+        self.split, self.locations, self.skips = split, locations, unreadable == "skip"
         self.unreadable: list[str] = []
         """Names of what was skipped so far in this process."""
 
@@ -68,9 +69,9 @@ class StreamedRows:
     def image(self, row: dict[str, Any], position: int) -> Image.Image | None:
         """The image, RGB and upright; `None` if it cannot be read and is to be skipped."""
         path = path_of(row[self.columns.image])
-        name = f"position {position} of split {self.split!r}" + (f" ({path})" if path else "")
+        name = f"position {position} of split {self.split!r}" + (f" ({show(path)})" if path else "")
         try:
-            return decode_image(row[self.columns.image], self.root, name)
+            return read_image(row[self.columns.image], self.locations, name)
         except UnreadableImage as error:
             if not self.skips:
                 raise
