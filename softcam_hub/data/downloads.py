@@ -7,10 +7,12 @@
 - Redirects are followed here, not by the HTTP client, which would read the content of each redirect without a limit.
 """
 
+import socket
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent import futures
+from contextlib import suppress
 from threading import Thread
 from typing import Any
 
@@ -23,7 +25,7 @@ MOST_SECONDS = 60.0
 MOST_REDIRECTS = 10
 
 PIECE = 64 * 2**10
-"""Bytes to read at a time; the clock is looked at in between."""
+"""Bytes to unpack at a time; size and clock are looked at in between."""
 
 
 class DownloadError(OSError):
@@ -40,22 +42,28 @@ def download(address: str, name: str | None = None, seconds: float | None = None
     """
     seconds = MOST_SECONDS if seconds is None else seconds
     name = show(address if name is None else name)
-    read = _read_http if address.lower().startswith(("http://", "https://")) else _read_fsspec
     deadline = time.monotonic() + seconds
+    sockets: list[socket.socket] = []
+    is_http = address.lower().startswith(("http://", "https://"))
+    pieces = _read_http(address, deadline, sockets) if is_http else _read_fsspec(address)
     try:
-        return _within(seconds, lambda: _join(read(address, deadline), deadline))
+        return _within(seconds, lambda: _join(pieces, deadline))
     except Exception as error:  # clients of many protocols raise errors of many kinds
         # past the deadline the cause is the limit, whatever the client's own timeout says
         is_late = time.monotonic() >= deadline
         reason = f"it took longer than {seconds:g} s" if is_late else show(error) or type(error).__name__
         raise DownloadError(f"{name} cannot be downloaded: {reason.removesuffix('.')}.") from error
+    finally:
+        for one in sockets:
+            with suppress(OSError):  # it is closed already
+                one.shutdown(socket.SHUT_RDWR)
 
 
 def _within(seconds: float, read: Callable[[], bytes]) -> bytes:
     """Run `read` in a thread and wait for it at most so long.
 
     No client has a limit of total time, and a thread cannot be ended from outside. One that is no longer waited for
-    ends with its next piece, or with the client's timeout.
+    ends with its next piece, with the client's timeout, or because its sockets are shut down.
     """
     future: futures.Future[bytes] = futures.Future()
 
@@ -80,8 +88,21 @@ def _join(pieces: Iterator[bytes], deadline: float) -> bytes:
     return bytes(content)
 
 
-def _read_http(url: str, deadline: float) -> Iterator[bytes]:
-    options: dict[str, Any] = {"headers": {"Accept-Encoding": "identity"}, "follow_redirects": False}
+def _read_http(url: str, deadline: float, sockets: list[socket.socket]) -> Iterator[bytes]:
+    """Yield the content of a URL.
+
+    Args:
+        url: Where to begin; redirects are followed.
+        deadline: Time on the monotonic clock.
+        sockets: List that gets every socket that is opened.
+    """
+
+    def trace(event: str, details: dict[str, Any]) -> None:
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            sockets.append(details["return_value"].get_extra_info("socket"))
+
+    headers = {"Accept-Encoding": "identity", "Connection": "close"}
+    options: dict[str, Any] = {"headers": headers, "follow_redirects": False, "extensions": {"trace": trace}}
     for _ in range(MOST_REDIRECTS + 1):
         left = max(deadline - time.monotonic(), 0.001)
         with get_session().stream("GET", url, timeout=left, **options) as response:
@@ -90,7 +111,8 @@ def _read_http(url: str, deadline: float) -> Iterator[bytes]:
                 continue
             if response.status_code != 200:
                 raise ValueError(f"the server answered {response.status_code} {response.reason_phrase}")
-            yield from _unpacked(response.iter_raw(PIECE), response.headers.get("Content-Encoding", "identity"))
+            # with a size of pieces, the client would wait until one is full
+            yield from _unpacked(response.iter_raw(), response.headers.get("Content-Encoding", "identity"))
             return
     raise ValueError(f"the server redirects more than {MOST_REDIRECTS} times")
 
@@ -113,7 +135,7 @@ def _unpacked(pieces: Iterator[bytes], encoding: str) -> Iterator[bytes]:
         raise ValueError("its compressed content is truncated")
 
 
-def _read_fsspec(address: str, deadline: float) -> Iterator[bytes]:
+def _read_fsspec(address: str) -> Iterator[bytes]:
     import fsspec
 
     with fsspec.open(address, "rb") as file:
