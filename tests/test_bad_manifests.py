@@ -143,7 +143,8 @@ def test_a_data_set_on_the_hub_may_read_its_own_files_and_no_others(monkeypatch)
     own = read_source(DataConfig("you/images")).locations
     for address in ("hf://datasets/you/images/1.png", "zip://1.png::hf://datasets/you/images/1.zip"):
         own.check_address(address, "row 0")
-    for address in ("https://example.org/1.png", "file:///etc/passwd", "zip://1.png::https://example.org/1.zip"):
+    foreign = ("https://example.org/1.png", "file:///etc/passwd", "zip://1.png::https://example.org/1.zip")
+    for address in (*foreign, "https://example.org/1.png::hf://1.png", "file:///etc/passwd::hf://1.png"):
         with pytest.raises(ValueError, match=REFUSAL):
             own.check_address(address, "row 0")
     read_source(DataConfig("you/images", remote_images=True)).locations.check_address("https://example.org", "row 0")

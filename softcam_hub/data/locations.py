@@ -17,6 +17,9 @@ from .downloads import download
 EVERYWHERE = ("",)
 """As `addresses`: all of them."""
 
+ARCHIVES = ("zip://", "tar://", "gzip://", "bz2://", "xz://", "zstd://", "lz4://")
+"""Beginnings of the parts of a chain that read nothing but what the next part gives them."""
+
 
 @dataclass(frozen=True)
 class Locations:
@@ -49,8 +52,11 @@ class Locations:
 
     def check_address(self, path: str, name: str) -> None:
         """Refuse an address that may not be read."""
-        # the last part of a chain, zip://image.png::https://host/images.zip, says where the content comes from
-        if not path.split("::")[-1].startswith(self.addresses):
+        # the last part of a chain, zip://image.png::https://host/images.zip, says where the content comes from, as
+        # long as the parts before it are archives: http://host/image.png::hf://file would be read from the host
+        *containers, origin = path.split("::")
+        allowed = (*ARCHIVES, *self.addresses)
+        if not origin.startswith(self.addresses) or not all(part.startswith(allowed) for part in containers):
             raise ValueError(
                 f"{name} is not a local file: expected paths of local files. Download {show(path)}, or let addresses "
                 "be read with remote_images=True (--remote_images)"
