@@ -14,6 +14,7 @@ import datasets
 import numpy as np
 import pytest
 from PIL import Image
+from test_bad_pictures import bomb
 
 from softcam_hub.data import downloads
 from softcam_hub.data.downloads import DownloadError, download
@@ -158,7 +159,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send(png((9000, 9000), "1"))
 
     def give_bomb(self, rest):
-        self.send(png((20_000, 20_000), "1"))
+        self.send(bomb())
 
     def give_ribbon(self, rest):
         self.send(png((1, 20_000), "1"))
