@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+# two files at a time, with one thread each: threads of two processes get in each other's way
+TESTS := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 AS_ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
 
 .PHONY: help demo test test-all chromium lint bench reproduce reproduce-large table cards peer-tests clean
@@ -19,10 +21,10 @@ demo: $(STAMP) ## train a small CAPE network on generated lesions (two minutes) 
 	$(RUN) train_accelerate.py --recipe lesions-demo --output demo_output --overwrite
 
 test: $(STAMP) ## the fast tests
-	$(RUN) -m pytest -m "not slow"
+	$(TESTS) -m "not slow"
 
 test-all: $(STAMP) chromium ## all tests: also fresh processes and the sweep over every family
-	$(RUN) -m pytest
+	$(TESTS)
 
 chromium: ## Debian's browser, which the tests of the demo page drive; installed where there is none
 	@command -v chromium > /dev/null \

@@ -16,7 +16,7 @@ from timm.models._hub import download_from_hf
 from torch import nn
 
 from .models.preprocessing import check_model_args, check_pretrained_cfg
-from .records import read_record
+from .mappings import read_mapping
 
 CONFIG = "config.json"
 
@@ -69,7 +69,7 @@ def read_config(name: str) -> dict[str, Any]:
     """
     place, source = parse_model_name(name)
     file = Path(source, CONFIG) if place == LOCAL else _download_config(source)
-    config = read_record(file, "write the folder anew with save_pretrained, or mend the file")
+    config = read_mapping(file, "write the folder anew with save_pretrained, or mend the file")
     described = config.get("pretrained_cfg")
     try:
         check_pretrained_cfg({} if described is None else described)

@@ -8,7 +8,7 @@ import torch
 
 from softcam_hub.benchmarking.accuracy import rows_of_runs
 from softcam_hub.benchmarking.shards import _read_lines
-from softcam_hub.records import read_record
+from softcam_hub.mappings import read_mapping
 from softcam_hub.training.cache import CachedFeatures
 from softcam_hub.training.choices import _check_division
 from softcam_hub.training.config import make_config
@@ -22,13 +22,13 @@ BROKEN = {"nothing": "", "cut": '{"a": [1, 2', "list": "[1]", "number": "3", "nu
 def test_a_broken_record_is_named(case, name, tmp_path):
     (tmp_path / name).write_text(BROKEN[case])
     with pytest.raises(ValueError, match=rf"{name} (cannot be read|must hold names and values).*: start again"):
-        read_record(tmp_path / name, "start again")
+        read_mapping(tmp_path / name, "start again")
 
 
 def test_a_record_that_is_no_text_is_named(tmp_path):
     (tmp_path / "metrics.json").write_bytes(b"\xff\xfe{")
     with pytest.raises(ValueError, match=r"metrics\.json cannot be read"):
-        read_record(tmp_path / "metrics.json")
+        read_mapping(tmp_path / "metrics.json")
 
 
 @pytest.mark.parametrize("case", BROKEN)

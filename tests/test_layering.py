@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "softcam_hub"
 
 FLOORS = [
-    {"models", "explanation_scores", "data", "lettering", "delivery", "files", "arguments", "records"},
+    {"models", "explanation_scores", "data", "lettering", "delivery", "files", "arguments", "mappings"},
     {"charts", "cards", "output_folder", "loading"},
     {"figures", "placement", "temperature"},
     {"registry", "training", "explain", "export", "hub"},

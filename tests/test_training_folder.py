@@ -239,13 +239,12 @@ def test_damaged_metrics_are_named(text, finished, tmp_path):
 # --- full disks and crashes ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [500, 200_000], ids=["at the settings", "at the weights"])
-def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(size, finished, tmp_path):
+def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(finished, tmp_path):
     output = tmp_path / "run"
-    with full_disk(size), pytest.raises(OSError, match=r"could not be written|cannot be written"):
+    with full_disk(200_000), pytest.raises(OSError, match="could not be written.*go on with --resume"):
         train(output, **TINY)
     assert not any("unfinished" in name for name in content(output))
-    train(output, **TINY, resume=output.exists())
+    train(output, **TINY, resume=True)
     assert result(output) == result(finished)
 
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ..data.loading import Rows
 from ..models.conversion import convert
-from ..records import read_record
+from ..mappings import read_mapping
 from .models import ONE_LABEL, describe
 from .report import markdown
 from .rows import Row
@@ -35,8 +35,8 @@ def rows_of_runs(runs: list[str]) -> list[Row]:
 
 def _row_of_run(run: Path) -> Row:
     try:
-        metrics = read_record(run / "metrics.json", REMEDY)
-        settings = {"mode": "direct", "data": None, **read_record(run / "settings.yaml", REMEDY)}
+        metrics = read_mapping(run / "metrics.json", REMEDY)
+        settings = {"mode": "direct", "data": None, **read_mapping(run / "settings.yaml", REMEDY)}
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{run} is no finished run: it has no {Path(error.filename).name}") from error
     if not isinstance(settings.get("model"), str) or settings["mode"] not in MODES:

@@ -32,7 +32,7 @@ from ..files import FULL, write_json
 from ..models.evaluation_mode import evaluation
 from ..models.modeling import EvidenceForImageClassification
 from ..output_folder import RECORD
-from ..records import read_record
+from ..mappings import read_mapping
 
 INDEX = "index.json"
 DTYPE = np.dtype("float32")
@@ -188,7 +188,7 @@ def _refuse_foreign(target: Path) -> None:
 def _read_index(folder: Path, images: int) -> dict[str, Any]:
     """Shape, processes and images of a finished cache, checked against the images that it is of."""
     file, remedy = folder / INDEX, f"delete the folder {folder}, and the features are computed again"
-    index = read_record(file, remedy)
+    index = read_mapping(file, remedy)
     shape, processes = index.get("shape"), index.get("processes")
     whole = isinstance(shape, list) and len(shape) == 3 and all(type(n) is int and n > 0 for n in (*shape, processes))
     if not whole or index.get("images") != images:

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..data.loading import Splits
 from ..models.losses import zeroing_l1
-from ..records import read_record
+from ..mappings import read_mapping
 from .config import Config
 from .evaluation import score_names
 from .folder import SETTINGS
@@ -63,7 +63,7 @@ def _check_division(init: str, now: dict[str, Any]) -> None:
     file = Path(init).parent / SETTINGS
     if not file.is_file():
         return
-    before = {**now, **read_record(file, "mend it, or copy the model out of its run")}
+    before = {**now, **read_mapping(file, "mend it, or copy the model out of its run")}
     if before.get("data") == now["data"] and _division(before) != _division(now):
         raise ValueError(
             f"init {init} has learnt from images that are to be held out now: its run ({file}) divided the same data "

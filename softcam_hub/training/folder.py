@@ -14,7 +14,7 @@ from torch import nn
 from ..cards import METRICS, PICTURES, RECIPE
 from ..files import write_text
 from ..output_folder import OutputFolder, Use
-from ..records import read_record
+from ..mappings import read_mapping
 from .config import Config
 from .log import LOG, PROJECT
 
@@ -72,7 +72,7 @@ def is_older_run(path: Path) -> bool:
 def read_settings(file: Path) -> dict[str, Any]:
     """Read the settings of an earlier run, or raise a ValueError that names the file and says what to do."""
     advice = "restore it, or start the run again with --overwrite"
-    settings = read_record(file, advice)
+    settings = read_mapping(file, advice)
     if not {"model", "data"} <= settings.keys():
         raise ValueError(
             f"{file} does not hold the settings of a run: expected lines such as 'model: cape_resnet18'; {advice}"
@@ -98,7 +98,7 @@ def check_settings(config: Config) -> None:
 
 def read_metrics(output: Path) -> dict[str, Any]:
     """Read the metrics of a finished run, or raise a ValueError that names the file and says what to do."""
-    return read_record(output / METRICS, "delete it to have the end of the run written again by --resume")
+    return read_mapping(output / METRICS, "delete it to have the end of the run written again by --resume")
 
 
 def write_settings(config: Config) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 
-def read_record(file: Path, remedy: str = "") -> dict[str, Any]:
+def read_mapping(file: Path, remedy: str = "") -> dict[str, Any]:
     """Read a file that must hold names and values.
 
     Args:
