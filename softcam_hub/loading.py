@@ -15,8 +15,8 @@ from timm.models import parse_model_name
 from timm.models._hub import download_from_hf
 from torch import nn
 
-from .models.preprocessing import check_model_args, check_pretrained_cfg
 from .mappings import read_mapping
+from .models.preprocessing import check_model_args, check_pretrained_cfg
 
 CONFIG = "config.json"
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data.loading import Rows
-from ..models.conversion import convert
 from ..mappings import read_mapping
+from ..models.conversion import convert
 from .models import ONE_LABEL, describe
 from .report import markdown
 from .rows import Row

@@ -29,10 +29,10 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..data.loading import Images
 from ..files import FULL, write_json
+from ..mappings import read_mapping
 from ..models.evaluation_mode import evaluation
 from ..models.modeling import EvidenceForImageClassification
 from ..output_folder import RECORD
-from ..mappings import read_mapping
 
 INDEX = "index.json"
 DTYPE = np.dtype("float32")

@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from ..data.loading import Splits
-from ..models.losses import zeroing_l1
 from ..mappings import read_mapping
+from ..models.losses import zeroing_l1
 from .config import Config
 from .evaluation import score_names
 from .folder import SETTINGS

@@ -13,8 +13,8 @@ from torch import nn
 
 from ..cards import METRICS, PICTURES, RECIPE
 from ..files import write_text
-from ..output_folder import OutputFolder, Use
 from ..mappings import read_mapping
+from ..output_folder import OutputFolder, Use
 from .config import Config
 from .log import LOG, PROJECT
 
