@@ -915,7 +915,7 @@ def no_validation(folder):
             "there is none: set hold_out, such as",
         ),
     ],
-    ids=str,
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_what_cannot_be_chosen_by_is_refused_before_training(changes, expected, tmp_path):
     data = changes.get("data")
