@@ -64,8 +64,9 @@ class Change(NamedTuple):
 
     @property
     def kind(self) -> "Change":
-        """The change without random names and numbers, so that changes that are alike can be told."""
-        return Change(self.event, re.sub(r"[0-9a-f]{8,}|\d+", "#", self.path))
+        """The change without random names, numbers and names of code files: changes that are alike have one kind."""
+        path = re.sub(r"\.unfinished-[^/.]+", ".unfinished-#", self.path)
+        return Change(self.event, re.sub(r"[0-9a-f]{8,}|\d+|\w+(?=\.py$)", "#", path))
 
     def __str__(self) -> str:
         return f"{self.event} {self.path}"
