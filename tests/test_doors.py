@@ -585,7 +585,7 @@ BAD_CONFIGS = {
     "penalty nan": ({"l1": float("nan")}, ValueError, "l1 weighs a penalty"),
     "flag type": ({"output_maps": "no"}, StrictDataclassError, "'output_maps' expected bool"),
     "fewer names": (
-        {"id2label": {"0": "asp", "1": "bee"}, "drop": ["label2id", "num_classes"]},
+        {"id2label": {"0": "asp", "1": "bee"}, "drop": ["label2id", "num_classes", "label_names"]},
         RuntimeError,
         "mismatch",
     ),

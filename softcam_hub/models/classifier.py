@@ -21,7 +21,7 @@ from .features import OPTIONS, extract_features
 from .heads import HEADS
 from .label_kind import recorded_multi_label
 from .preprocessing import check_model_args, check_pretrained_cfg
-from .self_explaining import SelfExplaining, check_images
+from .self_explaining import SelfExplaining
 from .tracing import trace
 from .weights import (
     adopt,
@@ -123,7 +123,7 @@ class Classifier(SelfExplaining):
 
     def forward_intermediates(self, images: Tensor, indices: int | list[int] | None = None, **options: Any) -> Any:
         """timm's intermediate features; the final ones, where returned whole, are those of `forward_features`."""
-        check_images(images, self.in_chans)
+        images = self.prepare_images(images)
         if not hasattr(self.backbone, "forward_intermediates"):
             raise ValueError(f"timm's {self.architecture} gives no intermediate features")
         found = self.backbone(images, indices=indices, method="forward_intermediates", **options)

@@ -21,6 +21,9 @@ _NOT_MODEL_ARGS = ("num_classes", "global_pool", "multi_label", *SOURCES)
 """What timm's own export puts into `model_args` although it is said elsewhere or has one possible value, and what says
 where other weights came from."""
 
+_LABELS = ("id2label", "label2id", "num_labels", "num_classes", "label_names")
+"""Keys of a config.json that speak of classes, in transformers' words and in timm's."""
+
 _NOT_PREPROCESSING = (
     *("state_dict", "hf_hub_id", "hf_hub_filename", "url", "file", "source", "tag"),
     *("architecture", "label_names", "label_descriptions"),
@@ -51,31 +54,40 @@ class EvidenceConfig(PreTrainedConfig):
     freeze_backbone: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if "num_classes" in kwargs:
-            raise ValueError(
-                f"num_classes={kwargs['num_classes']} is timm's word: configurations take num_labels, or id2label"
-            )
+        classes, names = kwargs.pop("num_classes", None), kwargs.pop("label_names", None)
+        count, named = kwargs.get("num_labels"), self.id2label is not None
+        if named and count not in (None, len(self.id2label)):
+            raise ValueError(f"num_labels={count} contradicts id2label, which names {len(self.id2label)} classes")
         super().__post_init__(**kwargs)
+        if not named and count is None and classes not in (None, self.num_labels):
+            raise ValueError(f"num_classes={classes} is timm's word: configurations take num_labels, or id2label")
         if self.problem_type is None and (self.model_args or {}).get("multi_label"):
             self.problem_type = MULTI_LABEL
+        self.label2id = self.label2id or {name: index for index, name in self.id2label.items()}
+        if self.model_args:
+            self.model_args = {k: v for k, v in self.model_args.items() if k not in _NOT_MODEL_ARGS}
+        if self.pretrained_cfg:
+            self.pretrained_cfg = self.without_sources(self.pretrained_cfg)
+        self.validate_settings()
+        self._check_timms_labels(classes, names)
+
+    def validate_settings(self) -> None:
+        """Refuse settings that are impossible or contradict one another.
+
+        This runs whenever a configuration is complete: when it is made or read, when a model is built from it, and
+        when it is saved, since transformers then runs every method named `validate_*`.
+        """
         family, architecture = split_name(self.architecture)
         if family != self.model_type:
             raise ValueError(
                 f"a {self.model_type} configuration describes {self.model_type}_* architectures, got "
                 f"{self.architecture!r}: use {self.model_type}_{architecture}, or the configuration of {family}"
             )
-        self._check_labels()
-        if self.model_args:
-            self.model_args = {k: v for k, v in self.model_args.items() if k not in _NOT_MODEL_ARGS}
-        if self.pretrained_cfg:
-            self.pretrained_cfg = self.without_sources(self.pretrained_cfg)
-
-    def _check_labels(self) -> None:
         if not self.num_labels:
             raise ValueError("num_labels must be at least 1: a model that shows evidence has classes to show it for")
-        if sorted(self.id2label) != list(range(self.num_labels)):
-            raise ValueError(f"id2label must name the classes 0 to {self.num_labels - 1}, got {sorted(self.id2label)}")
-        self.label2id = self.label2id or {name: index for index, name in self.id2label.items()}
+        if set(self.id2label) != set(range(self.num_labels)):
+            last, found = self.num_labels - 1, list(self.id2label)
+            raise ValueError(f"id2label must name the classes 0 to {last}, got {found}")
         if self.problem_type not in (None, *PROBLEM_TYPES):
             raise ValueError(
                 f"problem_type={self.problem_type!r} is not possible, evidence maps are maps of classes: expected "
@@ -86,6 +98,18 @@ class EvidenceConfig(PreTrainedConfig):
                 "num_labels=1 can neither predict nor learn, as a softmax over one class is always 1: name two "
                 f"classes, or for SoftCAM set problem_type={MULTI_LABEL!r}, which asks for each class by itself"
             )
+
+    def _check_timms_labels(self, num_classes: int | None, label_names: list[str] | None) -> None:
+        """Refuse `num_classes` or `label_names`, which timm reads, where they contradict `id2label`."""
+        if num_classes not in (None, self.num_labels):
+            raise ValueError(f"num_classes={num_classes} contradicts the {self.num_labels} classes of id2label")
+        check_classes(num_classes, label_names)
+        known = self._label_names()
+        if label_names is not None and list(label_names) != known:
+            raise ValueError(f"label_names {list(label_names)[:10]} contradict id2label, which names {known[:10]}")
+
+    def _label_names(self) -> list[str]:
+        return [self.id2label[index] for index in sorted(self.id2label)]
 
     @staticmethod
     def without_sources(pretrained_cfg: dict[str, Any]) -> dict[str, Any]:
@@ -103,23 +127,22 @@ class EvidenceConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Read our own config.json, or the one that timm's export of our model wrote."""
-        config_dict = dict(config_dict)
-        classes, names = config_dict.pop("num_classes", None), config_dict.pop("label_names", None)
-        _check_written(config_dict, classes)
-        check_classes(classes, names)
-        labelled = "id2label" in config_dict or {"num_labels", "id2label"} & kwargs.keys()
-        if not labelled and names:
-            config_dict["id2label"] = dict(enumerate(names))
-            config_dict["label2id"] = {name: index for index, name in enumerate(names)}
-        elif not labelled and classes is not None:
-            config_dict["num_labels"] = classes
-        return super().from_dict(config_dict, **kwargs)
+        """Read our own config.json, or the one that timm's export of our model wrote.
+
+        Settings given as keywords replace the written ones before the configuration is made, so that one check
+        sees them all. A new number of classes, or new names, replace all that is written about classes.
+        """
+        settings = _with_id2label(config_dict)
+        fields = {*cls.__dataclass_fields__, *_LABELS} - {"num_labels", "dtype"}  # these two transformers reads itself
+        given = {name: kwargs.pop(name) for name in fields & kwargs.keys()}
+        if "id2label" in given or kwargs.get("num_labels", _count(settings)) != _count(settings):
+            settings = {name: value for name, value in settings.items() if name not in _LABELS}
+        return super().from_dict({**settings, **given}, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         output = super().to_dict()
         output["num_classes"] = self.num_labels
-        output["label_names"] = [self.id2label[index] for index in sorted(self.id2label)]
+        output["label_names"] = self._label_names()
         output["image_processor_type"] = "TimmWrapperImageProcessor"
         output["auto_map"] = self._auto_map()
         if self.problem_type == MULTI_LABEL:
@@ -140,16 +163,26 @@ class EvidenceConfig(PreTrainedConfig):
         }
 
 
-def _check_written(config_dict: dict[str, Any], classes: int | None) -> None:
-    """Refuse a config.json that does not say what to build, or contradicts itself."""
+def _with_id2label(config_dict: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a config.json, with `id2label` or `num_labels` where only timm's words are there."""
     if "architecture" not in config_dict:
         raise ValueError("config.json names no architecture: expected one such as 'softcam_resnet50'")
-    labels = config_dict.get("id2label")
+    labels, classes, names = (config_dict.get(name) for name in ("id2label", "num_classes", "label_names"))
+    check_classes(classes, names)
     if labels is not None and not isinstance(labels, dict):
         raise ValueError(f"id2label must map class indices to names, got a {type(labels).__name__}")
     written_multi_label(config_dict)  # refuses a contradiction
-    if labels is not None and classes is not None and len(labels) != classes:
-        raise ValueError(f"config.json says num_classes={classes}, but its id2label names {len(labels)}")
+    if labels is not None or "num_labels" in config_dict:
+        return dict(config_dict)
+    if names:
+        return {**config_dict, "id2label": dict(enumerate(names))}
+    return dict(config_dict) if classes is None else {**config_dict, "num_labels": classes}
+
+
+def _count(settings: dict[str, Any]) -> int:
+    """Return the number of classes that settings speak of; transformers' own default is 2."""
+    labels = settings.get("id2label")
+    return settings.get("num_labels", 2) if labels is None else len(labels)
 
 
 @strict
@@ -167,8 +200,8 @@ class SoftCAMConfig(EvidenceConfig):
     l1: float | int = 0.0
     l2: float | int = 0.0
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
+    def validate_settings(self) -> None:
+        super().validate_settings()
         for name in ("l1", "l2"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(
@@ -197,8 +230,8 @@ class CAPEConfig(EvidenceConfig):
     temperature: float | int = 2.0
     selective: bool = False
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
+    def validate_settings(self) -> None:
+        super().validate_settings()
         self.bootstrap  # noqa: B018, refuses contradictory values
         if self.problem_type not in (None, "single_label_classification"):
             raise ValueError(
@@ -215,6 +248,7 @@ class CAPEConfig(EvidenceConfig):
 
     def for_inference(self) -> "CAPEConfig":
         """The same model without its training mode, which would ask for a teacher."""
+        self.validate_settings()
         config = copy.deepcopy(self)
         config.mode, config.alpha, config.beta = "direct", None, None
         return config

@@ -9,6 +9,7 @@
 import os
 import re
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from .conversion import convert
 from .heads import HEADS, EvidenceHead
 from .label_kind import MULTI_LABEL
 from .losses import check_labels, check_multi_hot, cross_entropy, elastic_net
-from .self_explaining import SelfExplaining, check_images
+from .self_explaining import SelfExplaining
 
 SAVED_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 """Names under which transformers saves weights."""
@@ -78,13 +79,20 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
     base_model_prefix = ""
     main_input_name = "pixel_values"
     input_modalities = ("image",)
-    supports_gradient_checkpointing = True
+    gradient_checkpointing = False
     accepts_loss_kwargs = False  # with **kwargs in forward, Trainer would multiply the loss by the accumulation steps
     _no_split_modules: list[str] = []  # noqa: RUF012, transformers reads these class attributes
     _keys_to_ignore_on_load_unexpected = [r"^teacher\."]  # noqa: RUF012
 
     def __init__(self, config: EvidenceConfig, classifier: Classifier | None = None) -> None:
         super().__init__(config)
+        config.validate_settings()
+        if classifier is not None and classifier.num_classes != config.num_labels:
+            raise ValueError(
+                f"the configuration has {config.num_labels} classes, but the model that is taken over has "
+                f"{classifier.num_classes}: leave num_labels and id2label out, or give the model a new head first, with "
+                f"reset_classifier({config.num_labels})"
+            )
         classifier = classifier or build(
             config.architecture,
             num_classes=config.num_labels,
@@ -96,6 +104,7 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
         self.num_classes, self.in_chans = classifier.num_classes, classifier.in_chans
         self.drop_rate, self.backbone_args = classifier.drop_rate, classifier.backbone_args
         config.pretrained_cfg = self.pretrained_cfg = _preprocessing(classifier)
+        self.supports_gradient_checkpointing = _can_checkpoint(self.backbone)
         self.teacher = self._make_teacher()
         for module in self.modules():
             if not any(tensor.is_meta for tensor in (*module.parameters(False), *module.buffers(False))):
@@ -137,6 +146,7 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
 
     def _set_gradient_checkpointing(self, enable: bool = True, **_: Any) -> None:
         self.backbone.set_grad_checkpointing(enable)
+        self.gradient_checkpointing = enable  # read by transformers and PEFT
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
@@ -152,8 +162,22 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
             raise ValueError(
                 f"this checkpoint is not whole: it lacks {len(lost)} weights of the backbone, among them {lost[0]}"
             )
+        lost = sorted(key for key in report["missing_keys"] if key.startswith("head."))
+        if lost and cls._saved_classes(*args[:1], **kwargs) in (None, model.num_classes):
+            raise ValueError(
+                f"this checkpoint is not whole: it lacks {', '.join(lost)}. Expected all that save_pretrained writes; "
+                "for a new head, give a num_labels other than the saved one"
+            )
         model._freeze()  # loading puts new parameters in place of the frozen ones
         return (model, report) if output_loading_info else model
+
+    @classmethod
+    def _saved_classes(cls, source: str | Path | None = None, **kwargs: Any) -> int | None:
+        """Return the number of classes in the config.json beside the weights, or None without a source."""
+        source = kwargs.get("pretrained_model_name_or_path", source)
+        where = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+        found = {name: kwargs[name] for name in where if name in kwargs}
+        return None if source is None else cls.config_class.from_pretrained(source, **found).num_labels
 
     @classmethod
     def from_timm(
@@ -210,15 +234,15 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
                 if SAVED_WEIGHTS.fullmatch(old.name) and old.name not in written:
                     old.unlink()
 
-    def forward_features(self, images: Tensor) -> Tensor:
-        check_images(images, self.in_chans)
-        return self.anatomy.features(self.backbone, images.to(self.dtype))
-
-    def _features(self, pixel_values: Tensor, output_hidden_states: bool) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+    def _features(
+        self, pixel_values: Tensor, output_hidden_states: bool | Sequence[int]
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        """Return the features, and the backbone's hidden states: none, all, or those at the given indices."""
         if not output_hidden_states:
             return self.forward_features(pixel_values), None
-        check_images(pixel_values, self.in_chans)
-        raw, hidden = self.backbone(pixel_values.to(self.dtype), method="forward_intermediates")
+        chosen = list(output_hidden_states) if isinstance(output_hidden_states, Sequence) else None
+        images = self.prepare_images(pixel_values)
+        raw, hidden = self.backbone(images, indices=chosen, method="forward_intermediates")
         return self.anatomy.localise(self.backbone, raw, pixel_values.shape[-2:]), tuple(hidden)
 
     def _predict(self, features: Tensor, output_maps: bool) -> tuple[Tensor, Tensor | None]:
@@ -236,7 +260,7 @@ class EvidenceModel(EvidencePreTrainedModel):
         self,
         pixel_values: Tensor,
         output_maps: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | Sequence[int] | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> EvidenceModelOutput | tuple[Tensor, ...]:
@@ -257,7 +281,7 @@ class EvidenceForImageClassification(EvidencePreTrainedModel):
         pixel_values: Tensor | None = None,
         labels: Tensor | None = None,
         output_maps: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | Sequence[int] | None = None,
         return_dict: bool | None = None,
         features: Tensor | None = None,
         **kwargs: Any,
@@ -397,6 +421,17 @@ def _flush(file: Path) -> None:
 
 def _given(value: Any, default: Any) -> Any:
     return default if value is None else value
+
+
+def _can_checkpoint(backbone: nn.Module) -> bool:
+    """Return whether timm can recompute activations of this architecture; those that cannot raise when asked to."""
+    before = getattr(backbone, "grad_checkpointing", False)
+    try:
+        backbone.set_grad_checkpointing(True)
+        backbone.set_grad_checkpointing(before)
+    except (AssertionError, AttributeError, NotImplementedError):
+        return False
+    return True
 
 
 def _preprocessing(classifier: Classifier) -> dict[str, Any]:

@@ -41,8 +41,13 @@ class SelfExplaining(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """The features that the head reads at every location, (B, K, H, W)."""
+        return self.anatomy.features(self.backbone, self.prepare_images(images))
+
+    def prepare_images(self, images: Tensor) -> Tensor:
+        """Check images (B, C, H, W), and cast them to the dtype of the backbone, as transformers' models do."""
         check_images(images, self.in_chans)
-        return self.anatomy.features(self.backbone, images)
+        weights = (weight.dtype for weight in self.backbone.parameters() if weight.is_floating_point())
+        return images.to(next(weights, images.dtype))
 
     def drop_features(self, features: Tensor) -> Tensor:
         """The classifier's dropout: dropping channels of F is dropping entries of the pooled vector."""
