@@ -201,8 +201,10 @@ def test_explain_evaluates_and_restores_every_mode():
     model.explain(images())
     with pytest.raises(ValueError, match="channels"):
         model.explain(torch.randn(2, 4, 64, 64))
-    with pytest.raises(RuntimeError):
-        model.explain(torch.randn(2, 3, 64, 64, dtype=torch.float64))
+    handle = model.backbone.layer4.register_forward_pre_hook(lambda _, inputs: inputs[0][:, :1])
+    with pytest.raises(RuntimeError, match="channels"):
+        model.explain(images())
+    handle.remove()
     assert {name: module.training for name, module in model.named_modules()} == before
     assert torch.equal(model.backbone.bn1.running_mean, statistics)
 

@@ -90,8 +90,8 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
         if classifier is not None and classifier.num_classes != config.num_labels:
             raise ValueError(
                 f"the configuration has {config.num_labels} classes, but the model that is taken over has "
-                f"{classifier.num_classes}: leave num_labels and id2label out, or give the model a new head first, with "
-                f"reset_classifier({config.num_labels})"
+                f"{classifier.num_classes}: leave num_labels and id2label out, or give the model a new head first "
+                f"with reset_classifier({config.num_labels})"
             )
         classifier = classifier or build(
             config.architecture,
