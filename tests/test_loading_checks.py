@@ -107,6 +107,16 @@ def test_images_in_half_precision_under_autocast(family):
     assert torch.equal(found, expected)
 
 
+@families
+@torch.no_grad()
+def test_images_in_half_precision_compile_and_export_whole(family):
+    model = randomise(timm.create_model(f"{family}_test_resnet", num_classes=3)).eval()
+    x, expected = images().half(), model(images().half().float())
+    torch._dynamo.reset()
+    assert relative_error(torch.compile(model, fullgraph=True, backend="eager")(x), expected) < 1e-6
+    assert relative_error(torch.export.export(model, (x,)).module()(x), expected) < 1e-6
+
+
 @pytest.mark.parametrize("loader", [SoftCAMForImageClassification, AutoModel])
 @torch.no_grad()
 def test_hidden_states_that_were_asked_for(loader, tmp_path):
