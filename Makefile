@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 TESTS := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 AS_ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
 
-.PHONY: help demo test test-all chromium lint bench reproduce reproduce-large table cards peer-tests clean
+.PHONY: help demo test test-all chromium lint bench reproduce reproduce-large table cards peer-tests kills clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 17
@@ -62,6 +62,10 @@ cards: $(STAMP) ## render the model cards from their rows
 
 peer-tests: $(STAMP) ## run the test suites of timm and transformers on our models (an hour): docs/compatibility.md
 	$(RUN) tools/peer_tests
+
+kills: $(STAMP) ## kill commands at random moments, 50 times in all (ten minutes): table in docs/outputs.md
+	OMP_NUM_THREADS=1 $(RUN) tools/kills.py
+	$(RUN) benchmarks/tables.py
 
 clean: ## remove the virtual environment and what was made
 	rm -rf $(VENV) .peers demo_output .pytest_cache .ruff_cache

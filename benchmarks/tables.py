@@ -1,7 +1,7 @@
-"""Derive README's tables from the rows in `benchmarks/results/`.
+"""Derive the tables of README and of `docs/outputs.md` from the rows in `benchmarks/results/`.
 
 python benchmarks/tables.py            # write the tables between their markers
-python benchmarks/tables.py --check    # exit 1 where README differs from the rows
+python benchmarks/tables.py --check    # exit 1 where a page differs from the rows
 """
 
 import argparse
@@ -16,7 +16,7 @@ from softcam_hub.arguments import ArgumentParser
 from softcam_hub.benchmarking.report import table1
 
 RESULTS = Path(__file__).parent / "results"
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
 COLUMNS = {
     "softcam logits": "SoftCAM, logits only",
     "softcam explained": "SoftCAM, all maps",
@@ -199,6 +199,25 @@ def peer_table(rows: list[Row]) -> str:
     ) + markdown(["peer and its methods", "with the peer", "`softcam-hub benchmark`", "ratio"], body)
 
 
+def kills_table(rows: list[Row]) -> str:
+    """One line per command and setting: kills, and what came of them."""
+    body = [
+        [
+            f"{row['command']}: {row['configuration']}",
+            *(str(row[name]) for name in ("processes", "kills")),
+            "yes" if row["identical"] else "no",
+            *(str(row[name]) for name in ("lost_files", "seconds")),
+        ]
+        for row in rows
+    ]
+    kills, same = sum(row["kills"] for row in rows), sum(row["identical"] for row in rows)
+    lost = sum(row["lost_files"] for row in rows)
+    return (
+        f"{kills} kills; output identical in {same} of {len(rows)} cases; lost files: {lost}. Seconds include the "
+        "undisturbed run and all reruns, on a machine that did other work too.\n\n"
+    ) + markdown(["command", "processes", "kills", "identical", "lost files", "seconds"], body)
+
+
 def _score(row: Row, name: str) -> str:
     value = row.get(name)
     if value is None:
@@ -215,36 +234,42 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "peer_table": peer_table,
     "training": training_table,
 }
+"""Table of README -> function of its rows."""
+
+PAGES = {ROOT / "README.md": TABLES, ROOT / "docs" / "outputs.md": {"kills": kills_table}}
 
 
 def read_rows(name: str) -> list[Row]:
     path = RESULTS / f"{name}.jsonl"
     if not path.exists():
-        sys.exit(f"benchmarks/results/{path.name} does not exist: run `make bench` first")
+        sys.exit(
+            f"benchmarks/results/{path.name} does not exist: run `make {name if name == 'kills' else 'bench'}` first"
+        )
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def filled(text: str, name: str, table: str) -> str:
+def filled(page: str, text: str, name: str, table: str) -> str:
     """`text` with `table` between the markers of `name`."""
     pattern = re.compile(rf"(<!-- table: {name} -->\n)(?:(?!<!-- table).)*?(<!-- /table -->)", re.DOTALL)
     if len(pattern.findall(text)) != 1:
-        sys.exit(f"README.md needs `<!-- table: {name} -->` and `<!-- /table -->` once, each on its own line")
+        sys.exit(f"{page} needs `<!-- table: {name} -->` and `<!-- /table -->` once, each on its own line")
     return pattern.sub(lambda found: f"{found[1]}\n{table}\n\n{found[2]}", text)
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="compare only; exit 1 where README differs from the rows")
+    parser.add_argument("--check", action="store_true", help="compare only; exit 1 where a page differs from the rows")
     check = parser.parse_args().check
-    if not README.exists():
-        sys.exit("README.md does not exist: write it first, with a pair of markers for each table")
-    old = new = README.read_text(encoding="utf-8")
-    for name, table in TABLES.items():
-        new = filled(new, name, table(read_rows(name)))
-    if check and new != old:
-        sys.exit("README.md differs from the rows in benchmarks/results: run `python benchmarks/tables.py`")
-    if new != old:
-        README.write_text(new, encoding="utf-8")
+    for page, tables in PAGES.items():
+        if not page.exists():
+            sys.exit(f"{page.name} does not exist: write it first, with a pair of markers for each table")
+        old = new = page.read_text(encoding="utf-8")
+        for name, table in tables.items():
+            new = filled(page.name, new, name, table(read_rows(name)))
+        if check and new != old:
+            sys.exit(f"{page.name} differs from the rows in benchmarks/results: run `python benchmarks/tables.py`")
+        if new != old:
+            page.write_text(new, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import PartialState
 from conftest import randomise
-from test_resume import finish, kill_when, start
+from processes import finish, start
 
 from softcam_hub import CAPEForImageClassification, SoftCAMForImageClassification, convert, create_explainer, to_vanilla
 from softcam_hub.benchmarking import BenchmarkConfig, benchmark
@@ -527,17 +527,3 @@ def test_two_processes_give_the_rows_of_one(models, table, tmp_path):
     one, two = ((tmp_path / name / "rows.jsonl").read_text() for name in ("one", "two"))
     assert one == two
     assert json.loads(one.splitlines()[0])["images"] == 10
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
-def test_killed_and_started_again(processes, models, tmp_path):
-    options = {"batch_size": 2, "shard_size": 2, "explainers": ["cape", "cam", "random"], **DATA}
-    finish(start(work, models / "cape", models / "twin", tmp_path / "whole", options))
-    folder = tmp_path / "killed"
-    ranks = start(work, models / "cape", models / "twin", folder, options, processes, processes=processes)
-    kill_when(lambda: len(list((folder / "shards").glob("*.json"))) >= 1, ranks)
-    assert not (folder / "rows.jsonl").exists()
-    (folder / "shards" / "00004.unfinished").write_text("[{")  # what a kill while writing leaves
-    finish(start(work, models / "cape", models / "twin", folder, options, processes, processes=processes))
-    assert (folder / "rows.jsonl").read_text() == (tmp_path / "whole" / "rows.jsonl").read_text()

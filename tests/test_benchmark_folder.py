@@ -5,8 +5,8 @@ import json
 import pytest
 from crashes import every_crash
 from outputs import content, fill, full_disk, used_by_another_process
+from processes import finish, kill, start
 from test_benchmark import CLASSES, DATA, black_box, work
-from test_resume import finish, kill, start
 
 from softcam_hub import output_folder
 from softcam_hub.benchmarking import benchmark

@@ -7,8 +7,8 @@ import pytest
 import torch
 from crashes import every_crash
 from outputs import content, full_disk
+from processes import finish, start
 from test_cache import MB, cached, fill, frozen, kept, key, names
-from test_resume import finish, start
 
 from softcam_hub.output_folder import RECORD
 from softcam_hub.training.cache import INDEX, key_of, make_room

@@ -1,17 +1,10 @@
-"""Runs that are killed and go on, runs of two processes, and the command line: all in processes of their own.
+"""Runs that are resumed, runs of two processes, and the command line: all in processes of their own."""
 
-Processes are forked from a server that has imported everything already, and are killed with all that they started.
-"""
-
-import contextlib
 import dataclasses
 import json
-import multiprocessing.forkserver
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from killing import RANDOM
+from processes import PATIENCE, finish, free_port, kill_when, start
 from test_training import (
     TRAIN,
     VALIDATION,
@@ -35,7 +30,6 @@ from test_training import (
 )
 from transformers import AutoModelForImageClassification
 
-from softcam_hub.files import DRAFT
 from softcam_hub.models.losses import cross_entropy
 from softcam_hub.training import run
 from softcam_hub.training.log import read
@@ -43,9 +37,6 @@ from softcam_hub.training.log import read
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["test_resume"])
-PATIENCE = 120
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,150 +47,15 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _server():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # before Python 3.12 a server knows no other path
-        multiprocessing.forkserver.ensure_running()
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def start(job, *arguments, processes=1):
-    """`job(*arguments)` in processes that find one another as a launcher's do."""
-    port = free_port()
-    ranks = [FORKS.Process(target=_rank, args=(rank, processes, port, job, arguments)) for rank in range(processes)]
-    for process in ranks:
-        process.start()
-    return ranks
-
-
-def _rank(rank, processes, port, job, arguments):
-    os.setpgrp()
-    multiprocessing.set_start_method("fork", force=True)  # of loaders' workers
-    torch.set_num_threads(1)
-    if processes > 1:
-        numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
-        os.environ.update({name: str(value) for name, value in {**numbers, **where}.items()})
-    job(*arguments)
-    sys.stdout.flush()
-    if processes > 1:
-        time.sleep(0.5)  # the other one may still be reading from this one
-    os._exit(0)  # gloo sometimes aborts on the way out
-
-
-def finish(ranks):
-    for process in ranks:
-        process.join(PATIENCE)
-    codes = [process.exitcode for process in ranks]
-    kill(ranks)
-    assert codes == [0] * len(ranks)
-
-
-def kill(ranks):
-    for process in ranks:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.join(PATIENCE)
-
-
 def run_in(processes, output, **changes):
     finish(start(run, settings(output, **changes), processes=processes))
     return json.loads((Path(output) / "metrics.json").read_text())
 
 
-def kill_when(moment, ranks):
-    """Kill all processes as soon as `moment()`; they must not have ended by themselves."""
-    patience = time.monotonic() + PATIENCE
-    try:
-        while not moment():
-            assert all(process.is_alive() for process in ranks), "ended before it could be killed"
-            assert time.monotonic() < patience
-            time.sleep(0.001)
-    finally:
-        kill(ranks)
-    assert [process.exitcode for process in ranks] == [-signal.SIGKILL] * len(ranks)
-
-
-def updates(output, since=0.0):
-    """How many updates a run has logged that began then."""
+def updates(output):
+    """Number of updates that a run has logged."""
     log = output / "log.jsonl"
-    if not log.exists() or log.stat().st_mtime < since:
-        return 0
-    return max((line["step"] for line in read(log)), default=0)
-
-
-def checkpoints(output):
-    return [path.name for path in (output / "checkpoints").iterdir()]
-
-
-def drafts(folder, since=0.0):
-    """Whether something is being written there."""
-    return any(path.stat().st_mtime > since for path in folder.glob(f"{DRAFT}*"))
-
-
-# --- kill -9 ---------------------------------------------------------------------------------------------------------
-
-RANDOM = {
-    "mode": "from-scratch",
-    "model_args": "output_stride=8 drop_rate=0.3 drop_path_rate=0.2",
-    "color_jitter": 0.3,
-    "erase": 0.3,
-    "batch_size": 4,
-    "epochs": 4,
-    "checkpoint_steps": 2,
-}
-ADAM = {"optimizer": "adamw", "lr": 3e-3}
-KILLED = {
-    "adamw, average, accumulation": (1, {**ADAM, "ema": 0.7, "accumulation": 2}),
-    "workers": (1, {**ADAM, "batch_size": 8, "workers": 2, "balance": "sampling"}),
-    "two processes": (2, {"ema": 0.7, "clip_grad": 1.0}),
-    "two processes, accumulation, workers": (2, {**ADAM, "batch_size": 2, "accumulation": 2, "workers": 1}),
-    "two processes, a stream, workers": (2, {"streaming": True, "steps_per_epoch": 6, "workers": 2}),
-}
-
-
-@pytest.mark.parametrize("name", KILLED)
-def test_a_run_that_is_killed_over_and_over_ends_with_the_same_bits(name, tmp_path):
-    processes, changes = KILLED[name]
-    options = {**RANDOM, **changes}
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    expected = run_in(processes, whole, **options)
-    total = updates(whole)
-    assert total == 4 * 6
-    chance = random.Random(name)
-    steps = sorted(chance.sample(range(1, total * 3 // 4), 6))  # a busy machine looks late: not too near to the end
-    for number, step in enumerate(steps):
-        while_saving, delay, began = number % 2, chance.uniform(0, 0.05), time.time()
-
-        def moment(step=step, while_saving=while_saving, delay=delay, began=began):
-            if updates(broken, began) < step or (while_saving and not drafts(broken / "checkpoints", began)):
-                return False
-            time.sleep(0 if while_saving else delay)
-            return True
-
-        kill_when(moment, start(run, settings(broken, **options, resume=number > 0), processes=processes))
-    found = run_in(processes, broken, **options, resume=True)
-    assert equal(weights(broken), weights(whole))
-    assert equal(weights(broken, "twin"), weights(whole, "twin"))
-    assert {**found, "seconds": 0} == {**expected, "seconds": 0}
-    assert read(broken / "log.jsonl") == read(whole / "log.jsonl")
-    assert sorted(checkpoints(broken)) == sorted(checkpoints(whole))
-
-
-def test_a_kill_at_the_very_end_is_made_good(tmp_path):
-    train(tmp_path / "whole", epochs=1)
-    broken = tmp_path / "broken"
-    kill_when(lambda: (broken / "model").is_dir(), start(run, settings(broken, epochs=1)))
-    assert not (broken / "metrics.json").exists()
-    train(broken, epochs=1, resume=True)
-    assert equal(weights(broken), weights(tmp_path / "whole"))
-    assert not (broken / "best").exists()
+    return max((line["step"] for line in read(log)), default=0) if log.exists() else 0
 
 
 # --- what cannot be resumed ------------------------------------------------------------------------------------------
@@ -367,17 +223,6 @@ def test_two_processes_choose_a_temperature(tmp_path):
     assert equal(weights(tmp_path), weights(tmp_path / f"T={metrics['temperature']:g}"))
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_kill_while_features_are_computed_leaves_nothing_to_read(processes, tmp_path):
-    output, options = tmp_path / "run", {**FROZEN, "batch_size": 2}
-    kill_when(lambda: drafts(output / "features"), start(run, settings(output, **options), processes=processes))
-    assert [path.suffix for path in (output / "features").iterdir()] == [".unfinished"]
-    run_in(processes, output, **options, resume=True)
-    run_in(processes, tmp_path / "whole", **options)
-    assert len([path for path in (output / "features").iterdir() if not path.suffix]) == 2
-    assert equal(weights(output), weights(tmp_path / "whole"))
-
-
 # --- the command line ------------------------------------------------------------------------------------------------
 
 SCRIPT = str(ROOT / "train_accelerate.py")
@@ -463,10 +308,6 @@ def test_an_interrupted_command_says_how_to_go_on_and_does(tmp_path):
     assert process.returncode == 130
     assert "interrupted; --resume goes on from the last checkpoint" in error
     assert "Traceback" not in error
-    process = command(SCRIPT, *flags(broken, **options, resume=True))
-    wait_until(lambda: updates(broken) >= 20, process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
     out, error = command(SCRIPT, *flags(broken, **options, resume=True)).communicate(timeout=PATIENCE)
     assert "going on after update" in out, error
     assert equal(weights(broken), weights(tmp_path / "whole"))

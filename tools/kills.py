@@ -1,0 +1,39 @@
+"""Kill training, benchmark, explain and the feature cache, 50 times in all, and write what came of it.
+
+python tools/kills.py    # ten minutes on a busy machine: benchmarks/results/kills.jsonl, one row per command and setting
+
+The kills are those of the tests: see `tests/killing.py`. The exit status is 1 when an output differs from that of an
+undisturbed run or a file is lost. `benchmarks/tables.py` derives the table in `docs/outputs.md` from the rows.
+"""
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+ROWS = ROOT / "benchmarks" / "results" / "kills.jsonl"
+KILLS = [6, 6, 4, 4, 4, 5, 3, 6, 5, 7]
+"""Kills of each scenario, in the order of `killing.SCENARIOS`."""
+
+
+def main() -> int:
+    sys.path.insert(0, str(ROOT / "tests"))
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])  # of the processes that are started
+    os.environ["TQDM_DISABLE"] = "1"
+    import torch
+    from killing import SCENARIOS, run_killed
+
+    torch.set_num_threads(1)
+    rows = []
+    for scenario, kills in zip(SCENARIOS, KILLS, strict=True):
+        with tempfile.TemporaryDirectory() as place:
+            rows.append(run_killed(scenario, kills, Path(place)))
+        print(json.dumps(rows[-1]), flush=True)
+    ROWS.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return 0 if all(row["identical"] and row["lost_files"] == 0 for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
