@@ -1,6 +1,6 @@
 """Kill training, benchmark, explain and the feature cache, 50 times in all, and write what came of it.
 
-python tools/kills.py    # ten minutes on a busy machine: benchmarks/results/kills.jsonl, one row per command and setting
+python tools/kills.py    # ten minutes: benchmarks/results/kills.jsonl, one row per command and setting
 
 The kills are those of the tests: see `tests/killing.py`. The exit status is 1 when an output differs from that of an
 undisturbed run or a file is lost. `benchmarks/tables.py` derives the table in `docs/outputs.md` from the rows.
