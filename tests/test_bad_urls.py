@@ -384,7 +384,9 @@ def test_text_that_is_no_image_is_refused_with_a_short_sentence(text):
     assert len(str(caught.value)) < 500
 
 
-@pytest.mark.parametrize("value", [None, 3, {"path": "x.png"}, object(), datasets.Image()], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "value", [None, 3, {"path": "x.png"}, object(), datasets.Image()], ids=lambda value: type(value).__name__
+)
 def test_values_that_are_no_image_are_refused_by_their_type(value):
     with pytest.raises(TypeError, match=f"expected a PIL image, .*, got {type(value).__name__}"):
         as_picture(value, None)

@@ -433,7 +433,7 @@ def run_blocks(cards, hub, home):
 @pytest.mark.slow
 def test_the_blocks_of_the_shipped_models_card_run(tmp_path):
     with HubServer() as hub:
-        files = model_files(softcam_hub.CAPE_LESIONS, "tester/tiny")
+        files = model_files(Path(softcam_hub.CAPE_LESIONS), "tester/tiny")
         content = {name: made if isinstance(made, bytes) else made.read_bytes() for name, made in files.items()}
         hub.add_repo("tester/tiny", content)
         told, alone = run_blocks([content["README.md"].decode()], hub, tmp_path / "home")
