@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 TESTS := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 AS_ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
 
-.PHONY: help demo test test-all chromium lint bench reproduce reproduce-large table cards peer-tests kills clean
+.PHONY: help demo test test-all chromium lint bench reproduce reproduce-large claims table cards peer-tests kills clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 17
@@ -35,37 +35,40 @@ chromium: ## Debian's browser, which the tests of the demo page drive; installed
 lint: $(STAMP) ## ruff, and the model cards against their rows
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(RUN) tools/render_cards.py --check
+	$(RUN) -m tools.render_cards --check
 
 bench: $(STAMP) ## measure speed side by side, then derive README's table from the rows
-	$(RUN) benchmarks/heads.py
-	$(RUN) benchmarks/import_time.py
-	$(RUN) benchmarks/training.py
-	$(RUN) benchmarks/explainers.py
-	$(RUN) benchmarks/peer_table.py
-	$(RUN) benchmarks/tables.py
-	$(RUN) benchmarks/claims.py
+	$(RUN) -m benchmarks.speed.heads
+	$(RUN) -m benchmarks.speed.import_time
+	$(RUN) -m benchmarks.speed.training
+	$(RUN) -m benchmarks.speed.explainers
+	$(RUN) -m benchmarks.speed.peer_table
+	$(RUN) -m benchmarks.tables
+	$(RUN) -m benchmarks.reproduction.claims
 
 reproduce: $(STAMP) ## put the papers' claims to the test (two and a half hours of two cores): docs/reproduction.md
-	OMP_NUM_THREADS=1 $(RUN) benchmarks/reproduce.py
-	$(RUN) benchmarks/claims.py
+	OMP_NUM_THREADS=1 $(RUN) -m benchmarks.reproduction.reproduce
+	$(RUN) -m benchmarks.reproduction.claims
 
 reproduce-large: $(STAMP) ## the same with ResNet-50, VGG-16 and SwinV2, for a GPU
-	$(RUN) benchmarks/reproduce.py --large
-	$(RUN) benchmarks/claims.py
+	$(RUN) -m benchmarks.reproduction.reproduce --large
+	$(RUN) -m benchmarks.reproduction.claims
+
+claims: $(STAMP) ## derive docs/reproduction.md and its curves from the rows
+	$(RUN) -m benchmarks.reproduction.claims
 
 table: $(STAMP) ## examine every architecture of the installed timm again
-	$(RUN) tools/probe_timm.py
+	$(RUN) -m tools.probe_timm
 
 cards: $(STAMP) ## render the model cards from their rows
-	$(RUN) tools/render_cards.py
+	$(RUN) -m tools.render_cards
 
 peer-tests: $(STAMP) ## run the test suites of timm and transformers on our models (an hour): docs/compatibility.md
 	$(RUN) tools/peer_tests
 
 kills: $(STAMP) ## kill commands at random moments, 50 times in all (ten minutes): table in docs/outputs.md
-	OMP_NUM_THREADS=1 $(RUN) tools/kills.py
-	$(RUN) benchmarks/tables.py
+	OMP_NUM_THREADS=1 $(RUN) -m tools.kills
+	$(RUN) -m benchmarks.tables
 
 clean: ## remove the virtual environment and what was made
 	rm -rf $(VENV) .peers demo_output .pytest_cache .ruff_cache

@@ -1,7 +1,7 @@
 """Derive the tables of README and of `docs/outputs.md` from the rows in `benchmarks/results/`.
 
-python benchmarks/tables.py            # write the tables between their markers
-python benchmarks/tables.py --check    # exit 1 where a page differs from the rows
+python -m benchmarks.tables            # write the tables between their markers
+python -m benchmarks.tables --check    # exit 1 where a page differs from the rows
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from softcam_hub.arguments import ArgumentParser
-from softcam_hub.benchmarking.report import table1
+from softcam_hub.evaluation.report import table1
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
@@ -267,7 +267,7 @@ def main() -> None:
         for name, table in tables.items():
             new = filled(page.name, new, name, table(read_rows(name)))
         if check and new != old:
-            sys.exit(f"{page.name} differs from the rows in benchmarks/results: run `python benchmarks/tables.py`")
+            sys.exit(f"{page.name} differs from the rows in benchmarks/results: run `python -m benchmarks.tables`")
         if new != old:
             page.write_text(new, encoding="utf-8")
 

@@ -5,8 +5,9 @@ from pathlib import Path as _Path
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 from transformers.models.timm_wrapper import TimmWrapperImageProcessor
 
-from .benchmarking import benchmark
-from .explain.explainers import create_explainer, list_explainers
+from .evaluation import benchmark
+from .evaluation.placement import Placement
+from .explainers.methods import create_explainer, list_explainers
 from .explanation_scores import load_scores
 from .export import export_onnx
 from .hub import push, push_space
@@ -21,7 +22,6 @@ from .models.modeling import (
     SoftCAMModel,
 )
 from .pipeline import register as _register_pipeline
-from .placement import Placement
 from .registry import register as _register_architectures
 from .temperature import fit_temperature
 

@@ -12,16 +12,8 @@ from collections.abc import Sequence
 
 from .arguments import ArgumentParser
 
-COMMANDS = {
-    "list": "listing",
-    "explain": "explaining",
-    "benchmark": "benchmarking",
-    "card": "card",
-    "push": "push",
-    "export": "exporting",
-    "demo": "demo",
-}
-"""Name -> module in `commands/`."""
+COMMANDS = ("list", "explain", "benchmark", "card", "push", "export", "demo")
+"""Names of the commands and of their modules in `commands/`."""
 
 PROGRAM = "softcam-hub"
 
@@ -57,7 +49,7 @@ def make_parser(words: Sequence[str]) -> ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     named = next((word for word in words if not word.startswith("-")), None)
     for name in [named] if named in COMMANDS else COMMANDS:
-        module = importlib.import_module(f".commands.{COMMANDS[name]}", __package__)
+        module = importlib.import_module(f".commands.{name}", __package__)
         child = commands.add_parser(name, help=module.HELP, description=module.HELP, formatter_class=Help)
         child.set_defaults(run=module.run)
         if name == named:

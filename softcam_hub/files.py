@@ -1,4 +1,4 @@
-"""Write a file whole or not at all.
+"""Write a file whole or not at all, and read files that a person or a broken disk may have changed.
 
 - A file is written to a draft beside its target, flushed to the disk and renamed, so that a reader, a crash and a full
   disk see the old file or the new one, never half of it.
@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 DRAFT = ".unfinished-"
 """First letters of the name of every draft, file or folder."""
@@ -133,3 +135,26 @@ def unwritable(target: Path, error: OSError) -> OSError:
     )
     told.errno = error.errno  # not among the arguments, which would print it before the sentence
     return told
+
+
+def read_mapping(file: Path, remedy: str = "") -> dict[str, Any]:
+    """Read a file that must hold names and values.
+
+    Args:
+        file: A .json file, or a YAML file.
+        remedy: Advice for the error message if the file is damaged, such as "remove it and run the same again".
+    """
+    advice = f": {remedy}" if remedy else ""
+    kind, parse = ("JSON", json.loads) if file.suffix == ".json" else ("YAML", yaml.safe_load)
+    try:
+        found = parse(file.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{file} cannot be read, it is no {kind} ({reason}){advice}") from error
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise ValueError(f"{file} must hold names and values, but holds {_describe(found)}{advice}")
+    return found
+
+
+def _describe(value: Any) -> str:
+    return {type(None): "nothing", dict: "names that are no text"}.get(type(value), f"a {type(value).__name__}")

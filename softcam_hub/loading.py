@@ -15,7 +15,7 @@ from timm.models import parse_model_name
 from timm.models._hub import download_from_hf
 from torch import nn
 
-from .mappings import read_mapping
+from .files import read_mapping
 from .models.preprocessing import check_model_args, check_pretrained_cfg
 
 CONFIG = "config.json"

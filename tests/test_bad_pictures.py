@@ -18,15 +18,15 @@ from test_loading import _cache, load, paint  # noqa: F401, the fixture applies 
 from torchvision.transforms.functional import pil_to_tensor
 
 import softcam_hub
-from softcam_hub.benchmarking.models import load_classifier
 from softcam_hub.cli import main
-from softcam_hub.commands.explaining import LONGEST_NAME, Explaining, find_images, name_pictures, writable_name
+from softcam_hub.commands.explain import LONGEST_NAME, Explaining, find_images, name_pictures, writable_name
 from softcam_hub.data.decoding import FORMATS, SUFFIXES, UndecodableImage, decode
 from softcam_hub.data.display import as_unicode, show
 from softcam_hub.data.loading import StreamedImages, UnreadableImage
 from softcam_hub.data.locations import Locations
 from softcam_hub.data.pictures import read_picture
 from softcam_hub.data.rows import Columns, Rows, find_mask, read_image
+from softcam_hub.evaluation.models import load_classifier
 from softcam_hub.pipeline import as_picture
 
 PACKAGE = Path(softcam_hub.__file__).parent

@@ -10,16 +10,16 @@ import torch
 import torch.nn.functional as F
 from accelerate import PartialState
 from conftest import randomise
-from processes import finish, start
+from helpers.processes import finish, start
 
 from softcam_hub import CAPEForImageClassification, SoftCAMForImageClassification, convert, create_explainer, to_vanilla
-from softcam_hub.benchmarking import BenchmarkConfig, benchmark
-from softcam_hub.benchmarking.accuracy import rows_of_runs, rows_of_twin, table2
-from softcam_hub.benchmarking.measure import Batch, alike, around, measure
-from softcam_hub.benchmarking.models import FAST, Explained, divide, load_classifier, pair_up
-from softcam_hub.benchmarking.report import table1, with_borda
 from softcam_hub.cli import main
 from softcam_hub.data.loading import DataConfig, Images, load_splits, make_transforms, mask_transform
+from softcam_hub.evaluation import BenchmarkConfig, benchmark
+from softcam_hub.evaluation.accuracy import rows_of_runs, rows_of_twin, table2
+from softcam_hub.evaluation.measure import Batch, alike, around, measure
+from softcam_hub.evaluation.models import FAST, Explained, divide, load_classifier, pair_up
+from softcam_hub.evaluation.report import table1, with_borda
 from softcam_hub.explanation_scores.faithfulness import gini_sparseness
 from softcam_hub.explanation_scores.perturbation import deletion_auc, single_deletion
 from softcam_hub.training.objective import BlackBox

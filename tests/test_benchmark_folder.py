@@ -3,15 +3,15 @@
 import json
 
 import pytest
-from crashes import every_crash
-from outputs import content, fill, full_disk, used_by_another_process
-from processes import finish, kill, start
+from helpers.crashes import every_crash
+from helpers.outputs import content, fill, full_disk, used_by_another_process
+from helpers.processes import finish, kill, start
 from test_benchmark import CLASSES, DATA, black_box, work
 
 from softcam_hub import output_folder
-from softcam_hub.benchmarking import benchmark
-from softcam_hub.benchmarking.folder import NAMES, SETTINGS
 from softcam_hub.cli import main
+from softcam_hub.evaluation import benchmark
+from softcam_hub.evaluation.folder import NAMES, SETTINGS
 from softcam_hub.output_folder import RECORD
 from softcam_hub.training.objective import BlackBox
 

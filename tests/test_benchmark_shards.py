@@ -11,10 +11,10 @@ from datasets import Dataset, DatasetDict
 from PIL import Image
 from test_benchmark import CLASSES, DATA, black_box
 
-from softcam_hub.benchmarking import benchmark
-from softcam_hub.benchmarking.measure import quartets
-from softcam_hub.benchmarking.models import fingerprint, load_classifier
 from softcam_hub.data.lesions import load_lesions
+from softcam_hub.evaluation import benchmark
+from softcam_hub.evaluation.measure import quartets
+from softcam_hub.evaluation.models import fingerprint, load_classifier
 from softcam_hub.models.conversion import convert
 
 TABLE = {"explainers": "cam", "measures": "table"}

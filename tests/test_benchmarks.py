@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.reproduction.claims import document
+from benchmarks.reproduction.findings import Findings
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -16,13 +19,13 @@ def run(*command):
 
 
 def test_readme_shows_the_committed_rows():
-    done = run("benchmarks/tables.py", "--check")
+    done = run("-m", "benchmarks.tables", "--check")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow
 def test_heads_benchmark_runs(tmp_path):
-    done = run("benchmarks/heads.py", "--quick", "--threads", "1", "--out", str(tmp_path / "rows.jsonl"))
+    done = run("-m", "benchmarks.speed.heads", "--quick", "--threads", "1", "--out", str(tmp_path / "rows.jsonl"))
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert {row["comparison"] for row in rows} == {
@@ -37,7 +40,7 @@ def test_heads_benchmark_runs(tmp_path):
 
 @pytest.mark.slow
 def test_training_benchmark_runs():
-    done = run("benchmarks/training.py", "--quick")
+    done = run("-m", "benchmarks.speed.training", "--quick")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["ratio"] > 1
 
@@ -45,7 +48,7 @@ def test_training_benchmark_runs():
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["explainers", "peer_table"])
 def test_benchmarks_beside_peers_run(script):
-    done = run(f"benchmarks/{script}.py", "--quick")
+    done = run("-m", f"benchmarks.speed.{script}", "--quick")
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert all(row["ratio"] > 0 for row in rows)
@@ -57,8 +60,8 @@ def test_benchmarks_beside_peers_run(script):
 
 
 @pytest.mark.slow
-def test_reproduction_runs_and_its_rows_make_a_page(monkeypatch):
-    done = run("benchmarks/reproduce.py", "--quick")
+def test_reproduction_runs_and_its_rows_make_a_page():
+    done = run("-m", "benchmarks.reproduction.reproduce", "--quick")
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     rows, tuned = ([row for row in found if row["study"] == study] for study in ("quick", "quick fine-tuning"))
@@ -70,10 +73,6 @@ def test_reproduction_runs_and_its_rows_make_a_page(monkeypatch):
     assert {row["run"] for row in rows if row["kind"] == "explanation"} == runs
     explained = {row["run"] for row in tuned if row["kind"] == "explanation"}
     assert explained == {"softcam"}, "the black box was trained for less, and is no rival there"
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    from claims import document
-    from findings import Findings
-
     names = {"quick": "lesions", "quick fine-tuning": "fine-tuning"}
     seeds = [{**row, "study": names[row["study"]], "seed": seed} for row in found for seed in range(3)]
     page = document(Findings([{name: value for name, value in row.items() if value is not None} for row in seeds]))

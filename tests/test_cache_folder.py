@@ -5,9 +5,9 @@ import os
 
 import pytest
 import torch
-from crashes import every_crash
-from outputs import content, full_disk
-from processes import finish, start
+from helpers.crashes import every_crash
+from helpers.outputs import content, full_disk
+from helpers.processes import finish, start
 from test_cache import MB, cached, fill, frozen, kept, key, names
 
 from softcam_hub.output_folder import RECORD

@@ -18,10 +18,10 @@ from timm.layers import ClassifierHead
 from timm.models.vgg import ConvMlp
 
 import softcam_hub
-from softcam_hub.explain import cams
-from softcam_hub.explain.explainers import create_explainer
-from softcam_hub.explain.recording import Recording
-from softcam_hub.explain.subject import Subject
+from softcam_hub.explainers import cams
+from softcam_hub.explainers.methods import create_explainer
+from softcam_hub.explainers.recording import Recording
+from softcam_hub.explainers.subject import Subject
 
 CLASSES = torch.tensor([[0, 3], [4, 1]])
 SWIN = {"img_size": 64, "embed_dim": 24, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 4, 8), "window_size": 2}

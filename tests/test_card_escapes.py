@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 import softcam_hub
-from softcam_hub.cards import check, read_trained, trained_card
+from softcam_hub.hub.cards import check, read_trained, trained_card
 
 NAMES = {
     "gap": "TODO",

@@ -15,15 +15,15 @@ import pytest
 import timm
 import torch
 import yaml
-from hub_server import HubServer
+from helpers.hub_server import HubServer
 from huggingface_hub import ModelCard
 from safetensors.torch import save
 
 import softcam_hub
-from softcam_hub.benchmarking.config import BenchmarkConfig
-from softcam_hub.cards import PLACE, Trained, check, family_card, read_rows, read_trained, trained_card, write_card
 from softcam_hub.commands import card as card_command
-from softcam_hub.hub import model_files
+from softcam_hub.evaluation.config import BenchmarkConfig
+from softcam_hub.hub.cards import PLACE, Trained, check, family_card, read_rows, read_trained, trained_card, write_card
+from softcam_hub.hub.publishing import model_files
 from softcam_hub.models.classifier import split_name
 from softcam_hub.registry import architectures
 
@@ -151,7 +151,7 @@ def test_the_explanations_of_a_card_say_on_what_and_how_they_were_measured(folde
 
 
 def test_the_command_of_a_card_knows_the_defaults_of_a_benchmark():
-    from softcam_hub.cards.rendering import BENCHMARK
+    from softcam_hub.hub.cards.rendering import BENCHMARK
 
     defaults = {field.name: field.default for field in dataclasses.fields(BenchmarkConfig)}
     assert {name: defaults[name] for name in BENCHMARK} == BENCHMARK
@@ -197,7 +197,7 @@ def test_weights_that_were_started_from_are_named_with_their_licence():
 
 
 def test_every_registered_tag_has_a_licence_of_its_own():
-    from softcam_hub.cards.rendering import _started_from
+    from softcam_hub.hub.cards.rendering import _started_from
 
     known = architectures()
     for name in timm.list_pretrained():

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from softcam_hub.charts import BOTTOM, COLOURS, LEFT, RIGHT, TOP, curves, part_colour, stacked_bars, ticks
+from benchmarks.reproduction import explanations
+from softcam_hub.figures.charts import BOTTOM, COLOURS, LEFT, RIGHT, TOP, curves, part_colour, stacked_bars, ticks
 
 WIDTH, HEIGHT = 400, 300
 ROOT = Path(__file__).parents[1]
@@ -166,9 +167,6 @@ def test_charts_of_one_measure_share_their_axis():
 
 
 def test_the_lines_of_the_readmes_chart_say_which_model_they_explain(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import explanations
-
     drawn = []
 
     def spy(panels, *given, **options):

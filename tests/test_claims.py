@@ -1,5 +1,4 @@
 """The rules that judge the papers' claims, on rows made by hand; the page is what the rows say; settings of the runs."""
-# ruff: noqa: E402, the scripts are no package: their folder must be found first
 
 import json
 import sys
@@ -8,15 +7,12 @@ from pathlib import Path
 import pytest
 import timm
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+from benchmarks.reproduction import cape_claims, claims, softcam_claims
+from benchmarks.reproduction.findings import Findings, spread
+from benchmarks.reproduction.reproduce import LARGE, SMALL, Chain, keep
+from benchmarks.reproduction.verdicts import NOT_MEASURED, Part, verdict
 
-import cape_claims
-import claims
-import softcam_claims
-from findings import Findings, spread
-from reproduce import LARGE, SMALL, Chain, keep
-from verdicts import NOT_MEASURED, Part, verdict
+ROOT = Path(__file__).parents[1]
 
 SEEDS = (0, 1, 2)
 DATA = {"screening": "screening", "marks": "marks"}
@@ -293,7 +289,7 @@ def test_the_committed_page_is_that_of_the_rows(monkeypatch):
 
 
 def test_rows_of_a_chain_replace_its_earlier_ones(monkeypatch, tmp_path):
-    monkeypatch.setattr("reproduce.ROWS", tmp_path / "rows.jsonl")
+    monkeypatch.setattr("benchmarks.reproduction.reproduce.ROWS", tmp_path / "rows.jsonl")
     for seed, value in ((1, 1), (0, 2), (1, 3)):
         keep([{"study": "a", "seed": seed, "value": value}])
     kept = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]

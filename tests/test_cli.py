@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 
 import softcam_hub
-from softcam_hub.benchmarking.models import load_classifier
 from softcam_hub.cli import COMMANDS, main
-from softcam_hub.commands.explaining import Explaining, index_of
+from softcam_hub.commands.explain import Explaining, index_of
 from softcam_hub.data.lesions import load_lesions
+from softcam_hub.demo.viewer import labels_of
+from softcam_hub.evaluation.models import load_classifier
 from softcam_hub.output_folder import LOCK, RECORD
-from softcam_hub.viewing import labels_of
 
 ROOT = Path(__file__).parents[1]
 EXIF_ORIENTATION, TURNED_LEFT = 274, 6
@@ -268,7 +268,7 @@ def test_options_that_argparse_refuses_end_with_2(capsys):
 
 
 def test_bugs_keep_their_traceback_and_interrupts_end_with_130(monkeypatch, capsys):
-    from softcam_hub.commands import listing
+    from softcam_hub.commands import list as listing
 
     def fail(error):
         def run(_):

@@ -5,8 +5,8 @@ import shutil
 import tempfile
 
 import pytest
-from crashes import Crash, every_crash, watched
-from outputs import content
+from helpers.crashes import Crash, every_crash, watched
+from helpers.outputs import content
 
 from softcam_hub.files import copy_file, draft_of, remove_drafts, write_json, write_text
 from softcam_hub.output_folder import OutputFolder

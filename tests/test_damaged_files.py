@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from softcam_hub.benchmarking.accuracy import rows_of_runs
-from softcam_hub.benchmarking.shards import _read_lines
-from softcam_hub.mappings import read_mapping
+from softcam_hub.evaluation.accuracy import rows_of_runs
+from softcam_hub.evaluation.shards import _read_lines
+from softcam_hub.files import read_mapping
 from softcam_hub.training.cache import CachedFeatures
 from softcam_hub.training.choices import _check_division
 from softcam_hub.training.config import make_config

@@ -21,15 +21,15 @@ from PIL import Image
 
 import softcam_hub
 from softcam_hub import CAPE_LESIONS, Explanation, create_explainer
-from softcam_hub.benchmarking.models import FAST
 from softcam_hub.cli import main
 from softcam_hub.data.lesions import draw
 from softcam_hub.demo import open_page, views
 from softcam_hub.demo.answers import Answers
 from softcam_hub.demo.page import Page
-from softcam_hub.viewing import Viewer
+from softcam_hub.demo.viewer import Viewer
+from softcam_hub.evaluation.models import FAST
 
-SPACE = Path(softcam_hub.__file__).parent / "spaces" / "demo"
+SPACE = Path(softcam_hub.__file__).parent / "hub" / "spaces" / "demo"
 
 
 @pytest.fixture(scope="module")
@@ -295,7 +295,7 @@ def test_requirements_of_the_space_are_those_of_the_package():
 WITHOUT_GRADIO = """
 import sys
 sys.modules["gradio"] = None
-from softcam_hub.benchmarking.models import FAST
+from softcam_hub.evaluation.models import FAST
 from softcam_hub.cli import main
 sys.exit(main(["demo"]))
 """

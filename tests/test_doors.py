@@ -19,7 +19,7 @@ import pytest
 import timm
 import torch
 from conftest import randomise, relative_error
-from hub_server import HubServer
+from helpers.hub_server import HubServer
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from safetensors import SafetensorError

@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 from conftest import randomise
-from hub_server import HubServer
+from helpers.hub_server import HubServer
 from safetensors.torch import save
 
 SCRIPT = """

@@ -4,13 +4,13 @@ import json
 import os
 
 import pytest
-from crashes import every_crash
-from outputs import content, fill, full_disk, used_by_another_process
+from helpers.crashes import every_crash
+from helpers.outputs import content, fill, full_disk, used_by_another_process
 from PIL import Image
 
 from softcam_hub import output_folder
 from softcam_hub.cli import main
-from softcam_hub.commands.explaining import LINES, name_pictures
+from softcam_hub.commands.explain import LINES, name_pictures
 from softcam_hub.files import DRAFT
 from softcam_hub.output_folder import RECORD
 

@@ -10,9 +10,9 @@ from conftest import randomise, relative_error
 from torch import nn
 
 from softcam_hub import SoftCAMForImageClassification
-from softcam_hub.explain.explainers import create_explainer, list_explainers
-from softcam_hub.explain.layers import Hints, find_layout
-from softcam_hub.explain.subject import Subject
+from softcam_hub.explainers.layers import Hints, find_layout
+from softcam_hub.explainers.methods import create_explainer, list_explainers
+from softcam_hub.explainers.subject import Subject
 
 CAMS = ["cam", "grad-cam", "grad-cam++", "smooth-grad-cam++", "layer-cam", "lift-cam", "fd-cam", "score-cam"]
 EVERYWHERE = ["grad-cam", "grad-cam++", "smooth-grad-cam++", "layer-cam", "fd-cam", "score-cam", "random", "centre"]

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from hub_server import DROPPED, HubServer
+from helpers.hub_server import DROPPED, HubServer
 from huggingface_hub import HfApi, constants
 from transformers import AutoModelForImageClassification, TrainingArguments
 
 import softcam_hub
 from softcam_hub import SoftCAMForImageClassification
-from softcam_hub.cards import PLACE, check, read_rows
 from softcam_hub.commands import push as push_command
 from softcam_hub.hub import Pushed, push, push_space
+from softcam_hub.hub.cards import PLACE, check, read_rows
 from softcam_hub.training import EvidenceTrainer, ExplanationCallback
 
 REPO = "tester/tiny"
@@ -259,7 +259,7 @@ def test_a_bad_name_is_refused(name, hub, folder):
 
 
 def test_no_token(hub, folder, monkeypatch):
-    monkeypatch.setattr("softcam_hub.delivery.get_token", lambda: None)
+    monkeypatch.setattr("softcam_hub.hub.commit.get_token", lambda: None)
     with pytest.raises(PermissionError, match="hf auth login"):
         push(folder, REPO)
     assert hub.requests == []

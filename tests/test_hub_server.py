@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from hub_server import HubServer
+from helpers.hub_server import HubServer
 from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,

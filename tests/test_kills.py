@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from killing import NOTES, SCENARIOS, compare, run_killed
+from helpers.killing import NOTES, SCENARIOS, compare, run_killed
 
 ROOT = Path(__file__).parents[1]
 CHOSEN = [

@@ -17,11 +17,11 @@ from transformers import AutoModel, AutoModelForImageClassification, pipeline
 
 import softcam_hub
 from softcam_hub import SoftCAMConfig, SoftCAMForImageClassification
-from softcam_hub.benchmarking.models import Pair, as_timm, fingerprint, load_classifier, several_labels
 from softcam_hub.cli import main
+from softcam_hub.demo.viewer import Viewer
+from softcam_hub.evaluation.models import Pair, as_timm, fingerprint, load_classifier, several_labels
 from softcam_hub.models.label_kind import MULTI_LABEL, SINGLE_LABEL, is_multi_label, written_multi_label
 from softcam_hub.training.objective import BlackBox
-from softcam_hub.viewing import Viewer
 
 LABELS = {0: "cat", 1: "dog", 2: "owl"}
 ARGUMENTS = {"pretrained": False, "id2label": LABELS, "label2id": {name: index for index, name in LABELS.items()}}

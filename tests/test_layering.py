@@ -9,14 +9,14 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "softcam_hub"
 
 FLOORS = [
-    {"models", "explanation_scores", "data", "lettering", "delivery", "files", "arguments", "mappings"},
-    {"charts", "cards", "output_folder", "loading"},
-    {"figures", "placement", "temperature"},
-    {"registry", "training", "explain", "export", "hub"},
-    {"pipeline", "benchmarking"},
-    {"", "viewing"},
+    {"models", "explanation_scores", "data", "files", "arguments"},
+    {"output_folder", "loading", "figures", "hub"},
+    {"temperature"},
+    {"registry", "training", "explainers", "export"},
+    {"pipeline", "evaluation"},
+    {""},
     {"demo"},
-    {"commands", "spaces"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 ]

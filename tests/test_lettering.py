@@ -2,7 +2,7 @@
 
 import pytest
 
-from softcam_hub.lettering import font, readable, shortened, wrapped
+from softcam_hub.figures.text import font, readable, shortened, wrapped
 
 LETTERS = font(15)
 

@@ -11,14 +11,13 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from hub_server import HubServer
+from helpers.hub_server import HubServer
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms.functional import pil_to_tensor
 from transformers import HfArgumentParser
 
 from softcam_hub.data import load_lesions
-from softcam_hub.data.division import deal, turns
 from softcam_hub.data.loading import (
     AugmentationConfig,
     DataConfig,
@@ -27,6 +26,7 @@ from softcam_hub.data.loading import (
     UnreadableImage,
     load_splits,
 )
+from softcam_hub.data.splitting import deal, turns
 
 
 @pytest.fixture(autouse=True)

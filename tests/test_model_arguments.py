@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from softcam_hub import CAPEConfig, CAPEForImageClassification, SoftCAMForImageClassification
-from softcam_hub.benchmarking.models import load_classifier
 from softcam_hub.data.loading import load_splits
+from softcam_hub.evaluation.models import load_classifier
 from softcam_hub.models.weights import SOURCES
 from softcam_hub.training.config import make_config
 from softcam_hub.training.model_args import check_reloads

@@ -10,12 +10,12 @@ from timm.models import PretrainedCfg
 
 import softcam_hub
 from softcam_hub import CAPEForImageClassification, SoftCAMForImageClassification
-from softcam_hub.benchmarking.models import load_classifier
 from softcam_hub.cli import main
+from softcam_hub.demo.viewer import Viewer
+from softcam_hub.evaluation.models import load_classifier
 from softcam_hub.models.preprocessing import check_pretrained_cfg
 from softcam_hub.training.config import make_config
 from softcam_hub.training.objective import BlackBox
-from softcam_hub.viewing import Viewer
 
 CLASSES = ["a", "b", "c"]
 

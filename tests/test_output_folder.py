@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from outputs import content, fill, full_disk
+from helpers.outputs import content, fill, full_disk
 
 from softcam_hub import output_folder
 from softcam_hub.files import DRAFT, copy_file, draft_of, remove_drafts, write_json, write_text

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from conftest import randomise, relative_error
 from torch import nn
 
-from softcam_hub.explain.explainers import create_explainer
+from softcam_hub.explainers.methods import create_explainer
 
 CLASSES = torch.tensor([[0, 3], [4, 1]])
 
@@ -127,5 +127,5 @@ def test_a_missing_extra_is_named(monkeypatch):
 
 @pytest.mark.slow
 def test_the_extra_is_imported_only_when_it_is_used():
-    code = "import sys; import softcam_hub.explain.explainers; assert 'captum' not in sys.modules"
+    code = "import sys; import softcam_hub.explainers.methods; assert 'captum' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,8 +7,8 @@ import torch
 from conftest import randomise
 
 from softcam_hub import Explanation
-from softcam_hub.charts import COLOURS
-from softcam_hub.placement import Placement, areas_in_cells, region_shares, with_elsewhere
+from softcam_hub.evaluation.placement import Placement, areas_in_cells, region_shares, with_elsewhere
+from softcam_hub.figures.charts import COLOURS
 
 
 def cape(maps, classes=None):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from hub_server import HubServer
+from helpers.hub_server import HubServer
 from safetensors.torch import save
 
 README = (Path(__file__).parents[1] / "README.md").read_text()

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from killing import RANDOM
-from processes import PATIENCE, finish, free_port, kill_when, start
+from helpers.killing import RANDOM
+from helpers.processes import PATIENCE, finish, free_port, kill_when, start
 from test_training import (
     TRAIN,
     VALIDATION,

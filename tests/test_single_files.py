@@ -8,17 +8,17 @@ import onnx
 import onnxruntime
 import pytest
 import timm
-from crashes import every_crash
-from outputs import content, fill, full_disk
+from helpers.crashes import every_crash
+from helpers.outputs import content, fill, full_disk
 from test_benchmark import CLASSES, black_box
 from torch.onnx._internal.exporter import _onnx_program
 
 import softcam_hub
 from softcam_hub import SoftCAMForImageClassification, export_onnx
-from softcam_hub.cards import write_card
 from softcam_hub.cli import main
 from softcam_hub.files import DRAFT
-from softcam_hub.hub import PACKAGE, SPACES, model_files, space_files
+from softcam_hub.hub.cards import write_card
+from softcam_hub.hub.publishing import PACKAGE, SPACES, model_files, space_files
 from softcam_hub.training.objective import BlackBox
 
 
@@ -72,7 +72,7 @@ def test_a_full_disk_leaves_the_old_card(folder, capsys):
 
 
 def test_a_card_with_a_gap_is_not_written(folder, monkeypatch):
-    from softcam_hub.cards import rendering
+    from softcam_hub.hub.cards import rendering
 
     before = content(folder)
     monkeypatch.setattr(rendering, "trained_card", lambda model: "---\nlicense: mit\n---\n# TODO\n")

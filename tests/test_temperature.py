@@ -7,9 +7,9 @@ import timm
 import torch
 
 import softcam_hub
-from softcam_hub.benchmarking.models import load_classifier as load
-from softcam_hub.benchmarking.shards import samples
 from softcam_hub.data.loading import load_splits
+from softcam_hub.evaluation.models import load_classifier as load
+from softcam_hub.evaluation.shards import samples
 from softcam_hub.temperature import fit_temperature
 from softcam_hub.training import make_config, run
 

@@ -29,9 +29,9 @@ from timm.data import resolve_data_config
 from torch.utils.data import Dataset
 from transformers import AutoModelForImageClassification, pipeline
 
-from softcam_hub.cards import check, read_trained
 from softcam_hub.data import load_lesions
 from softcam_hub.data.loading import Splits, load_splits, make_transforms
+from softcam_hub.hub.cards import check, read_trained
 from softcam_hub.output_folder import LOCK, RECORD
 from softcam_hub.training import Config, NotFinite, make_config, parse, recipes, run
 from softcam_hub.training.checkpoint import seal

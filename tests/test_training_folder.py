@@ -10,8 +10,8 @@ import shutil
 
 import pytest
 import yaml
-from crashes import every_crash
-from outputs import content, fill, full_disk, used_by_another_process
+from helpers.crashes import every_crash
+from helpers.outputs import content, fill, full_disk, used_by_another_process
 from test_training import SMALL, settings, train
 
 from softcam_hub import output_folder

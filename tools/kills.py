@@ -1,9 +1,9 @@
 """Kill training, benchmark, explain and the feature cache, 50 times in all, and write what came of it.
 
-python tools/kills.py    # ten minutes: benchmarks/results/kills.jsonl, one row per command and setting
+python -m tools.kills    # ten minutes: benchmarks/results/kills.jsonl, one row per command and setting
 
 The kills are those of the tests: see `tests/killing.py`. The exit status is 1 when an output differs from that of an
-undisturbed run or a file is lost. `benchmarks/tables.py` derives the table in `docs/outputs.md` from the rows.
+undisturbed run or a file is lost. `benchmarks.tables` derives the table in `docs/outputs.md` from the rows.
 """
 
 import json
@@ -23,7 +23,7 @@ def main() -> int:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])  # of the processes that are started
     os.environ["TQDM_DISABLE"] = "1"
     import torch
-    from killing import SCENARIOS, run_killed
+    from helpers.killing import SCENARIOS, run_killed
 
     torch.set_num_threads(1)
     rows = []

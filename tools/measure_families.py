@@ -8,8 +8,8 @@ import torch
 from timm.models import get_pretrained_cfg
 
 import softcam_hub
-from softcam_hub.cards import Row
 from softcam_hub.files import write_text
+from softcam_hub.hub.cards import Row
 from softcam_hub.models.heads import HEADS
 from softcam_hub.training import parse, recipes
 

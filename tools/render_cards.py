@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from softcam_hub import CAPE_LESIONS
 from softcam_hub.arguments import ArgumentParser
-from softcam_hub.cards import Row, check, family_card, read_rows, read_trained, trained_card
 from softcam_hub.files import write_text
+from softcam_hub.hub.cards import Row, check, family_card, read_rows, read_trained, trained_card
 
 ROOT = Path(__file__).parents[1]
 RESULTS, CARDS = ROOT / "benchmarks" / "results", ROOT / "model_cards"

@@ -1,7 +1,7 @@
 """Put the result of a training run into the package, as the small model that examples, demo and tests run on.
 
-python benchmarks/lesions.py lesions-cape    # trains it, and keeps the row of its scores
-python benchmarks/explanations.py            # measures its explanations
+python -m benchmarks.reproduction.lesions lesions-cape    # trains it, and keeps the row of its scores
+python -m benchmarks.reproduction.explanations            # measures its explanations
 python tools/ship_model.py runs/lesions-cape
 make cards                                   # renders its card
 

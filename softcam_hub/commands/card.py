@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ..cards import check, read_trained, write_card
+from ..hub.cards import check, read_trained, write_card
 
 HELP = "write the model card of a folder from its scores, recipe and pictures"
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .config import DataConfig
-from .division import deal
 from .images import Images
 from .labels import SEVERAL, Labels, declared_classes, read_labels, shorten
 from .listed import check_listed
 from .locations import Locations
 from .rows import Columns, Rows, UnreadableImage, embed, undecoded
 from .sources import Source, find_column, read_source
+from .splitting import deal
 from .streams import EndlessImages, StreamedImages, StreamedRows
 from .transforms import AugmentationConfig, make_transforms, mask_transform
 

@@ -11,8 +11,8 @@ from .. import CAPE_LESIONS
 from ..data.pictures import read_picture
 from ..figures.numbers import share
 from ..models.explanation import Explanation
-from ..viewing import Viewer
 from . import views
+from .viewer import Viewer
 
 
 @dataclass(frozen=True)

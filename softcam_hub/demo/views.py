@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..figures import Scale, outlined, overlay
-from ..figures.asking import caption_of, meaning_of, scale_of
+from ..figures.captions import caption_of, meaning_of, scale_of
 from ..figures.drawing import enlarged, spread, tinted
 from ..figures.numbers import Tier, share, tiers
 from ..models.explanation import Explanation, Regions

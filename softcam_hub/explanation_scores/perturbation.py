@@ -10,7 +10,6 @@
 import torch
 from torch import Tensor
 
-from .asking import Explain, Predict, ask, check_fits, confidence_of, explained, filling, pick, sweep, target
 from .faithfulness import coherency, complexity, pearson
 from .localization import top_k
 from .maps import (
@@ -27,6 +26,7 @@ from .maps import (
     unscored,
     without_broken,
 )
+from .predictions import Explain, Predict, ask, check_fits, confidence_of, explained, filling, pick, sweep, target
 
 
 def faithfulness_parts(

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .asking import Explain, explained
 from .maps import blur, check, heat
 from .perturbation import spearman
+from .predictions import Explain, explained
 
 
 class RandomisationStep(NamedTuple):

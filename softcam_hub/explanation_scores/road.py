@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .asking import Predict, check_fits, confidence_of, sweep
 from .maps import check, patch_ranks, smallest, unscored
+from .predictions import Predict, check_fits, confidence_of, sweep
 
 FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Of the pixels that are removed."""

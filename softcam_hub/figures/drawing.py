@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..lettering import Font, font
 from .numbers import DOT
+from .text import Font, font
 
 Colour = tuple[int, int, int]
 

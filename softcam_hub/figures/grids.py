@@ -14,7 +14,7 @@ from torch import Tensor
 from ..explanation_scores.localization import activation_precision, activation_sensitivity
 from ..explanation_scores.maps import heat
 from ..models.explanation import Explanation
-from .asking import Names, annotated, caption_of, maps_of, meaning_of, need_probabilities, scale_of
+from .captions import Names, annotated, caption_of, maps_of, meaning_of, need_probabilities, scale_of
 from .drawing import Scale, enlarged, numbered, spread, tinted
 from .numbers import cell_texts
 from .sheets import colour_bar, column, note, row

@@ -3,8 +3,8 @@
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..lettering import font, shortened, wrapped
 from .drawing import Colour, Scale, enlarged
+from .text import font, shortened, wrapped
 
 GAP = 12
 

@@ -4,7 +4,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..models.explanation import Explanation
-from .asking import Names, annotated, caption_of, maps_of, meaning_of, name_of, need_probabilities, scale_of
+from .captions import Names, annotated, caption_of, maps_of, meaning_of, name_of, need_probabilities, scale_of
 from .drawing import Colour, Scale, boxed, enlarged, numbered, spread, tinted
 from .numbers import THRESHOLD, cell_texts, share, tiers
 from .sheets import GAP, colour_bar, column, legend, note, row

@@ -28,8 +28,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..data.loading import Images
-from ..files import FULL, write_json
-from ..mappings import read_mapping
+from ..files import FULL, read_mapping, write_json
 from ..models.evaluation_mode import evaluation
 from ..models.modeling import EvidenceForImageClassification
 from ..output_folder import RECORD

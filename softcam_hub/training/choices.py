@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..data.loading import Splits
-from ..mappings import read_mapping
+from ..files import read_mapping
 from ..models.losses import zeroing_l1
 from .config import Config
 from .evaluation import score_names

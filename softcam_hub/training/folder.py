@@ -11,9 +11,8 @@ from typing import Any
 import yaml
 from torch import nn
 
-from ..cards import METRICS, PICTURES, RECIPE
-from ..files import write_text
-from ..mappings import read_mapping
+from ..files import read_mapping, write_text
+from ..hub.cards import METRICS, PICTURES, RECIPE
 from ..output_folder import OutputFolder, Use
 from .config import Config
 from .log import LOG, PROJECT

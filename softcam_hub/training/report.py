@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from ..cards import PICTURES, RECIPE, write_card
-from ..charts import curves
 from ..data.loading import Images
 from ..figures import column, outlined, overlay, picture, row
+from ..figures.charts import curves
 from ..files import copy_file, draft_of, write_json
+from ..hub.cards import PICTURES, RECIPE, write_card
 from ..models.modeling import EvidenceForImageClassification
 from . import log
 

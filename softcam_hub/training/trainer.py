@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from transformers import Trainer
 
-from ..cards import METRICS, Row, Trained, trained_card
 from ..files import write_text
+from ..hub.cards import METRICS, Row, Trained, trained_card
 from .report import write_metrics
 
 SETTINGS = (

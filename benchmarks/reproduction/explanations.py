@@ -1,0 +1,92 @@
+"""Measure the explanations of the trained lesions models beside those of the black box, the CAPE paper's Table 1.
+
+python -m benchmarks.reproduction.lesions        # trains them
+python -m benchmarks.reproduction.explanations   # rows go to benchmarks/results/explanations.jsonl, curves to docs/
+
+- Post-hoc maps explain `lesions-vanilla`, and native maps the prediction of their own model: all on the same images.
+- All ten post-hoc baselines of the papers are in it, and the floors `random` and `centre`.
+"""
+
+import json
+from pathlib import Path
+
+from softcam_hub.evaluation import benchmark
+from softcam_hub.evaluation.report import COLUMNS
+from softcam_hub.evaluation.results import CURVES
+from softcam_hub.figures import column
+from softcam_hub.figures.charts import curves
+
+from ..timing import Row, write
+
+ROOT = Path(__file__).parents[2]
+ROWS = ROOT / "benchmarks" / "results" / "explanations.jsonl"
+PICTURE = ROOT / "docs" / "explanations.png"
+TWIN = "lesions-vanilla"
+POST_HOC = "lesions-cape-pf"
+"""The run whose twin is `TWIN`."""
+
+NATIVE = {
+    POST_HOC: "all",
+    "lesions-cape-ts": "cape mu-cape",
+    "lesions-cape": "cape mu-cape",
+    "lesions-softcam": "softcam",
+    "lesions-softcam-sparse": "softcam",
+}
+ALWAYS = (
+    *(("softcam", "lesions-softcam"), ("cape", POST_HOC)),
+    *(("cape", "lesions-cape"), ("mu-cape", "lesions-cape"), ("random", TWIN)),
+)
+"""Explainers, and what they explain, that stand in every chart."""
+
+LINES = 3
+"""Post-hoc explainers beside them: more, and colours would repeat."""
+
+SETTINGS = {
+    "data": "lesions",
+    "data_size": 128,
+    "eval_count": 600,
+    "limit": 200,
+    "batch_size": 25,
+    "shard_size": 25,
+    "measures": "table localisation sensitivity gini",
+}
+
+
+def rows_of(recipe: str, explainers: str) -> list[Row]:
+    """The rows of one run, with the recipe whose model each of them explains."""
+    run = Path("runs") / recipe
+    twin = run / "twin" if recipe == POST_HOC else None
+    found = benchmark(run / "model", run / "explanations", twin=twin, explainers=explainers, **SETTINGS)
+    explained = {"model": recipe, "twin": TWIN}
+    return [{**row, "recipe": explained[row["explains"]], "explains": explained[row["explains"]]} for row in found]
+
+
+def draw(rows: list[Row], file: Path) -> None:
+    """The curves over k, each line with the model that it explains; charts of one measure share their axis."""
+    found = {(row["explainer"], row["explains"]): row for row in rows}
+    others = [one for one in found if one[1] == TWIN and one not in ALWAYS]
+    groups = [(*ALWAYS, *others[first : first + LINES]) for first in range(0, len(others), LINES)]
+    sheets = []
+    for name in CURVES:
+        heading, higher = COLUMNS[name]
+        title = f"{heading[:-2]} in % ({'higher' if higher else 'lower'} is better)"
+        panels = {
+            title + " " * number: {  # titles are keys
+                f"{explainer} ({model})": list(enumerate(found[explainer, model][f"{name}_curve"], 1))
+                for explainer, model in group
+            }
+            for number, group in enumerate(groups)
+        }
+        sheets.append(curves(panels, "k highest patches", shared=True))
+    column(sheets).save(file)
+
+
+def main() -> None:
+    rows = [row for recipe, explainers in NATIVE.items() for row in rows_of(recipe, explainers)]
+    write(rows, ROWS)
+    draw(rows, PICTURE)
+    print(json.dumps({row["explainer"]: row.get("adcc") for row in rows}))
+
+
+if __name__ == "__main__":
+    main()

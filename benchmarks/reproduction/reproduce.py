@@ -1,0 +1,308 @@
+"""Train and measure everything that docs/reproduction.md says about the papers' claims.
+
+make reproduce                                       # 2.5 hours of two cores, then docs/reproduction.md from the rows
+python -m benchmarks.reproduction.reproduce --study screening --seeds 0
+python -m benchmarks.reproduction.reproduce --large  # ResNet-50, VGG-16 and SwinV2 at 224 and 448: for a GPU
+python -m benchmarks.reproduction.reproduce --quick               # a smoke test: tiny runs, nothing written
+
+- A study is a data set and a backbone, a chain is a study with one seed: of the images, the weights and the batches.
+  Chains are independent and run side by side, one thread each; what a chain has finished is not done again.
+- Every run of a chain has the same images, epochs, batches and first weights, so that runs differ in what they learn
+  from and not in luck; post-fitting has them for the head alone, after those of the black box. Nothing is chosen on the
+  test split: the best epoch and the fitted temperature are chosen on validation data, learning rates and penalties are
+  those of the recipes.
+- Where a study fine-tunes, its runs go on from the trained black box, as the papers' do from ImageNet.
+- VGG's hidden layers are made anew on the grid, so that its black box has no weights for an evidence map: no
+  post-fitting there, no CAPE off the shelf, and first weights of its own.
+- Runs and benchmarks go to runs/reproduction/STUDY/SEED/, rows to benchmarks/results/reproduction.jsonl.
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from functools import cached_property
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from softcam_hub.arguments import ArgumentParser
+from softcam_hub.data.loading import Splits, load_splits
+from softcam_hub.evaluation import benchmark
+from softcam_hub.evaluation.accuracy import rows_of_twin
+from softcam_hub.evaluation.models import load_classifier
+from softcam_hub.models.anatomy import examine
+from softcam_hub.training import Config, parse, run
+from softcam_hub.training.config import read_recipe
+from softcam_hub.training.objective import make_model
+
+from ..timing import Row, environment, write
+from .temperature import calibrations
+
+ROWS = Path(__file__).parents[1] / "results" / "reproduction.jsonl"
+RUNS = Path("runs") / "reproduction"
+SOFTCAM = ("softcam", "softcam-sparse")
+CAPE = ("cape-direct", "cape-ts", "cape-pf")
+MEASURES = "table localisation sensitivity gini"
+DATA = ("data", "train_count", "eval_count", "data_size", "data_seed")
+KEPT = ("explainer", "explains", "images", "annotated")
+"""What a row keeps of a benchmark's beside its numbers and curves."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A data set and a backbone.
+
+    Args:
+        data: a generated variant.
+        runs: recipes beside `vanilla`.
+        backbone: in place of the recipes' test_resnet.
+        sweep: l1 of further runs of `softcam-sparse`.
+        fine_tuned: whether runs start from the trained black box; post-hoc maps, of a network that was trained for
+            less, are no rivals there.
+        limit: how many test images are explained.
+        settings: what is otherwise than in the recipes.
+    """
+
+    data: str
+    runs: tuple[str, ...]
+    backbone: str = "test_resnet"
+    sweep: tuple[float, ...] = ()
+    fine_tuned: bool = False
+    limit: int = 96
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+SMALL = {  # the longest first, so that no core waits for long at the end
+    "lesions": Study("lesions", (*SOFTCAM, *CAPE), sweep=(0.003, 0.1, 1.0)),
+    "marks": Study(
+        "marks",
+        ("cape-ts", "cape-ts-selective", "cape-pf", "cape-pf-selective"),
+        settings={"train_count": 3072, "eval_count": 480, "epochs": 12},
+    ),
+    "fine-tuning": Study("lesions", SOFTCAM, sweep=(0.1, 0.3, 1.0, 3.0), fine_tuned=True),
+    "screening": Study("screening", (*SOFTCAM, "cape-pf")),
+    "second backbone": Study(
+        "lesions", (*SOFTCAM, "cape-pf"), "test_efficientnet", settings={"model_args": "output_stride=8"}
+    ),
+}
+
+_AT = {"resnet50": ("output_stride=16", 1e-3), "vgg16": ("", 1e-4), "swinv2_base_window8_256": ("", 1e-4)}
+"""Backbone -> its arguments and learning rate."""
+
+_LARGE = {"train_count": 6000, "eval_count": 800, "epochs": 20, "mixed_precision": "bf16", "pretrained": True}
+LARGE = {
+    f"{backbone} at {size}": Study(
+        "lesions",
+        (*SOFTCAM, *(CAPE[:2] if backbone == "vgg16" else CAPE)),
+        backbone,
+        limit=200,
+        settings={"model_args": args, "lr": lr, "image_size": size, "data_size": size, **_LARGE},
+    )
+    for backbone, (args, lr) in _AT.items()
+    for size in (224, 448)
+}
+
+_TINY = {"train_count": 64, "eval_count": 16, "image_size": 64, "data_size": 64, "epochs": 1, "warmup_epochs": 0}
+QUICK = {
+    "quick": Study("lesions", (*SOFTCAM, *CAPE), sweep=(1.0,), limit=8, settings=_TINY),
+    "quick fine-tuning": Study("lesions", ("softcam",), fine_tuned=True, limit=8, settings=_TINY),
+}
+
+
+class Chain:
+    """A study with one seed: its runs, one after another, and the rows they leave.
+
+    Args:
+        name: of the study.
+        study: what it is.
+        seed: of everything.
+        runs: folder of all runs.
+    """
+
+    def __init__(self, name: str, study: Study, seed: int, runs: Path = RUNS) -> None:
+        self.name, self.study, self.seed = name, study, seed
+        self.folder = runs / name / str(seed)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def rows(self) -> list[Row]:
+        """Train and measure; everything that is there already is read."""
+        began = time.monotonic()
+        try:
+            found = list(self._found())
+        finally:
+            seconds = self._add_seconds(time.monotonic() - began)
+        found.append(("chain", {"seconds": seconds, **environment()}))
+        return [{"study": self.name, "seed": self.seed, "kind": kind, **_rounded(row)} for kind, row in found]
+
+    def config(self, recipe: str, l1: float | None = None) -> Config:
+        """The settings of one run."""
+        output = self._output(recipe, l1)
+        given = {**self.study.settings, "data": self.study.data, "seed": self.seed, "data_seed": self.seed}
+        given |= {"model": read_recipe(f"reproduction/{recipe}")["model"].replace("test_resnet", self.study.backbone)}
+        if recipe.startswith("cape-pf"):  # starts from weights of its own, and trains a head: at its own rate
+            given |= {"init": self.black_box, "pretrained": False}
+            given.pop("lr", None)
+        elif recipe != "vanilla" and self.starts_as_black_box:
+            given |= {"init": self.black_box if self.study.fine_tuned else self.start, "pretrained": False}
+        if l1 is not None:
+            given["l1"] = l1
+        flags = [f"--{name}={value}" for name, value in given.items()]
+        resume = ["--resume"] if (output / "settings.yaml").exists() else []
+        return parse([f"--recipe=reproduction/{recipe}", f"--output={output}", *flags, *resume])
+
+    @cached_property
+    def splits(self) -> Splits:
+        return load_splits(self.config("vanilla").data)
+
+    @property
+    def start(self) -> Path:
+        """Folder of the black box before it is trained."""
+        return self.folder / "start"
+
+    @property
+    def black_box(self) -> Path:
+        """Folder of the black box when it is trained."""
+        return self.folder / "vanilla" / "model"
+
+    @cached_property
+    def starts_as_black_box(self) -> bool:
+        """Whether an evidence map can take over the black box's classifier."""
+        return examine(self.study.backbone, **self.config("vanilla").model.architecture_args()).exact
+
+    def _output(self, recipe: str, l1: float | None = None) -> Path:
+        return self.folder / (recipe if l1 is None else f"softcam-l1-{l1:g}")
+
+    def _found(self) -> Iterator[tuple[str, Row]]:
+        make_model(self.config("vanilla"), self.splits).save_pretrained(self.start)
+        runs = [(recipe, None) for recipe in ("vanilla", *self.study.runs)]
+        for recipe, l1 in [*runs, *(("softcam-sparse", l1) for l1 in self.study.sweep)]:
+            config = self.config(recipe, l1)
+            common = {"run": self._output(recipe, l1).name, "l1": config.model.l1, "epochs": config.optimization.epochs}
+            yield "training", {**common, "images": config.data.train_count, **run(config)}
+        yield from (("variant", row) for row in self._variants())
+        yield from (("explanation", row) for row in self._explanations())
+        for recipe in (name for name in self.study.runs if name in CAPE):
+            yield from (("calibration", {"run": recipe, **row}) for row in self._calibrations(recipe))
+
+    def _variants(self) -> list[Row]:
+        """Accuracy of the vanilla model, and of CAPE with its weights: naive, and off the shelf."""
+        compared = any(run in CAPE for run in self.study.runs)
+        if not compared or not load_classifier(self.folder / self.study.runs[0] / "model").exact:
+            return []
+        return rows_of_twin(load_classifier(self.black_box), self.splits.test, self.study.data, 50, self.device)
+
+    def _explanations(self) -> Iterator[Row]:
+        """Post-hoc maps of the black box beside the maps of each run."""
+        if not self.study.fine_tuned:
+            yield from self._benchmark("vanilla")
+        for recipe in self.study.runs:
+            yield from self._benchmark(recipe, "softcam" if recipe.startswith("softcam") else "cape mu-cape")
+        for l1 in self.study.sweep:
+            yield from self._benchmark(self._output("", l1).name, "softcam", "table localisation gini")
+
+    def _benchmark(self, name: str, explainers: str | None = None, measures: str = MEASURES) -> Iterator[Row]:
+        data = {key: getattr(self.config("vanilla").data, key) for key in DATA}
+        asked = {"explainers": explainers, "measures": measures, "limit": self.study.limit, "seed": self.seed}
+        sizes = {"batch_size": 25, "shard_size": 100}
+        for row in benchmark(self.folder / name / "model", self.folder / "benchmark" / name, **asked, **sizes, **data):
+            numbers = {
+                key: value for key, value in row.items() if isinstance(value, float | list) and key != "hold_out"
+            }
+            yield {"run": name, **{key: row[key] for key in KEPT}, **numbers}
+
+    def _calibrations(self, recipe: str) -> list[Row]:
+        model = load_classifier(self.folder / recipe / "model").to(self.device)
+        settings = self.config(recipe).model
+        return calibrations(model, self.splits, None if settings.mode == "direct" else settings.temperature)
+
+    def _add_seconds(self, now: float) -> float:
+        """Of this call, and of earlier ones that were broken off."""
+        file = self.folder / "seconds.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        total = now + (json.loads(file.read_text()) if file.exists() else 0.0)
+        file.write_text(json.dumps(total))
+        return total
+
+
+def _rounded(row: Row) -> Row:
+    """Six digits, as what is beyond them is not the same on another machine; None for NaN, which JSON has not."""
+
+    def short(value: Any) -> Any:
+        if isinstance(value, list):
+            return [short(one) for one in value]
+        if not isinstance(value, float):
+            return value
+        return None if math.isnan(value) else float(f"{value:.6g}")
+
+    return {name: short(value) for name, value in row.items()}
+
+
+def chain_rows(name: str, study: Study, seed: int, threads: int) -> list[Row]:
+    torch.set_num_threads(threads)
+    return Chain(name, study, seed).rows()
+
+
+def keep(found: list[Row]) -> None:
+    """Write the rows of a chain in place of its earlier ones."""
+    key = (found[0]["study"], found[0]["seed"])
+    rows = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+    rows = [row for row in rows if (row["study"], row["seed"]) != key] + found
+    write(sorted(rows, key=lambda row: (row["study"], row["seed"])), ROWS)
+
+
+def run_chains(chains: list[tuple[str, Study, int]], processes: int) -> list[str]:
+    """Keep the rows of every chain as it ends; what went wrong with the others."""
+    threads, failures = max(1, (os.cpu_count() or 1) // processes), []
+    with ProcessPoolExecutor(processes, get_context("spawn"), max_tasks_per_child=1) as pool:
+        jobs = {pool.submit(chain_rows, *chain, threads): chain for chain in chains}
+        for job in as_completed(jobs):
+            name, _, seed = jobs[job]
+            try:
+                keep(job.result())
+                print(f"finished: {name}, seed {seed}", flush=True)
+            except Exception as error:  # the other chains go on
+                failures.append(f"{name}, seed {seed}: {type(error).__name__}: {error}")
+    return failures
+
+
+def try_out() -> None:
+    """Everything once, as small as it goes, in a folder that is thrown away."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, study in QUICK.items():
+            for row in Chain(name, study, 0, Path(folder)).rows():
+                print(json.dumps(row))
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="tiny runs, to see that everything runs; nothing written")
+    parser.add_argument("--large", action="store_true", help="the larger variant, for a GPU")
+    parser.add_argument("--study", nargs="*", help=f"some of {', '.join([*SMALL, *LARGE])}; all by default")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="chains side by side; 1 on a GPU")
+    args = parser.parse_args()
+    if args.quick:
+        try_out()
+        return
+    studies = LARGE if args.large else SMALL
+    for name in args.study or ():
+        if name not in studies:
+            parser.error(f"unknown study {name!r}: expected some of {', '.join(studies)}")
+    chains = [(name, studies[name], seed) for name in args.study or studies for seed in args.seeds]
+    failures = run_chains(chains, 1 if args.large else min(args.processes, len(chains)))
+    if failures:
+        sys.exit("failed, and to be run again:\n" + "\n".join(failures))
+
+
+if __name__ == "__main__":
+    main()

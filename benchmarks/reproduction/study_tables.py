@@ -1,0 +1,167 @@
+"""What a study found, as tables and curves: mean ± standard deviation over seeds.
+
+- Predictions are of the whole test split, explanations of its first images; see benchmarks/reproduction/reproduce.py.
+- The best mean of a column is bold, the floors random and centre among the candidates.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+
+from PIL import Image
+
+from softcam_hub.evaluation.report import COLUMNS, markdown
+from softcam_hub.figures import column as below_one_another
+from softcam_hub.figures.charts import Points, curves
+
+from .cape_claims import UNTRAINED
+from .findings import Column, Findings, Row, label, mean, spread
+from .softcam_claims import LOCALISATION, sweep
+
+PREDICTIONS = {
+    "accuracy": ("accuracy in %", ".1f"),
+    "auc": ("AUC", ".4f"),
+    "calibration_error": ("calibration error", ".3f"),
+    "confidence": ("confidence in %", ".1f"),
+    "teacher_accuracy": ("teacher in %", ".1f"),
+    "disagreement": ("disagreement in %", ".1f"),
+    "sparseness": ("sparseness (Gini)", ".3f"),
+}
+EXPLANATIONS = [name for name in COLUMNS if name not in ("borda", "gini", "completeness_error")]
+POST_HOC_LINES = 2
+"""Post-hoc methods in a chart, beside native maps and random: there are seven colours."""
+
+NO_PENALTY = -3.0
+"""Where a chart over log λ has λ = 0."""
+
+SWEPT = ("accuracy", "auc", "sparseness")
+
+
+def predictions(found: Findings, study: str) -> str:
+    """One line per trained run, and CAPE with the black box's weights."""
+    body = []
+    for run in found.runs(study):
+        rows = found.rows(study, "training", run=run)
+        seconds = {row["seed"]: row["seconds"] for row in rows}
+        cells = [spread(found.trained(study, run, name), form) for name, (_, form) in PREDICTIONS.items()]
+        body.append([f"`{run}` (`{rows[0]['model']}`)", *cells, spread(seconds, ".0f")])
+    for name in UNTRAINED:
+        columns = {key: found.column(study, "variant", key, variant=name) for key in ("accuracy", "confidence")}
+        columns["teacher_accuracy"] = found.column(study, "variant", "teacher_accuracy", variant=name)
+        columns["disagreement"] = found.column(study, "variant", "disagreement", variant=name)
+        if columns["accuracy"]:
+            cells = [spread(columns.get(key, {}), form) for key, (_, form) in PREDICTIONS.items()]
+            body.append([f"CAPE {name}, not trained", *cells, "-"])
+    return markdown(["run", *(title for title, _ in PREDICTIONS.values()), "seconds"], body)
+
+
+def explanations(found: Findings, study: str) -> str:
+    """One line per explainer and run; post-hoc maps explain the black box, the others their own run."""
+    groups: dict[str, list[Row]] = {}
+    for row in found.rows(study, "explanation"):
+        groups.setdefault(label(row), []).append(row)
+    names = [name for name in EXPLANATIONS if any(name in row for rows in groups.values() for row in rows)]
+    table = {one: {name: _column(rows, name) for name in names} for one, rows in groups.items()}
+    best = {name: _best((line[name] for line in table.values()), COLUMNS[name][1]) for name in names}
+    body = [[one, *(_bold(line[name], best[name]) for name in names)] for one, line in table.items()]
+    return markdown(["maps", *(COLUMNS[name][0] for name in names)], body)
+
+
+def points(found: Findings, study: str) -> str:
+    """Borda points, as the CAPE paper gives them: post-hoc maps beside those of bootstrapped CAPE."""
+    ranked = {one: _column(rows, "borda") for one, rows in found.table1(study).items()}
+    ranked = {one: column for one, column in ranked.items() if column}
+    order = sorted(ranked, key=lambda one: -mean(ranked[one]))
+    return markdown(["maps", "BC ↑"], [[one, spread(ranked[one])] for one in order])
+
+
+def temperatures(found: Findings, study: str) -> str:
+    """One line per CAPE run and choice of T'."""
+    names = ("value", "accuracy", "confidence", "calibration_error", "loss", "completeness_error")
+    body = []
+    for run in found.runs(study, "calibration"):
+        for way in dict.fromkeys(row["temperature"] for row in found.rows(study, "calibration", run=run)):
+            where = {"run": run, "temperature": way}
+            *columns, worst = (found.column(study, "calibration", name, **where) for name in names)
+            body.append([f"`{run}`, {way}", *(spread(one, ".3f") for one in columns), f"{max(worst.values()):.1e}"])
+    header = ["T'", "value", "accuracy", "confidence", "calibration error", "cross-entropy", "completeness error"]
+    return markdown(header, body)
+
+
+def penalties(found: Findings, study: str) -> str:
+    """One line per λ."""
+    body = [
+        [
+            f"{l1:g}",
+            *(spread(found.trained(study, run, name), PREDICTIONS[name][1]) for name in SWEPT),
+            *(spread(found.native(study, run, name)) for name in LOCALISATION),
+        ]
+        for l1, run in sweep(found, study).items()
+    ]
+    header = ["λ", *(PREDICTIONS[name][0] for name in SWEPT), *(COLUMNS[name][0] for name in LOCALISATION)]
+    return markdown(header, body)
+
+
+def _column(rows: list[Row], name: str) -> Column:
+    return {row["seed"]: row[name] for row in rows if row.get(name) is not None}
+
+
+def _best(columns: Iterable[Column], higher: bool) -> float:
+    return (max if higher else min)(mean(column) for column in columns if column)
+
+
+def _bold(column: Column, best: float) -> str:
+    return f"**{spread(column)}**" if column and mean(column) == best else spread(column)
+
+
+def over_k(found: Findings, studies: list[str], name: str, higher: bool) -> Image.Image:
+    """A chart per study of a curve over the k highest patches: native maps, the best post-hoc ones, and random."""
+    panels = {}
+    for study in studies:
+        shown = [
+            "softcam",
+            "softcam-sparse",
+            "cape (PF)",
+            "mu-cape (PF)",
+            "random",
+            *leaders(found, study, name, higher),
+        ]
+        groups: dict[str, list[list[float]]] = {}
+        for row in found.rows(study, "explanation"):
+            if label(row) in shown and f"{name}_curve" in row:
+                groups.setdefault(label(row), []).append(row[f"{name}_curve"])
+        title = f"{study}: {COLUMNS[name][0][:-2]} in % ({'higher' if higher else 'lower'} is better)"
+        panels[title] = {one: _mean_curve(groups[one]) for one in shown if one in groups}
+    rows = [dict(list(panels.items())[first : first + 2]) for first in range(0, len(panels), 2)]
+    return below_one_another([curves(row, "k highest patches") for row in rows])
+
+
+def leaders(found: Findings, study: str, name: str, higher: bool) -> list[str]:
+    """The best post-hoc methods; of those with the same numbers, such as CAM and Grad-CAM here, the first."""
+    different = {tuple(column.items()): one for one, column in reversed(found.post_hoc(study, name).items()) if column}
+    means = {one: mean(dict(items)) for items, one in different.items()}
+    return sorted(means, key=lambda one: -means[one] if higher else means[one])[:POST_HOC_LINES]
+
+
+def _mean_curve(values: list[list[float]]) -> Points:
+    return [(k, sum(column) / len(column)) for k, column in enumerate(zip(*values, strict=True), 1)]
+
+
+def over_penalty(found: Findings, studies: list[str]) -> Image.Image:
+    """What λ does to predictions and maps, a line for each study."""
+
+    def panel(name: str, read: Callable[[str, str, str], Column]) -> dict[str, Points]:
+        return {
+            study: [(_place(l1), mean(read(study, run, name))) for l1, run in sweep(found, study).items()]
+            for study in studies
+        }
+
+    predictions = {"accuracy in %": "accuracy", "confidence in %": "confidence"}
+    maps = {"sparseness of the maps (Gini)": panel("sparseness", found.trained)}
+    maps["activation sensitivity in %"] = panel("activation_sensitivity", found.native)
+    rows = [{title: panel(name, found.trained) for title, name in predictions.items()}, maps]
+    return below_one_another([curves(row, "log10 of l1 (lambda); leftmost: none") for row in rows])
+
+
+def _place(l1: float) -> float:
+    """On a logarithmic axis, where 0 has its place left of all others."""
+    return math.log10(l1) if l1 else NO_PENALTY

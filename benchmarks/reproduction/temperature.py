@@ -1,0 +1,77 @@
+"""What CAPE's temperature does to its confidence: T' as learnt, divided by the teacher's T, fitted to validation data.
+
+The temperature acts on the evidence alone, so that every image passes through the network once.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from softcam_hub.data.loading import Rows, Splits
+from softcam_hub.evaluation.shards import samples
+from softcam_hub.temperature import candidate_losses, set_temperature
+from softcam_hub.training.metrics import calibration_error
+
+from ..timing import Row
+
+BATCH = 50
+
+
+def calibrations(model: nn.Module, splits: Splits, teacher_temperature: float | None) -> list[Row]:
+    """A row for each choice of T', on the test split.
+
+    Args:
+        model: of the CAPE family, in eval mode.
+        splits: validation images to fit to, test images to measure on.
+        teacher_temperature: T of the teacher, None where there was none.
+    """
+    known, test = evidence_of(model, splits.validation), evidence_of(model, splits.test)
+    learnt = float(model.head.log_temperature.detach())
+    choices = {"learnt": learnt, "fitted": math.log(fitted(model.head, *known))}
+    if teacher_temperature is not None:
+        choices["divided by T"] = learnt - math.log(teacher_temperature)
+    return [
+        {"temperature": name, "value": math.exp(value), **calibration(model.head, value, *test)}
+        for name, value in choices.items()
+    ]
+
+
+@torch.no_grad()
+def evidence_of(model: nn.Module, rows: Rows) -> tuple[Tensor, Tensor]:
+    """Evidence (N, C, H, W) and labels (N,) of a whole split."""
+    images, device = samples(model, rows), next(model.parameters()).device
+    evidence, labels = [], []
+    for first in range(0, len(images), BATCH):
+        some = [images[index] for index in range(first, min(first + BATCH, len(images)))]
+        pixels = torch.stack([sample["pixel_values"] for sample in some]).to(device)
+        evidence.append(model.head(model.forward_features(pixels), kind="evidence")[1])
+        labels += [sample["labels"] for sample in some]
+    return torch.cat(evidence), torch.stack(labels).to(device)
+
+
+@torch.no_grad()
+def with_temperature(head: nn.Module, value: float, evidence: Tensor) -> Tensor:
+    """log P (N, C, H, W), with T' = exp(value)."""
+    head.log_temperature.fill_(value)
+    return torch.cat([head.log_parts(part) for part in evidence.split(BATCH)])
+
+
+def fitted(head: nn.Module, evidence: Tensor, labels: Tensor) -> float:
+    """T' with the least cross-entropy on these images."""
+    parts = zip(evidence.split(BATCH), labels.split(BATCH), strict=True)
+    return set_temperature(head, torch.cat([candidate_losses(head, *part) for part in parts]))
+
+
+def calibration(head: nn.Module, value: float, evidence: Tensor, labels: Tensor) -> Row:
+    """How the confidence fits the accuracy at one temperature, and whether the maps still add up."""
+    parts = with_temperature(head, value, evidence)
+    logits, maps = head.compose(evidence).detach(), parts.exp()
+    probabilities = logits.softmax(dim=1)
+    return {
+        "accuracy": float((logits.argmax(dim=1) == labels).double().mean()),
+        "confidence": float(probabilities.max(dim=1).values.double().mean()),
+        "calibration_error": calibration_error(probabilities.cpu(), labels.cpu()),
+        "loss": float(nn.functional.nll_loss(logits, labels)),
+        "completeness_error": float((maps.sum(dim=(2, 3)) - probabilities).abs().max()),
+    }

@@ -1,0 +1,1 @@
+"""What our models, explainers and training cost, measured side by side with other libraries in one run."""

@@ -1,0 +1,61 @@
+"""Measure what `import softcam_hub` costs a program that imports timm and transformers anyway.
+
+python -m benchmarks.speed.import_time            # under a minute; the row goes to benchmarks/results/import.jsonl
+python -m benchmarks.speed.import_time --quick    # a smoke test: two pairs, nothing written
+
+Every import runs in a fresh interpreter, the two programs take turns, and the difference is taken pair by pair.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from softcam_hub.arguments import ArgumentParser
+
+from ..timing import Row, environment, in_turn, rounded, spread, write
+
+ROWS = Path(__file__).parents[1] / "results" / "import.jsonl"
+PAIRS = 6
+WITHOUT = "import timm; from transformers import PreTrainedModel"
+WITH = f"{WITHOUT}; import softcam_hub"
+
+
+def seconds(imports: str) -> float:
+    """How long `imports` take in a fresh interpreter; its own start and end are left out."""
+    program = f"from time import perf_counter; start = perf_counter(); {imports}; print(perf_counter() - start)"
+    return float(subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout)
+
+
+def measure_imports(pairs: int) -> Row:
+    seconds(WITH)  # warm-up: files come from the disk and are compiled to bytecode
+    found = in_turn(lambda: seconds(WITH), lambda: seconds(WITHOUT), pairs)
+    return {
+        "comparison": "import softcam_hub",
+        "a": WITH,
+        "b": WITHOUT,
+        **environment(),
+        "python": sys.version.split()[0],
+        "pairs": pairs,
+        "a_seconds": rounded(statistics.median(a for a, _ in found)),
+        "b_seconds": rounded(statistics.median(b for _, b in found)),
+        **spread("added_seconds", [a - b for a, b in found]),
+    }
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two pairs, to see that it runs")
+    parser.add_argument("--out", type=Path, help=f"JSON row; results/{ROWS.name} by default, nowhere with --quick")
+    args = parser.parse_args()
+    row = measure_imports(2 if args.quick else PAIRS)
+    print(json.dumps(row))
+    out = args.out or (None if args.quick else ROWS)
+    if out:
+        write([row], out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""`softcam-hub export`: ONNX with logits and maps."""
+
+import argparse
+from pathlib import Path
+
+from .. import CAPE_LESIONS
+
+HELP = "write a model of ours as an ONNX file with logits and maps"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", default=CAPE_LESIONS, help="model folder, timm name or Hub id [a small lesions model]"
+    )
+    parser.add_argument("--out", required=True, metavar="FILE", help="the file to write, such as model.onnx")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from ..evaluation.models import load_classifier
+    from ..export import export_onnx
+    from ..files import check_replaceable
+    from ..models.self_explaining import SelfExplaining
+
+    file = Path(arguments.out)
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {file.parent} to write {file.name} to")
+    check_replaceable(file, arguments.overwrite)
+    model = load_classifier(arguments.model)
+    if not isinstance(model, SelfExplaining):
+        raise ValueError(f"{arguments.model} is a black box without maps: export a softcam_* or cape_* model")
+    export_onnx(model, file, overwrite=arguments.overwrite)
+    print(f"{file}: {file.stat().st_size / 1e6:.1f} MB, the same outputs in onnxruntime as in torch")

@@ -1,0 +1,159 @@
+"""Where a classifier looks, over a whole dataset: the share of each class's probability on named regions.
+
+CAPE's maps are probabilities, so a region's cells add up to the part of the prediction that was decided there. This is
+the attention placement of the CAPE paper (supplement, Table 6).
+
+- A cell that a region covers in part counts for it by area, as if every point of the cell carried an equal share.
+- What no region covers is `elsewhere`, so that the shares of a class are 1 together.
+- Compare a share with the area of its region: a map that sees nothing has the two equal.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..figures.charts import stacked_bars
+from ..models.explanation import Explanation
+
+ELSEWHERE = "elsewhere"
+
+
+class Placement:
+    """Mean shares over images, batch by batch.
+
+        placement = Placement(["lesion"], names)
+        for images, masks in batches:                                # masks (B, 1, H, W)
+            placement.add(model.explain(images, top_k=1), masks)     # where each image's predicted class comes from
+        print(placement.table())
+
+    A class's row is the mean over the images in which it was explained: with `top_k=1` those in which it was predicted,
+    with `classes=labels` those of that label, with `top_k=C` all of them.
+
+    Args:
+        regions: their names, in the order of the masks.
+        classes: class index -> name.
+    """
+
+    def __init__(self, regions: Sequence[str], classes: Sequence[str] | Mapping[int, str]) -> None:
+        if isinstance(regions, str) or not regions or len({*regions, ELSEWHERE}) != len(regions) + 1:
+            raise ValueError(f"regions must be a list of different names, none of them {ELSEWHERE!r}, got {regions!r}")
+        self.regions = (*regions, ELSEWHERE)
+        self.classes = distinct(classes if isinstance(classes, Mapping) else dict(enumerate(classes)))
+        known = max(self.classes, default=-1) + 1
+        self._sums = torch.zeros(known, len(self.regions), dtype=torch.float64)
+        self._counts = torch.zeros(known, dtype=torch.int64)
+        self._areas, self._images = torch.zeros(len(self.regions), dtype=torch.float64), 0
+
+    def add(self, explanation: Explanation, masks: Tensor) -> None:
+        """Take in a batch.
+
+        Args:
+            explanation: `cape` maps of any classes.
+            masks: (B, R, H, W), true on each region; the regions of an image may not overlap.
+        """
+        shares, classes = region_shares(explanation, masks).flatten(0, 1), explanation.classes.flatten().cpu()
+        if shares.shape[1] != len(self.regions):
+            wanted = f"{len(self.regions) - 1} regions ({', '.join(self.regions[:-1])})"
+            raise ValueError(f"expected masks of {wanted}, got {shares.shape[1] - 1} in {tuple(masks.shape)}")
+        unnamed = sorted(set(classes.tolist()) - set(self.classes))
+        if unnamed:
+            raise ValueError(f"class {unnamed[0]} has no name among the {len(self.classes)} given: name all classes")
+        seen = shares.isfinite().all(dim=1)
+        self._sums.index_add_(0, classes[seen], shares[seen])
+        self._counts.index_add_(0, classes[seen], torch.ones_like(classes[seen]))
+        self._areas += with_elsewhere(masks).mean(dim=(2, 3)).sum(dim=0)
+        self._images += len(masks)
+
+    def counts(self) -> dict[str, int]:
+        """Class -> images in which it was explained, for those that were; an all-zero map does not count."""
+        counts = {name: int(self._counts[index]) for index, name in self.classes.items()}
+        return {name: count for name, count in counts.items() if count}
+
+    def shares(self) -> dict[str, dict[str, float]]:
+        """Class -> region -> mean share of the class's probability, for the classes that were explained."""
+        means = self._sums / self._counts[:, None].clamp_min(1)
+        found = self.counts()
+        named = {name: means[index].tolist() for index, name in self.classes.items() if name in found}
+        return {name: dict(zip(self.regions, mean, strict=True)) for name, mean in named.items()}
+
+    def areas(self) -> dict[str, float]:
+        """Region -> mean share of the image's area: what a map that sees nothing would give it."""
+        return dict(zip(self.regions, (self._areas / max(1, self._images)).tolist(), strict=True))
+
+    def table(self) -> str:
+        """A Markdown table: one row for each explained class, and the area of the regions to compare it with."""
+        counts = self.counts()
+        rows = [(name, shares, counts[name]) for name, shares in self.shares().items()]
+        rows.append(("*area of the region*", self.areas(), self._images))
+        cells = [["class", *self.regions, "images"]]
+        cells += [[name, *(f"{share:.1%}" for share in shares.values()), str(count)] for name, shares, count in rows]
+        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells]
+        lines.insert(1, "| --- |" + " ---: |" * (len(self.regions) + 1))
+        return "\n".join(lines) + "\n"
+
+    def chart(self, most: int = 30) -> Image.Image:
+        """The table as stacked bars; of more than `most` classes, those explained most often."""
+        counts, shares = self.counts(), self.shares()
+        often = sorted(counts, key=lambda name: -counts[name])[:most]
+        bars = {name: parts for name, parts in shares.items() if name in often}
+        title = "share of the class's probability" + f" ({most} of {len(shares)} classes)" * (len(shares) > most)
+        return stacked_bars(title, {**bars, "area of the region": self.areas()})
+
+
+def distinct(names: Mapping[int, str]) -> dict[int, str]:
+    """The names, with the class index behind those that several classes share, as ImageNet's cranes do."""
+    shared = Counter(names.values())
+    return {index: f"{name} ({index})" if shared[name] > 1 else name for index, name in names.items()}
+
+
+def region_shares(explanation: Explanation, masks: Tensor) -> Tensor:
+    """Σ_ij P[c,ij]·area of region r in cell ij / p̂[c]: (B, k, R + 1), the last region being elsewhere.
+
+    Args:
+        explanation: `cape` maps (B, k, h, w).
+        masks: (B, R, H, W), true on each region.
+
+    Returns:
+        Shares that are 1 together for each class of each image, in float64; NaN where a map is all zero.
+    """
+    if explanation.kind != "cape":
+        raise ValueError(
+            "placement adds up probabilities, and only 'cape' maps hold any: "
+            f"this explanation is {explanation.kind!r}; use a cape_* model with kind='cape'"
+        )
+    maps = explanation.maps.detach().cpu().double()
+    if len(maps) != len(masks):
+        raise ValueError(f"expected masks for the {len(maps)} explained images, got {len(masks)}")
+    parts = areas_in_cells(with_elsewhere(masks), (maps.shape[-2], maps.shape[-1]))
+    return torch.einsum("bkhw,brhw->bkr", maps, parts) / maps.sum(dim=(2, 3))[..., None]
+
+
+def with_elsewhere(masks: Tensor) -> Tensor:
+    """Masks (B, R, H, W) and one more for what none of them covers: (B, R + 1, H, W), in float64."""
+    if masks.ndim != 4 or not masks.numel():
+        raise ValueError(f"expected masks (B, R, H, W), one for each region of each image, got {tuple(masks.shape)}")
+    if masks.dtype != torch.bool and not ((masks == 0) | (masks == 1)).all():
+        raise ValueError(f"masks must be boolean or hold only 0 and 1, got values up to {float(masks.max()):.3g}")
+    masks = masks.detach().cpu().double()
+    covered = masks.sum(dim=1, keepdim=True)
+    twice = (covered > 1).flatten(1).any(dim=1).nonzero().flatten().tolist()
+    if twice:
+        raise ValueError(f"regions overlap in image {twice[0]} of the batch: give every pixel to one region at most")
+    return torch.cat([masks, 1 - covered], dim=1)
+
+
+def areas_in_cells(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """The fraction of every cell that a mask covers: (B, R, H, W) to (B, R, *size), whether or not H is a multiple."""
+    rows, columns = (_overlaps(cells, pixels) for cells, pixels in zip(size, masks.shape[-2:], strict=True))
+    return rows @ masks.double() @ columns.mT
+
+
+def _overlaps(cells: int, pixels: int) -> Tensor:
+    """The part of each of `cells` intervals of a side that each of its `pixels` intervals takes, (cells, pixels)."""
+    starts, fine = torch.arange(cells, dtype=torch.float64)[:, None], torch.arange(pixels, dtype=torch.float64)
+    low = torch.maximum(starts * pixels, fine * cells)
+    high = torch.minimum((starts + 1) * pixels, (fine + 1) * cells)
+    return (high - low).clamp_min(0) / pixels
