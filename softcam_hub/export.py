@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .files import ABANDONED, DRAFT, FULL, check_replaceable, flush, remove_drafts, unwritable
-from .models.evaluation_mode import evaluation
+from .models.evaluation_mode import evaluation_mode
 from .models.heads import HEADS
 from .models.self_explaining import SelfExplaining
 
@@ -51,7 +51,7 @@ def export_onnx(model: SelfExplaining, path: str | Path, tolerance: float = 1e-4
     path, both = Path(path), _LogitsAndMaps(model)
     check_replaceable(path, overwrite)
     remove_drafts(path.parent, older_than=ABANDONED)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=DRAFT) as folder, evaluation(both):
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=DRAFT) as folder, evaluation_mode(both):
         draft = Path(folder) / f"{path.stem}-{secrets.token_hex(6)}{path.suffix}"  # its weights are named after it
         try:
             _export(both, model, draft, tolerance)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .models.evaluation_mode import evaluation
+from .models.evaluation_mode import evaluation_mode
 from .models.heads import at_least_float32
 from .models.losses import check_labels
 
@@ -34,7 +34,7 @@ def fit_temperature(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) 
     if getattr(model, "family", None) != "cape":
         raise ValueError(f"only CAPE has a temperature to fit, got {type(model).__name__}")
     device, losses = next(model.parameters()).device, []
-    with evaluation(model):
+    with evaluation_mode(model):
         for batch in batches:
             images, labels = _pair(batch)
             _, evidence = model.head(model.forward_features(images.to(device)), kind="evidence")

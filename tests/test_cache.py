@@ -15,7 +15,7 @@ from timm.data import resolve_data_config
 
 from softcam_hub.data.images import Images
 from softcam_hub.data.loading import load_splits, make_transforms
-from softcam_hub.models.evaluation_mode import evaluation
+from softcam_hub.models.evaluation_mode import evaluation_mode
 from softcam_hub.output_folder import RECORD
 from softcam_hub.training import cache as cache_module
 from softcam_hub.training.cache import INDEX, STALE, CachedFeatures, cached_features, key_of, make_room
@@ -56,7 +56,7 @@ def test_cached_features_are_the_backbones(cache):
     model, images, folder, found = cache
     assert len(found) == len(images) == 21
     pixels = torch.stack([images[index]["pixel_values"] for index in range(21)])
-    with torch.no_grad(), evaluation(model):
+    with torch.no_grad(), evaluation_mode(model):
         expected = model.forward_features(pixels)
     batch = found.__getitems__([(0, 20), (0, 3), 7])
     assert batch["index"].tolist() == [20, 3, 7]
@@ -134,7 +134,7 @@ def test_two_runs_that_compute_the_same_at_once(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(cache_module, "_features", interrupted)
     first = cached(model, images, tmp_path / "features")
     assert len(calls) > 4
-    with torch.no_grad(), evaluation(model):
+    with torch.no_grad(), evaluation_mode(model):
         expected = model.forward_features(images[20]["pixel_values"][None])[0]
     assert torch.allclose(first[20]["features"], expected, atol=1e-6)
     assert names(tmp_path / "features") == {first.folder.name}

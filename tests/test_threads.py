@@ -13,7 +13,7 @@ from conftest import randomise
 
 import softcam_hub
 from softcam_hub import CAPEForImageClassification, create_explainer
-from softcam_hub.models.evaluation_mode import _HOLDS, evaluation
+from softcam_hub.models.evaluation_mode import _HOLDS, evaluation_mode
 
 THREADS, CALLS = 8, 24
 
@@ -146,7 +146,7 @@ def test_a_wrapper_and_the_model_inside_share_the_modes():
     model[0].head.eval()
     before = [module.training for module in model.modules()]
     for first, second in ((model, model[0]), (model[0], model), (model[0].backbone, model[0])):
-        outer, inner = evaluation(first), evaluation(second)
+        outer, inner = evaluation_mode(first), evaluation_mode(second)
         outer.__enter__()
         inner.__enter__()
         outer.__exit__(None, None, None)

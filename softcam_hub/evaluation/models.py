@@ -23,7 +23,7 @@ from ..explainers.recording import Recording
 from ..loading import find_model, load_timm
 from ..models.classifier import Classifier
 from ..models.conversion import to_vanilla
-from ..models.evaluation_mode import evaluation
+from ..models.evaluation_mode import evaluation_mode
 from ..models.label_kind import MULTI_LABEL, class_probabilities, is_multi_label
 from ..models.self_explaining import SelfExplaining
 
@@ -66,7 +66,7 @@ def as_timm(model: nn.Module, what: str) -> nn.Module:
 def lent(model: nn.Module, device: torch.device) -> Iterator[None]:
     """The model in eval mode on `device` inside the `with`; afterwards as and where it was."""
     before = next(model.parameters()).device
-    with evaluation(model):
+    with evaluation_mode(model):
         try:
             model.to(device)
             yield

@@ -18,7 +18,7 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 
-from ..models.evaluation_mode import evaluation
+from ..models.evaluation_mode import evaluation_mode
 from ..models.heads import HEADS, at_least_float32, select
 from ..models.self_explaining import SelfExplaining, check_images, choose_classes
 from .cams import cam, fd_cam, grad_cam, grad_cam_pp, layer_cam, lift_cam, score_cam, smooth_grad_cam_pp
@@ -224,7 +224,7 @@ def _differentiable(model: nn.Module) -> Iterator[None]:
             "the model's weights were made under torch.inference_mode(), where no gradient can be taken: "
             "build or load it outside of it"
         )
-    with torch.inference_mode(False), torch.enable_grad(), evaluation(model):
+    with torch.inference_mode(False), torch.enable_grad(), evaluation_mode(model):
         yield
 
 

@@ -7,7 +7,7 @@ from timm.models import PretrainedCfg
 from torch import nn
 
 from .classifier import Classifier, build
-from .evaluation_mode import evaluation
+from .evaluation_mode import evaluation_mode
 from .heads import HEADS
 from .label_kind import is_multi_label
 from .weights import converted_weights, derive_cfg, restore_cfg, set_linear_classifier
@@ -48,7 +48,7 @@ def _check_conversion(vanilla: nn.Module, model: Classifier) -> None:
     weight = model.head.weight
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, *model.input_size, generator=generator).to(weight.device, weight.dtype)
-    with evaluation(vanilla), evaluation(model):
+    with evaluation_mode(vanilla), evaluation_mode(model):
         expected = vanilla(image)
         found = F.linear(model.forward_features(image).mean(dim=(2, 3)), weight, model.head.bias)
     error = (found - expected).abs().max() / expected.abs().max()

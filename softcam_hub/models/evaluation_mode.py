@@ -35,7 +35,7 @@ _HOLDS: dict[int, _Hold] = {}
 
 
 @contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Keep every submodule in eval mode inside the `with`, and restore all modes afterwards, also after an exception.
 
     Any number of threads may be inside for one model. A thread that trains the model meanwhile is not protected.

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .backbone import Anatomy, input_size
-from .evaluation_mode import evaluation
+from .evaluation_mode import evaluation_mode
 from .explanation import Explanation
 from .heads import HEADS, select
 from .label_kind import class_probabilities
@@ -96,7 +96,7 @@ class SelfExplaining(nn.Module):
         if not torch.isfinite(images).all():
             raise ValueError("explain() got images with NaN or infinite values: check the preprocessing")
         chosen = choose_classes(classes, top_k, len(images), self.num_classes)
-        with evaluation(self):
+        with evaluation_mode(self):
             logits, maps = self.head(self.forward_features(images), kind=kind)
         if not (torch.isfinite(logits).all() and torch.isfinite(maps).all()):
             raise ValueError(

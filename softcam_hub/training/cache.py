@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..data.loading import Images
 from ..files import FULL, read_mapping, write_json
-from ..models.evaluation_mode import evaluation
+from ..models.evaluation_mode import evaluation_mode
 from ..models.modeling import EvidenceForImageClassification
 from ..output_folder import RECORD
 
@@ -230,7 +230,7 @@ def _size(folder: Path) -> float:
 
 @torch.no_grad()
 def _features(model: EvidenceForImageClassification, pixels: Tensor, accelerator: Accelerator) -> Tensor:
-    with evaluation(model), accelerator.autocast():
+    with evaluation_mode(model), accelerator.autocast():
         return model.forward_features(pixels.to(accelerator.device)).float()
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..explanation_scores.faithfulness import completeness_error, gini_sparseness
-from ..models.evaluation_mode import evaluation
+from ..models.evaluation_mode import evaluation_mode
 
 
 class ExplanationCallback(TrainerCallback):
@@ -63,7 +63,7 @@ def score(model: Any, images: Tensor) -> dict[str, Tensor]:
     if explanation.kind == "cape":
         composed, predicted = maps.sum(dim=(1, 2)), probabilities
     else:
-        with evaluation(model), torch.no_grad():
+        with evaluation_mode(model), torch.no_grad():
             logits = model.head(model.forward_features(images))
         composed, predicted = maps.mean(dim=(1, 2)), logits.float().gather(1, explanation.classes)[:, 0]
     return {

@@ -8,7 +8,7 @@ from accelerate.utils import tqdm
 from torch import Tensor, nn
 
 from ..explanation_scores.faithfulness import completeness_error, gini_sparseness
-from ..models.evaluation_mode import evaluation
+from ..models.evaluation_mode import evaluation_mode
 from ..models.losses import cross_entropy
 from .metrics import classification_scores
 
@@ -66,7 +66,7 @@ def evaluate(model: nn.Module, loader: Any, accelerator: Accelerator) -> dict[st
         accelerator: of this process.
     """
     parts = []
-    with evaluation(model):
+    with evaluation_mode(model):
         for batch in tqdm(loader, desc="evaluation", leave=False):
             parts.append(accelerator.gather_for_metrics(_predict(model, batch, accelerator)))
     columns = {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}

@@ -40,7 +40,7 @@ from ..data.loading import (
 from ..files import copy_file
 from ..models.classifier import Classifier
 from ..models.conversion import to_vanilla
-from ..models.evaluation_mode import evaluation
+from ..models.evaluation_mode import evaluation_mode
 from ..output_folder import LOCK, RECORD, OutputFolder
 from ..temperature import candidate_losses, set_temperature
 from . import log
@@ -224,7 +224,7 @@ def _best_folder(training: Training) -> Path:
 @torch.no_grad()
 def _fit_temperature(training: Training, result: nn.Module) -> float:
     accelerator, losses = training.accelerator, []
-    with evaluation(result):
+    with evaluation_mode(result):
         for batch in training.validation:
             with accelerator.autocast():
                 features = batch["features"] if "features" in batch else result.forward_features(batch["pixel_values"])
