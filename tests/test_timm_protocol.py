@@ -211,3 +211,13 @@ def test_patch_dictionaries_are_refused_with_a_sentence():
     patches = {"patches": torch.randn(1, 4, 768), "patch_coord": torch.zeros(1, 4, 2, dtype=torch.long)}
     with pytest.raises(TypeError, match=r"got dict: .*NaFlex"):
         model(patches)
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_features_of_a_pruned_hiera_lie_where_its_intermediate_features_lie(index):
+    model = timm.create_model("softcam_hiera_tiny_224", embed_dim=16, num_heads=1, stages=(1, 1, 1, 1)).eval()
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        expected = model.forward_intermediates(images, indices=[index], intermediates_only=True)[0]
+        model.prune_intermediate_layers([index], prune_norm=True)
+        torch.testing.assert_close(model.forward_features(images), expected)

@@ -62,7 +62,7 @@ class Anatomy:
 
     def localise(self, backbone: nn.Module, raw: Tensor, image_size: tuple[int, int]) -> Tensor:
         """The backbone's own output `raw` as (B, K, H, W), after what its head does before the linear layer."""
-        features = self.to_maps(raw, image_size)
+        features = self.to_maps(in_spatial_order(backbone, raw), image_size)
         if self.kind == "vgg":
             return backbone.pre_logits(features)
         if self.norm is not None:
@@ -78,6 +78,17 @@ class Anatomy:
         patches = raw[:, self.prefix_tokens :]
         height = grid_height(patches.shape[1], image_size[0], image_size[1])
         return patches.transpose(1, 2).unflatten(2, (height, patches.shape[1] // height))
+
+
+def in_spatial_order(backbone: nn.Module, raw: Tensor) -> Tensor:
+    """Return the tokens of a Hiera whose last layers were pruned row by row; other features are returned unchanged.
+
+    Hiera keeps the tokens of a window together until its last pooling, and timm reorders intermediate features only.
+    """
+    reroll, last = getattr(backbone, "reroll", None), len(getattr(backbone, "blocks", ())) - 1
+    if reroll is None or not reroll.schedule[last][0]:
+        return raw
+    return reroll(raw, last).flatten(1, 2)
 
 
 @torch.fx.wrap
