@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from softcam_hub import cli
-from softcam_hub.training.config import make_parser, parse
+from softcam_hub.training.parsing import make_parser, parse
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = [

@@ -22,7 +22,7 @@ from softcam_hub.evaluation.models import FAST, Explained, divide, load_classifi
 from softcam_hub.evaluation.report import table1, with_borda
 from softcam_hub.explanation_scores.faithfulness import gini_sparseness
 from softcam_hub.explanation_scores.perturbation import deletion_auc, single_deletion
-from softcam_hub.training.objective import BlackBox
+from softcam_hub.training.objective import VanillaForTraining
 
 CLASSES = ["healthy", "microaneurysm", "haemorrhage", "exudate"]
 DATA = {"data": "lesions", "train_count": 8, "eval_count": 10, "data_size": 64}
@@ -43,7 +43,7 @@ def save(model, folder):
     kinds = {"cape": CAPEForImageClassification, "softcam": SoftCAMForImageClassification}
     for kind, family in kinds.items():
         family.from_timm(model, **names).save_pretrained(folder / kind)
-    BlackBox(model, False, CLASSES).save_pretrained(folder / "twin")
+    VanillaForTraining(model, False, CLASSES).save_pretrained(folder / "twin")
 
 
 @pytest.fixture(scope="module")
@@ -344,7 +344,7 @@ def test_bad_input_gets_a_sentence(models, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="cannot be written"):
         benchmark(models / "cape", tmp_path / "file" / "below", explainers="cape", **DATA)
-    BlackBox(black_box(3), False, CLASSES[:3]).save_pretrained(tmp_path / "three")
+    VanillaForTraining(black_box(3), False, CLASSES[:3]).save_pretrained(tmp_path / "three")
     with pytest.raises(ValueError, match="the twin has 3 classes, but the data has 4"):
         benchmark(models / "cape", tmp_path / "out", tmp_path / "three", **DATA)
 

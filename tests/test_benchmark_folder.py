@@ -13,7 +13,7 @@ from softcam_hub.cli import main
 from softcam_hub.evaluation import benchmark
 from softcam_hub.evaluation.folder import NAMES, SETTINGS
 from softcam_hub.output_folder import RECORD
-from softcam_hub.training.objective import BlackBox
+from softcam_hub.training.objective import VanillaForTraining
 
 SMALL = {**DATA, "explainers": "centre random", "measures": "table", "limit": 2, "shard_size": 1}
 WORDS = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
@@ -212,7 +212,7 @@ def test_a_second_benchmark_in_the_folder_is_refused(accuracy, tmp_path, capsys,
 @pytest.mark.slow
 def test_two_processes_keep_the_folder_until_both_have_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(output_folder, "PATIENCE", 0.1)
-    BlackBox(black_box(), False, CLASSES).save_pretrained(tmp_path / "model")
+    VanillaForTraining(black_box(), False, CLASSES).save_pretrained(tmp_path / "model")
     options = {**DATA, "batch_size": 1, "shard_size": 1, "explainers": "grad-cam random", "eval_count": 24}
     ranks = start(work, tmp_path / "model", None, tmp_path / "out", options, 2, processes=2)
     try:

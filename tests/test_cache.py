@@ -17,8 +17,8 @@ from softcam_hub.data.images import Images
 from softcam_hub.data.loading import load_splits, make_transforms
 from softcam_hub.models.evaluation_mode import evaluation_mode
 from softcam_hub.output_folder import RECORD
-from softcam_hub.training import cache as cache_module
-from softcam_hub.training.cache import INDEX, STALE, CachedFeatures, cached_features, key_of, make_room
+from softcam_hub.training import feature_cache
+from softcam_hub.training.feature_cache import INDEX, STALE, CachedFeatures, cached_features, key_of, make_room
 from softcam_hub.training.objective import make_model
 
 FROZEN = {"model": "softcam_test_resnet", "freeze_backbone": True, "augment": False, "lr": 1.0}
@@ -121,7 +121,7 @@ def test_what_was_cut_off_while_computing_is_never_read_and_goes_when_it_is_old(
 @pytest.mark.parametrize("whole", [True, False])
 def test_two_runs_that_compute_the_same_at_once(whole, tmp_path, monkeypatch):
     model, images = frozen(tmp_path)
-    features, calls = cache_module._features, []
+    features, calls = feature_cache._features, []
 
     def interrupted(*arguments):
         calls.append(arguments)
@@ -131,7 +131,7 @@ def test_two_runs_that_compute_the_same_at_once(whole, tmp_path, monkeypatch):
                 (other.folder / INDEX).unlink()
         return features(*arguments)
 
-    monkeypatch.setattr(cache_module, "_features", interrupted)
+    monkeypatch.setattr(feature_cache, "_features", interrupted)
     first = cached(model, images, tmp_path / "features")
     assert len(calls) > 4
     with torch.no_grad(), evaluation_mode(model):

@@ -11,7 +11,8 @@ from helpers.processes import finish, start
 from test_cache import MB, cached, fill, frozen, kept, key, names
 
 from softcam_hub.output_folder import RECORD
-from softcam_hub.training.cache import INDEX, key_of, make_room
+from softcam_hub.training import feature_cache
+from softcam_hub.training.feature_cache import INDEX, key_of, make_room
 
 OURS = {"kind": "feature cache", "format": 1, "key": key("x")}
 INDEX_OF_OLD = {"shape": [1, 1, 1], "processes": 1, "images": 250_000}
@@ -87,16 +88,14 @@ def test_caches_of_earlier_releases_are_read_and_make_room(tmp_path):
 
 
 def test_the_record_is_written_first(tmp_path, monkeypatch):
-    from softcam_hub.training import cache
-
-    seen, features = [], cache._features
+    seen, features = [], feature_cache._features
 
     def look(*arguments):
         seen.append({path.name for path in (tmp_path / "features").rglob("*") if path.is_file()})
         return features(*arguments)
 
     model, images = frozen(tmp_path)
-    monkeypatch.setattr(cache, "_features", look)
+    monkeypatch.setattr(feature_cache, "_features", look)
     found = cached(model, images, tmp_path / "features")
     assert seen[1] == {RECORD, "0.bin"}
     assert json.loads((found.folder / RECORD).read_text()) == {**OURS, "key": found.folder.name}

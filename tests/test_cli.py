@@ -306,9 +306,9 @@ def test_list_says_what_is_exact_and_how_large_the_maps_are(capsys):
 
 def test_benchmark_and_table_2(tmp_path, capsys):
     model = load_classifier(softcam_hub.CAPE_LESIONS)
-    from softcam_hub.training.objective import BlackBox
+    from softcam_hub.training.objective import VanillaForTraining
 
-    BlackBox(softcam_hub.to_vanilla(model), False, model.pretrained_cfg["label_names"]).save_pretrained(
+    VanillaForTraining(softcam_hub.to_vanilla(model), False, model.pretrained_cfg["label_names"]).save_pretrained(
         tmp_path / "twin"
     )
     data = [

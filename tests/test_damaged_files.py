@@ -9,10 +9,10 @@ import torch
 from softcam_hub.evaluation.accuracy import rows_of_runs
 from softcam_hub.evaluation.shards import _read_lines
 from softcam_hub.files import read_mapping
-from softcam_hub.training.cache import CachedFeatures
-from softcam_hub.training.choices import _check_division
-from softcam_hub.training.config import make_config
+from softcam_hub.training.checks import _check_division
+from softcam_hub.training.feature_cache import CachedFeatures
 from softcam_hub.training.folder import check_settings
+from softcam_hub.training.parsing import make_config
 
 BROKEN = {"nothing": "", "cut": '{"a": [1, 2', "list": "[1]", "number": "3", "null": "null", "bytes": "\x00\x01"}
 

@@ -21,7 +21,7 @@ from softcam_hub.cli import main
 from softcam_hub.demo.viewer import Viewer
 from softcam_hub.evaluation.models import Pair, as_timm, fingerprint, load_classifier, several_labels
 from softcam_hub.models.label_kind import MULTI_LABEL, SINGLE_LABEL, is_multi_label, written_multi_label
-from softcam_hub.training.objective import BlackBox
+from softcam_hub.training.objective import VanillaForTraining
 
 LABELS = {0: "cat", 1: "dog", 2: "owl"}
 ARGUMENTS = {"pretrained": False, "id2label": LABELS, "label2id": {name: index for index, name in LABELS.items()}}
@@ -207,7 +207,7 @@ def twins(tmp_path_factory):
     root = tmp_path_factory.mktemp("twins")
     vanilla = timm.create_model("test_resnet", num_classes=3)
     for several in (False, True):
-        BlackBox(vanilla, several, list(LABELS.values())).save_pretrained(root / f"{several}")
+        VanillaForTraining(vanilla, several, list(LABELS.values())).save_pretrained(root / f"{several}")
     timm.models.save_for_hf(vanilla, root / "unsaid", safe_serialization=True)
     return root
 

@@ -9,13 +9,13 @@ import pytest
 from test_training import settings
 
 from softcam_hub.training import run
-from softcam_hub.training.choices import SHARDING
+from softcam_hub.training.checks import SHARDING_VARIABLES
 
 ROOT = Path(__file__).parents[1]
 FSDP = ["--use_fsdp", "--fsdp_version", "2", "--num_processes", "2", "--num_machines", "1"]
 
 
-@pytest.mark.parametrize(("variable", "name"), SHARDING.items())
+@pytest.mark.parametrize(("variable", "name"), SHARDING_VARIABLES.items())
 def test_a_divided_network_is_refused_by_name(variable, name, tmp_path, monkeypatch):
     monkeypatch.setenv(variable, "true")
     with pytest.raises(ValueError, match=f"divide the network among processes with {name}.*--multi_gpu"):

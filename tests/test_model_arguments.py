@@ -12,9 +12,9 @@ from softcam_hub import CAPEConfig, CAPEForImageClassification, SoftCAMForImageC
 from softcam_hub.data.loading import load_splits
 from softcam_hub.evaluation.models import load_classifier
 from softcam_hub.models.weights import SOURCES
-from softcam_hub.training.config import make_config
-from softcam_hub.training.model_args import check_reloads
+from softcam_hub.training.checks import check_reloads
 from softcam_hub.training.objective import make_model
+from softcam_hub.training.parsing import make_config
 from softcam_hub.training.run import run
 
 CLASSES = 4  # of the generated lesions

@@ -14,8 +14,8 @@ from softcam_hub.cli import main
 from softcam_hub.demo.viewer import Viewer
 from softcam_hub.evaluation.models import load_classifier
 from softcam_hub.models.preprocessing import check_pretrained_cfg
-from softcam_hub.training.config import make_config
-from softcam_hub.training.objective import BlackBox
+from softcam_hub.training.objective import VanillaForTraining
+from softcam_hub.training.parsing import make_config
 
 CLASSES = ["a", "b", "c"]
 
@@ -28,7 +28,7 @@ def folders(tmp_path_factory):
     ours = SoftCAMForImageClassification.from_timm("softcam_test_resnet", pretrained=False, **names)
     ours.save_pretrained(root / "ours")
     vanilla = timm.create_model("test_resnet", num_classes=len(CLASSES))
-    BlackBox(vanilla, False, CLASSES).save_pretrained(root / "timms")
+    VanillaForTraining(vanilla, False, CLASSES).save_pretrained(root / "timms")
     return root
 
 

@@ -32,7 +32,7 @@ from transformers import AutoModelForImageClassification
 
 from softcam_hub.models.losses import cross_entropy
 from softcam_hub.training import run
-from softcam_hub.training.log import read
+from softcam_hub.training.reporting import read_log
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +55,7 @@ def run_in(processes, output, **changes):
 def updates(output):
     """Number of updates that a run has logged."""
     log = output / "log.jsonl"
-    return max((line["step"] for line in read(log)), default=0) if log.exists() else 0
+    return max((line["step"] for line in read_log(log)), default=0) if log.exists() else 0
 
 
 # --- what cannot be resumed ------------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ def test_without_a_checkpoint_it_begins_again(broken, tmp_path):
     resume(broken)
     train(tmp_path / "whole", **RANDOM, ema=0.7)
     assert equal(weights(broken), weights(tmp_path / "whole"))
-    assert read(broken / "log.jsonl") == read(tmp_path / "whole" / "log.jsonl")
+    assert read_log(broken / "log.jsonl") == read_log(tmp_path / "whole" / "log.jsonl")
 
 
 def test_without_a_run_there_is_nothing_to_resume(tmp_path):
@@ -173,7 +173,7 @@ def test_two_processes_learn_what_one_learns_from_the_whole_batch(tmp_path):
     assert (one.pop("processes"), two.pop("processes")) == (1, 2)
     smooth = {name: value for name, value in one.items() if name.endswith(("loss", "confidence", "sparseness"))}
     assert {name: two[name] for name in smooth} == pytest.approx(smooth, abs=1e-4)
-    lines = zip(read(tmp_path / "one" / "log.jsonl"), read(tmp_path / "two" / "log.jsonl"), strict=True)
+    lines = zip(read_log(tmp_path / "one" / "log.jsonl"), read_log(tmp_path / "two" / "log.jsonl"), strict=True)
     for alone, together in ((a, b) for a, b in lines if "epoch" in a):
         means = {name: value for name, value in alone.items() if name.endswith(("loss", "confidence"))}
         assert {name: together[name] for name in means} == pytest.approx(means, abs=1e-4)
@@ -274,7 +274,7 @@ def test_accelerate_launch_killed_and_resumed(tmp_path):
     assert "going on after update" in out, error
     assert json.loads((broken / "metrics.json").read_text())["processes"] == 2
     assert equal(weights(broken), weights(tmp_path / "whole"))
-    assert read(broken / "log.jsonl") == read(tmp_path / "whole" / "log.jsonl")
+    assert read_log(broken / "log.jsonl") == read_log(tmp_path / "whole" / "log.jsonl")
 
 
 def test_help_groups_the_settings():
@@ -311,7 +311,7 @@ def test_an_interrupted_command_says_how_to_go_on_and_does(tmp_path):
     out, error = command(SCRIPT, *flags(broken, **options, resume=True)).communicate(timeout=PATIENCE)
     assert "going on after update" in out, error
     assert equal(weights(broken), weights(tmp_path / "whole"))
-    assert read(broken / "log.jsonl") == read(tmp_path / "whole" / "log.jsonl")
+    assert read_log(broken / "log.jsonl") == read_log(tmp_path / "whole" / "log.jsonl")
 
 
 def test_a_compiled_network_learns_the_same(tmp_path):

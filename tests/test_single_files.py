@@ -19,7 +19,7 @@ from softcam_hub.cli import main
 from softcam_hub.files import DRAFT
 from softcam_hub.hub.cards import write_card
 from softcam_hub.hub.publishing import PACKAGE, SPACES, model_files, space_files
-from softcam_hub.training.objective import BlackBox
+from softcam_hub.training.objective import VanillaForTraining
 
 
 @pytest.fixture
@@ -203,7 +203,7 @@ def test_saving_deletes_weights_of_an_earlier_save_only(tmp_path):
 def test_a_model_that_is_killed_while_it_is_saved_can_be_saved_again(kind, tmp_path):
     model = SoftCAMForImageClassification.from_timm(black_box())
     if kind == "black box":
-        model = BlackBox(black_box(), False, CLASSES)
+        model = VanillaForTraining(black_box(), False, CLASSES)
     model.save_pretrained(tmp_path / "out")
 
     def check():

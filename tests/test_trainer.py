@@ -22,7 +22,7 @@ from transformers import Trainer, TrainingArguments
 from softcam_hub import CAPEConfig, CAPEForImageClassification, SoftCAMConfig, SoftCAMForImageClassification
 from softcam_hub.explanation_scores.faithfulness import gini_sparseness
 from softcam_hub.training import EvidenceTrainer
-from softcam_hub.training.callback import ExplanationCallback, score
+from softcam_hub.training.trainer import ExplanationCallback, score_maps
 
 CLASSES = {
     "softcam": (SoftCAMForImageClassification, SoftCAMConfig),
@@ -357,7 +357,7 @@ def test_completeness_error_sees_a_map_that_does_not_compose(family, monkeypatch
         expected = model.explain(images_of(squares(2))).probabilities[:, 0] * (torch.tensor(0.5).exp() - 1)
     else:
         expected = torch.full((2,), 0.5)
-    found = score(model, images_of(squares(2)))["completeness_error"]
+    found = score_maps(model, images_of(squares(2)))["completeness_error"]
     assert torch.allclose(found, expected, atol=1e-5)
 
 
@@ -402,7 +402,7 @@ def test_each_evaluation_set_gets_its_own_scores(tmp_path):
 def test_scoring_leaves_modes_and_statistics_as_they_were(family, training, frozen):
     model = make(family, "test_resnet", freeze_backbone=frozen, **DROPOUT).train(training)
     before, values = modes(model), state(model)
-    score(model, images_of(squares(4)))
+    score_maps(model, images_of(squares(4)))
     assert modes(model) == before
     assert equal(state(model), values)
 

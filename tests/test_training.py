@@ -35,15 +35,15 @@ from softcam_hub.hub.cards import check, read_trained
 from softcam_hub.output_folder import LOCK, RECORD
 from softcam_hub.training import Config, NotFinite, make_config, parse, recipes, run
 from softcam_hub.training.checkpoint import seal
-from softcam_hub.training.choices import check_choices
-from softcam_hub.training.config import SCORES, make_parser
-from softcam_hub.training.evaluation import score_names
+from softcam_hub.training.checks import check_choices
+from softcam_hub.training.config import SCORES
 from softcam_hub.training.folder import check_shared, write_settings
-from softcam_hub.training.log import read
 from softcam_hub.training.loop import Training
+from softcam_hub.training.metrics import score_names
 from softcam_hub.training.objective import Objective, balanced_weights, make_model
-from softcam_hub.training.optimization import make_optimizer, make_schedule
-from softcam_hub.training.sampling import EpochSampler
+from softcam_hub.training.optimization import EpochSampler, make_optimizer, make_schedule
+from softcam_hub.training.parsing import make_parser
+from softcam_hub.training.reporting import read_log
 
 SIZE, TRAIN, VALIDATION = 32, 50, 21
 SMALL = {
@@ -497,7 +497,7 @@ def test_settings_are_a_recipe_that_gives_the_same_settings(from_scratch):
 
 def test_every_epoch_is_logged_for_both_heads(from_scratch):
     output, metrics = from_scratch
-    lines = read(output / "log.jsonl")
+    lines = read_log(output / "log.jsonl")
     epochs = [line for line in lines if "epoch" in line]
     assert [line["epoch"] for line in epochs] == [1, 2, 3]
     assert [line["step"] for line in lines if "lr" in line] == list(range(1, 19))
@@ -517,7 +517,7 @@ def test_tensorboard_has_every_value_of_the_log(from_scratch):
     events = EventAccumulator(str(output / "softcam_hub"))
     events.Reload()
     expected = {}
-    for line in read(output / "log.jsonl"):
+    for line in read_log(output / "log.jsonl"):
         for name, value in line.items():
             if name != "step":
                 expected.setdefault(name, {})[line["step"]] = value
@@ -620,9 +620,9 @@ def test_post_fitting_without_a_cache_ends_the_same(black_box, post_fit, tmp_pat
     moved = largest_difference(weights(post_fit[0]), weights(tmp_path))
     assert moved < 1e-5
     assert (post_fit[0] / "features").is_dir()
-    assert read(tmp_path / "log.jsonl") == [
+    assert read_log(tmp_path / "log.jsonl") == [
         {name: pytest.approx(value, abs=1e-5) for name, value in line.items()}
-        for line in read(post_fit[0] / "log.jsonl")
+        for line in read_log(post_fit[0] / "log.jsonl")
     ]
 
 
@@ -654,7 +654,7 @@ def test_a_stream(tmp_path):
     with pytest.raises(ValueError, match="balance needs to count the classes before training"):
         train(tmp_path / "c", **options, steps_per_epoch=3, balance="loss")
     metrics = train(tmp_path / "d", **options, steps_per_epoch=3, epochs=2)
-    assert [line["step"] for line in read(tmp_path / "d" / "log.jsonl") if "lr" in line] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in read_log(tmp_path / "d" / "log.jsonl") if "lr" in line] == [1, 2, 3, 4, 5, 6]
     assert "test_accuracy" in metrics
 
 
@@ -757,7 +757,7 @@ def test_an_infinite_loss_names_step_images_and_checkpoint(tmp_path):
     order = EpochSampler(TRAIN, 48, 0)
     order.set_epoch(1)
     assert named == [index for _, index in list(order)[8 * (step - 7) : 8 * (step - 6)]]
-    assert [line["step"] for line in read(tmp_path / "log.jsonl")][-1] == step - 1
+    assert [line["step"] for line in read_log(tmp_path / "log.jsonl")][-1] == step - 1
     assert not (tmp_path / "metrics.json").exists()
 
 
@@ -932,7 +932,7 @@ def test_the_scores_to_choose_by_are_those_of_an_evaluation(options, tmp_path):
     config = settings(tmp_path, **options)
     splits = load_splits(config.data)
     train(tmp_path, **options, epochs=1)
-    line = next(line for line in read(tmp_path / "log.jsonl") if "epoch" in line)
+    line = next(line for line in read_log(tmp_path / "log.jsonl") if "epoch" in line)
     found = {name.removeprefix("validation_") for name in line if name.startswith("validation_")}
     assert set(score_names(make_model(config, splits), splits.multi_label)) == found
 

@@ -41,8 +41,8 @@ from softcam_hub.evaluation.accuracy import rows_of_twin
 from softcam_hub.evaluation.models import load_classifier
 from softcam_hub.models.anatomy import examine
 from softcam_hub.training import Config, parse, run
-from softcam_hub.training.config import read_recipe
 from softcam_hub.training.objective import make_model
+from softcam_hub.training.parsing import read_recipe
 
 from ..timing import Row, environment, write
 from .temperature import calibrations

@@ -23,7 +23,7 @@ from softcam_hub.data.loading import load_splits
 from softcam_hub.training import Config, make_config
 from softcam_hub.training.loop import Training
 from softcam_hub.training.objective import make_model
-from softcam_hub.training.run import _make_accelerator, _prepare
+from softcam_hub.training.run import make_accelerator, prepare_training
 
 from ..timing import environment, spread, write
 
@@ -33,7 +33,7 @@ ROWS = Path(__file__).parents[1] / "results" / "training.jsonl"
 def prepared(config: Config, output: Path) -> Training:
     """A run that is ready for its first update; with the cache, the features are computed here."""
     config, splits = replace(config, run=replace(config.run, output=str(output))), load_splits(config.data)
-    return _prepare(config, _make_accelerator(config, output), splits, make_model(config, splits))
+    return prepare_training(config, make_accelerator(config, output), splits, make_model(config, splits))
 
 
 def epoch(training: Training) -> float:

@@ -1,10 +1,10 @@
-"""How the classifiers are trained."""
+"""Train SoftCAM and CAPE classifiers, and the vanilla classifiers that they are compared with."""
 
-from .callback import ExplanationCallback
-from .config import Config, make_config, parse, recipes
+from .config import Config
 from .loop import NotFinite
+from .parsing import make_config, parse, recipes
 from .run import run
-from .trainer import EvidenceTrainer
+from .trainer import EvidenceTrainer, ExplanationCallback
 
 __all__ = [
     "Config",

@@ -5,33 +5,40 @@
   black box that they are compared with.
 """
 
-import argparse
 import dataclasses
-import difflib
+import json
 import math
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import timm
-from transformers import HfArgumentParser
+import yaml
 
-from ..arguments import ArgumentParser
 from ..data.config import DataConfig, flag
 from ..data.transforms import AugmentationConfig
 from ..models.classifier import split_name
 from ..models.heads import HEADS
 from ..models.losses import MODES, Bootstrap
-from .model_args import parse_model_args
-from .recipe import read_recipe, recipes
+from ..models.preprocessing import check_model_args, check_pretrained_cfg
+from ..models.weights import SOURCES
 
 SCORES = (
     *("loss", "accuracy", "balanced_accuracy", "auc", "kappa", "calibration_error", "confidence"),
     *("teacher_accuracy", "teacher_confidence", "disagreement", "sparseness", "completeness_error"),
 )
 """Of a split, those that its model and labels have."""
+
+
+_SAID_ELSEWHERE = {
+    "pretrained": "set --pretrained",
+    "num_classes": "the data say how many classes there are",
+    "checkpoint_path": "give the file to --init",
+    "features_only": "a classifier is trained, and not a feature extractor",
+    "out_indices": "a classifier is trained, and not a feature extractor",
+    "device": "`accelerate launch` chooses the device",
+    "dtype": "set --mixed_precision",
+}
+"""Arguments of `timm.create_model` that a run does not take -> what to do instead."""
 
 
 @dataclass
@@ -227,90 +234,58 @@ class Config:
         return {name: value for group in groups for name, value in dataclasses.asdict(group).items()}
 
 
-GROUPS = [group.default_factory for group in dataclasses.fields(Config)]
+def parse_model_args(text: str, pretrained: bool) -> dict[str, Any]:
+    """Read the setting `model_args` as arguments by name, and refuse what is no argument of an architecture.
+
+    Args:
+        text: Pairs of name and value such as 'output_stride=8 drop_rate=0.1'. Values are read as YAML.
+        pretrained: The run starts from timm's weights, or from those that the arguments point to.
+    """
+    pairs = [pair.partition("=") for pair in text.split()]
+    wrong = [name for name, equals, _ in pairs if not (name and equals)]
+    if wrong:
+        raise ValueError(f"model_args: expected name=value pairs, such as 'output_stride=8', got {wrong[0]!r}")
+    args = {name: _read_value(name, value) for name, _, value in pairs}
+    _check_allowed(args, pretrained)
+    return args
 
 
-def make_config(**settings: Any) -> Config:
-    """The settings of a run by name, checked as on the command line: `make_config(model="cape_resnet18", epochs=3)`."""
-    return parse(as_flags(settings, "make_config()"))
-
-
-def parse(arguments: Sequence[str] | None = None) -> Config:
-    """Settings from the command line, `sys.argv` by default."""
-    flags = sys.argv[1:] if arguments is None else list(arguments)
-    parser = make_parser()
+def _read_value(name: str, value: str) -> Any:
     try:
-        recipe = _recipe_parser().parse_known_args(flags)[0].recipe
-        settings = as_flags(read_recipe(recipe), f"recipe {recipe!r}") if recipe else []
-        *groups, _, rest = parser.parse_args_into_dataclasses(
-            settings + flags, return_remaining_strings=True, look_for_args_file=False
+        return yaml.safe_load(value)
+    except (ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"model_args: the value of {name}={value} is no YAML ({reason}); spaces separate pairs, so that a value "
+            "holds none, such as 'name={\"key\":1}'"
+        ) from error
+
+
+def _check_allowed(args: dict[str, Any], pretrained: bool) -> None:
+    for name, value in args.items():
+        if name in _SAID_ELSEWHERE:
+            raise ValueError(f"model_args: {name}={value!r} is no argument of an architecture: {_SAID_ELSEWHERE[name]}")
+        if name not in SOURCES and not _survives_json(value):
+            raise ValueError(
+                f"model_args: {name}={value!r} cannot be saved in a config.json, which holds numbers, text, lists and "
+                "names with values: leave it out, or write it otherwise"
+            )
+    overlay = args.get("pretrained_cfg_overlay")
+    if overlay is not None and not isinstance(overlay, dict):
+        raise ValueError(f"model_args: pretrained_cfg_overlay must map names to values, got {overlay!r}")
+    if overlay and {"file", "url", "hf_hub_id"} & overlay.keys() and not pretrained:
+        raise ValueError(
+            "model_args: pretrained_cfg_overlay says where weights are, but they are only loaded with --pretrained; "
+            "a local file of weights can also be given to --init"
         )
-    except argparse.ArgumentError as error:
-        raise ValueError(str(error)) from None
-    if rest:
-        raise ValueError(f"unknown option {rest[0]!r}{_suggest(rest[0].lstrip('-').replace('-', '_'))}; see --help")
-    config = Config(*groups)
-    name = recipe if recipe in recipes() else Path(recipe or config.model.model).stem
-    config.run.output = _in_fold(config.run.output or f"runs/{name}", config)
-    config.model.init = config.model.init and _in_fold(config.model.init, config)
-    return config
+    if overlay and "architecture" in overlay:
+        raise ValueError("model_args: pretrained_cfg_overlay names another architecture: name it with --model")
+    check_pretrained_cfg(overlay)
+    check_model_args(args)
 
 
-def _in_fold(place: str, config: Config) -> str:
-    """The folder of one fold, so that no fold starts from what learnt from its test images."""
-    return place.replace("{fold}", str(config.data.fold))
-
-
-def make_parser() -> HfArgumentParser:
-    return HfArgumentParser(
-        GROUPS,
-        prog="train_accelerate.py",
-        usage="train_accelerate.py [--recipe NAME_OR_FILE] [--SETTING VALUE ...]",
-        formatter_class=_Help,
-        allow_abbrev=False,
-        exit_on_error=False,
-        parents=[_recipe_parser()],
-        description="Train a SoftCAM or CAPE classifier, or the black box that it is compared with.",
-        epilog=f"Recipes: {', '.join(recipes())}.",
-    )
-
-
-class _Help(argparse.HelpFormatter):
-    """One line of `--help` per setting where it fits: its name, what it is, and its default if it has one."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=28, width=120)
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        return action.option_strings[0] if action.option_strings else super()._format_action_invocation(action)
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        shown = action.default not in (None, "", False, argparse.SUPPRESS)
-        choices = f"; {', '.join(map(str, action.choices))}" if action.choices else ""
-        return f"{action.help}{choices}" + (f" [{action.default}]".replace("%", "%%") if shown else "")
-
-
-def _recipe_parser() -> ArgumentParser:
-    parser = ArgumentParser(add_help=False, exit_on_error=False)
-    parser.add_argument("--recipe", help="name of a recipe, or a YAML file; flags go over its settings")
-    return parser
-
-
-def as_flags(settings: dict[str, Any], source: str) -> list[str]:
-    """Settings as the command line would give them; None stands for the default."""
-    known = _names()
-    for name in settings:
-        if name not in known:
-            raise ValueError(f"{source} sets {name!r}, which is no setting{_suggest(name)}; see --help")
-    if settings.get("mixed_precision") is False:
-        settings = {**settings, "mixed_precision": "no"}  # which YAML takes for false
-    return [part for name, value in settings.items() if value is not None for part in (f"--{name}", str(value))]
-
-
-def _names() -> list[str]:
-    return [item.name for group in GROUPS for item in dataclasses.fields(group)]
-
-
-def _suggest(name: str) -> str:
-    near = difflib.get_close_matches(name, _names(), n=1)
-    return f": did you mean {near[0]}?" if near else ""
+def _survives_json(value: Any) -> bool:
+    try:
+        return json.loads(json.dumps(value)) == value
+    except (TypeError, ValueError):
+        return False

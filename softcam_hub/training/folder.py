@@ -15,9 +15,9 @@ from ..files import read_mapping, write_text
 from ..hub.cards import METRICS, PICTURES, RECIPE
 from ..output_folder import OutputFolder, Use
 from .config import Config
-from .log import LOG, PROJECT
+from .reporting import LOG_FILE, TRACKER_FOLDER
 
-SETTINGS = "settings.yaml"
+SETTINGS_FILE = "settings.yaml"
 """The first file that a run writes, after the record; METRICS is the last."""
 
 FREE_TO_CHANGE = (
@@ -45,10 +45,10 @@ def output_folder(config: Config) -> OutputFolder:
     """The output folder of a run, with the names of all files that a run may write."""
     code = [file.name for file in MODELS.glob("*.py")]
     beside = ["config.json", *WEIGHTS, "README.md", METRICS, RECIPE, *PICTURES, *code]
-    names = [SETTINGS, METRICS, LOG, *PICTURES]
+    names = [SETTINGS_FILE, METRICS, LOG_FILE, *PICTURES]
     names += [f"model/{name}" for name in beside]
     names += [f"twin/{name}" for name in ("config.json", *WEIGHTS)]
-    names += ["best/*", "checkpoints/*", "features/*", f"{PROJECT}/*"]
+    names += ["best/*", "checkpoints/*", "features/*", f"{TRACKER_FOLDER}/*"]
     names += [f"T={temperature:g}/*" for temperature in config.model.candidates()]
     return OutputFolder(config.run.output, "training run", names, recognise=is_older_run)
 
@@ -56,7 +56,7 @@ def output_folder(config: Config) -> OutputFolder:
 def is_older_run(path: Path) -> bool:
     """Tell whether a folder without a record is a training run made before there were records."""
     try:
-        settings = read_settings(path / SETTINGS)
+        settings = read_settings(path / SETTINGS_FILE)
     except (ValueError, OSError):
         return False
     checkpoints = [file.name for file in (path / "checkpoints").iterdir()] if (path / "checkpoints").is_dir() else []
@@ -81,7 +81,7 @@ def read_settings(file: Path) -> dict[str, Any]:
 
 def check_settings(config: Config) -> None:
     """Refuse to resume a run with settings under which it would have learnt something else."""
-    file = Path(config.run.output) / SETTINGS
+    file = Path(config.run.output) / SETTINGS_FILE
     if not config.run.resume or not file.exists():
         return
     before = {**Config().flat(), **read_settings(file)}  # a setting that was not there yet had its default's effect
@@ -103,15 +103,15 @@ def read_metrics(output: Path) -> dict[str, Any]:
 def write_settings(config: Config) -> None:
     """Write the settings of this run, which are a recipe that gives it again."""
     kept = {name: value for name, value in config.flat().items() if name not in ("resume", "overwrite")}
-    write_text(Path(config.run.output) / SETTINGS, yaml.safe_dump(kept, sort_keys=False))
+    write_text(Path(config.run.output) / SETTINGS_FILE, yaml.safe_dump(kept, sort_keys=False))
 
 
 def check_shared(output: Path) -> None:
     """Refuse a folder in which this process does not see what the main process wrote."""
-    if not (output / SETTINGS).exists():
+    if not (output / SETTINGS_FILE).exists():
         raise FileNotFoundError(
-            f"{output / SETTINGS}, which the main process wrote, is not there for this one: all processes need one "
-            "shared storage for --output, also those on other machines"
+            f"{output / SETTINGS_FILE}, which the main process wrote, is not there for this one: all processes need "
+            "one shared storage for --output, also those on other machines"
         )
 
 

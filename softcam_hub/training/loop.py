@@ -22,11 +22,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from .checkpoint import Checkpoints
 from .config import Config
-from .evaluation import agreement, evaluate
-from .log import JSONLines
+from .metrics import prediction_statistics, score_model
 from .objective import Objective, Step, balanced_weights
-from .optimization import make_optimizer, make_schedule
-from .sampling import EpochSampler, seed_of
+from .optimization import EpochSampler, make_optimizer, make_schedule, seed_of
+from .reporting import JSONLines
 
 LOWER_IS_BETTER = ("loss", "calibration_error", "completeness_error", "disagreement")
 
@@ -111,7 +110,7 @@ class Training:
             row = {"epoch": self.epoch + 1, **self._training_means()}
             if self.validation is not None:
                 self._share_statistics()
-                scores = evaluate(self.result, self.validation, self.accelerator)
+                scores = score_model(self.result, self.validation, self.accelerator)
                 row |= {f"validation_{name}": value for name, value in scores.items()}
                 self.check_score("the validation loss", row["validation_loss"])
                 self._keep_best(row)
@@ -186,7 +185,7 @@ class Training:
         return f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
 
     def _count(self, step: Step, labels: Tensor) -> None:
-        counts = agreement(self.network, step.logits.detach(), step.teacher_logits, labels)
+        counts = prediction_statistics(self.network, step.logits.detach(), step.teacher_logits, labels)
         counts["loss"] = step.loss.detach().expand(len(labels))
         sums = torch.stack([values.float().sum() for values in counts.values()]).tolist()  # waits for the device once
         self.totals.update(dict(zip(counts, sums, strict=True)), images=len(labels))

@@ -27,8 +27,8 @@ from ..models.losses import cross_entropy
 from ..models.modeling import CAPEForImageClassification, EvidenceForImageClassification, SoftCAMForImageClassification
 from ..models.preprocessing import check_pretrained_cfg
 from ..models.weights import describe_file
+from .checks import check_reloads
 from .config import Config, ModelConfig
-from .model_args import check_reloads
 
 MODELS: dict[str, type[EvidenceForImageClassification]] = {
     "softcam": SoftCAMForImageClassification,
@@ -55,7 +55,7 @@ class Step(NamedTuple):
     teacher_logits: Tensor | None = None
 
 
-class BlackBox(nn.Module):
+class VanillaForTraining(nn.Module):
     """A timm classifier, with the interface of our models that training needs.
 
     Args:
@@ -110,7 +110,7 @@ class Objective(nn.Module):
     """A model and the loss that it is trained with.
 
     Args:
-        model: a Hugging Face model of ours, or `BlackBox`.
+        model: a Hugging Face model of ours, or `VanillaForTraining`.
         label_smoothing: share of the target that is spread over all classes.
         class_weights: (C,).
     """
@@ -153,7 +153,7 @@ def make_model(config: Config, splits: Splits) -> nn.Module:
 def _make(settings: ModelConfig, splits: Splits) -> nn.Module:
     classes = splits.classes
     if settings.family is None:
-        return BlackBox(_vanilla(settings, len(classes)), splits.multi_label, classes)
+        return VanillaForTraining(_vanilla(settings, len(classes)), splits.multi_label, classes)
     source = MODELS[settings.family]
     labels = {"id2label": dict(enumerate(classes)), "label2id": {name: index for index, name in enumerate(classes)}}
     options = {**labels, **_loss_settings(settings, splits.multi_label)}
@@ -185,7 +185,7 @@ def load_model(folder: Path, splits: Splits) -> nn.Module:
     if family is not None:
         return MODELS[family].from_pretrained(folder)
     vanilla = load_timm(find_model(folder, timm_names=False), folder)
-    return BlackBox(vanilla, splits.multi_label, splits.classes)
+    return VanillaForTraining(vanilla, splits.multi_label, splits.classes)
 
 
 def _family_of(source: str | Path) -> str | None:

@@ -43,14 +43,12 @@ from ..models.conversion import to_vanilla
 from ..models.evaluation_mode import evaluation_mode
 from ..output_folder import LOCK, RECORD, OutputFolder
 from ..temperature import candidate_losses, set_temperature
-from . import log
-from .cache import cached_features
-from .choices import check_choices, check_launcher
+from .checks import check_choices, check_launcher
 from .config import Config
-from .evaluation import evaluate
+from .feature_cache import cached_features
 from .folder import (
     METRICS,
-    SETTINGS,
+    SETTINGS_FILE,
     check_room,
     check_settings,
     check_shared,
@@ -60,8 +58,18 @@ from .folder import (
     write_settings,
 )
 from .loop import LOWER_IS_BETTER, Training, prepare_loader
-from .objective import BlackBox, load_model, make_model
-from .report import complete_model_folder, draw_curve, draw_examples, write_metrics
+from .metrics import score_model
+from .objective import VanillaForTraining, load_model, make_model
+from .reporting import (
+    LOG_FILE,
+    JSONLines,
+    check_trackers,
+    complete_model_folder,
+    draw_curve,
+    draw_examples,
+    start_trackers,
+    write_metrics,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +89,7 @@ def run(config: Config) -> dict[str, Any]:
 def _run(config: Config, splits: Splits | None = None) -> dict[str, Any]:
     """What fills one folder; with temperatures to choose from it calls itself for the folder of each."""
     began, output = time.monotonic(), Path(config.run.output)
-    accelerator = _make_accelerator(config, output)
+    accelerator = make_accelerator(config, output)
     folder = output_folder(config)
     with folder.locked(intended_use(config)) if accelerator.is_main_process else nullcontext():
         return _fill(folder, config, accelerator, splits, began)
@@ -141,7 +149,7 @@ def _choose_temperature(config: Config, accelerator: Accelerator, splits: Splits
 
 def _copy_result(source: Path, target: Path) -> None:
     """Copy models, pictures, log and tracker logs of a run, but not what makes it a run of its own."""
-    own = ("checkpoints", SETTINGS, METRICS, RECORD, LOCK)
+    own = ("checkpoints", SETTINGS_FILE, METRICS, RECORD, LOCK)
     for file in sorted(path for path in source.rglob("*") if path.is_file()):
         relative = file.relative_to(source)
         if relative.parts[0] not in own:
@@ -150,37 +158,37 @@ def _copy_result(source: Path, target: Path) -> None:
 
 
 def _train(config: Config, accelerator: Accelerator, splits: Splits, model: nn.Module, began: float) -> dict[str, Any]:
-    log.start(accelerator, config.flat())
-    training = _prepare(config, accelerator, splits, model)
+    start_trackers(accelerator, config.flat())
+    training = prepare_training(config, accelerator, splits, model)
     training.began = began
     if config.run.resume:
         training.resume()
         accelerator.print(f"going on after update {training.step}")
     training.fit()
-    result = _result(training, splits)
+    result = _load_result(training, splits)
     fitted = {"fitted_temperature": _fit_temperature(training, result)} if config.model.calibrate else {}
     metrics = {"model": config.model.model, "data": config.data.data, **fitted, **_scores(training, result, splits)}
     metrics |= {"seconds": round(training.seconds, 1), "processes": accelerator.num_processes, **_versions()}
     accelerator.wait_for_everyone()  # has loaded what is tidied away now
     if accelerator.is_main_process:
-        _leave(training, result, splits, metrics)
+        _write_results(training, result, splits, metrics)
     accelerator.wait_for_everyone()
     for tracker in accelerator.trackers:
         tracker.finish()
     return metrics
 
 
-def _make_accelerator(config: Config, output: Path) -> Accelerator:
-    trackers = log.check_trackers(config.run.trackers)
+def make_accelerator(config: Config, output: Path) -> Accelerator:
+    trackers = check_trackers(config.run.trackers)
     return Accelerator(
         mixed_precision=config.run.mixed_precision,
         gradient_accumulation_steps=config.optimization.accumulation,
-        log_with=[*trackers, log.JSONLines(output / log.LOG)],
+        log_with=[*trackers, JSONLines(output / LOG_FILE)],
         project_dir=str(output),
     )
 
 
-def _prepare(config: Config, accelerator: Accelerator, splits: Splits, model: nn.Module) -> Training:
+def prepare_training(config: Config, accelerator: Accelerator, splits: Splits, model: nn.Module) -> Training:
     output = Path(config.run.output)
     train_transform, eval_transform = _transforms(config, model)
     frozen = config.model.frozen and config.model.family is not None
@@ -208,7 +216,7 @@ def _data_config(model: nn.Module) -> dict[str, Any]:
     return resolve_data_config({}, pretrained_cfg=dict(model.pretrained_cfg))
 
 
-def _result(training: Training, splits: Splits) -> nn.Module:
+def _load_result(training: Training, splits: Splits) -> nn.Module:
     """The model that counts, as anyone has it who loads it."""
     if training.best is None:
         training.keep_result(training.epoch)
@@ -239,7 +247,7 @@ def _scores(training: Training, result: nn.Module, splits: Splits) -> dict[str, 
     scores["epoch"] = config.optimization.epochs if training.best is None else training.best["epoch"]
     if splits.test is not None:
         loader = prepare_loader(_test_samples(config, splits, result), config, accelerator)
-        scores |= {f"test_{name}": value for name, value in evaluate(result, loader, accelerator).items()}
+        scores |= {f"test_{name}": value for name, value in score_model(result, loader, accelerator).items()}
         training.check_score("the test loss", scores["test_loss"])
     return scores
 
@@ -251,7 +259,7 @@ def _test_samples(config: Config, splits: Splits, model: nn.Module, with_masks: 
     return Images(splits.test, transform, masks=masks)
 
 
-def _save_twin(best: Path, result: nn.Module, folder: Path, classes: list[str]) -> None:
+def _save_vanilla(best: Path, result: nn.Module, folder: Path, classes: list[str]) -> None:
     """The vanilla timm model with the teacher's classifier, where the architecture has one."""
     if not result.exact:
         return
@@ -259,18 +267,18 @@ def _save_twin(best: Path, result: nn.Module, folder: Path, classes: list[str]) 
     assert isinstance(timm_model, Classifier)
     timm_model.head.weight.data.copy_(result.teacher.weight.data)
     timm_model.head.bias.data.copy_(result.teacher.bias.data)
-    BlackBox(to_vanilla(timm_model), False, classes).save_pretrained(folder)
+    VanillaForTraining(to_vanilla(timm_model), False, classes).save_pretrained(folder)
 
 
-def _leave(training: Training, result: nn.Module, splits: Splits, metrics: dict[str, Any]) -> None:
+def _write_results(training: Training, result: nn.Module, splits: Splits, metrics: dict[str, Any]) -> None:
     """Models, scores, pictures and the card; the scores in the run's own folder come last, and say that it is done."""
     output, family = training.output, training.config.model.family
     if getattr(result, "teacher", None) is not None:
-        _save_twin(_best_folder(training), result, output / "twin", splits.classes)
+        _save_vanilla(_best_folder(training), result, output / "twin", splits.classes)
         result.drop_teacher()
     result.save_pretrained(output / "model")
     write_metrics(metrics, output / "model" / METRICS)
-    _draw(training, result, splits)
+    _draw_pictures(training, result, splits)
     complete_model_folder(output, family is not None)
     write_metrics(metrics, output / METRICS)
     shutil.rmtree(training.checkpoints.best)
@@ -279,11 +287,11 @@ def _leave(training: Training, result: nn.Module, splits: Splits, metrics: dict[
     training.accelerator.print(f"model in {output / 'model'}, metrics in {output / METRICS}")
 
 
-def _draw(training: Training, result: nn.Module, splits: Splits) -> None:
+def _draw_pictures(training: Training, result: nn.Module, splits: Splits) -> None:
     """The pictures of a run. Masks and boxes are first looked at here: a wrong one costs a picture, not the run."""
     config, output = training.config, training.output
     try:
-        draw_curve(output / log.LOG, output / "curve.png")
+        draw_curve(output / LOG_FILE, output / "curve.png")
         if config.model.family is not None and splits.test is not None and not splits.multi_label:
             draw_examples(result, _test_samples(config, splits, result, True), splits.classes, output / "examples.png")
     except Exception as error:

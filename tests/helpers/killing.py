@@ -28,7 +28,7 @@ from helpers.processes import finish, kill, start
 from softcam_hub.cli import main
 from softcam_hub.output_folder import RECORD
 from softcam_hub.training import run
-from softcam_hub.training.log import read
+from softcam_hub.training.reporting import read_log
 
 NOTES = "notes.txt"
 """File of a user in the output folder of a killed run."""
@@ -115,7 +115,7 @@ def trained(output):
     if "metrics.json" in files:
         found["metrics.json"] = {**json.loads(files["metrics.json"]), "seconds": 0}
     if "log.jsonl" in files:
-        found["log.jsonl"] = read(output / "log.jsonl")
+        found["log.jsonl"] = read_log(output / "log.jsonl")
     places = (output / "checkpoints").glob("*")
     return {**found, **{f"checkpoints/{path.name}": None for path in places}}
 

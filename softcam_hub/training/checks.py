@@ -1,22 +1,28 @@
 """What these data, this network and this launcher cannot give, said before anything is written or trained."""
 
+import json
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import timm
+import torch
 from torch import nn
 
 from ..data.loading import Splits
 from ..files import read_mapping
 from ..models.losses import zeroing_l1
+from ..models.modeling import EvidenceForImageClassification
 from .config import Config
-from .evaluation import score_names
-from .folder import SETTINGS
+from .folder import SETTINGS_FILE
+from .metrics import score_names
 
 logger = logging.getLogger(__name__)
 
-SHARDING = {
+SHARDING_VARIABLES = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
@@ -29,7 +35,7 @@ def check_launcher() -> None:
 
     Accelerate ignores these requests on a CPU, where a user would then believe that the network had been divided.
     """
-    for variable, name in SHARDING.items():
+    for variable, name in SHARDING_VARIABLES.items():
         if os.environ.get(variable, "false").lower() in ("true", "1"):
             raise ValueError(
                 f"accelerate is set to divide the network among processes with {name}, but training keeps the whole "
@@ -60,7 +66,7 @@ def check_choices(config: Config, splits: Splits, model: nn.Module) -> None:
 
 def _check_division(init: str, now: dict[str, Any]) -> None:
     """Weights of a run that divided the same data otherwise have learnt from images that are held out now."""
-    file = Path(init).parent / SETTINGS
+    file = Path(init).parent / SETTINGS_FILE
     if not file.is_file():
         return
     before = {**now, **read_mapping(file, "mend it, or copy the model out of its run")}
@@ -77,3 +83,69 @@ def _division(settings: dict[str, Any]) -> dict[str, Any]:
     if not (settings["folds"] or settings["hold_out"]):
         return {"folds": 0, "hold_out": 0.0}
     return {name: settings[name] for name in ("folds", "fold", "hold_out", "data_seed", "group_column")}
+
+
+def check_reloads(model: nn.Module, args: dict[str, Any]) -> None:
+    """Build the model again from the configuration that it would be saved with, and compare names and shapes.
+
+    Args:
+        model: A model of ours, or a black box.
+        args: The `model_args` that it was made with.
+    """
+    with TemporaryDirectory() as place, torch.random.fork_rng(devices=[]):
+        (model.config.save_pretrained if _is_ours(model) else model.save_config)(place)
+        failure = _failure(model, Path(place))
+        if failure is None:
+            return
+        for name in args:
+            with TemporaryDirectory() as other:
+                _copy_without(Path(place), Path(other), name)
+                if _failure(model, Path(other)) != failure:
+                    raise ValueError(
+                        f"model_args: a model made with {name}={args[name]!r} can be saved, but not loaded again: "
+                        f"{failure}. Leave {name} out"
+                    )
+        raise ValueError(f"a model made with model_args {args!r} can be saved, but not loaded again: {failure}")
+
+
+def _copy_without(folder: Path, target: Path, name: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    for values in (config.get("model_args", {}), config):
+        values.pop(name, None)
+    (target / "config.json").write_text(json.dumps(config))
+
+
+def _failure(model: nn.Module, folder: Path) -> str | None:
+    """Why the model cannot be built again from a folder with its config.json; None if it can."""
+    reason = None
+    for device in ("meta", "cpu"):  # few architectures cannot be built on the meta device
+        try:
+            with torch.device(device):
+                differences = [_difference(model, again) for again in _rebuilt(model, folder)]
+        except Exception as error:  # timm's architectures raise errors of many kinds
+            reason = str(error) or type(error).__name__
+        else:
+            return next((difference for difference in differences if difference), None)
+    return reason
+
+
+def _rebuilt(model: nn.Module, folder: Path) -> Iterator[nn.Module]:
+    """The model as timm and, if it is one of ours, as transformers builds it."""
+    yield timm.create_model(f"local-dir:{folder}")
+    if _is_ours(model):
+        yield type(model)(model.config_class.from_pretrained(folder))
+
+
+def _is_ours(model: nn.Module) -> bool:
+    return isinstance(model, EvidenceForImageClassification)
+
+
+def _difference(model: nn.Module, again: nn.Module) -> str | None:
+    made, found = _shapes(model), _shapes(again)
+    names = [name for name in {**made, **found} if made.get(name) != found.get(name)]
+    return f"its {names[0]} would be {found.get(names[0])} instead of {made.get(names[0])}" if names else None
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    model = getattr(model, "vanilla", model)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if not name.startswith("teacher.")}
