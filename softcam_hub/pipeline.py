@@ -16,7 +16,7 @@ from .data.downloads import download
 from .data.locations import open_local
 from .data.pictures import named, read_picture
 from .data.rows import UnreadableImage
-from .figures import overlay, picture
+from .figures import denormalise, overlay
 
 TASK = "image-explanation"
 
@@ -98,7 +98,7 @@ class ImageExplanationPipeline(Pipeline):
 
     def postprocess(self, outputs: dict[str, Tensor]) -> list[dict[str, Any]]:
         data = self.image_processor.data_config
-        seen = picture(outputs["images"][0], data["mean"], data["std"])
+        seen = denormalise(outputs["images"][0], data["mean"], data["std"])
         ranks = range(outputs["classes"].shape[1])
         return [
             {

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 import softcam_hub
-from softcam_hub.hub.cards import check, read_trained, trained_card
+from softcam_hub.hub.cards import check_card, load_model_record, render_trained_card
 
 NAMES = {
     "gap": "TODO",
@@ -50,8 +50,8 @@ def test_a_strange_class_is_text(case, folder):
     config["label_names"] = [name, *config["label_names"][1:]]
     config["id2label"]["0"] = name
     file.write_text(json.dumps(config))
-    card = trained_card(read_trained(folder))
-    check(card, read_trained(folder).rows, present={path.name for path in folder.iterdir()})
+    card = render_trained_card(load_model_record(folder))
+    check_card(card, load_model_record(folder).rows, present={path.name for path in folder.iterdir()})
     for markup in (
         "<script",
         "<b>",
@@ -72,7 +72,7 @@ def test_a_strange_class_is_text(case, folder):
 def test_strange_data_are_text(case, folder):
     file = folder / "metrics.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "data": NAMES[case]}))
-    body = trained_card(read_trained(folder)).split("\n---\n", 1)[1]
+    body = render_trained_card(load_model_record(folder)).split("\n---\n", 1)[1]
     sentence = next(line for line in body.splitlines() if "Trained on" in line)
     assert "<script" not in sentence
     assert "](https" not in sentence

@@ -22,7 +22,16 @@ from safetensors.torch import save
 import softcam_hub
 from softcam_hub.commands import card as card_command
 from softcam_hub.evaluation.config import BenchmarkConfig
-from softcam_hub.hub.cards import PLACE, Trained, check, family_card, read_rows, read_trained, trained_card, write_card
+from softcam_hub.hub.cards import (
+    PLACEHOLDER_REPO,
+    ModelRecord,
+    check_card,
+    load_model_record,
+    read_rows,
+    render_family_card,
+    render_trained_card,
+    write_card,
+)
 from softcam_hub.hub.publishing import model_files
 from softcam_hub.models.classifier import split_name
 from softcam_hub.registry import architectures
@@ -117,9 +126,9 @@ def test_scores_of_the_shipped_model_are_in_its_model_index():
 def test_explanation_scores_of_the_own_maps_go_into_the_model_index_and_all_into_a_table(folder):
     lines = "".join(json.dumps(row) + "\n" for row in EXPLANATIONS)
     (folder / "rows.jsonl").write_text(lines)
-    model = read_trained(folder)
-    text = trained_card(model)
-    check(text, model.rows, set(model.pictures))
+    model = load_model_record(folder)
+    text = render_trained_card(model)
+    check_card(text, model.rows, set(model.pictures))
     assert "| maps | average drop | miou | adcc |" in text
     assert "| `cape` | 12.346 | 0.250 | - |" in text
     assert "| `grad-cam` | 20.500 | - | 61.000 |" in text
@@ -132,19 +141,21 @@ def test_explanation_scores_of_the_own_maps_go_into_the_model_index_and_all_into
 
 def test_without_rows_there_is_no_section_of_explanations(folder):
     (folder / "rows.jsonl").unlink()
-    assert "softcam-hub benchmark" not in trained_card(read_trained(folder))
+    assert "softcam-hub benchmark" not in render_trained_card(load_model_record(folder))
 
 
 def test_the_explanations_of_a_card_say_on_what_and_how_they_were_measured(folder):
     settings = {"data": "/home/ada/eyes", "split": "validation", "annotated": 7, "limit": 64, "hold_out": 0.2}
-    model = read_trained(folder)
+    model = load_model_record(folder)
     native = {**EXPLANATIONS[0], **settings, "explains": "model", "explainers": "all"}
     rows = [native, {**native, "explainer": "grad-cam", "explains": "twin", "twin": "runs/ada/twin"}]
-    text = trained_card(Trained(model.config, explanations=rows))
+    text = render_trained_card(ModelRecord(model.config, explanations=rows))
     assert "on 64 images of `eyes` (validation), 7 of them annotated" in text
-    command = f"softcam-hub benchmark --model {PLACE} --explainers all --split validation --limit 64 --data eyes"
+    command = (
+        f"softcam-hub benchmark --model {PLACEHOLDER_REPO} --explainers all --split validation --limit 64 --data eyes"
+    )
     assert f"{command} --hold_out 0.2 --output results\n" in text
-    assert f"--model {PLACE} --twin twin --explainers all" in text
+    assert f"--model {PLACEHOLDER_REPO} --twin twin --explainers all" in text
     assert "native maps explain this model, the others its vanilla twin" in text
     (found,) = {(r.dataset_name, r.dataset_split) for r in ModelCard(text).data.eval_results}
     assert found == ("eyes", "validation")
@@ -162,11 +173,11 @@ def test_the_command_of_a_card_knows_the_defaults_of_a_benchmark():
 def test_rows_that_are_of_no_benchmark_are_named(line, folder):
     (folder / "rows.jsonl").write_text(line)
     with pytest.raises(ValueError, match=r"line 1 of .*rows\.jsonl names no explainer: expected the rows\.jsonl"):
-        read_trained(folder)
+        load_model_record(folder)
 
 
 def test_the_shipped_rows_are_the_committed_ones():
-    shipped = read_trained(Path(softcam_hub.CAPE_LESIONS)).explanations
+    shipped = load_model_record(Path(softcam_hub.CAPE_LESIONS)).explanations
     committed = [row for row in read_rows(RESULTS / "explanations.jsonl") if row["recipe"] == "lesions-cape"]
     differing = ("recipe", "explains")
     strip = [{name: value for name, value in row.items() if name not in differing} for row in (*shipped, *committed)]
@@ -179,7 +190,7 @@ def test_a_model_without_any_record_gets_a_card_that_says_so(folder):
         (folder / name).unlink()
     write_card(folder)
     text = (folder / "README.md").read_text()
-    check(text, [], set())
+    check_card(text, [], set())
     data = ModelCard(text).data
     assert (data.license, data.eval_results) == ("unknown", None)
     for sentence in ("No scores are recorded", "not recorded beside it", "was not measured", "No licence is stated"):
@@ -188,12 +199,15 @@ def test_a_model_without_any_record_gets_a_card_that_says_so(folder):
 
 
 def test_weights_that_were_started_from_are_named_with_their_licence():
-    config = read_trained(Path(softcam_hub.CAPE_LESIONS)).config
+    config = load_model_record(Path(softcam_hub.CAPE_LESIONS)).config
     started = {"model": "cape_resnet50.tv_in1k", "pretrained": True}
-    model = Trained({**config, "architecture": "cape_resnet50"}, settings=started)
-    data = ModelCard(trained_card(model)).data
+    model = ModelRecord({**config, "architecture": "cape_resnet50"}, settings=started)
+    data = ModelCard(render_trained_card(model)).data
     assert (data.base_model, data.license) == ("timm/resnet50.tv_in1k", "bsd-3-clause")
-    assert ModelCard(trained_card(Trained(config, settings={**started, "pretrained": False}))).data.base_model is None
+    assert (
+        ModelCard(render_trained_card(ModelRecord(config, settings={**started, "pretrained": False}))).data.base_model
+        is None
+    )
 
 
 def test_every_registered_tag_has_a_licence_of_its_own():
@@ -205,16 +219,18 @@ def test_every_registered_tag_has_a_licence_of_its_own():
         if backbone in known:
             found = _started_from({"model": f"cape_{backbone}.{tag}", "pretrained": True}, backbone)
             assert found == timm.models.get_pretrained_cfg(name)
-    config = {**read_trained(Path(softcam_hub.CAPE_LESIONS)).config, "architecture": "cape_fastvit_mci0"}
+    config = {**load_model_record(Path(softcam_hub.CAPE_LESIONS)).config, "architecture": "cape_fastvit_mci0"}
     started = {"model": "cape_fastvit_mci0.apple_mclip", "pretrained": True}
-    data = ModelCard(trained_card(Trained(config, settings=started))).data
+    data = ModelCard(render_trained_card(ModelRecord(config, settings=started))).data
     assert (data.base_model, data.license) == ("apple/mobileclip_s0_timm", "apple-amlr")
 
 
 def test_of_a_local_path_a_card_tells_the_last_part(folder):
-    config = read_trained(folder).config
+    config = load_model_record(folder).config
     for data in ("/home/ada/patients/cohort", str(folder.parent / "cohort"), "../ada/cohort", "~/ada/cohort"):
-        card = trained_card(Trained(config, {"data": data, "test_accuracy": 0.5}, {"data": data, "teacher": data}))
+        card = render_trained_card(
+            ModelRecord(config, {"data": data, "test_accuracy": 0.5}, {"data": data, "teacher": data})
+        )
         assert "Trained on `cohort`" in card
         assert "teacher: cohort\n" in card
         assert "ada" not in card
@@ -222,26 +238,28 @@ def test_of_a_local_path_a_card_tells_the_last_part(folder):
 
 
 def test_a_card_of_several_labels_does_not_speak_of_a_softmax(folder):
-    config = {**read_trained(folder).config, "architecture": "softcam_test_resnet"}
-    assert "A softmax compares classes" in trained_card(Trained(config))
-    card = trained_card(Trained({**config, "problem_type": "multi_label_classification"}))
+    config = {**load_model_record(folder).config, "architecture": "softcam_test_resnet"}
+    assert "A softmax compares classes" in render_trained_card(ModelRecord(config))
+    card = render_trained_card(ModelRecord({**config, "problem_type": "multi_label_classification"}))
     assert "softmax compares" not in card
     assert "they do not add up to one" in card
     assert "of which an image may have several" in card
 
 
 def test_data_on_the_hub_is_named_and_local_data_is_not(folder):
-    config = read_trained(folder).config
-    named = ModelCard(trained_card(Trained(config, {"data": "ada/pictures"}))).data.datasets
+    config = load_model_record(folder).config
+    named = ModelCard(render_trained_card(ModelRecord(config, {"data": "ada/pictures"}))).data.datasets
     assert named == ["ada/pictures"]
     for local in ("lesions", str(folder), "/data/a/b", ""):
-        assert ModelCard(trained_card(Trained(config, {"data": local}))).data.datasets is None
+        assert ModelCard(render_trained_card(ModelRecord(config, {"data": local}))).data.datasets is None
 
 
 def test_generated_data_is_said_to_be_generated(folder):
-    config = read_trained(folder).config
+    config = load_model_record(folder).config
     for data, generated in {"lesions": True, "screening": True, "lesions-of-ada": False, "ada/lesions": False}.items():
-        assert ("Trained on generated pictures" in trained_card(Trained(config, {"data": data}))) == generated
+        assert (
+            "Trained on generated pictures" in render_trained_card(ModelRecord(config, {"data": data}))
+        ) == generated
 
 
 def test_the_recipe_of_a_card_is_that_of_the_run():
@@ -292,8 +310,8 @@ ROWS = [{"accuracy": 0.875, "nested": [{"worked": 0.125}], "batch": 8, "seconds"
 
 
 def test_a_good_card_passes():
-    check(CARD, ROWS)
-    check(CARD)
+    check_card(CARD, ROWS)
+    check_card(CARD)
 
 
 SPOILED = {
@@ -326,18 +344,18 @@ def test_a_spoiled_card_fails(case):
     (before, after), message = SPOILED[case]
     assert CARD.count(before) == 1
     with pytest.raises(ValueError, match=re.escape(message)):
-        check(CARD.replace(before, after), ROWS)
+        check_card(CARD.replace(before, after), ROWS)
 
 
 def test_pictures_must_be_there():
     card = CARD + "\n![x](a.png) ![y](https://x.org/b.png)\n"
-    check(card, ROWS, {"a.png"})
+    check_card(card, ROWS, {"a.png"})
     with pytest.raises(ValueError, match=r"shows a\.png"):
-        check(card, ROWS, set())
+        check_card(card, ROWS, set())
 
 
 def test_a_heading_above_a_heading_of_a_lower_level_is_no_gap():
-    check(CARD.replace("# Model", "# Model\n\n## Part"), ROWS)
+    check_card(CARD.replace("# Model", "# Model\n\n## Part"), ROWS)
 
 
 @pytest.mark.parametrize("edit", ["number", "gap", "stray", "missing"])
@@ -460,9 +478,9 @@ def test_the_blocks_of_the_families_cards_run(backbone, tmp_path):
 def test_a_card_shows_speed_only_where_it_was_measured():
     assert "all maps" in CARDS["cape_resnet50"]
     assert "Nothing but what stands under *Exactness*" in CARDS["cape_vgg16"]
-    assert "ms" not in family_card(FAMILIES["cape_resnet50"], []).split("## Results")[1].split("##")[0].split()
+    assert "ms" not in render_family_card(FAMILIES["cape_resnet50"], []).split("## Results")[1].split("##")[0].split()
 
 
 def test_a_card_names_a_place_until_it_is_pushed(folder):
-    assert PLACE in (folder / "README.md").read_text()
-    assert PLACE.encode() not in model_files(folder, "ada/eyes")["README.md"]
+    assert PLACEHOLDER_REPO in (folder / "README.md").read_text()
+    assert PLACEHOLDER_REPO.encode() not in model_files(folder, "ada/eyes")["README.md"]

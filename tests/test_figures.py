@@ -13,20 +13,20 @@ from softcam_hub.figures import (
     DIVERGING,
     SEQUENTIAL,
     Scale,
-    colour,
+    apply_colours,
+    captioned_row,
     comparison,
-    outlined,
+    outline,
     overlay,
     per_class,
-    row,
-    signed,
+    signed_map,
     single,
     top_two,
 )
-from softcam_hub.figures.drawing import boxed, cells, numbered, tinted
-from softcam_hub.figures.numbers import DOT, cell_texts, percent, share, tiers
-from softcam_hub.figures.sheets import colour_bar, legend, note
-from softcam_hub.figures.versus import FRAMES
+from softcam_hub.figures.difference import FRAMES, tiers
+from softcam_hub.figures.drawing import cells, frame_cells, tint, write_numbers
+from softcam_hub.figures.layout import colour_bar, legend, note
+from softcam_hub.figures.numbers import DOT, format_cells, format_percent, format_share
 
 GREY = Image.new("RGB", (64, 64), (90, 90, 90))
 NAMES = ["healthy", "microaneurysm", "haemorrhage", "exudate"]
@@ -66,13 +66,13 @@ def explained(architecture, count=3, top_k=3, size=64, **options):
 
 
 def test_sequential_scale_brightens_all_the_way():
-    steps = luminance(colour(np.linspace(0, 1, 101)[None]))[0]
+    steps = luminance(apply_colours(np.linspace(0, 1, 101)[None]))[0]
     assert (np.diff(steps) > 0).all()
-    assert colour(np.zeros((1, 1)))[0, 0].tolist() == list(SEQUENTIAL[0])
+    assert apply_colours(np.zeros((1, 1)))[0, 0].tolist() == list(SEQUENTIAL[0])
 
 
 def test_diverging_scale_is_palest_at_zero():
-    steps = luminance(colour(np.linspace(0, 1, 101)[None], DIVERGING))[0]
+    steps = luminance(apply_colours(np.linspace(0, 1, 101)[None], DIVERGING))[0]
     assert steps.argmax() == 50
     assert (np.diff(steps[:51]) > 0).all()
     assert (np.diff(steps[50:]) < 0).all()
@@ -118,7 +118,7 @@ def test_overlay_leaves_silent_places_in_grey():
 
 
 def test_a_signed_overlay_is_grey_at_zero_and_as_strong_on_both_sides():
-    pixels = np.asarray(tinted(GREY.crop((0, 0, 3, 1)), torch.tensor([[-1.0, 0.0, 1.0]]), Scale(1.0, diverging=True)))
+    pixels = np.asarray(tint(GREY.crop((0, 0, 3, 1)), torch.tensor([[-1.0, 0.0, 1.0]]), Scale(1.0, diverging=True)))
     below, zero, above = pixels[0].astype(float)
     assert zero.max() == zero.min() > 150
     for found, stop in ((below, 0), (above, 4)):
@@ -126,18 +126,18 @@ def test_a_signed_overlay_is_grey_at_zero_and_as_strong_on_both_sides():
 
 
 def test_signed_map_is_blue_below_zero_and_orange_above():
-    pixels = np.asarray(signed(torch.tensor([[-2.0, 0.0, 1.0]]), (2, 6))).astype(int)
+    pixels = np.asarray(signed_map(torch.tensor([[-2.0, 0.0, 1.0]]), (2, 6))).astype(int)
     assert pixels.shape == (2, 6, 3)
     assert pixels[0, 0].tolist() == list(DIVERGING[0])
     assert (pixels[0, 2] >= 249).all()
     assert pixels[0, 5, 0] > pixels[0, 5, 2]
-    assert (np.asarray(signed(torch.zeros(2, 2), (4, 4))) >= 249).all()
+    assert (np.asarray(signed_map(torch.zeros(2, 2), (4, 4))) >= 249).all()
 
 
 def test_an_outline_lies_just_outside_and_follows_the_size_of_the_image():
     mask = torch.zeros(16, 16)
     mask[4:8, 4:8] = 1
-    line = (np.asarray(outlined(GREY, mask, colour=(1, 2, 3), width=2)) == (1, 2, 3)).all(axis=2)
+    line = (np.asarray(outline(GREY, mask, colour=(1, 2, 3), width=2)) == (1, 2, 3)).all(axis=2)
     expected = np.zeros((64, 64), dtype=bool)
     expected[14:34, 14:34] = True
     expected[16:32, 16:32] = False
@@ -154,7 +154,7 @@ def test_cells_tile_the_image():
 
 def test_frames_are_drawn_in_the_chosen_cells_only():
     chosen = torch.tensor([[True, False], [False, False]])
-    pixels = np.asarray(boxed(GREY, chosen, (1, 2, 3), 3))
+    pixels = np.asarray(frame_cells(GREY, chosen, (1, 2, 3), 3))
     assert (pixels[:3, :32] == (1, 2, 3)).all()
     assert (pixels[3, 4:28] == 255).all()
     assert (pixels[4:28, 4:28] == 90).all()
@@ -165,13 +165,13 @@ def test_frames_are_drawn_in_the_chosen_cells_only():
 def test_numbers_are_black_on_light_and_white_on_dark_and_dots_where_there_is_no_room(written):
     image = Image.new("RGB", (80, 80), "white")
     image.paste("black", (40, 0, 80, 80))
-    pixels = np.asarray(numbered(image, [["12", "3.4"], ["", DOT]]))
+    pixels = np.asarray(write_numbers(image, [["12", "3.4"], ["", DOT]]))
     assert written == ["12", "3.4"]
     assert pixels[:40, :40].min() < 60
     assert pixels[:40, 40:].max() > 200
     assert (pixels[40:, :40] == 255).all()
     assert 1 <= (pixels[40:, 40:].max(axis=2) > 0).sum() <= 9
-    numbered(image, [["12"] * 8] * 8)
+    write_numbers(image, [["12"] * 8] * 8)
     assert written == ["12", "3.4"], "a cell of 10 pixels has no room for two digits"
 
 
@@ -180,22 +180,22 @@ def test_numbers_are_black_on_light_and_white_on_dark_and_dots_where_there_is_no
     [(1, "100"), (0.0996, "10"), (0.0994, "9.9"), (0.0123, "1.2"), (0.00996, "1.0"), (0.0034, "0.34"), (5e-5, "0.01")],
 )
 def test_percentages_have_two_or_three_digits(value, text):
-    assert percent(value) == text
+    assert format_percent(value) == text
 
 
 def test_a_percentage_that_would_round_to_zero_is_a_dot():
-    assert percent(4e-5) == percent(0) == DOT
+    assert format_percent(4e-5) == format_percent(0) == DOT
 
 
 def test_percentages_in_sentences_never_round_to_zero():
-    assert [share(value) for value in (0.5, 0.0004, 0.000012, 0.0)] == ["50.0%", "0.04%", "0.001%", "0.0%"]
-    assert [share(value, "+", 2) for value in (0.019, -0.5, -1e-6)] == ["+1.90%", "-50.00%", "-0.0001%"]
+    assert [format_share(value) for value in (0.5, 0.0004, 0.000012, 0.0)] == ["50.0%", "0.04%", "0.001%", "0.0%"]
+    assert [format_share(value, "+", 2) for value in (0.019, -0.5, -1e-6)] == ["+1.90%", "-50.00%", "-0.0001%"]
 
 
 def test_cells_at_the_threshold_or_below_carry_no_number():
-    assert cell_texts(torch.tensor([[0.40, 0.02], [0.021, 0.0]])) == [["40", ""], ["2.1", ""]]
-    assert cell_texts(torch.tensor([[0.40, -0.02]]), threshold=0) == [["40", "2.0"]]
-    assert cell_texts(torch.zeros(1, 2)) == [["", ""]]
+    assert format_cells(torch.tensor([[0.40, 0.02], [0.021, 0.0]])) == [["40", ""], ["2.1", ""]]
+    assert format_cells(torch.tensor([[0.40, -0.02]]), threshold=0) == [["40", "2.0"]]
+    assert format_cells(torch.zeros(1, 2)) == [["", ""]]
 
 
 def test_tiers_by_hand():
@@ -223,7 +223,7 @@ def test_tiers_add_up_to_the_difference_of_the_probabilities(threshold):
 
 
 def test_row_places_panels_side_by_side():
-    sheet = row(
+    sheet = captioned_row(
         [("one", Image.new("RGB", (4, 4), "red")), ("two\nlines", Image.new("RGB", (9, 9), "blue"))], side=32, gap=4
     )
     pixels = np.asarray(sheet)
@@ -236,13 +236,13 @@ def test_row_places_panels_side_by_side():
 
 def test_row_keeps_proportions_and_its_captions_stay_within_their_panels():
     long = "a class with a name that goes on and on " * 5
-    sheet = row([(long, Image.new("RGB", (100, 50), "red")), ("", GREY)], side=64)
+    sheet = captioned_row([(long, Image.new("RGB", (100, 50), "red")), ("", GREY)], side=64)
     assert sheet.size == (128 + 64 + 3 * 12, 64 + 24 + 48)
     captions = np.asarray(sheet)[:60]
     assert (captions[:, 12 : 12 + 130] < 128).any()
     assert (captions[:, 12 + 128 + 6 :] == 255).all()
     assert (np.asarray(sheet)[-40, 12 + 128 + 12 :][:64] == 90).all()
-    assert row([("", GREY)], side=64).size == (88, 88)
+    assert captioned_row([("", GREY)], side=64).size == (88, 88)
 
 
 def test_notes_and_legends_break_where_the_sheet_ends(written):
@@ -265,7 +265,7 @@ def test_single_says_class_probability_and_scale(written):
     assert (np.asarray(picture)[-70:-50] == 90).any(), "the silent places of the image are there"
     written.clear()
     single(GREY, explanation, NAMES, numbers=True)
-    expected = [text for line in cell_texts(explanation.maps[0, 0]) for text in line if text not in ("", DOT)]
+    expected = [text for line in format_cells(explanation.maps[0, 0]) for text in line if text not in ("", DOT)]
     assert written[: len(expected)] == expected
 
 
@@ -275,7 +275,7 @@ def test_top_two_writes_what_the_maps_say(written):
     picture = top_two(GREY, explanation, NAMES, side=448)
     assert picture.width == 2 * 448 + 3 * 12
     for values in (first, second, first - second):
-        expected = [text for line in cell_texts(values) for text in line if text not in ("", DOT)]
+        expected = [text for line in format_cells(values) for text in line if text not in ("", DOT)]
         start = next(i for i in range(len(written)) if written[i : i + len(expected)] == expected)
         del written[start : start + len(expected)]
     gap, high = float((first - second).abs().max()), float(explanation.maps.max())

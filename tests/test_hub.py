@@ -18,8 +18,8 @@ from transformers import AutoModelForImageClassification, TrainingArguments
 import softcam_hub
 from softcam_hub import SoftCAMForImageClassification
 from softcam_hub.commands import push as push_command
-from softcam_hub.hub import Pushed, push, push_space
-from softcam_hub.hub.cards import PLACE, check, read_rows
+from softcam_hub.hub import PushResult, push, push_space
+from softcam_hub.hub.cards import PLACEHOLDER_REPO, check_card, read_rows
 from softcam_hub.training import EvidenceTrainer, ExplanationCallback
 
 REPO = "tester/tiny"
@@ -58,8 +58,8 @@ def test_a_model_arrives_whole(hub, folder, monkeypatch):
     assert done.files == {name: len(content) for name, content in there.items()}
     assert {name for name in beside if there[name] != (folder / name).read_bytes()} == {"README.md", "rows.jsonl"}
     card = there["README.md"].decode()
-    assert PLACE not in card
-    assert card == (folder / "README.md").read_text().replace(PLACE, REPO)
+    assert PLACEHOLDER_REPO not in card
+    assert card == (folder / "README.md").read_text().replace(PLACEHOLDER_REPO, REPO)
     assert done.url == f"{hub.url}/{REPO}/commit/{HfApi(endpoint=hub.url).repo_info(REPO).sha}"
     assert not HfApi(endpoint=hub.url).repo_info(REPO).private
 
@@ -100,7 +100,7 @@ def test_the_code_is_what_save_pretrained_writes(hub, folder, tmp_path):
     push(tmp_path / "saved", "tester/saved")
     first, second = hub.files(REPO), hub.files("tester/saved")
     assert {name: first[name] for name in CODE} == {name: second[name] for name in CODE}
-    check(second["README.md"].decode(), present=set(second))  # a card was made of what the folder tells
+    check_card(second["README.md"].decode(), present=set(second))  # a card was made of what the folder tells
     assert "No scores are recorded beside this model" in second["README.md"].decode()
 
 
@@ -250,7 +250,7 @@ def test_a_run_is_not_its_model(hub, folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["tiny", "a/b/c", "tester/", "tester/ti ny", "datasets/tester/tiny", "x--y/z", PLACE, ""]
+    "name", ["tiny", "a/b/c", "tester/", "tester/ti ny", "datasets/tester/tiny", "x--y/z", PLACEHOLDER_REPO, ""]
 )
 def test_a_bad_name_is_refused(name, hub, folder):
     with pytest.raises(ValueError, match="is no name of a repo"):
@@ -427,7 +427,7 @@ def test_trainers_own_push_takes_our_card(hub, tmp_path):
     trainer.push_to_hub(dataset="tester/pictures", license="mit")
     there = hub.files(REPO)
     card = there["README.md"].decode()
-    check(card, [json.loads(there["metrics.json"]), json.loads(there["config.json"])], set(there))
+    check_card(card, [json.loads(there["metrics.json"]), json.loads(there["config.json"])], set(there))
     assert f"| sparseness | {scores['eval_sparseness']:.3f} |" in card
     assert "Trained with `EvidenceTrainer`" in card
     assert "max_steps: 1" in card
@@ -475,7 +475,7 @@ def test_a_pushed_model_loads_through_every_door(options, revision, hub, folder,
     if options is None:
         hub.add_repo(REPO, {})
         options = {"create_pr": True}
-    assert isinstance(push(folder, REPO, **options), Pushed)
+    assert isinstance(push(folder, REPO, **options), PushResult)
     logits = json.loads(fresh(hub, tmp_path / "home", LOAD, REPO, revision).splitlines()[-1])
     assert logits.keys() == {"auto", "timm", "ours", "pipeline"}
     expected = torch.tensor(logits["ours"])

@@ -31,7 +31,7 @@ from transformers import AutoModelForImageClassification, pipeline
 
 from softcam_hub.data import load_lesions
 from softcam_hub.data.loading import Splits, load_splits, make_transforms
-from softcam_hub.hub.cards import check, read_trained
+from softcam_hub.hub.cards import check_card, load_model_record
 from softcam_hub.output_folder import LOCK, RECORD
 from softcam_hub.training import Config, NotFinite, make_config, parse, recipes, run
 from softcam_hub.training.checkpoint import seal
@@ -475,7 +475,7 @@ def test_a_run_leaves_its_folder(from_scratch):
     beside = {path.name for path in (output / "model").iterdir()}
     assert beside >= {"README.md", "metrics.json", "recipe.yaml", "curve.png", "examples.png"}
     card = (output / "model" / "README.md").read_text()
-    check(card, read_trained(output / "model").rows, beside)
+    check_card(card, load_model_record(output / "model").rows, beside)
     assert f"| accuracy | {100 * metrics['test_accuracy']:.1f} % |" in card
 
 

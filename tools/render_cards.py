@@ -15,7 +15,7 @@ from typing import NamedTuple
 from softcam_hub import CAPE_LESIONS
 from softcam_hub.arguments import ArgumentParser
 from softcam_hub.files import write_text
-from softcam_hub.hub.cards import Row, check, family_card, read_rows, read_trained, trained_card
+from softcam_hub.hub.cards import Row, check_card, load_model_record, read_rows, render_family_card, render_trained_card
 
 ROOT = Path(__file__).parents[1]
 RESULTS, CARDS = ROOT / "benchmarks" / "results", ROOT / "model_cards"
@@ -45,20 +45,23 @@ def rendered() -> Iterator[Card]:
             for timing in heads
             if timing["model"] == row["backbone"] and timing["comparison"] == f"{row['family']} explained"
         ]
-        yield Card(CARDS / f"{row['model']}.md", family_card(row, timings), [row, *timings], set())
+        yield Card(CARDS / f"{row['model']}.md", render_family_card(row, timings), [row, *timings], set())
     yield from shipped()
 
 
 def shipped() -> Iterator[Card]:
     """The same card twice: beside the model, and among the cards, where the picture is README's."""
     folder = Path(CAPE_LESIONS)
-    model = read_trained(folder, license="mit")
+    model = load_model_record(folder, license="mit")
     results = [*read_rows(RESULTS / "lesions.jsonl"), *read_rows(RESULTS / "explanations.jsonl")]
     rows = [model.config, *(row for row in results if row["recipe"] == RECIPE)]
-    yield Card(folder / "README.md", trained_card(model, SHIPPED, NOTE), rows, set(model.pictures))
+    yield Card(folder / "README.md", render_trained_card(model, SHIPPED, NOTE), rows, set(model.pictures))
     pictures = ("../docs/examples.png",)
     yield Card(
-        CARDS / f"{SHIPPED}.md", trained_card(replace(model, pictures=pictures), SHIPPED, NOTE), rows, set(pictures)
+        CARDS / f"{SHIPPED}.md",
+        render_trained_card(replace(model, pictures=pictures), SHIPPED, NOTE),
+        rows,
+        set(pictures),
     )
 
 
@@ -68,7 +71,7 @@ def problems(cards: list[Card]) -> Iterator[str]:
         if not card.file.exists() or card.file.read_text(encoding="utf-8") != card.text:
             yield f"{name} differs from its rows: run `python tools/render_cards.py`"
         try:
-            check(card.text, card.rows, card.present)
+            check_card(card.text, card.rows, card.present)
         except ValueError as error:
             yield f"{name}: {error}"
     for file in sorted({*CARDS.glob("*")} - {card.file for card in cards}):

@@ -13,7 +13,7 @@ from pathlib import Path
 from softcam_hub.evaluation import benchmark
 from softcam_hub.evaluation.report import COLUMNS
 from softcam_hub.evaluation.results import CURVES
-from softcam_hub.figures import column
+from softcam_hub.figures import stack_vertically
 from softcam_hub.figures.charts import curves
 
 from ..timing import Row, write
@@ -78,7 +78,7 @@ def draw(rows: list[Row], file: Path) -> None:
             for number, group in enumerate(groups)
         }
         sheets.append(curves(panels, "k highest patches", shared=True))
-    column(sheets).save(file)
+    stack_vertically(sheets).save(file)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from PIL import Image
 
 from softcam_hub.evaluation.report import COLUMNS, markdown
-from softcam_hub.figures import column as below_one_another
+from softcam_hub.figures import stack_vertically
 from softcam_hub.figures.charts import Points, curves
 
 from .cape_claims import UNTRAINED
@@ -132,7 +132,7 @@ def over_k(found: Findings, studies: list[str], name: str, higher: bool) -> Imag
         title = f"{study}: {COLUMNS[name][0][:-2]} in % ({'higher' if higher else 'lower'} is better)"
         panels[title] = {one: _mean_curve(groups[one]) for one in shown if one in groups}
     rows = [dict(list(panels.items())[first : first + 2]) for first in range(0, len(panels), 2)]
-    return below_one_another([curves(row, "k highest patches") for row in rows])
+    return stack_vertically([curves(row, "k highest patches") for row in rows])
 
 
 def leaders(found: Findings, study: str, name: str, higher: bool) -> list[str]:
@@ -159,7 +159,7 @@ def over_penalty(found: Findings, studies: list[str]) -> Image.Image:
     maps = {"sparseness of the maps (Gini)": panel("sparseness", found.trained)}
     maps["activation sensitivity in %"] = panel("activation_sensitivity", found.native)
     rows = [{title: panel(name, found.trained) for title, name in predictions.items()}, maps]
-    return below_one_another([curves(row, "log10 of l1 (lambda); leftmost: none") for row in rows])
+    return stack_vertically([curves(row, "log10 of l1 (lambda); leftmost: none") for row in rows])
 
 
 def _place(l1: float) -> float:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ..hub.cards import check, read_trained, write_card
+from ..hub.cards import check_card, load_model_record, write_card
 
 HELP = "write the model card of a folder from its scores, recipe and pictures"
 
@@ -29,6 +29,6 @@ def run(arguments: argparse.Namespace) -> None:
     file = arguments.folder / "README.md"
     if not file.is_file():
         raise FileNotFoundError(f"{arguments.folder} has no README.md: leave out --check to write one")
-    rows = read_trained(arguments.folder).rows
-    check(file.read_text(encoding="utf-8"), rows, {path.name for path in arguments.folder.iterdir()})
+    rows = load_model_record(arguments.folder).rows
+    check_card(file.read_text(encoding="utf-8"), rows, {path.name for path in arguments.folder.iterdir()})
     print(f"{file} has no gaps, and every number of it stands in a row")

@@ -276,9 +276,9 @@ class Explaining:
 
     def draw(self, pixels: "Tensor", explanation: "Explanation", place: int) -> Image.Image:
         """What the model saw, and beside it the map of every explained class."""
-        from ..figures import per_class, picture
+        from ..figures import denormalise, per_class
 
-        seen = picture(pixels, self.config["mean"], self.config["std"])
+        seen = denormalise(pixels, self.config["mean"], self.config["std"])
         if self.method:  # whose maps are never signed, also where a kind of ours has the same name
             explanation = replace(explanation, kind=f"post-hoc {self.method}")
         return per_class(seen, explanation, self.labels, place, most=MOST)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import CAPE_LESIONS
 from ..data.pictures import read_picture
-from ..figures.numbers import share
+from ..figures.numbers import format_share
 from ..models.explanation import Explanation
 from . import views
 from .viewer import Viewer
@@ -98,7 +98,7 @@ class Answers:
         texts = [f"Maps of {viewer.labels[index]}, each scaled from its own minimum to its own maximum."]
         for probability in {float(other.probabilities[0, 0]) for other in others.values()}:
             subject = "the vanilla twin of this model" if viewer.twin else "this same model, through its gradients"
-            texts.append(f"The post-hoc methods explain {subject}, which gives it {share(probability)}.")
+            texts.append(f"The post-hoc methods explain {subject}, which gives it {format_share(probability)}.")
         if left_out:
             texts.append(f"Not possible here: {', '.join(left_out)}.")
         return views.sentence(" ".join(texts)) + views.side_by_side(answer.seen, answer.own, others)

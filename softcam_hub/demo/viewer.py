@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..evaluation.models import FAST, NATIVE, Explained, load_classifier, pair_up
 from ..evaluation.placement import distinct
-from ..figures import picture
+from ..figures import denormalise
 from ..models.explanation import Explanation
 from ..models.label_kind import is_multi_label
 from ..models.self_explaining import SelfExplaining
@@ -54,7 +54,7 @@ class Viewer:
 
     def seen(self, pixels: Tensor) -> Image.Image:
         """And back: what the model saw of the picture."""
-        return picture(pixels[0], self.config["mean"], self.config["std"])
+        return denormalise(pixels[0], self.config["mean"], self.config["std"])
 
     @torch.no_grad()
     def probabilities(self, pixels: Tensor) -> Tensor:

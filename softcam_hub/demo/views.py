@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from PIL import Image
 from torch import Tensor
 
-from ..figures import Scale, outlined, overlay
+from ..figures import Scale, outline, overlay
 from ..figures.captions import caption_of, meaning_of, scale_of
-from ..figures.drawing import enlarged, spread, tinted
-from ..figures.numbers import Tier, share, tiers
+from ..figures.difference import Tier, tiers
+from ..figures.drawing import enlarge, spread, tint
+from ..figures.numbers import format_share
 from ..models.explanation import Explanation, Regions
 
 SIDE = 320
@@ -88,7 +89,7 @@ def prediction(seen: Image.Image, labels: list[str], probabilities: Tensor, most
     ]
     left = len(labels) - len(rows)
     table = f"<table>{''.join(rows)}</table>" + sentence(f"and {left} less probable classes" if left else "")
-    return _beside(Tile("what the model saw", enlarged(seen, SIDE)), table)
+    return _beside(Tile("what the model saw", enlarge(seen, SIDE)), table)
 
 
 def _percent(value: float) -> str:
@@ -97,12 +98,12 @@ def _percent(value: float) -> str:
 
 def own_maps(seen: Image.Image, explanations: dict[str, Explanation], labels: list[str]) -> str:
     """The model's maps of the chosen classes, by kind; those of one kind share one scale."""
-    canvas, parts = enlarged(seen, SIDE), []
+    canvas, parts = enlarge(seen, SIDE), []
     for kind, explanation in explanations.items():
         maps = explanation.maps[0].cpu()
         scale = scale_of(maps, kind)
         shown = [
-            Tile(caption_of(explanation, labels, 0, rank), tinted(canvas, spread(values, canvas), scale))
+            Tile(caption_of(explanation, labels, 0, rank), tint(canvas, spread(values, canvas), scale))
             for rank, values in enumerate(maps)
         ]
         low, _, high = scale.labels()
@@ -114,17 +115,18 @@ def own_maps(seen: Image.Image, explanations: dict[str, Explanation], labels: li
 
 def difference(seen: Image.Image, explanation: Explanation, labels: list[str]) -> str:
     """Where the evidence for the first class exceeds that for the second, and what it adds up to."""
-    canvas, values = enlarged(seen, SIDE), explanation.difference()[0].float().cpu()
+    canvas, values = enlarge(seen, SIDE), explanation.difference()[0].float().cpu()
     first, second = (labels[index] for index in explanation.classes[0].tolist())
     adds_up = explanation.kind == "cape"
     scale = Scale.of(values, diverging=True, percent=adds_up)
     low, _, high = scale.labels()
-    tile = Tile(f"{first} minus {second}", tinted(canvas, spread(values, canvas, smooth=False), scale))
+    tile = Tile(f"{first} minus {second}", tint(canvas, spread(values, canvas, smooth=False), scale))
     colours = f"Orange: more evidence for {first}, up to {high} in a cell. Blue: for {second}, down to {low}."
     if not adds_up:
         mean = f"The mean of all cells is the difference of the logits: {float(values.double().mean()):+.2f}"
         return _beside(tile, sentence(colours) + sentence(mean))
-    total = f"All cells add up to the difference of the probabilities: {share(float(values.double().sum()), '+', 2)}"
+    difference = format_share(float(values.double().sum()), "+", 2)
+    total = f"All cells add up to the difference of the probabilities: {difference}"
     return _beside(tile, sentence(colours) + _sums(values, first, second) + sentence(total))
 
 
@@ -144,7 +146,7 @@ def _sum(tier: Tier) -> str:
 
 def regions(seen: Image.Image, explanation: Explanation, labels: list[str], threshold: float) -> str:
     """The locations above the threshold, in colour, and the share of each class's probability that they carry."""
-    canvas, found = enlarged(seen, SIDE), explanation.regions(threshold)
+    canvas, found = enlarge(seen, SIDE), explanation.regions(threshold)
     return tiles(
         [
             Tile(f"{labels[index]}\n{found.describe(rank=rank)}", _lit(canvas, found, rank))
@@ -158,12 +160,12 @@ def _lit(canvas: Image.Image, found: Regions, rank: int) -> Image.Image:
     mask = found.mask[0, rank].cpu()
     inside = Image.fromarray((spread(mask.float(), canvas, smooth=False) * 255).byte().numpy())
     dark = canvas.convert("L").point([value // 3 for value in range(256)]).convert("RGB")
-    return outlined(Image.composite(canvas, dark, inside), mask, width=2)
+    return outline(Image.composite(canvas, dark, inside), mask, width=2)
 
 
 def side_by_side(seen: Image.Image, own: Explanation, others: dict[str, Explanation]) -> str:
     """The model's own map of its first class, and those of post-hoc methods, each on a scale of its own."""
-    canvas, size = enlarged(seen, SIDE), (SIDE, enlarged(seen, SIDE).width)
+    canvas, size = enlarge(seen, SIDE), (SIDE, enlarge(seen, SIDE).width)
     every = {TITLES[own.kind]: own, **others}
     shown = []
     for name, explanation in every.items():

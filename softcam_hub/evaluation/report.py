@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ..explanation_scores.faithfulness import borda_count
-from ..figures import column
+from ..figures import stack_vertically
 from ..figures.charts import Points, curves
 from ..files import draft_of
 from .models import FLOORS, NATIVE
@@ -127,7 +127,7 @@ def draw_curves(rows: list[Row], file: Path) -> bool:
     sheets = [curves(panels, "k highest patches", shared=True) for name in CURVES if (panels := _panels(rows, name))]
     if sheets:
         with draft_of(file) as draft:
-            column(sheets).save(draft)
+            stack_vertically(sheets).save(draft)
     return bool(sheets)
 
 

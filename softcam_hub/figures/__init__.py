@@ -1,23 +1,23 @@
 """Pictures of explanations, with numpy and Pillow: parts of them, and the papers' figures."""
 
-from .drawing import DIVERGING, SEQUENTIAL, Scale, colour, outlined, overlay, picture, signed
+from .difference import top_two
+from .drawing import DIVERGING, SEQUENTIAL, Scale, apply_colours, denormalise, outline, overlay, signed_map
 from .grids import comparison, per_class, single
-from .sheets import column, row
-from .versus import top_two
+from .layout import captioned_row, stack_vertically
 
 __all__ = [
     "DIVERGING",
     "SEQUENTIAL",
     "Scale",
-    "colour",
-    "column",
+    "apply_colours",
+    "captioned_row",
     "comparison",
-    "outlined",
+    "denormalise",
+    "outline",
     "overlay",
     "per_class",
-    "picture",
-    "row",
-    "signed",
+    "signed_map",
     "single",
+    "stack_vertically",
     "top_two",
 ]

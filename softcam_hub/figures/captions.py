@@ -7,8 +7,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..models.explanation import Explanation
-from .drawing import Scale, outlined
-from .numbers import share
+from .drawing import Scale, outline
+from .numbers import format_share
 
 Names = Sequence[str] | Mapping[int, str]
 """Class index -> name."""
@@ -20,7 +20,9 @@ SIGNED = ("softcam", "cam")
 def maps_of(image: Image.Image, explanation: Explanation, index: int) -> Tensor:
     """The maps (k, H, W) of one image of the batch, on the CPU."""
     if not isinstance(image, Image.Image):
-        raise TypeError(f"expected a PIL image, got {type(image).__name__}: figures.picture() makes one of a tensor")
+        raise TypeError(
+            f"expected a PIL image, got {type(image).__name__}: figures.denormalise() makes one of a tensor"
+        )
     if not 0 <= index < len(explanation.maps):
         raise IndexError(f"image {index} is not among the {len(explanation.maps)} explained images")
     maps = explanation.maps[index].detach().cpu().to(torch.promote_types(explanation.maps.dtype, torch.float32))
@@ -29,7 +31,7 @@ def maps_of(image: Image.Image, explanation: Explanation, index: int) -> Tensor:
     return maps
 
 
-def need_probabilities(explanation: Explanation, what: str) -> None:
+def check_probabilities(explanation: Explanation, what: str) -> None:
     if explanation.kind != "cape":
         raise ValueError(
             f"{what} probabilities, and only 'cape' maps hold any: this explanation is {explanation.kind!r}; "
@@ -45,7 +47,7 @@ def name_of(names: Names, index: int) -> str:
         raise ValueError(f"class {index} has no name among the {len(names)} given: {wanted}") from None
 
 
-def annotated(image: Image.Image, mask: Tensor | None) -> Image.Image:
+def outline_annotation(image: Image.Image, mask: Tensor | None) -> Image.Image:
     """The image with the annotation (H, W) outlined, where there is any."""
     if mask is None:
         return image
@@ -54,7 +56,7 @@ def annotated(image: Image.Image, mask: Tensor | None) -> Image.Image:
             f"expected a mask (H, W) in the proportions of the image ({image.height}, {image.width}), "
             f"got {tuple(mask.shape)}: crop and resize it as the image was"
         )
-    return outlined(image, mask, width=max(1, round(image.height / 150)))
+    return outline(image, mask, width=max(1, round(image.height / 150)))
 
 
 def scale_of(maps: Tensor, kind: str) -> Scale:
@@ -65,7 +67,7 @@ def scale_of(maps: Tensor, kind: str) -> Scale:
 def caption_of(explanation: Explanation, names: Names, index: int, rank: int) -> str:
     """The class, what the model gives it, and for `softcam` the logit that its map averages to."""
     name = name_of(names, int(explanation.classes[index, rank]))
-    given = share(float(explanation.probabilities[index, rank].detach()))
+    given = format_share(float(explanation.probabilities[index, rank].detach()))
     if explanation.kind == "softcam":
         given += f", logit {float(explanation.maps[index, rank].detach().float().mean()):+.2f}"
     return f"{name}\n{given}"

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from PIL import Image, ImageDraw
 
-from .text import font, readable, shortened
+from .text import font, readable, shorten
 
 Points = list[tuple[float, float]]
 
@@ -61,7 +61,7 @@ def _chart(
 ) -> Image.Image:
     picture = Image.new("RGB", (width, height + legend), "white")
     pen, letters = ImageDraw.Draw(picture), font(14)
-    pen.text((LEFT, 10), shortened(title, width - LEFT - RIGHT, font(17)), fill="black", font=font(17))
+    pen.text((LEFT, 10), shorten(title, width - LEFT - RIGHT, font(17)), fill="black", font=font(17))
     points = [point for line in lines.values() for point in line if math.isfinite(point[1])]
     if not points:
         pen.text((LEFT, height / 2), "nothing to show", fill="black", font=letters)
@@ -84,7 +84,7 @@ def _chart(
         _polyline(pen, [place(x, y) for x, y in line if math.isfinite(y)], *style)
         below = height + 12 + 22 * index
         _polyline(pen, [(LEFT, below), (LEFT + 44, below)], *style)
-        shown = shortened(name, width - LEFT - 54 - RIGHT, letters)
+        shown = shorten(name, width - LEFT - 54 - RIGHT, letters)
         pen.text((LEFT + 54, below), shown, fill="black", font=letters, anchor="lm")
     return picture
 
@@ -102,10 +102,10 @@ def stacked_bars(title: str, bars: dict[str, dict[str, float]], width: int = 720
     left = 24 + int(min(width / 3, max((letters.getlength(readable(name)) for name in bars), default=0)))
     picture = Image.new("RGB", (width, 48 + 34 * len(bars) + 22 * len(parts) + 12), "white")
     pen = ImageDraw.Draw(picture)
-    pen.text((12, 10), shortened(title, width - 24, font(17)), fill="black", font=font(17))
+    pen.text((12, 10), shorten(title, width - 24, font(17)), fill="black", font=font(17))
     for index, (name, bar) in enumerate(bars.items()):
         top, start = 44 + 34 * index, float(left)
-        pen.text((left - 8, top + 13), shortened(name, left - 20, letters), fill="black", font=letters, anchor="rm")
+        pen.text((left - 8, top + 13), shorten(name, left - 20, letters), fill="black", font=letters, anchor="rm")
         for part, share in bar.items():
             end, fill = start + share * (width - left - RIGHT), part_colour(parts.index(part))
             if end - start >= 0.5:
@@ -117,7 +117,7 @@ def stacked_bars(title: str, bars: dict[str, dict[str, float]], width: int = 720
     for index, part in enumerate(parts):
         top = 54 + 34 * len(bars) + 22 * index
         pen.rectangle((left, top, left + 15, top + 15), fill=part_colour(index))
-        shown = shortened(part, width - left - 26 - RIGHT, letters)
+        shown = shorten(part, width - left - 26 - RIGHT, letters)
         pen.text((left + 26, top + 8), shown, fill="black", font=letters, anchor="lm")
     return picture
 

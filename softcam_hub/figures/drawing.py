@@ -55,7 +55,7 @@ class Scale:
 
     def paint(self, strengths: np.ndarray) -> np.ndarray:
         """Signed fractions (H, W) of `high` to colours (H, W, 3)."""
-        return colour(strengths / 2 + 0.5 if self.diverging else strengths, self.colours)
+        return apply_colours(strengths / 2 + 0.5 if self.diverging else strengths, self.colours)
 
     def labels(self) -> list[str]:
         """What stands below a colour bar: its lower limit, its middle and its upper limit."""
@@ -65,27 +65,27 @@ class Scale:
         return [f"{factor * value:{'+' if self.diverging and value else ''}.3g}{unit}" for value in values]
 
 
-def colour(values: np.ndarray, scale: tuple[Colour, ...] = SEQUENTIAL) -> np.ndarray:
+def apply_colours(values: np.ndarray, scale: tuple[Colour, ...] = SEQUENTIAL) -> np.ndarray:
     """(H, W) values in [0, 1] to (H, W, 3) colours of 0 to 255."""
     stops = np.linspace(0, 1, len(scale))
     return np.stack([np.interp(values, stops, [stop[c] for stop in scale]) for c in range(3)], axis=-1)
 
 
-def picture(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
+def denormalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
     """What the model saw: the normalised image (C, H, W), resized and cropped as it was, back in colours."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (mean, std))
     pixels = (image.float().cpu() * std + mean).clamp(0, 1).expand(3, -1, -1)
     return Image.fromarray((pixels * 255).round().byte().permute(1, 2, 0).numpy())
 
 
-def enlarged(image: Image.Image, side: int) -> Image.Image:
+def enlarge(image: Image.Image, side: int) -> Image.Image:
     """The image in its own proportions, `side` pixels high."""
     return image.convert("RGB").resize(
         (max(1, round(image.width * side / image.height)), side), Image.Resampling.BICUBIC
     )
 
 
-def outlined(image: Image.Image, mask: Tensor, colour: Colour = (0, 220, 255), width: int = 1) -> Image.Image:
+def outline(image: Image.Image, mask: Tensor, colour: Colour = (0, 220, 255), width: int = 1) -> Image.Image:
     """The image with the border of a mask, spread over the image, drawn `width` pixels wide just outside of it.
 
     Args:
@@ -109,10 +109,10 @@ def spread(values: Tensor, image: Image.Image, smooth: bool = True) -> Tensor:
 
 def overlay(image: Image.Image, heatmap: Tensor, opacity: float = 0.75) -> Image.Image:
     """A heat map in [0, 1], (H, W) like the image, over the image in grey; the hotter, the more opaque."""
-    return tinted(image, heatmap, Scale(1.0), opacity)
+    return tint(image, heatmap, Scale(1.0), opacity)
 
 
-def tinted(image: Image.Image, values: Tensor, scale: Scale, opacity: float = 0.75) -> Image.Image:
+def tint(image: Image.Image, values: Tensor, scale: Scale, opacity: float = 0.75) -> Image.Image:
     """Values (H, W) like the image, over the image in grey; the farther from zero, the more opaque.
 
     Under a diverging scale the grey is pale, so that zero looks the same everywhere and both colours stand out.
@@ -124,14 +124,14 @@ def tinted(image: Image.Image, values: Tensor, scale: Scale, opacity: float = 0.
     return Image.fromarray(((1 - weight) * grey + weight * scale.paint(strengths)).astype(np.uint8))
 
 
-def signed(values: Tensor, size: tuple[int, int]) -> Image.Image:
+def signed_map(values: Tensor, size: tuple[int, int]) -> Image.Image:
     """A signed map (H, W) at `size` (height, width): blue below zero, white at zero, orange above."""
     scale = Scale.of(values.float(), diverging=True)
     pixels = scale.paint(scale.strengths(values)).astype(np.uint8)
     return Image.fromarray(pixels).resize(size[::-1], Image.Resampling.NEAREST)
 
 
-def numbered(image: Image.Image, texts: list[list[str]], frame: int = 0) -> Image.Image:
+def write_numbers(image: Image.Image, texts: list[list[str]], frame: int = 0) -> Image.Image:
     """The image with a text in the middle of each cell of a grid: black on what is light, white on what is dark.
 
     Args:
@@ -153,7 +153,7 @@ def numbered(image: Image.Image, texts: list[list[str]], frame: int = 0) -> Imag
     return image
 
 
-def boxed(image: Image.Image, chosen: Tensor, colour: Colour, width: int) -> Image.Image:
+def frame_cells(image: Image.Image, chosen: Tensor, colour: Colour, width: int) -> Image.Image:
     """The image with a frame just inside of each chosen cell (H, W), and a thin white one within it."""
     image = image.convert("RGB")
     pen = ImageDraw.Draw(image)

@@ -14,10 +14,10 @@ from torch import Tensor
 from ..explanation_scores.localization import activation_precision, activation_sensitivity
 from ..explanation_scores.maps import heat
 from ..models.explanation import Explanation
-from .captions import Names, annotated, caption_of, maps_of, meaning_of, need_probabilities, scale_of
-from .drawing import Scale, enlarged, numbered, spread, tinted
-from .numbers import cell_texts
-from .sheets import colour_bar, column, note, row
+from .captions import Names, caption_of, check_probabilities, maps_of, meaning_of, outline_annotation, scale_of
+from .drawing import Scale, enlarge, spread, tint, write_numbers
+from .layout import captioned_row, colour_bar, note, stack_vertically
+from .numbers import format_cells
 
 
 def single(
@@ -44,14 +44,14 @@ def single(
     """
     maps = maps_of(image, explanation, index)
     if numbers:
-        need_probabilities(explanation, "numbers=True prints")
+        check_probabilities(explanation, "numbers=True prints")
     if not 0 <= rank < len(maps):
         raise IndexError(f"rank {rank} is not among the {len(maps)} explained classes: explain more with top_k")
-    scale, canvas = scale_of(maps[rank], explanation.kind), enlarged(image, side)
-    shown = tinted(canvas, spread(maps[rank], canvas, smooth=not numbers), scale)
-    shown = numbered(shown, cell_texts(maps[rank])) if numbers else shown
-    sheet = row([(caption_of(explanation, names, index, rank), annotated(shown, mask))], side)
-    return column([sheet, colour_bar(scale, sheet.width)])
+    scale, canvas = scale_of(maps[rank], explanation.kind), enlarge(image, side)
+    shown = tint(canvas, spread(maps[rank], canvas, smooth=not numbers), scale)
+    shown = write_numbers(shown, format_cells(maps[rank])) if numbers else shown
+    sheet = captioned_row([(caption_of(explanation, names, index, rank), outline_annotation(shown, mask))], side)
+    return stack_vertically([sheet, colour_bar(scale, sheet.width)])
 
 
 def comparison(
@@ -83,17 +83,17 @@ def comparison(
         if values is not None and len(values) != len(images):
             raise ValueError(f"comparison() got {len(images)} images and {len(values)} {what}: give one for each image")
     masks, titles = masks if masks is not None else [None] * len(images), titles or [""] * len(images)
-    aligned = len({enlarged(image, side).width for image in images}) == 1
+    aligned = len({enlarge(image, side).width for image in images}) == 1
     grid = []
     for index, (image, mask, title) in enumerate(zip(images, masks, titles, strict=True)):
-        panels = [(title, annotated(enlarged(image, side), mask))]
+        panels = [(title, outline_annotation(enlarge(image, side), mask))]
         for name, values in maps.items():
             panels.append(_compared(image, values[index], mask, "" if index and aligned else name, side))
-        grid.append(row(panels, side))
+        grid.append(captioned_row(panels, side))
     outline = " The outline is the annotation." if any(mask is not None and mask.any() for mask in masks) else ""
     text = f"Positive part of each map, scaled from its own minimum to its own maximum.{outline}"
     width = max(sheet.width for sheet in grid)
-    return column([*grid, colour_bar(Scale(1.0), width, ["minimum", "", "maximum"]), note(text, width)])
+    return stack_vertically([*grid, colour_bar(Scale(1.0), width, ["minimum", "", "maximum"]), note(text, width)])
 
 
 def per_class(
@@ -121,16 +121,16 @@ def per_class(
         side: height of a panel in pixels.
     """
     maps = maps_of(image, explanation, index)
-    shown, canvas = maps[:most], enlarged(image, side)
+    shown, canvas = maps[:most], enlarge(image, side)
     common = scale_of(shown, explanation.kind)
-    panels = [("image", annotated(canvas, mask))]
+    panels = [("image", outline_annotation(canvas, mask))]
     for rank, values in enumerate(shown):
         scale = common if shared else scale_of(values, explanation.kind)
-        over = tinted(canvas, spread(values, canvas), scale)
+        over = tint(canvas, spread(values, canvas), scale)
         limit = "" if shared else f"\nscale up to {scale.labels()[-1]}"
         silent = "" if scale_of(values, explanation.kind).high > 0 else "\nnothing stands out"
-        panels.append((caption_of(explanation, names, index, rank) + limit + silent, annotated(over, mask)))
-    rows = [row(panels[first : first + columns], side) for first in range(0, len(panels), columns)]
+        panels.append((caption_of(explanation, names, index, rank) + limit + silent, outline_annotation(over, mask)))
+    rows = [captioned_row(panels[first : first + columns], side) for first in range(0, len(panels), columns)]
     of_all = f"All {explanation.kind} maps share one scale."
     of_each = f"Each {explanation.kind} map has its own scale."
     sentences = [of_all if shared else of_each, meaning_of(explanation.kind)]
@@ -138,14 +138,14 @@ def per_class(
         sentences.append(f"Shown: {len(shown)} of {len(maps)} explained classes.")
     width = max(sheet.width for sheet in rows)
     bar = colour_bar(common, width, None if shared else ["-limit" if common.diverging else "0", "", "limit"])
-    return column([*rows, bar, note(" ".join(sentences), width)])
+    return stack_vertically([*rows, bar, note(" ".join(sentences), width)])
 
 
 def _compared(image: Image.Image, values: Tensor, mask: Tensor | None, name: str, side: int) -> tuple[str, Image.Image]:
     """A method's map (H, W) over its image, and its name and scores."""
-    canvas = enlarged(image, side)
+    canvas = enlarge(image, side)
     hot = heat(values[None], canvas.size[::-1])
-    shown = annotated(tinted(canvas, hot[0], Scale(1.0)), mask)
+    shown = outline_annotation(tint(canvas, hot[0], Scale(1.0)), mask)
     numbers = ""
     if not hot.any():
         numbers = "nothing stands out"

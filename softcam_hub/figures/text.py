@@ -27,7 +27,7 @@ def readable(text: str) -> str:
     return "".join(sign if sign in SIGNS or sign == "\n" or " " <= sign <= "~" else "?" for sign in known)
 
 
-def shortened(text: str, width: float, font: Font) -> str:
+def shorten(text: str, width: float, font: Font) -> str:
     """One line of readable text; where it is wider than `width` pixels three dots stand for its middle.
 
     Names that begin alike, as those of classes often do, can then still be told apart.
@@ -39,7 +39,7 @@ def shortened(text: str, width: float, font: Font) -> str:
     return next((cut for cut in cuts if font.getlength(cut) <= width), "…")
 
 
-def wrapped(text: str, width: float, font: Font, most: int = 2) -> list[str]:
+def wrap(text: str, width: float, font: Font, most: int = 2) -> list[str]:
     """The lines of a text, broken at spaces to fit `width` pixels.
 
     Args:
@@ -58,5 +58,5 @@ def wrapped(text: str, width: float, font: Font, most: int = 2) -> list[str]:
             else:
                 broken.append(word)
         kept = [*broken[: most - 1], " ".join(broken[most - 1 :])] if len(broken) > most else broken
-        lines += [shortened(line, width, font) for line in kept]
+        lines += [shorten(line, width, font) for line in kept]
     return lines

@@ -16,20 +16,20 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError
 
-Files = dict[str, Path | bytes]
+RepoFiles = dict[str, Path | bytes]
 """Path in the repo -> the file, or its content."""
 
 WEIGHTS = re.compile(r"(model(-\d+-of-\d+)?\.safetensors|pytorch_model(-\d+-of-\d+)?\.bin)(\.index\.json)?")
 """Names, at the root of a model repo, under which weights are looked for."""
 
-KINDS = ("model", "dataset", "space")
+REPO_TYPES = ("model", "dataset", "space")
 
 TRANSIENT = (408, 412, 429)
 """Refusals after which the same push may pass: a timeout, a commit meanwhile, too many requests."""
 
 
 @dataclass(frozen=True)
-class Target:
+class Destination:
     """Where a push goes; the fields are arguments of `hub.push`."""
 
     repo_id: str
@@ -60,7 +60,7 @@ class Delivered:
     deleted: list[str]
 
 
-def deliver(files: Files, target: Target, message: str, token: str | None) -> Delivered:
+def deliver(files: RepoFiles, target: Destination, message: str, token: str | None) -> Delivered:
     """Commit the files."""
     token = token or get_token()
     if not token:
@@ -84,7 +84,7 @@ def deliver(files: Files, target: Target, message: str, token: str | None) -> De
     return Delivered(None if done.oid == head else done.pr_url or done.commit_url, stale)
 
 
-def find_stale(files: Files, target: Target, token: str | None) -> list[str] | None:
+def find_stale(files: RepoFiles, target: Destination, token: str | None) -> list[str] | None:
     """The weights that a push would delete; None where the Hub does not tell."""
     api = HfApi(token=token)
     for revision in dict.fromkeys([target.base, "main"]):  # a branch that is made begins as main
@@ -96,14 +96,14 @@ def find_stale(files: Files, target: Target, token: str | None) -> list[str] | N
     return []
 
 
-def _stale(api: HfApi, target: Target, revision: str, files: Files) -> list[str]:
+def _stale(api: HfApi, target: Destination, revision: str, files: RepoFiles) -> list[str]:
     if target.kind != "model":
         return []
     there = api.list_repo_files(**target.named, revision=revision)
     return [name for name in there if WEIGHTS.fullmatch(name) and name not in files]
 
 
-def _prepare(api: HfApi, target: Target) -> None:
+def _prepare(api: HfApi, target: Destination) -> None:
     """Make the repo and the branch where there are none."""
     existing = _find(api, target.repo_id, target.kind)
     if existing is None:
@@ -129,14 +129,14 @@ def _find(api: HfApi, repo_id: str, kind: str) -> Any:
         raise
 
 
-def _missing(api: HfApi, target: Target) -> str:
-    others = [kind for kind in KINDS if kind != target.kind and _find(api, target.repo_id, kind)]
+def _missing(api: HfApi, target: Destination) -> str:
+    others = [kind for kind in REPO_TYPES if kind != target.kind and _find(api, target.repo_id, kind)]
     beside = f" ({target.repo_id} is a {others[0]})" if others else ""
     return f"there is no {target.kind} repo {target.repo_id}{beside}"
 
 
 @contextmanager
-def _explained(target: Target, what: str) -> Iterator[None]:
+def _explained(target: Destination, what: str) -> Iterator[None]:
     """Turn the errors of the Hub's client, of many kinds, into ones that say what to do."""
     try:
         yield
@@ -147,7 +147,7 @@ def _explained(target: Target, what: str) -> Iterator[None]:
         raise kind(f"{what}: {advice or _reason(error)}") from error
 
 
-def _advice(status: int | None, target: Target) -> tuple[type[OSError], str]:
+def _advice(status: int | None, target: Destination) -> tuple[type[OSError], str]:
     owner = target.repo_id.partition("/")[0]
     refusals = {
         401: (
@@ -185,7 +185,7 @@ def _reason(error: BaseException) -> str:
     return " ".join((said or str(error) or type(error).__name__).split()).rstrip(".")
 
 
-def _state(api: HfApi, target: Target, head: str, status: int | None) -> str:
+def _state(api: HfApi, target: Destination, head: str, status: int | None) -> str:
     """What a push that broke off has left behind, as far as the Hub can be asked, and what to do."""
     try:
         same = api.repo_info(**target.named, revision=target.base).sha == head

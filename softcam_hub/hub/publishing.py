@@ -11,16 +11,23 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..files import is_draft
-from .cards import PLACE, check, public_records, read_config, read_trained, trained_card
-from .commit import Files, Target, deliver, find_stale
+from .cards import (
+    PLACEHOLDER_REPO,
+    check_card,
+    load_model_record,
+    published_records,
+    read_model_config,
+    render_trained_card,
+)
+from .commit import Destination, RepoFiles, deliver, find_stale
 
-SENT = (
+PUBLISHED_SUFFIXES = (
     *(".json", ".jsonl", ".md", ".onnx", ".py", ".safetensors", ".txt", ".yaml"),
     *(".jpeg", ".jpg", ".png", ".webp"),
 )
 """What a repo of ours is made of."""
 
-PICKLES = (".bin", ".ckpt", ".h5", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth")
+PICKLE_SUFFIXES = (".bin", ".ckpt", ".h5", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth")
 """What runs code when it is read, or can."""
 
 PACKAGE = Path(__file__).parents[1]
@@ -50,7 +57,7 @@ SPACES = {
 
 
 @dataclass(frozen=True)
-class Pushed:
+class PushResult:
     """What went to the Hub, or would go.
 
     Args:
@@ -86,7 +93,7 @@ def push(
     message: str | None = None,
     token: str | None = None,
     dry_run: bool = False,
-) -> Pushed:
+) -> PushResult:
     """Publish a model folder: weights, configuration, code, card, pictures, metrics.
 
     Weights that an earlier push left at the root of the repo under other names are deleted with the same commit.
@@ -105,8 +112,10 @@ def push(
     """
     check_repo_id(repo_id)
     files = model_files(Path(folder), repo_id)
-    target = Target(repo_id, "model", private, revision, create_pr)
-    return _deliver(files, target, message or f"Upload {read_config(Path(folder))['architecture']}", token, dry_run)
+    target = Destination(repo_id, "model", private, revision, create_pr)
+    return _deliver(
+        files, target, message or f"Upload {read_model_config(Path(folder))['architecture']}", token, dry_run
+    )
 
 
 def push_space(
@@ -119,20 +128,20 @@ def push_space(
     message: str | None = None,
     token: str | None = None,
     dry_run: bool = False,
-) -> Pushed:
+) -> PushResult:
     """Publish a Space: `scores`, the page and `evaluate` module of the explanation scores. Arguments as of `push`."""
     check_repo_id(repo_id)
     files = space_files(name, repo_id)
-    target = Target(repo_id, "space", private, revision, create_pr)
+    target = Destination(repo_id, "space", private, revision, create_pr)
     return _deliver(files, target, message or f"Upload {name}", token, dry_run)
 
 
-def _deliver(files: Files, target: Target, message: str, token: str | None, dry_run: bool) -> Pushed:
+def _deliver(files: RepoFiles, target: Destination, message: str, token: str | None, dry_run: bool) -> PushResult:
     sizes = {name: len(made) if isinstance(made, bytes) else made.stat().st_size for name, made in files.items()}
     if dry_run:
-        return Pushed(target.repo_id, sizes, deleted=find_stale(files, target, token))
+        return PushResult(target.repo_id, sizes, deleted=find_stale(files, target, token))
     done = deliver(files, target, message, token)
-    return Pushed(target.repo_id, sizes, done.url, done.deleted)
+    return PushResult(target.repo_id, sizes, done.url, done.deleted)
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -140,20 +149,20 @@ def check_repo_id(repo_id: str) -> None:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise ValueError(f"{repo_id!r} is no name of a repo: {error}") from error
-    if repo_id.count("/") != 1 or repo_id == PLACE:
+    if repo_id.count("/") != 1 or repo_id == PLACEHOLDER_REPO:
         raise ValueError(f"{repo_id!r} is no name of a repo: expected your user or organisation, a slash and a name")
 
 
-def model_files(folder: Path, repo_id: str) -> Files:
+def model_files(folder: Path, repo_id: str) -> RepoFiles:
     """Everything that a model's repo holds, checked."""
-    config = read_config(folder)
+    config = read_model_config(folder)
     if "AutoModelForImageClassification" not in config.get("auto_map", {}):
         raise ValueError(
             f"{folder} was not written by save_pretrained of our models (its config.json names no code), so that "
             "transformers could not load it from the Hub: load it with our class and save it again"
         )
     found = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
-    pickled = [file.name for file in found if file.suffix in PICKLES]
+    pickled = [file.name for file in found if file.suffix in PICKLE_SUFFIXES]
     if pickled:
         raise ValueError(
             f"{folder} holds {', '.join(pickled)}: pickled files can run code when they are read, and are not "
@@ -161,8 +170,8 @@ def model_files(folder: Path, repo_id: str) -> Files:
         )
     if not any(file.suffix == ".safetensors" for file in found):
         raise FileNotFoundError(f"{folder} holds no weights: expected model.safetensors, which save_pretrained writes")
-    files: Files = {file.name: file for file in found if file.suffix in SENT}
-    files |= public_records(folder)
+    files: RepoFiles = {file.name: file for file in found if file.suffix in PUBLISHED_SUFFIXES}
+    files |= published_records(folder)
     for code in sorted(CODE.glob("*.py")):
         if code.name != "__init__.py":
             files.setdefault(code.name, code)
@@ -172,25 +181,27 @@ def model_files(folder: Path, repo_id: str) -> Files:
 
 def _card(folder: Path, repo_id: str, present: set[str]) -> str:
     file = folder / "README.md"
-    card = file.read_text(encoding="utf-8") if file.exists() else trained_card(read_trained(folder))
-    card = card.replace(PLACE, repo_id)
+    card = file.read_text(encoding="utf-8") if file.exists() else render_trained_card(load_model_record(folder))
+    card = card.replace(PLACEHOLDER_REPO, repo_id)
     try:
-        check(card, present=present)
+        check_card(card, present=present)
     except ValueError as error:
         raise ValueError(f"README.md of {folder}: {error}. `softcam-hub card` writes a card anew") from error
     return card
 
 
-def space_files(name: str, repo_id: str) -> Files:
+def space_files(name: str, repo_id: str) -> RepoFiles:
     """Everything that a Space's repo holds."""
     if name not in SPACES:
         raise ValueError(f"there is no Space {name!r}: expected one of {', '.join(SPACES)}")
     folder, (user, own) = SPACES[name].folder, repo_id.split("/")
     if SPACES[name].evaluated and own != folder.name:
         raise ValueError(f"evaluate.load({repo_id!r}) would look for {own}.py: name the Space {user}/{folder.name}")
-    files: Files = {file.name: file for file in sorted(folder.iterdir()) if file.suffix in SENT and not is_draft(file)}
+    files: RepoFiles = {
+        file.name: file for file in sorted(folder.iterdir()) if file.suffix in PUBLISHED_SUFFIXES and not is_draft(file)
+    }
     if SPACES[name].with_package:
-        ours = (file for file in sorted(PACKAGE.rglob("*")) if file.suffix in SENT and not is_draft(file))
+        ours = (file for file in sorted(PACKAGE.rglob("*")) if file.suffix in PUBLISHED_SUFFIXES and not is_draft(file))
         files |= {str(PurePosixPath(PACKAGE.name, file.relative_to(PACKAGE))): file for file in ours}
     files["README.md"] = (
         (folder / "README.md").read_text(encoding="utf-8").replace(f"<user>/{folder.name}", repo_id).encode()

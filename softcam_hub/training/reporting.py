@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, on_main_process
 
 from ..data.loading import Images
-from ..figures import column, outlined, overlay, picture, row
+from ..figures import captioned_row, denormalise, outline, overlay, stack_vertically
 from ..figures.charts import curves
 from ..files import copy_file, draft_of, write_json, write_text
 from ..hub.cards import PICTURES, RECIPE, write_card
@@ -136,16 +136,16 @@ def draw_examples(
     for sample in (samples[index] for index in first):
         pixels = sample["pixel_values"]
         found = model.explain(pixels[None].to(model.device), top_k=min(2, len(classes)))
-        seen, mask = picture(pixels, data["mean"], data["std"]), sample.get("mask", torch.zeros(pixels.shape[1:]))
-        panels = [(f"{classes[sample['labels']]}\n(ground truth outlined)", outlined(seen, mask))]
+        seen, mask = denormalise(pixels, data["mean"], data["std"]), sample.get("mask", torch.zeros(pixels.shape[1:]))
+        panels = [(f"{classes[sample['labels']]}\n(ground truth outlined)", outline(seen, mask))]
         shown = zip(found.classes[0], found.probabilities[0], found.heatmaps(pixels.shape[-2:])[0], strict=True)
         for index, probability, heat in shown:
             panels.append(
-                (f"evidence for {classes[index]}\n{float(probability):.1%}", outlined(overlay(seen, heat), mask))
+                (f"evidence for {classes[index]}\n{float(probability):.1%}", outline(overlay(seen, heat), mask))
             )
-        rows.append(row(panels))
+        rows.append(captioned_row(panels))
     with draft_of(file) as draft:
-        column(rows).save(draft)
+        stack_vertically(rows).save(draft)
 
 
 def complete_model_folder(output: Path, explained: bool) -> None:

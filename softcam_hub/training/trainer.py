@@ -10,7 +10,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from ..explanation_scores.faithfulness import completeness_error, gini_sparseness
 from ..files import write_text
-from ..hub.cards import METRICS, Row, Trained, trained_card
+from ..hub.cards import METRICS, ModelRecord, Row, render_trained_card
 from ..models.evaluation_mode import evaluation_mode
 from .reporting import write_metrics
 
@@ -52,8 +52,8 @@ class EvidenceTrainer(Trainer):
         settings = {name: given[name] for name in CARD_ARGUMENTS if name in given}
         settings |= {name: config[name] for name in CARD_OPTIONS if name in config}
         metrics = self._last_metrics(dataset)
-        known = Trained(config, metrics, settings, license=license, trainer=type(self).__name__)
-        write_text(folder / "README.md", trained_card(known, model_name or ""))
+        known = ModelRecord(config, metrics, settings, license=license, trainer=type(self).__name__)
+        write_text(folder / "README.md", render_trained_card(known, model_name or ""))
         write_metrics(metrics, folder / METRICS)
 
     def _last_metrics(self, dataset: str | None) -> Row:

@@ -1,23 +1,23 @@
 """Model cards: what is known of a model, the card made of it, and what makes a card invalid."""
 
-from .private_paths import public_records
-from .records import METRICS, PICTURES, RECIPE, Row, Trained, read_config, read_rows, read_trained
-from .rendering import PLACE, family_card, trained_card, write_card
-from .rules import check
+from .checks import check_card
+from .local_paths import published_records
+from .records import METRICS, PICTURES, RECIPE, ModelRecord, Row, load_model_record, read_model_config, read_rows
+from .rendering import PLACEHOLDER_REPO, render_family_card, render_trained_card, write_card
 
 __all__ = [
     "METRICS",
     "PICTURES",
-    "PLACE",
+    "PLACEHOLDER_REPO",
     "RECIPE",
+    "ModelRecord",
     "Row",
-    "Trained",
-    "check",
-    "family_card",
-    "public_records",
-    "read_config",
+    "check_card",
+    "load_model_record",
+    "published_records",
+    "read_model_config",
     "read_rows",
-    "read_trained",
-    "trained_card",
+    "render_family_card",
+    "render_trained_card",
     "write_card",
 ]

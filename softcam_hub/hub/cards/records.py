@@ -23,7 +23,7 @@ CLASSES = {"softcam": "SoftCAMForImageClassification", "cape": "CAPEForImageClas
 
 
 @dataclass(frozen=True)
-class Trained:
+class ModelRecord:
     """What is known of a trained model.
 
     Args:
@@ -49,12 +49,12 @@ class Trained:
         return [self.config, self.metrics, *self.explanations]
 
 
-def read_trained(folder: str | Path, license: str | None = None) -> Trained:
+def load_model_record(folder: str | Path, license: str | None = None) -> ModelRecord:
     """What a model folder holds for its card: config.json, and where they are there metrics, recipe and pictures."""
     folder = Path(folder)
     lines = folder / EXPLANATIONS
-    return Trained(
-        config=read_config(folder),
+    return ModelRecord(
+        config=read_model_config(folder),
         metrics=read_values(folder / METRICS, json.loads),
         settings=read_values(folder / RECIPE, yaml.safe_load),
         explanations=read_explanations(lines) if lines.exists() else [],
@@ -63,7 +63,7 @@ def read_trained(folder: str | Path, license: str | None = None) -> Trained:
     )
 
 
-def read_config(folder: Path) -> Row:
+def read_model_config(folder: Path) -> Row:
     """config.json of one of our models."""
     if not (folder / "config.json").is_file():
         inside = folder / "model"

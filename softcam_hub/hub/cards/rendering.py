@@ -23,12 +23,12 @@ from timm.models import PretrainedCfg, get_pretrained_cfg, is_model
 from ...data.config import DataConfig
 from ...files import ABANDONED, check_replaceable, remove_drafts, write_text
 from ...models.label_kind import written_multi_label
+from .checks import check_card
 from .escaping import as_code, as_text
-from .private_paths import is_hub_id, public
-from .records import CLASSES, PICTURES, Row, Trained, read_trained
-from .rules import check
+from .local_paths import hide_local_path, is_hub_id
+from .records import CLASSES, PICTURES, ModelRecord, Row, load_model_record
 
-PLACE = "your-name/your-model"
+PLACEHOLDER_REPO = "your-name/your-model"
 """What a card calls a repo that does not exist yet."""
 
 SPLITS = ("test", "eval", "validation")
@@ -67,11 +67,11 @@ def write_card(folder: str | Path, license: str | None = None, overwrite: bool =
     file = Path(folder) / "README.md"
     check_replaceable(file, overwrite=True)
     there = file.read_text(encoding="utf-8", errors="replace") if file.exists() else None
-    model = read_trained(folder, license or (there and _stated_license(there)))
-    card = trained_card(model)
+    model = load_model_record(folder, license or (there and _stated_license(there)))
+    card = render_trained_card(model)
     if not overwrite and there not in (None, card):
         raise FileExistsError(f"{file} is there already, perhaps with words of yours: --overwrite replaces it")
-    check(card, model.rows, {path.name for path in file.parent.iterdir()})
+    check_card(card, model.rows, {path.name for path in file.parent.iterdir()})
     remove_drafts(file.parent, older_than=ABANDONED)
     write_text(file, card)
     return file
@@ -86,7 +86,7 @@ def _stated_license(card: str) -> str | None:
     return stated if isinstance(stated, str) and stated != "unknown" else None
 
 
-def trained_card(model: Trained, name: str = "", note: str = "") -> str:
+def render_trained_card(model: ModelRecord, name: str = "", note: str = "") -> str:
     """The card of a trained model.
 
     Args:
@@ -96,7 +96,11 @@ def trained_card(model: Trained, name: str = "", note: str = "") -> str:
     """
     config, metrics, settings = model.config, model.metrics, model.settings
     family, _, backbone = config["architecture"].partition("_")
-    title, data, scores = name or config["architecture"], public(str(metrics.get("data", ""))), _scores(metrics)
+    title, data, scores = (
+        name or config["architecture"],
+        hide_local_path(str(metrics.get("data", ""))),
+        _scores(metrics),
+    )
     started = _started_from(settings, backbone)
     license = model.license or getattr(started, "license", None) or "unknown"
     split = next((split for split in SPLITS if any(key.startswith(f"{split}_") for key in metrics)), "")
@@ -113,8 +117,8 @@ def trained_card(model: Trained, name: str = "", note: str = "") -> str:
         "classes": [as_text(name) for name in config.get("label_names") or config.get("id2label", {}).values()],
         "pictures": [(PICTURES[Path(file).name], file) for file in model.pictures],
         "image_size": config["pretrained_cfg"]["input_size"][-1],
-        "place": PLACE,
-        "timm_place": f"hf-hub:{PLACE}",
+        "place": PLACEHOLDER_REPO,
+        "timm_place": f"hf-hub:{PLACEHOLDER_REPO}",
         "error": _of(scores, "completeness_error"),
         "split": split,
         "seed": settings.get("seed"),
@@ -130,7 +134,7 @@ def trained_card(model: Trained, name: str = "", note: str = "") -> str:
     return _render(metadata, facts, title, results)
 
 
-def family_card(row: Row, timings: list[Row]) -> str:
+def render_family_card(row: Row, timings: list[Row]) -> str:
     """The card of an architecture without weights of ours, from what `tools/render_cards.py` measured of it.
 
     Args:
@@ -217,7 +221,7 @@ def _words(name: str) -> str:
 
 
 def _yaml(settings: Row) -> str:
-    told = {name: public(value) for name, value in settings.items() if name not in NOT_SETTINGS}
+    told = {name: hide_local_path(value) for name, value in settings.items() if name not in NOT_SETTINGS}
     told = {name: value for name, value in told.items() if value not in (None, "")}
     return yaml.safe_dump(told, sort_keys=False).strip() if told else ""
 
@@ -252,7 +256,7 @@ def _explanation_table(rows: list[Row]) -> Row:
 def _sample(row: Row) -> str:
     """On which images, as far as the row says."""
     count = f"{row['images']} images" if "images" in row else "images"
-    where = f" of `{public(row['data'])}` ({row.get('split', 'test')})" if row.get("data") else ""
+    where = f" of `{hide_local_path(row['data'])}` ({row.get('split', 'test')})" if row.get("data") else ""
     return f"{count}{where}" + (f", {row['annotated']} of them annotated" if row.get("annotated") else "")
 
 
@@ -260,10 +264,10 @@ def _command(row: Row) -> str:
     """The call that measured the row, with what differs from the defaults."""
     defaults = {**BENCHMARK, **{field.name: field.default for field in fields(DataConfig)}}
     told = {name: row[name] for name in defaults if name in row and row[name] != defaults[name]}
-    words = ["softcam-hub", "benchmark", "--model", PLACE]
-    words += ["--twin", public(row["twin"])] if row.get("twin") else []
+    words = ["softcam-hub", "benchmark", "--model", PLACEHOLDER_REPO]
+    words += ["--twin", hide_local_path(row["twin"])] if row.get("twin") else []
     for name, value in told.items():
-        words += [f"--{name}"] if value is True else [f"--{name}", str(public(value))]
+        words += [f"--{name}"] if value is True else [f"--{name}", str(hide_local_path(value))]
     return shlex.join([*words, "--output", "results"])
 
 
@@ -284,7 +288,7 @@ def _results(data: str, split: str, scores: Row, explanations: list[Row]) -> lis
     ]
     for row in explanations:
         if row["explainer"] in NATIVE:
-            measured_on = _on(str(public(row.get("data") or data)), row.get("split") or split)
+            measured_on = _on(str(hide_local_path(row.get("data") or data)), row.get("split") or split)
             titles = {name: f"{_words(name)} of {row['explainer']} maps" for name in row}
             own = {name: value for name, value in row.items() if _is_explanation(name, value)}
             found += [

@@ -24,24 +24,24 @@ def is_hub_id(data: str) -> bool:
     return data.count("/") == 1 and not Path(data).exists()
 
 
-def public(data: Any) -> Any:
+def hide_local_path(data: Any) -> Any:
     """A name as others may read it."""
     if not isinstance(data, str) or "/" not in data or "://" in data or is_hub_id(data.removeprefix("hf-hub:")):
         return data
     return Path(data).name
 
 
-def public_records(folder: Path) -> Iterator[tuple[str, bytes]]:
+def published_records(folder: Path) -> Iterator[tuple[str, bytes]]:
     """Those of scores, recipe and rows in a model folder that name local paths, as others may read them."""
     metrics, recipe = read_values(folder / METRICS, json.loads), read_values(folder / RECIPE, yaml.safe_load)
     rows = read_rows(folder / EXPLANATIONS) if (folder / EXPLANATIONS).exists() else []
-    if (told := _told(metrics)) != metrics:
+    if (told := _hide_local_paths(metrics)) != metrics:
         yield METRICS, f"{json.dumps(told, indent=2)}\n".encode()
-    if (told := _told(recipe)) != recipe:
+    if (told := _hide_local_paths(recipe)) != recipe:
         yield RECIPE, yaml.safe_dump(told, sort_keys=False).encode()
-    if (lines := [_told(row) for row in rows]) != rows:
+    if (lines := [_hide_local_paths(row) for row in rows]) != rows:
         yield EXPLANATIONS, "".join(f"{json.dumps(line)}\n" for line in lines).encode()
 
 
-def _told(row: Row) -> Row:
-    return {name: public(value) for name, value in row.items()}
+def _hide_local_paths(row: Row) -> Row:
+    return {name: hide_local_path(value) for name, value in row.items()}

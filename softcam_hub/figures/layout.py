@@ -3,13 +3,13 @@
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .drawing import Colour, Scale, enlarged
-from .text import font, shortened, wrapped
+from .drawing import Colour, Scale, enlarge
+from .text import font, shorten, wrap
 
 GAP = 12
 
 
-def column(rows: list[Image.Image]) -> Image.Image:
+def stack_vertically(rows: list[Image.Image]) -> Image.Image:
     """Pictures below one another."""
     sheet = Image.new("RGB", (max(r.width for r in rows), sum(r.height for r in rows)), "white")
     top = 0
@@ -19,13 +19,11 @@ def column(rows: list[Image.Image]) -> Image.Image:
     return sheet
 
 
-def row(panels: list[tuple[str, Image.Image]], side: int = 256, gap: int = GAP) -> Image.Image:
+def captioned_row(panels: list[tuple[str, Image.Image]], side: int = 256, gap: int = GAP) -> Image.Image:
     """Captioned panels beside one another, each `side` pixels high; no caption at all leaves no room for any."""
     letters = font(15)
-    pictures = [enlarged(panel, side) for _, panel in panels]
-    captions = [
-        wrapped(caption, picture.width, letters) for (caption, _), picture in zip(panels, pictures, strict=True)
-    ]
+    pictures = [enlarge(panel, side) for _, panel in panels]
+    captions = [wrap(caption, picture.width, letters) for (caption, _), picture in zip(panels, pictures, strict=True)]
     lines = max(map(len, captions)) if any(caption for caption, _ in panels) else 0
     bar = 20 * lines + 8 if lines else 0
     sheet = Image.new("RGB", (sum(p.width + gap for p in pictures) + gap, side + bar + 2 * gap), "white")
@@ -40,7 +38,7 @@ def row(panels: list[tuple[str, Image.Image]], side: int = 256, gap: int = GAP) 
 def note(text: str, width: int) -> Image.Image:
     """A paragraph, `width` pixels wide."""
     letters = font(14)
-    lines = wrapped(text, width - 2 * GAP, letters, most=12)
+    lines = wrap(text, width - 2 * GAP, letters, most=12)
     sheet = Image.new("RGB", (width, 19 * len(lines) + GAP), "white")
     ImageDraw.Draw(sheet).multiline_text((GAP, 2), "\n".join(lines), fill="black", font=letters, spacing=5)
     return sheet
@@ -55,7 +53,7 @@ def legend(title: str, entries: list[tuple[str, Colour | None, int]], width: int
         width: of the sheet in pixels.
     """
     letters = font(14)
-    title = shortened(title, width - 2 * GAP, letters)
+    title = shorten(title, width - 2 * GAP, letters)
     sheet = Image.new("RGB", (width, 24 * (len(entries) + 2)), "white")
     pen, left, top = ImageDraw.Draw(sheet), GAP, 2
     for text, colour, line in [(title, None, 0), *entries]:

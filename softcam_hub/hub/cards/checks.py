@@ -20,7 +20,7 @@ UNITS = {"%": 100.0, "ms": 1000.0}
 """A number's unit -> what a row's value is multiplied by."""
 
 
-def check(card: str, rows: list[Any] | None = None, present: set[str] | None = None) -> None:
+def check_card(card: str, rows: list[Any] | None = None, present: set[str] | None = None) -> None:
     """Raise ValueError with the first thing that is wrong.
 
     Args:

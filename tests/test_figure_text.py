@@ -2,7 +2,7 @@
 
 import pytest
 
-from softcam_hub.figures.text import font, readable, shortened, wrapped
+from softcam_hub.figures.text import font, readable, shorten, wrap
 
 LETTERS = font(15)
 
@@ -30,17 +30,17 @@ def test_every_sign_that_is_kept_has_a_form_of_its_own():
     "text", ["", "word", "Supercalifragilisticexpialidocious", "many short words in one long line of text"]
 )
 def test_lines_fit(text, width):
-    lines = wrapped(text, width, LETTERS, most=3)
+    lines = wrap(text, width, LETTERS, most=3)
     assert 1 <= len(lines) <= 3
     assert all(LETTERS.getlength(line) <= width or line == "…" for line in lines)
     assert "".join(lines).replace(" ", "").startswith(text[:1] if width > 20 else "")
 
 
 def test_short_texts_stay_and_line_breaks_count():
-    assert shortened("word", 100, LETTERS) == "word"
-    assert wrapped("one\ntwo three", 300, LETTERS) == ["one", "two three"]
-    assert wrapped("one two three", LETTERS.getlength("one two"), LETTERS) == ["one two", "three"]
-    cut = wrapped("one two three four five six", LETTERS.getlength("one two"), LETTERS)
+    assert shorten("word", 100, LETTERS) == "word"
+    assert wrap("one\ntwo three", 300, LETTERS) == ["one", "two three"]
+    assert wrap("one two three", LETTERS.getlength("one two"), LETTERS) == ["one two", "three"]
+    cut = wrap("one two three four five six", LETTERS.getlength("one two"), LETTERS)
     assert cut[0] == "one two"
     assert "…" in cut[1]
     assert len(cut) == 2
@@ -48,6 +48,6 @@ def test_short_texts_stay_and_line_breaks_count():
 
 def test_long_names_that_begin_alike_stay_different():
     names = [f"a very long name of a class of which there are many, number {number}" for number in range(12)]
-    assert len({shortened(name, 150, LETTERS) for name in names}) == len(names)
-    assert shortened(names[0], 150, LETTERS).startswith("a very")
-    assert shortened(names[0], 1, LETTERS) == "…"
+    assert len({shorten(name, 150, LETTERS) for name in names}) == len(names)
+    assert shorten(names[0], 150, LETTERS).startswith("a very")
+    assert shorten(names[0], 1, LETTERS) == "…"
