@@ -108,10 +108,11 @@ def test_a_softcam_model_is_turned_back_into_its_twin(softcam_folder, picture):
     assert left_out == {}
 
 
-def test_a_twin_beside_the_model_is_what_post_hoc_methods_explain(picture, tmp_path):
+@pytest.mark.parametrize("folder", ["vanilla", "twin"])  # `twin` in runs made before
+def test_the_vanilla_classifier_beside_the_model_is_what_post_hoc_methods_explain(folder, picture, tmp_path):
     shutil.copytree(CAPE_LESIONS, tmp_path / "model")
     twin = timm.create_model("test_resnet", num_classes=4)
-    timm.models.save_for_hf(twin, tmp_path / "twin", model_config={"num_classes": 4}, safe_serialization=True)
+    timm.models.save_for_hf(twin, tmp_path / folder, model_config={"num_classes": 4}, safe_serialization=True)
     viewer = Viewer(tmp_path / "model")
     pixels = viewer.see(Image.open(picture).convert("RGB"))
     found = viewer.post_hoc(pixels, 1)[0]["grad-cam"]

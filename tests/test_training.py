@@ -467,7 +467,16 @@ def post_fit(black_box, tmp_path_factory):
 
 def test_a_run_leaves_its_folder(from_scratch):
     output, metrics = from_scratch
-    names = {"model", "twin", "metrics.json", "curve.png", "examples.png", "log.jsonl", "settings.yaml", "checkpoints"}
+    names = {
+        "model",
+        "vanilla",
+        "metrics.json",
+        "curve.png",
+        "examples.png",
+        "log.jsonl",
+        "settings.yaml",
+        "checkpoints",
+    }
     assert {path.name for path in output.iterdir()} == names | {"softcam_hub", RECORD, LOCK}
     assert json.loads((output / "metrics.json").read_text()) == metrics
     assert sorted(path.name for path in (output / "checkpoints").iterdir()) == ["step-000000012", "step-000000018"]
@@ -565,11 +574,11 @@ def test_the_model_opens_through_every_door_and_scores_as_reported(from_scratch)
     assert {row["label"]: row["score"] for row in answer} == pytest.approx(expected, abs=1e-4)
 
 
-def test_the_twin_is_the_teacher(from_scratch):
+def test_the_vanilla_classifier_is_the_teacher(from_scratch):
     output, metrics = from_scratch
-    twin = timm.create_model(f"local-dir:{output / 'twin'}", pretrained=True).eval()
+    vanilla = timm.create_model(f"local-dir:{output / 'vanilla'}", pretrained=True).eval()
     with torch.no_grad():
-        logits = twin(pixels_for(twin))
+        logits = vanilla(pixels_for(vanilla))
     labels = torch.arange(VALIDATION) % 4
     assert (logits.argmax(1) == labels).float().mean().item() == pytest.approx(metrics["test_teacher_accuracy"])
     confidence = logits.softmax(1).max(1).values.mean().item()
@@ -586,7 +595,7 @@ def test_the_black_box_opens_through_every_door(black_box):
         assert torch.allclose(ours(pixels_for(theirs)).logits, logits, atol=1e-5)
     accuracy = (logits.argmax(1) == torch.arange(VALIDATION) % 4).float().mean().item()
     assert accuracy == pytest.approx(metrics["test_accuracy"])
-    assert not (output / "twin").exists()
+    assert not (output / "vanilla").exists()
     answer = pipeline("image-classification", model=str(output / "model"))(images()[0], top_k=4)
     assert {row["label"] for row in answer} == set(CLASSES)
 
@@ -610,7 +619,7 @@ def test_post_fitting_moves_nothing_but_the_head(black_box, post_fit):
         if name.startswith("backbone."):
             assert torch.equal(value, teacher[name.removeprefix("backbone.")]), name
     assert not torch.equal(found["head.weight"].flatten(), teacher["fc.weight"].flatten())
-    assert equal(weights(post_fit[0], "twin"), teacher)
+    assert equal(weights(post_fit[0], "vanilla"), teacher)
     assert post_fit[1]["test_teacher_accuracy"] == pytest.approx(black_box[1]["test_accuracy"])
 
 

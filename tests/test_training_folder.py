@@ -55,7 +55,7 @@ def broken(unfinished, tmp_path):
 def result(output):
     """What a run leaves for its users: models, pictures, log and metrics, but for the time that it took."""
     files = content(output)
-    ours = {name: data for name, data in files.items() if name.startswith(("model/", "twin/")) or "/" not in name}
+    ours = {name: data for name, data in files.items() if name.startswith(("model/", "vanilla/")) or "/" not in name}
     for name in ("metrics.json", "model/metrics.json"):
         ours[name] = {**json.loads(ours[name]), "seconds": 0}
     ours["model/README.md"] = re.sub(rb"Took \d+ seconds", b"", ours["model/README.md"])
@@ -94,12 +94,24 @@ def test_settings_of_something_else_make_no_run(text, how, tmp_path):
 
 def test_overwriting_leaves_what_the_run_did_not_write(finished, tmp_path):
     output = shutil.copytree(finished, tmp_path / "copy")
-    fill(output, "notes.txt", "model/notes.md", "twin/notes.md", "mine/best/a.txt")
+    fill(output, "notes.txt", "model/notes.md", "vanilla/notes.md", "mine/best/a.txt")
     mine = {name: data for name, data in content(output).items() if name not in content(finished)}
     train(output, epochs=1, seed=1, overwrite=True)
     after = content(output)
     assert mine.items() <= after.items()
     assert after["model/model.safetensors"] != content(finished)["model/model.safetensors"]
+
+
+def test_the_vanilla_classifier_of_an_older_run_lies_in_twin_and_is_overwritten(tmp_path):
+    train(tmp_path, model="cape_test_resnet", mode="from-scratch", epochs=1)
+    (tmp_path / "vanilla").rename(tmp_path / "twin")
+    record = (tmp_path / RECORD).read_text()
+    (tmp_path / RECORD).write_text(record.replace('"vanilla/', '"twin/'))
+    assert train(tmp_path, model="cape_test_resnet", mode="from-scratch", epochs=1, resume=True)
+    assert (tmp_path / "twin" / "config.json").is_file()
+    train(tmp_path, model="cape_test_resnet", mode="from-scratch", epochs=1, overwrite=True)
+    assert not (tmp_path / "twin").exists()
+    assert (tmp_path / "vanilla" / "config.json").is_file()
 
 
 def test_a_run_without_a_record_is_resumed_but_not_overwritten(finished, tmp_path):

@@ -55,7 +55,7 @@ SETTINGS = {
 def rows_of(recipe: str, explainers: str) -> list[Row]:
     """The rows of one run, with the recipe whose model each of them explains."""
     run = Path("runs") / recipe
-    twin = run / "twin" if recipe == POST_HOC else None
+    twin = run / "vanilla" if recipe == POST_HOC else None
     found = benchmark(run / "model", run / "explanations", twin=twin, explainers=explainers, **SETTINGS)
     explained = {"model": recipe, "twin": TWIN}
     return [{**row, "recipe": explained[row["explains"]], "explains": explained[row["explains"]]} for row in found]

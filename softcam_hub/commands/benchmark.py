@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     models.add_argument(
         "--model", default=CAPE_LESIONS, help="model folder, timm name or Hub id; [a small lesions model]"
     )
-    models.add_argument("--twin", help="the black box that post-hoc maps explain, such as RUN/twin")
+    models.add_argument("--twin", help="the black box that post-hoc maps explain, such as RUN/vanilla")
     models.add_argument(
         "--accuracy",
         nargs="*",

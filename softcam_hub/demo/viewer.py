@@ -1,7 +1,8 @@
 """A model as a person looks at it: pictures in; named predictions, its own maps and post-hoc maps out.
 
-- Post-hoc maps explain the model's *vanilla twin*: the folder `twin` beside the model's, or the classifier that the
-  model can be turned back into. Where there is none, they explain the model's own logits, through their gradients.
+- Post-hoc maps explain the model's *vanilla twin*: the folder `vanilla` beside the model's (`twin` in older
+  runs), or the classifier that the model can be turned back into. Where there is none, they explain the model's own
+  logits, through their gradients.
 - A post-hoc method that does not fit the model is left out, with the reason; that may depend on the picture.
 """
 
@@ -85,8 +86,11 @@ class Viewer:
 
 
 def _find_twin(model: nn.Module, source: str | Path) -> nn.Module | None:
-    beside = Path(source).expanduser().resolve().parent / "twin"
-    twin = load_classifier(beside) if Path(source).is_dir() and (beside / "config.json").is_file() else None
+    """Load the vanilla classifier that training wrote beside the model, or turn the model back into one."""
+    run = Path(source).expanduser().resolve().parent
+    folders = [run / name for name in ("vanilla", "twin")]  # training called the folder `twin` before
+    beside = [folder for folder in folders if (folder / "config.json").is_file()]
+    twin = load_classifier(beside[0]) if Path(source).is_dir() and beside else None
     return pair_up(model, twin).twin
 
 

@@ -132,7 +132,7 @@ def pair_up(model: nn.Module, twin: nn.Module | None) -> Pair:
         return Pair(None, model)
     if twin is not None:
         if isinstance(twin, SelfExplaining):
-            raise ValueError("the twin is a self-explaining model: expected a vanilla timm model, such as RUN/twin")
+            raise ValueError("the twin is a self-explaining model: expected a vanilla timm model, such as RUN/vanilla")
         return Pair(model, twin)
     if model.family == "softcam" and model.exact and isinstance(model, Classifier):
         return Pair(model, to_vanilla(model).eval())

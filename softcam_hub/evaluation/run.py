@@ -72,7 +72,7 @@ def benchmark(
 ) -> list[Row]:
     """Measure explanations on a data set; write rows, table and curves to `output`, and return the rows.
 
-        benchmark("runs/x/model", "results", twin="runs/x/twin", data="lesions", eval_count=64)
+        benchmark("runs/x/model", "results", twin="runs/x/vanilla", data="lesions", eval_count=64)
 
     Args:
         model: one of ours (native maps), or a black box: a model, a folder, a timm name or a Hub id.

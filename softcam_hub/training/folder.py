@@ -47,7 +47,7 @@ def output_folder(config: Config) -> OutputFolder:
     beside = ["config.json", *WEIGHTS, "README.md", METRICS, RECIPE, *PICTURES, *code]
     names = [SETTINGS_FILE, METRICS, LOG_FILE, *PICTURES]
     names += [f"model/{name}" for name in beside]
-    names += [f"twin/{name}" for name in ("config.json", *WEIGHTS)]
+    names += [f"vanilla/{name}" for name in ("config.json", *WEIGHTS)]
     names += ["best/*", "checkpoints/*", "features/*", f"{TRACKER_FOLDER}/*"]
     names += [f"T={temperature:g}/*" for temperature in config.model.candidates()]
     return OutputFolder(config.run.output, "training run", names, recognise=is_older_run)

@@ -2,7 +2,7 @@
 
 output/
   model/             the result with its card: timm, transformers and pipelines load it, `softcam-hub push` publishes it
-  twin/              from-scratch and post-fit: the vanilla classifier that CAPE learnt from
+  vanilla/           from-scratch and post-fit: the vanilla classifier that CAPE learnt from
   metrics.json       scores of the result on the test split, and what the run took
   curve.png          accuracy and loss of every epoch
   examples.png       explained test images, with their ground truth
@@ -274,7 +274,7 @@ def _write_results(training: Training, result: nn.Module, splits: Splits, metric
     """Models, scores, pictures and the card; the scores in the run's own folder come last, and say that it is done."""
     output, family = training.output, training.config.model.family
     if getattr(result, "teacher", None) is not None:
-        _save_vanilla(_best_folder(training), result, output / "twin", splits.classes)
+        _save_vanilla(_best_folder(training), result, output / "vanilla", splits.classes)
         result.drop_teacher()
     result.save_pretrained(output / "model")
     write_metrics(metrics, output / "model" / METRICS)

@@ -107,7 +107,7 @@ def trained(output):
     """Weights, cached features, metrics but for the time that they took, log lines, and names of checkpoints."""
     files = content(output)
     binary = (".safetensors", ".bin")
-    parts = ("model/", "twin/", "features/")
+    parts = ("model/", "vanilla/", "features/")
     found = {name: data for name, data in files.items() if name.startswith(parts) and name.endswith(binary)}
     found = {name: data for name, data in found.items() if ".unfinished" not in name}
     if NOTES in files:
