@@ -1,27 +1,141 @@
-"""Models from anywhere: a folder, a timm name or a Hub id, found, checked and loaded through timm.
+"""Load any image classifier: a module, a model folder, a timm name or a Hub id.
 
-- A config.json comes from other people, or was edited by hand. What it says of images and classes is checked before
-  anything is built from it.
+- A config.json is written by other people, or edited by hand. Its values are checked before anything is built from it.
+- A module is described as it is: its mode and its device stay.
 """
 
 import difflib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import timm
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
 from timm.models import parse_model_name
 from timm.models._hub import download_from_hf
 from torch import nn
 
 from .files import read_mapping
+from .models.classifier import Classifier
+from .models.label_kind import is_multi_label, written_multi_label
 from .models.preprocessing import check_model_args, check_pretrained_cfg
+from .models.self_explaining import SelfExplaining
 
 CONFIG = "config.json"
 
 LOCAL, HUB = "local-dir", "hf-hub"
 """timm's prefixes for a model folder and for a repository."""
+
+
+@dataclass(frozen=True)
+class LoadedClassifier:
+    """A classifier, and what its configuration says of classes and images.
+
+    Args:
+        model: Classifier with timm's interface.
+        name: Name to show in messages and tables.
+        label_names: Class names that the configuration lists, or None where it lists none.
+        multi_label: Whether an image may have several labels, or None where the configuration does not say.
+        preprocessing: Size, crop, interpolation, mean and deviation of the images, as timm's `create_transform` takes
+            them.
+    """
+
+    model: nn.Module
+    name: str
+    label_names: list[str] | None
+    multi_label: bool | None
+    preprocessing: dict[str, Any]
+
+    @property
+    def labels(self) -> list[str]:
+        """A different name for every class: the model's own names, those of ImageNet, or numbers."""
+        names = self.label_names
+        if names is None and (subset := infer_imagenet_subset(self.model)):
+            info = ImageNetInfo(subset)
+            names = [info.index_to_description(index) for index in range(self.model.num_classes)]
+        if names is None:
+            names = [str(index) for index in range(self.model.num_classes)]
+        return list(distinct_names(dict(enumerate(names))).values())
+
+    def check_classes(self, classes: Sequence[str], role: str) -> None:
+        """Raise ValueError unless the classes of the model are those of the data, in the same order.
+
+        Args:
+            classes: Class names of the data.
+            role: Name of the model in the message, such as "the model".
+        """
+        count, names = self.model.num_classes, self.label_names
+        if count != len(classes):
+            raise ValueError(f"{role} has {count} classes, but the data has {len(classes)}: {list(classes)[:10]}")
+        if names is not None and names != list(classes):
+            raise ValueError(f"{role} was trained on the classes {names[:10]}, but the data has {list(classes)[:10]}")
+
+
+def load_classifier(source: str | Path | nn.Module, timm_names: bool = True, **options: Any) -> LoadedClassifier:
+    """Load a classifier in eval mode, or describe a module as it is.
+
+    Args:
+        source: Model folder, timm name (`cape_resnet50`, `resnet50.a1_in1k`), Hub id, timm model, Hugging Face model of
+            this package, or `TimmWrapperForImageClassification` of transformers.
+        timm_names: Accept names of timm architectures. Without it a source must hold weights of its own.
+        options: Further arguments of `timm.create_model`.
+    """
+    if isinstance(source, nn.Module):
+        return _describe_module(source)
+    model = _create(find_model(source, timm_names), source, **options)
+    if not model.num_classes:
+        raise ValueError(f"model {str(source)!r} has no classes: there is no prediction to explain")
+    return _describe(model.eval(), str(source), model.pretrained_cfg)
+
+
+def _describe_module(module: nn.Module) -> LoadedClassifier:
+    """Describe a module, with the timm model inside a Hugging Face model in its place."""
+    if isinstance(module, SelfExplaining) and not isinstance(module, Classifier):
+        with TemporaryDirectory() as folder:
+            module.save_pretrained(folder)
+            model = load_classifier(folder).model
+        return _describe(model, _architecture_of(model), model.pretrained_cfg)
+    if isinstance(wrapped := getattr(module, "timm_model", None), nn.Module):
+        return _describe(wrapped, _architecture_of(wrapped), *_read_wrapper(module))
+    if not getattr(module, "num_classes", None) or not hasattr(module, "pretrained_cfg"):
+        raise TypeError(
+            f"a {type(module).__name__} does not say how many classes it has (num_classes) or what its images are "
+            "(pretrained_cfg): expected a timm model or a model of softcam_hub; create_explainer takes any module"
+        )
+    return _describe(module, _architecture_of(module), module.pretrained_cfg)
+
+
+def _read_wrapper(wrapper: nn.Module) -> tuple[dict[str, Any], bool | None]:
+    """Return the description of images and classes in the configuration of a `TimmWrapper`, and the kind of labels."""
+    config = wrapper.config
+    cfg = {**wrapper.timm_model.pretrained_cfg, **(getattr(config, "pretrained_cfg", None) or {})}
+    names = [config.id2label[index] for index in range(config.num_labels)]
+    if names != [f"LABEL_{index}" for index in range(config.num_labels)]:  # transformers' names for unnamed classes
+        cfg["label_names"] = names
+    return cfg, written_multi_label({"problem_type": config.problem_type, "model_args": config.model_args})
+
+
+def _describe(model: nn.Module, name: str, cfg: Mapping[str, Any], multi_label: bool | None = None) -> LoadedClassifier:
+    names = cfg.get("label_names")
+    if multi_label is None:
+        multi_label = is_multi_label(model, default=None)
+    preprocessing = resolve_data_config({}, pretrained_cfg=dict(cfg))
+    return LoadedClassifier(model, name, None if names is None else list(names), multi_label, preprocessing)
+
+
+def _architecture_of(model: nn.Module) -> str:
+    return model.pretrained_cfg.get("architecture") or type(model).__name__
+
+
+def distinct_names(names: Mapping[int, str]) -> dict[int, str]:
+    """Add the class index to every name that several classes share, as ImageNet's two cranes do."""
+    shared = Counter(names.values())
+    return {index: f"{name} ({index})" if shared[name] > 1 else name for index, name in names.items()}
 
 
 def find_model(source: str | Path, timm_names: bool = True) -> str:
@@ -53,7 +167,7 @@ def _check_folder(path: Path) -> None:
 
 
 def _is_hub_id(name: str) -> bool:
-    """Whether a name has the form user/name, perhaps with a revision behind an @."""
+    """Tell whether a name has the form user/name, perhaps with a revision behind an @."""
     try:
         validate_repo_id(name.partition("@")[0])
     except HFValidationError:
@@ -62,19 +176,20 @@ def _is_hub_id(name: str) -> bool:
 
 
 def read_config(name: str) -> dict[str, Any]:
-    """Read and check the config.json of a model that `find_model` found in a folder or on the Hub.
+    """Read and check the config.json of a model in a folder or on the Hub.
 
     Args:
-        name: timm's name of it, which begins with `local-dir:` or `hf-hub:`.
+        name: Name that `find_model` returned, which begins with `local-dir:` or `hf-hub:`.
     """
-    place, source = parse_model_name(name)
-    file = Path(source, CONFIG) if place == LOCAL else _download_config(source)
+    prefix, source = parse_model_name(name)
+    file = Path(source, CONFIG) if prefix == LOCAL else _download_config(source)
     config = read_mapping(file, "write the folder anew with save_pretrained, or mend the file")
-    described = config.get("pretrained_cfg")
+    cfg = config.get("pretrained_cfg")
     try:
-        check_pretrained_cfg({} if described is None else described)
-        at_root = {key: config[key] for key in ("num_classes", "label_names") if config.get(key) is not None}
-        check_pretrained_cfg({**(described or {}), **at_root})
+        check_pretrained_cfg({} if cfg is None else cfg)
+        # timm reads the classes from the root of the file, and only then from pretrained_cfg
+        classes = {key: config[key] for key in ("num_classes", "label_names") if config.get(key) is not None}
+        check_pretrained_cfg({**(cfg or {}), **classes})
         check_model_args(config.get("model_args"))
     except ValueError as error:
         raise ValueError(f"{CONFIG} of {source} describes no model: {error}") from error
@@ -84,19 +199,19 @@ def read_config(name: str) -> dict[str, Any]:
 def _download_config(repo_id: str) -> Path:
     try:
         return Path(download_from_hf(repo_id, CONFIG))
-    except Exception as error:  # of the Hub's client, of many kinds
+    except Exception as error:  # the Hub's client raises many types
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise FileNotFoundError(
             f"there is no folder {repo_id!r} here, and the Hub gives no model of that name: {reason}"
         ) from error
 
 
-def load_timm(name: str, source: str | Path, **options: Any) -> nn.Module:
-    """Load a model through timm, with its weights; what cannot be loaded raises one ValueError.
+def _create(name: str, source: str | Path, **options: Any) -> nn.Module:
+    """Create a model with its weights through timm, and turn every failure into one ValueError.
 
     Args:
-        name: What `find_model` returned for the source.
-        source: The source in the user's words, for error messages.
+        name: Name that `find_model` returned for the source.
+        source: Source in the user's words, for error messages.
         options: Further arguments of `timm.create_model`.
     """
     try:
@@ -105,10 +220,10 @@ def load_timm(name: str, source: str | Path, **options: Any) -> nn.Module:
         return timm.create_model(name, pretrained=True, **options)
     except FileNotFoundError:
         raise
-    except KeyError as error:  # timm's, of its own keys
+    except KeyError as error:  # timm looks up its own keys without a check
         raise ValueError(
-            f"model {str(source)!r} cannot be loaded: its {CONFIG} names no timm architecture, as those of "
-            "transformers' own models do not; expected a model of timm or of softcam_hub"
+            f"model {str(source)!r} cannot be loaded: its {CONFIG} names no timm architecture, as the configurations "
+            "of transformers' own models do not; expected a model of timm or of softcam_hub"
         ) from error
-    except Exception as error:  # of the Hub, of timm and of safetensors, of many kinds
+    except Exception as error:  # the Hub's client, timm and safetensors raise many types
         raise ValueError(f"model {str(source)!r} cannot be loaded: {error or type(error).__name__}") from error

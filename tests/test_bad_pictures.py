@@ -19,14 +19,14 @@ from torchvision.transforms.functional import pil_to_tensor
 
 import softcam_hub
 from softcam_hub.cli import main
-from softcam_hub.commands.explain import LONGEST_NAME, Explaining, find_images, name_pictures, writable_name
+from softcam_hub.commands.explain import LONGEST_NAME, ImageExplainer, find_images, name_pictures, writable_name
 from softcam_hub.data.decoding import FORMATS, SUFFIXES, UndecodableImage, decode
 from softcam_hub.data.display import as_unicode, show
 from softcam_hub.data.loading import StreamedImages, UnreadableImage
 from softcam_hub.data.locations import Locations
 from softcam_hub.data.pictures import read_picture
 from softcam_hub.data.rows import Columns, Rows, find_mask, read_image
-from softcam_hub.evaluation.models import load_classifier
+from softcam_hub.loading import load_classifier
 from softcam_hub.pipeline import as_picture
 
 PACKAGE = Path(softcam_hub.__file__).parent
@@ -102,7 +102,7 @@ def stream_of(folder):
 
 
 def explain_command(path):
-    explain = Explaining(
+    explain = ImageExplainer(
         load_classifier(softcam_hub.CAPE_LESIONS),
         argparse.Namespace(explainer=None, kind=None, classes=None, top_k=None, batch_size=1),
     )

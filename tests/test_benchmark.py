@@ -18,10 +18,11 @@ from softcam_hub.data.loading import DataConfig, Images, load_splits, make_trans
 from softcam_hub.evaluation import BenchmarkConfig, benchmark
 from softcam_hub.evaluation.accuracy import rows_of_runs, rows_of_twin, table2
 from softcam_hub.evaluation.measure import Batch, alike, around, measure
-from softcam_hub.evaluation.models import FAST, Explained, divide, load_classifier, pair_up
+from softcam_hub.evaluation.models import FAST, Explained, divide, pair_up
 from softcam_hub.evaluation.report import table1, with_borda
 from softcam_hub.explanation_scores.faithfulness import gini_sparseness
 from softcam_hub.explanation_scores.perturbation import deletion_auc, single_deletion
+from softcam_hub.loading import load_classifier
 from softcam_hub.training.objective import VanillaForTraining
 
 CLASSES = ["healthy", "microaneurysm", "haemorrhage", "exudate"]
@@ -131,7 +132,7 @@ def slow_patches(model, x, E, L, mask, first, y):
 @pytest.mark.parametrize("name", ["cape", "grad-cam", "layer-cam", "fd-cam", "lift-cam"])
 def test_a_row_equals_a_slow_computation(name, models, table):
     row = next(row for row in table[1] if row["explainer"] == name)
-    model = load_classifier(models / ("cape" if name == "cape" else "twin"))
+    model = load_classifier(models / ("cape" if name == "cape" else "twin")).model
     with torch.no_grad():
         expected = slow_row(model, name, samples_of(model))
     assert row["explains"] == ("model" if name == "cape" else "twin")
@@ -194,7 +195,7 @@ def test_other_settings_or_weights_are_refused_and_overwritten(models, tmp_path)
         benchmark(models / "cape", tmp_path, **options, seed=1)
     with pytest.raises(ValueError, match="holds a benchmark with model="):
         benchmark(models / "softcam", tmp_path, **{**options, "explainers": "softcam"})
-    changed = load_classifier(models / "cape")
+    changed = load_classifier(models / "cape").model
     before = json.loads((tmp_path / "settings.json").read_text())
     changed.head.bias.data += 1
     (tmp_path / "settings.json").write_text(json.dumps({**before, "model": "cape_test_resnet"}))
@@ -217,7 +218,7 @@ def test_a_damaged_shard_is_named(models, tmp_path):
 def test_softcam_is_its_own_twin_and_cape_has_none(models):
     softcam = pair_up(load_classifier(models / "softcam"), None)
     images = torch.randn(2, 3, 64, 64)
-    assert torch.allclose(softcam.twin(images), softcam.model(images), atol=1e-5)
+    assert torch.allclose(softcam.twin.model(images), softcam.model.model(images), atol=1e-5)
     cape = pair_up(load_classifier(models / "cape"), None)
     parts, left_out = divide(None, cape)
     assert parts == {"model": ["cape", "mu-cape", "random", "centre"], "twin": []}
@@ -236,7 +237,8 @@ def test_softcam_is_its_own_twin_and_cape_has_none(models):
 
 
 def test_explainers_that_do_not_fit_are_left_out_with_their_reason():
-    classifier = timm.create_model("test_convnext", num_classes=4).eval()  # no ReLU, and a norm after the pool
+    model = timm.create_model("test_convnext", num_classes=4).eval()  # no ReLU, and a norm after the pool
+    classifier = load_classifier(model)
     explained = Explained("twin", classifier, ["cam", "grad-cam", "guided-backprop"], False)
     refused = explained.drop_refused(torch.randn(1, 3, 64, 64), strict=False)
     assert explained.names == ("grad-cam",)
@@ -250,7 +252,7 @@ def test_every_explainer(models, tmp_path):
     rows = benchmark(models / "softcam", tmp_path, explainers="all", measures="table", limit=2, **DATA)
     names = [row["explainer"] for row in rows]
     assert {"softcam", *FAST, "score-cam", "integrated-gradients", "random", "centre"} <= set(names)
-    twin = to_vanilla(load_classifier(models / "softcam"))
+    twin = to_vanilla(load_classifier(models / "softcam").model)
     samples = samples_of(twin)
     with torch.no_grad():
         expected = slow_row(twin, "integrated-gradients", [samples[0], samples[1]])
@@ -280,7 +282,7 @@ def test_every_measure(models, tmp_path):
     assert "average_drop" not in softcam
     assert abs(centre["grid_pointing"] - 25) < 1  # it says the same of every cell
     assert centre["max_sensitivity"] == 0
-    model = load_classifier(models / "softcam")
+    model = load_classifier(models / "softcam").model
     pixels = torch.stack([sample["pixel_values"] for sample in map(samples_of(model).__getitem__, range(4))])
     heats = model.explain(pixels).heatmaps(64)[:, 0]
     found = deletion_auc(lambda images: model(images).detach().softmax(1), pixels, heats)
@@ -290,7 +292,7 @@ def test_every_measure(models, tmp_path):
 
 
 def test_native_maps_are_measured_on_ours_and_the_others_on_the_twin(models, table):
-    ours, twin = load_classifier(models / "cape"), load_classifier(models / "twin")
+    ours, twin = load_classifier(models / "cape").model, load_classifier(models / "twin").model
     samples = samples_of(ours)
     pixels = torch.stack([samples[index]["pixel_values"] for index in range(10)])
     with torch.no_grad():
@@ -310,7 +312,7 @@ def test_data_without_masks_give_the_table_alone(models, tmp_path):
             folder = tmp_path / "images" / split / CLASSES[row["label"]]
             folder.mkdir(parents=True, exist_ok=True)
             row["image"].save(folder / f"{index}.png")
-    model = load_classifier(models / "cape")
+    model = load_classifier(models / "cape").model
     model.pretrained_cfg["label_names"] = sorted(CLASSES)  # folders come in the order of their names
     data = {"data": str(tmp_path / "images"), "explainers": "cape random"}
     rows = benchmark(model, tmp_path / "out", **data)
@@ -357,9 +359,7 @@ def test_models_and_options_that_do_not_fit_get_a_sentence(models, tmp_path):
         benchmark(models / "cape", tmp_path / "patch", explainers="cape", patch=65, **DATA)
     assert not (tmp_path / "patch").exists()
     plain = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 64), torch.nn.Flatten())
-    with pytest.raises(
-        TypeError, match=r"the model is a Sequential, which does not say how many classes .*num_classes"
-    ):
+    with pytest.raises(TypeError, match=r"a Sequential does not say how many classes .*num_classes"):
         benchmark(plain, tmp_path / "plain", **DATA)
 
 
@@ -374,7 +374,7 @@ def test_a_hugging_face_model_is_measured_as_its_timm_model(models, tmp_path):
 
 
 def test_a_model_that_predicts_nan_is_named(models, tmp_path):
-    model = load_classifier(models / "cape")
+    model = load_classifier(models / "cape").model
     model.head.bias.data[0] = torch.nan
     with pytest.raises(ValueError, match="the model predicts NaN"):
         benchmark(model, tmp_path, explainers="cape", **DATA)
@@ -443,7 +443,7 @@ def test_methods_with_the_same_maps_share_their_points(tmp_path):
 
 
 def test_a_model_of_one_class():
-    explained = Explained("twin", black_box(1), ["cam"], False)
+    explained = Explained("twin", load_classifier(black_box(1)), ["cam"], False)
     masks = torch.zeros(2, 64, 64, dtype=torch.bool)
     masks[:, :8, :8] = True
     batch = Batch(explained, torch.randn(2, 3, 64, 64), torch.zeros(2, dtype=torch.long), masks)
@@ -471,7 +471,7 @@ def test_table_2_from_runs_and_from_the_twin(models, tmp_path):
         (tmp_path / run / "metrics.json").write_text(json.dumps(metrics))
     twin = black_box()
     rows = rows_of_runs([str(tmp_path / "a")])
-    rows += rows_of_twin(twin, test_splits(), "lesions", 4, torch.device("cpu"))
+    rows += rows_of_twin(load_classifier(twin), test_splits(), "lesions", 4, torch.device("cpu"))
     samples = samples_of(twin)
     pixels = torch.stack([samples[index]["pixel_values"] for index in range(10)])
     labels = torch.stack([samples[index]["labels"] for index in range(10)])
@@ -495,7 +495,7 @@ def test_table_2_from_runs_and_from_the_twin(models, tmp_path):
         "from",
     ]
     assert "| 90.00 | 5.00 | 80.00 | 95.00 | - |" in lines[6]
-    two = rows_of_twin(twin, test_splits(), "lesions", 4, torch.device("cpu"), limit=2)
+    two = rows_of_twin(load_classifier(twin), test_splits(), "lesions", 4, torch.device("cpu"), limit=2)
     assert {row["images"] for row in two} == {2}
     assert np.isclose(two[0]["accuracy"], 100 * float((plain.argmax(1) == labels)[:2].float().mean()))
     with pytest.raises(FileNotFoundError, match="no finished run"):

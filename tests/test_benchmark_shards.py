@@ -14,7 +14,8 @@ from test_benchmark import CLASSES, DATA, black_box
 from softcam_hub.data.lesions import load_lesions
 from softcam_hub.evaluation import benchmark
 from softcam_hub.evaluation.measure import quartets
-from softcam_hub.evaluation.models import fingerprint, load_classifier
+from softcam_hub.evaluation.models import fingerprint
+from softcam_hub.loading import load_classifier
 from softcam_hub.models.conversion import convert
 
 TABLE = {"explainers": "cam", "measures": "table"}
@@ -81,11 +82,11 @@ def test_the_same_weights_in_another_network_are_refused(tmp_path):
         benchmark(model, tmp_path, **TABLE, limit=2, **DATA)
     exchanged = black_box()
     exchanged.maxpool = torch.nn.AvgPool2d(2)
-    assert fingerprint(exchanged) != fingerprint(black_box())
+    assert fingerprint(load_classifier(exchanged)) != fingerprint(load_classifier(black_box()))
     cape = convert(black_box(), "cape")
-    before = fingerprint(cape)
+    before = fingerprint(load_classifier(cape))
     cape.head.naive = True
-    assert fingerprint(cape) != before
+    assert fingerprint(load_classifier(cape)) != before
 
 
 def test_the_fingerprint_of_a_loaded_model_is_always_the_same(tmp_path):

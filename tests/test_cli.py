@@ -14,10 +14,9 @@ from PIL import Image
 
 import softcam_hub
 from softcam_hub.cli import COMMANDS, main
-from softcam_hub.commands.explain import Explaining, index_of
+from softcam_hub.commands.explain import ImageExplainer, index_of
 from softcam_hub.data.lesions import load_lesions
-from softcam_hub.demo.viewer import labels_of
-from softcam_hub.evaluation.models import load_classifier
+from softcam_hub.loading import load_classifier
 from softcam_hub.output_folder import LOCK, RECORD
 
 ROOT = Path(__file__).parents[1]
@@ -81,7 +80,7 @@ def test_unreadable_images_are_named_counted_and_skipped(explained):
 def test_readable_images_are_converted_as_they_are_meant(explained, images):
     _, _, lines, _ = explained
     scores = {name: line["probabilities"]["exudate"] for name, line in lines.items()}
-    model = load_classifier(softcam_hub.CAPE_LESIONS)
+    model = load_classifier(softcam_hub.CAPE_LESIONS).model
 
     def expected(picture):
         from timm.data import create_transform, resolve_model_data_config
@@ -108,7 +107,7 @@ def test_readable_images_are_converted_as_they_are_meant(explained, images):
 def test_a_line_and_a_picture_say_what_the_model_says(explained, images):
     _, _, lines, out = explained
     line = lines["plain.png"]
-    model = load_classifier(softcam_hub.CAPE_LESIONS)
+    model = load_classifier(softcam_hub.CAPE_LESIONS).model
     assert list(line["probabilities"]) == model.pretrained_cfg["label_names"]
     assert np.isclose(sum(line["probabilities"].values()), 1)
     assert line["label"] == line["explained"][0] == max(line["probabilities"], key=line["probabilities"].get)
@@ -187,7 +186,7 @@ def test_a_folder_of_timm_is_explained_and_says_whether_labels_are_several(image
 
 
 def test_labels_that_classes_share_are_told_apart():
-    labels = labels_of(softcam_hub.build("softcam_test_resnet"))
+    labels = load_classifier(softcam_hub.build("softcam_test_resnet")).labels
     assert len(set(labels)) == 1000
     assert {"crane (134)", "crane (517)"} <= set(labels)
     with pytest.raises(ValueError, match=r"did you mean 'crane \(134\)' or 'crane \(517\)'"):
@@ -211,7 +210,7 @@ def test_pictures_show_both_signs_and_stay_narrow(images, tmp_path):
 
 
 def test_photographs_are_kept_no_larger_than_the_model_takes_them(images):
-    explain = Explaining(
+    explain = ImageExplainer(
         load_classifier(softcam_hub.CAPE_LESIONS),
         argparse.Namespace(explainer=None, kind=None, classes=None, top_k=None, batch_size=16),
     )
@@ -233,7 +232,7 @@ def test_photographs_are_kept_no_larger_than_the_model_takes_them(images):
         (["explain", "{image}", "--out", "{out}", "--model", "no/such/model"], "there is no model 'no/such/model'"),
         (
             ["explain", "{image}", "--out", "{out}", "--model", "{foreign}"],
-            "names no timm architecture, as those of transformers' own models do not",
+            "names no timm architecture, as the configurations of transformers' own models do not",
         ),
         (["list", "nothing*"], "no architecture matches 'nothing*'"),
         (["list", "vgg*", "--exact"], "8 architectures match 'vgg*', but none is exact: leave out --exact"),
@@ -305,7 +304,7 @@ def test_list_says_what_is_exact_and_how_large_the_maps_are(capsys):
 
 
 def test_benchmark_and_table_2(tmp_path, capsys):
-    model = load_classifier(softcam_hub.CAPE_LESIONS)
+    model = load_classifier(softcam_hub.CAPE_LESIONS).model
     from softcam_hub.training.objective import VanillaForTraining
 
     VanillaForTraining(softcam_hub.to_vanilla(model), False, model.pretrained_cfg["label_names"]).save_pretrained(
@@ -367,7 +366,7 @@ def test_export_writes_what_onnxruntime_reads(tmp_path, capsys):
     assert main(["export", "--out", str(tmp_path / "model.onnx")]) == 0
     assert "the same outputs" in capsys.readouterr().out
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
-    model = load_classifier(softcam_hub.CAPE_LESIONS)
+    model = load_classifier(softcam_hub.CAPE_LESIONS).model
     pixels = torch.randn(2, 3, 128, 128)
     logits, maps = session.run(["logits", "maps"], {"pixel_values": pixels.numpy()})
     with torch.no_grad():

@@ -101,8 +101,8 @@ def test_without_a_twin_post_hoc_maps_are_those_of_the_model(picture):
 def test_a_softcam_model_is_turned_back_into_its_twin(softcam_folder, picture):
     viewer = Viewer(softcam_folder)
     pixels = viewer.see(Image.open(picture).convert("RGB"))
-    assert not isinstance(viewer.twin, softcam_hub.Classifier)
-    torch.testing.assert_close(viewer.twin(pixels).softmax(dim=1)[0], viewer.probabilities(pixels))
+    assert not isinstance(viewer.twin.model, softcam_hub.Classifier)
+    torch.testing.assert_close(viewer.twin.model(pixels).softmax(dim=1)[0], viewer.probabilities(pixels))
     found, left_out = viewer.post_hoc(pixels, 0)
     assert set(found) == set(FAST)
     assert left_out == {}

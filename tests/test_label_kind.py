@@ -19,7 +19,8 @@ import softcam_hub
 from softcam_hub import SoftCAMConfig, SoftCAMForImageClassification
 from softcam_hub.cli import main
 from softcam_hub.demo.viewer import Viewer
-from softcam_hub.evaluation.models import Pair, as_timm, fingerprint, load_classifier, several_labels
+from softcam_hub.evaluation.models import Pair, fingerprint, several_labels
+from softcam_hub.loading import load_classifier
 from softcam_hub.models.label_kind import MULTI_LABEL, SINGLE_LABEL, is_multi_label, written_multi_label
 from softcam_hub.training.objective import VanillaForTraining
 
@@ -63,15 +64,15 @@ WRITTEN += ["transformers from timm"]
 
 DOORS = {
     "timm": lambda folder: timm.create_model(f"local-dir:{folder}", pretrained=True),
-    "our loader": load_classifier,
+    "our loader": lambda folder: load_classifier(folder).model,
     "classifier": lambda folder: SoftCAMForImageClassification.from_pretrained(folder),
     "auto classifier": AutoModelForImageClassification.from_pretrained,
     "auto features": AutoModel.from_pretrained,
     "features": lambda folder: softcam_hub.SoftCAMModel.from_pretrained(folder),
-    "through a folder": lambda folder: as_timm(SoftCAMForImageClassification.from_pretrained(folder), "the model"),
-    "vanilla and back": lambda folder: softcam_hub.convert(softcam_hub.to_vanilla(load_classifier(folder))),
-    "deep copy": lambda folder: copy.deepcopy(load_classifier(folder)),
-    "pickle": lambda folder: pickle.loads(pickle.dumps(load_classifier(folder))),
+    "through a folder": lambda folder: load_classifier(SoftCAMForImageClassification.from_pretrained(folder)).model,
+    "vanilla and back": lambda folder: softcam_hub.convert(softcam_hub.to_vanilla(load_classifier(folder).model)),
+    "deep copy": lambda folder: copy.deepcopy(load_classifier(folder).model),
+    "pickle": lambda folder: pickle.loads(pickle.dumps(load_classifier(folder).model)),
 }
 
 
@@ -179,7 +180,7 @@ CAPE = {
     "by timm": lambda _: timm.create_model("cape_test_resnet", num_classes=3, multi_label=True),
     "configured": lambda _: softcam_hub.CAPEConfig(architecture="cape_test_resnet", problem_type=MULTI_LABEL),
     "model_args": lambda _: softcam_hub.CAPEConfig(architecture="cape_test_resnet", model_args={"multi_label": True}),
-    "converted": lambda root: softcam_hub.convert(softcam_hub.to_vanilla(load_classifier(root / "timm")), "cape"),
+    "converted": lambda root: softcam_hub.convert(softcam_hub.to_vanilla(load_classifier(root / "timm").model), "cape"),
 }
 
 
@@ -214,7 +215,7 @@ def twins(tmp_path_factory):
 
 @pytest.mark.parametrize("several", [False, True])
 def test_a_vanilla_twin_says_it(several, twins, tmp_path):
-    for model in (load_classifier(twins / f"{several}"), timm.create_model(f"local-dir:{twins / f'{several}'}")):
+    for model in (load_classifier(twins / f"{several}").model, timm.create_model(f"local-dir:{twins / f'{several}'}")):
         assert is_multi_label(model, default=not several) == several
         assert is_multi_label(softcam_hub.convert(model)) == several
         assert is_multi_label(SoftCAMForImageClassification.from_timm(model)) == several
@@ -243,7 +244,7 @@ def test_a_vanilla_twin_says_it(several, twins, tmp_path):
     ],
 )
 def test_in_a_benchmark_the_model_decides_before_the_data(model, twin, in_data, expected, twins):
-    ours = None if model is None else SimpleNamespace(multi_label=model, family="softcam")
+    ours = None if model is None else SimpleNamespace(multi_label=model, model=SimpleNamespace(family="softcam"))
     pair = Pair(ours, None if twin is None else load_classifier(twins / f"{twin}"))
     role = "model" if twin is None else "twin"
     if expected is ValueError:

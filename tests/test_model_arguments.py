@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from softcam_hub import CAPEConfig, CAPEForImageClassification, SoftCAMForImageClassification
 from softcam_hub.data.loading import load_splits
-from softcam_hub.evaluation.models import load_classifier
+from softcam_hub.loading import load_classifier
 from softcam_hub.models.weights import SOURCES
 from softcam_hub.training.checks import check_reloads
 from softcam_hub.training.objective import make_model
@@ -74,7 +74,7 @@ def test_an_overlay_gives_weights_and_leaves_no_trace(model, files, splits, tmp_
     assert all(torch.equal(value, expected[key]) for key, value in backbone_of(made).items())
     made.save_pretrained(tmp_path)
     assert "ten.safetensors" not in (tmp_path / "config.json").read_text()
-    assert load_classifier(tmp_path).num_classes == CLASSES
+    assert load_classifier(tmp_path).model.num_classes == CLASSES
     assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True).num_classes == CLASSES
 
 
@@ -85,7 +85,7 @@ def test_an_overlay_gives_weights_and_leaves_no_trace(model, files, splits, tmp_
 def test_a_run_that_starts_from_an_overlay_ends_with_a_model_that_loads(settings, files, tmp_path):
     short = {"image_size": 64, "epochs": 1, "batch_size": 4, "output": str(tmp_path / "run"), "hold_out": 0.25}
     run(make_config(**TINY, **short, **settings, pretrained=True, model_args=overlay(files / "ten.safetensors")))
-    assert load_classifier(tmp_path / "run" / "model").num_classes == CLASSES
+    assert load_classifier(tmp_path / "run" / "model").model.num_classes == CLASSES
     assert "ten.safetensors" not in (tmp_path / "run" / "model" / "config.json").read_text()
 
 
@@ -218,7 +218,7 @@ def test_ordinary_arguments_survive_save_and_load(model, splits, tmp_path):
     made.save_pretrained(tmp_path)
     if model not in ("test_resnet", "test_vit"):  # timm records what changes the weights of its own models
         assert json.loads((tmp_path / "config.json").read_text())["model_args"]["drop_path_rate"] == 0.1
-    assert load_classifier(tmp_path).num_classes == CLASSES
+    assert load_classifier(tmp_path).model.num_classes == CLASSES
 
 
 def test_the_trial_leaves_random_numbers_alone(splits):

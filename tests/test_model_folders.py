@@ -12,7 +12,7 @@ import softcam_hub
 from softcam_hub import CAPEForImageClassification, SoftCAMForImageClassification
 from softcam_hub.cli import main
 from softcam_hub.demo.viewer import Viewer
-from softcam_hub.evaluation.models import load_classifier
+from softcam_hub.loading import load_classifier
 from softcam_hub.models.preprocessing import check_pretrained_cfg
 from softcam_hub.training.objective import VanillaForTraining
 from softcam_hub.training.parsing import make_config
@@ -112,7 +112,7 @@ def test_possible_folders_load(folders, tmp_path):
         [{"crop_pct": 1}, {"mean": [0.5], "std": [0.5]}, {"label_names": None}, {"interpolation": None}]
     ):
         for name in ("ours", "timms"):
-            assert load_classifier(spoil(folders / name, tmp_path / f"{name}{number}", changes)).num_classes == 3
+            assert load_classifier(spoil(folders / name, tmp_path / f"{name}{number}", changes)).model.num_classes == 3
 
 
 def test_every_description_of_timm_passes():

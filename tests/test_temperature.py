@@ -8,8 +8,8 @@ import torch
 
 import softcam_hub
 from softcam_hub.data.loading import load_splits
-from softcam_hub.evaluation.models import load_classifier as load
 from softcam_hub.evaluation.shards import samples
+from softcam_hub.loading import load_classifier
 from softcam_hub.temperature import fit_temperature
 from softcam_hub.training import make_config, run
 
@@ -133,14 +133,16 @@ def test_a_run_ends_with_the_temperature_fitted(tmp_path):
     metrics = run(make_config(**options, output=tmp_path / "fitted", calibrate=True))
     assert {name for name in metrics if name not in plain} == {"fitted_temperature"}
     assert metrics["validation_accuracy"] == plain["validation_accuracy"], "by which the epoch was chosen"
-    before, after = (load(tmp_path / name / "model") for name in ("plain", "fitted"))
-    assert math.isclose(float(after.head.log_temperature.detach().exp()), metrics["fitted_temperature"], rel_tol=1e-5)
+    before, after = (load_classifier(tmp_path / name / "model") for name in ("plain", "fitted"))
+    assert math.isclose(
+        float(after.model.head.log_temperature.detach().exp()), metrics["fitted_temperature"], rel_tol=1e-5
+    )
     splits = load_splits(make_config(**options).data)
     images, labels = zip(
-        *((one["pixel_values"], one["labels"]) for one in samples(before, splits.validation)), strict=True
+        *((one["pixel_values"], one["labels"]) for one in samples(before.preprocessing, splits.validation)), strict=True
     )
     assert math.isclose(
-        fit_temperature(before, [(torch.stack(images), torch.stack(labels))]),
+        fit_temperature(before.model, [(torch.stack(images), torch.stack(labels))]),
         metrics["fitted_temperature"],
         rel_tol=1e-3,
     )

@@ -38,7 +38,7 @@ from softcam_hub.arguments import ArgumentParser
 from softcam_hub.data.loading import Splits, load_splits
 from softcam_hub.evaluation import benchmark
 from softcam_hub.evaluation.accuracy import rows_of_twin
-from softcam_hub.evaluation.models import load_classifier
+from softcam_hub.loading import load_classifier
 from softcam_hub.models.anatomy import examine
 from softcam_hub.training import Config, parse, run
 from softcam_hub.training.objective import make_model
@@ -196,7 +196,7 @@ class Chain:
     def _variants(self) -> list[Row]:
         """Accuracy of the vanilla model, and of CAPE with its weights: naive, and off the shelf."""
         compared = any(run in CAPE for run in self.study.runs)
-        if not compared or not load_classifier(self.folder / self.study.runs[0] / "model").exact:
+        if not compared or not load_classifier(self.folder / self.study.runs[0] / "model").model.exact:
             return []
         return rows_of_twin(load_classifier(self.black_box), self.splits.test, self.study.data, 50, self.device)
 
@@ -220,9 +220,10 @@ class Chain:
             yield {"run": name, **{key: row[key] for key in KEPT}, **numbers}
 
     def _calibrations(self, recipe: str) -> list[Row]:
-        model = load_classifier(self.folder / recipe / "model").to(self.device)
+        classifier = load_classifier(self.folder / recipe / "model")
+        classifier.model.to(self.device)
         settings = self.config(recipe).model
-        return calibrations(model, self.splits, None if settings.mode == "direct" else settings.temperature)
+        return calibrations(classifier, self.splits, None if settings.mode == "direct" else settings.temperature)
 
     def _add_seconds(self, now: float) -> float:
         """Of this call, and of earlier ones that were broken off."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from softcam_hub.data.loading import Rows, Splits
 from softcam_hub.evaluation.shards import samples
+from softcam_hub.loading import LoadedClassifier
 from softcam_hub.temperature import candidate_losses, set_temperature
 from softcam_hub.training.metrics import calibration_error
 
@@ -18,29 +19,31 @@ from ..timing import Row
 BATCH = 50
 
 
-def calibrations(model: nn.Module, splits: Splits, teacher_temperature: float | None) -> list[Row]:
-    """A row for each choice of T', on the test split.
+def calibrations(classifier: LoadedClassifier, splits: Splits, teacher_temperature: float | None) -> list[Row]:
+    """Return a row for each choice of T', measured on the test split.
 
     Args:
-        model: of the CAPE family, in eval mode.
-        splits: validation images to fit to, test images to measure on.
-        teacher_temperature: T of the teacher, None where there was none.
+        classifier: Model of the CAPE family.
+        splits: Validation images to fit T' to, and test images to measure on.
+        teacher_temperature: Temperature T of the teacher, or None where there was no teacher.
     """
-    known, test = evidence_of(model, splits.validation), evidence_of(model, splits.test)
-    learnt = float(model.head.log_temperature.detach())
-    choices = {"learnt": learnt, "fitted": math.log(fitted(model.head, *known))}
+    head = classifier.model.head
+    known, test = evidence_of(classifier, splits.validation), evidence_of(classifier, splits.test)
+    learnt = float(head.log_temperature.detach())
+    choices = {"learnt": learnt, "fitted": math.log(fitted(head, *known))}
     if teacher_temperature is not None:
         choices["divided by T"] = learnt - math.log(teacher_temperature)
     return [
-        {"temperature": name, "value": math.exp(value), **calibration(model.head, value, *test)}
+        {"temperature": name, "value": math.exp(value), **calibration(head, value, *test)}
         for name, value in choices.items()
     ]
 
 
 @torch.no_grad()
-def evidence_of(model: nn.Module, rows: Rows) -> tuple[Tensor, Tensor]:
-    """Evidence (N, C, H, W) and labels (N,) of a whole split."""
-    images, device = samples(model, rows), next(model.parameters()).device
+def evidence_of(classifier: LoadedClassifier, rows: Rows) -> tuple[Tensor, Tensor]:
+    """Compute the evidence (N, C, H, W) of a whole split, and return it with the labels (N,)."""
+    model, images = classifier.model, samples(classifier.preprocessing, rows)
+    device = next(model.parameters()).device
     evidence, labels = [], []
     for first in range(0, len(images), BATCH):
         some = [images[index] for index in range(first, min(first + BATCH, len(images)))]

@@ -32,6 +32,7 @@ from softcam_hub.evaluation import benchmark
 from softcam_hub.evaluation.shards import samples
 from softcam_hub.explanation_scores.faithfulness import coherency, complexity, top_two_iou
 from softcam_hub.explanation_scores.maps import heat
+from softcam_hub.loading import load_classifier
 
 from ..timing import Row, environment, measure, warn_if_busy, write
 from .explainers import LAST, PYTORCH_GRAD_CAM, TORCHCAM, peer_hooks
@@ -126,7 +127,7 @@ def main() -> None:
     model = timm.create_model(architecture, num_classes=4).eval()
     model.pretrained_cfg["input_size"] = (3, size, size)
     data = {"data": "lesions", "data_size": size, "eval_count": count, "train_count": 4}
-    images = samples(model, load_splits(DataConfig(**data)).test)
+    images = samples(load_classifier(model).preprocessing, load_splits(DataConfig(**data)).test)
     batches = [
         torch.stack([images[at]["pixel_values"] for at in range(first, first + BATCH)])
         for first in range(0, count, BATCH)

@@ -73,9 +73,9 @@ def write_accuracies(runs: list[str], settings: dict[str, Any]) -> None:
     from ..evaluation.accuracy import rows_of_runs, rows_of_twin, table2
     from ..evaluation.config import make_settings
     from ..evaluation.folder import TABLE2, TABLE2_ROWS, benchmark_folder
-    from ..evaluation.models import check_classes, load_classifier
     from ..evaluation.run import needed, rows_of_split
     from ..files import write_text
+    from ..loading import load_classifier
 
     refuse_unused(settings)
     source = settings.pop("twin")
@@ -88,7 +88,7 @@ def write_accuracies(runs: list[str], settings: dict[str, Any]) -> None:
         rows = rows_of_runs(runs)
         if source is not None:
             twin, splits = load_classifier(source), load_splits(needed(data, config.split))
-            check_classes(twin, splits.classes, "the twin")
+            twin.check_classes(splits.classes, "the twin")
             images = rows_of_split(splits, data, config.split)
             rows += rows_of_twin(twin, images, data.data, config.batch_size, state.device, config.limit)
         if state.is_main_process:

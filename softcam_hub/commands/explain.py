@@ -21,8 +21,9 @@ from ..files import DRAFT, draft_of, is_draft
 from ..output_folder import OutputFolder
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
+    from ..loading import LoadedClassifier
     from ..models.explanation import Explanation
 
 HELP = "explain images: a picture and a line of JSON for each"
@@ -57,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from ..data.display import show
-    from ..evaluation.models import load_classifier
+    from ..loading import load_classifier
 
     check(arguments)
     files = find_images(arguments.images, arguments.out)
@@ -68,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     problems: list[str] = []
     remarks: list[str] = []
     with folder.locked("continue"):
-        explain = Explaining(load_classifier(arguments.model), arguments)
+        explain = ImageExplainer(load_classifier(arguments.model), arguments)
         folder.claim("continue")
         with draft_of(folder.path / LINES) as draft:
             write_explanations(explain, pictures, draft, problems, remarks)
@@ -79,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def write_explanations(
-    explain: "Explaining", pictures: dict[Path, str], draft: Path, problems: list[str], remarks: list[str]
+    explain: "ImageExplainer", pictures: dict[Path, str], draft: Path, problems: list[str], remarks: list[str]
 ) -> None:
     """Write a picture and a line for each image that can be read.
 
@@ -179,37 +180,36 @@ def unreadable(problems: list[str], files: list[Path]) -> ValueError:
     return ValueError("\n  ".join([f"{len(problems)} of {len(files)} could not be read:", *problems]))
 
 
-class Explaining:
-    """Batches of images -> lines and pictures.
+class ImageExplainer:
+    """Turn batches of images into lines and pictures.
 
     Args:
-        model: in eval mode.
-        arguments: of the command.
+        classifier: Classifier to explain.
+        arguments: Options of the command.
     """
 
-    def __init__(self, model: "nn.Module", arguments: argparse.Namespace) -> None:
+    def __init__(self, classifier: "LoadedClassifier", arguments: argparse.Namespace) -> None:
         import torch
-        from timm.data import create_transform, resolve_data_config
+        from timm.data import create_transform
 
-        from ..demo.viewer import labels_of
         from ..evaluation.models import NATIVE
         from ..explainers.methods import create_explainer
-        from ..models.label_kind import is_multi_label
         from ..models.self_explaining import SelfExplaining
 
         own = arguments.explainer in NATIVE
         self.kind, self.method = (arguments.explainer, None) if own else (arguments.kind, arguments.explainer)
+        model = classifier.model
         if not self.method and not isinstance(model, SelfExplaining):
             raise ValueError("this model is a black box: name a method with --explainer, such as grad-cam")
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model.to(self.device)
-        self.multi_label = is_multi_label(model)
+        self.multi_label = bool(classifier.multi_label)
         self.explainer = create_explainer(self.method, self.model) if self.method else None
         if not self.method:
             model.head.check_kind(self.kind)
-        self.config = resolve_data_config({}, pretrained_cfg=dict(model.pretrained_cfg))
+        self.config = classifier.preprocessing
         self.transform = create_transform(**self.config)
-        self.labels = labels_of(model)
+        self.labels = classifier.labels
         self.classes = None if not arguments.classes else [index_of(name, self.labels) for name in arguments.classes]
         self.top_k, self.batch_size = min(arguments.top_k or 2, len(self.labels)), arguments.batch_size
 

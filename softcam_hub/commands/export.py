@@ -17,16 +17,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from ..evaluation.models import load_classifier
     from ..export import export_onnx
     from ..files import check_replaceable
+    from ..loading import load_classifier
     from ..models.self_explaining import SelfExplaining
 
     file = Path(arguments.out)
     if not file.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {file.parent} to write {file.name} to")
     check_replaceable(file, arguments.overwrite)
-    model = load_classifier(arguments.model)
+    model = load_classifier(arguments.model).model
     if not isinstance(model, SelfExplaining):
         raise ValueError(f"{arguments.model} is a black box without maps: export a softcam_* or cape_* model")
     export_onnx(model, file, overwrite=arguments.overwrite)

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_data_config
-from torch import Tensor, nn
+from timm.data import create_transform
+from torch import Tensor
 
-from ..evaluation.models import FAST, NATIVE, Explained, load_classifier, pair_up
-from ..evaluation.placement import distinct
+from ..evaluation.models import FAST, NATIVE, Explained, pair_up
 from ..figures import denormalise
+from ..loading import LoadedClassifier, load_classifier
 from ..models.explanation import Explanation
-from ..models.label_kind import is_multi_label
 from ..models.self_explaining import SelfExplaining
 
 
@@ -30,24 +29,25 @@ class Viewer:
 
     def __init__(self, source: str | Path) -> None:
         classifier = load_classifier(source)
-        if not isinstance(classifier, SelfExplaining):
+        if not isinstance(classifier.model, SelfExplaining):
             raise ValueError(
                 f"{source} is a black box, which has no maps of its own: name a softcam_* or cape_* model, or make one "
                 "with softcam_hub.convert and save it"
             )
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.twin = _find_twin(classifier, source)
-        self.model = classifier.to(self.device)
-        self.config = resolve_data_config({}, pretrained_cfg=dict(classifier.pretrained_cfg))
+        self.model = classifier.model.to(self.device)
+        self.config = classifier.preprocessing
         self.transform = create_transform(**self.config)
-        self.labels = labels_of(self.model)
+        self.labels = classifier.labels
         self.kinds = tuple(kind for kind in self.model.head.kinds if kind in NATIVE)
         names = (
             FAST if self.twin else [name for name in FAST if name != "fd-cam"]
         )  # one pass per channel: half a minute
-        asked = (self.twin or self.model).to(self.device)
-        several = is_multi_label(asked, default=classifier.multi_label)
-        self.explained = Explained("twin", asked, names, several)
+        explained = self.twin or classifier
+        explained.model.to(self.device)
+        multi_label = self.model.multi_label if explained.multi_label is None else explained.multi_label
+        self.explained = Explained("twin", explained, names, multi_label)
 
     def see(self, image: Image.Image) -> Tensor:
         """The picture as the model takes it, (1, 3, H, W)."""
@@ -85,20 +85,10 @@ class Viewer:
         return found, left_out
 
 
-def _find_twin(model: nn.Module, source: str | Path) -> nn.Module | None:
+def _find_twin(classifier: LoadedClassifier, source: str | Path) -> LoadedClassifier | None:
     """Load the vanilla classifier that training wrote beside the model, or turn the model back into one."""
     run = Path(source).expanduser().resolve().parent
     folders = [run / name for name in ("vanilla", "twin")]  # training called the folder `twin` before
     beside = [folder for folder in folders if (folder / "config.json").is_file()]
     twin = load_classifier(beside[0]) if Path(source).is_dir() and beside else None
-    return pair_up(model, twin).twin
-
-
-def labels_of(model: nn.Module) -> list[str]:
-    """Different names of the classes: the model's own, those of ImageNet, or numbers."""
-    names = model.pretrained_cfg.get("label_names")
-    if names is None and (subset := infer_imagenet_subset(model)):
-        info = ImageNetInfo(subset)
-        names = [info.index_to_description(index) for index in range(model.num_classes)]
-    names = names if names is not None else [str(index) for index in range(model.num_classes)]
-    return list(distinct(dict(enumerate(names))).values())
+    return pair_up(classifier, twin).twin

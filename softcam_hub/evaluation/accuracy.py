@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 from ..data.loading import Rows
 from ..files import read_mapping
+from ..loading import LoadedClassifier
 from ..models.conversion import convert
-from .models import ONE_LABEL, describe
+from .models import ONE_LABEL
 from .report import markdown
 from .results import Row
 from .shards import samples
@@ -53,7 +54,7 @@ def _row_of_run(run: Path) -> Row:
 
 @torch.no_grad()
 def rows_of_twin(
-    twin: nn.Module, rows: Rows, data: str, batch_size: int, device: torch.device, limit: int | None = None
+    twin: LoadedClassifier, rows: Rows, data: str, batch_size: int, device: torch.device, limit: int | None = None
 ) -> list[Row]:
     """Rows of the vanilla classifier, and of CAPE with its weights, naive and off the shelf.
 
@@ -67,15 +68,15 @@ def rows_of_twin(
     """
     if rows.labels.ndim == 2:
         raise ValueError(ONE_LABEL)
-    cape = convert(twin, "cape").to(device).eval()
-    images, found = samples(twin, rows), []
+    cape = convert(twin.model, "cape").to(device).eval()
+    images, found = samples(twin.preprocessing, rows), []
     count = min(len(images), limit or len(images))
     for first in tqdm(range(0, count, batch_size), desc="accuracy"):
         some = [images[index] for index in range(first, min(first + batch_size, count))]
         pixels, labels = (torch.stack([sample[name] for sample in some]) for name in ("pixel_values", "labels"))
         found.append(_answers(cape, pixels.to(device)) | {"label": labels})
     columns = {name: torch.cat([part[name].cpu() for part in found]) for name in found[0]}
-    common = {"model": describe(twin), "data": data, "images": count}
+    common = {"model": twin.model.pretrained_cfg["architecture"], "data": data, "images": count}
     return [{"variant": name, **common, **_scores(columns, name)} for name in ORDER[:3]]
 
 

@@ -10,21 +10,17 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
-from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from ..explainers.methods import AT_A_LAYER, OF_PIXELS, create_explainer, list_explainers
 from ..explainers.recording import Recording
-from ..loading import find_model, load_timm
+from ..loading import LoadedClassifier, load_classifier
 from ..models.classifier import Classifier
 from ..models.conversion import to_vanilla
 from ..models.evaluation_mode import evaluation_mode
-from ..models.label_kind import MULTI_LABEL, class_probabilities, is_multi_label
+from ..models.label_kind import MULTI_LABEL, class_probabilities
 from ..models.self_explaining import SelfExplaining
 
 NATIVE = ("softcam", "cape", "mu-cape")
@@ -36,30 +32,6 @@ ONE_LABEL = "CAPE gives one label per image, and these data have several"
 
 TAKERS = {"seed": {"random", "smooth-grad-cam++"}, "batch": {"fd-cam", "score-cam", "integrated-gradients"}}
 """Option -> the explainers that it is for."""
-
-
-def load_classifier(source: str | Path) -> nn.Module:
-    """A classifier in eval mode, from a model folder, a timm name (`cape_resnet50`, `resnet50.a1_in1k`) or a Hub id."""
-    model = load_timm(find_model(source), source)
-    if not model.num_classes:
-        raise ValueError(f"model {str(source)!r} has no classes: there is no prediction to explain")
-    return model.eval()
-
-
-def as_timm(model: nn.Module, what: str) -> nn.Module:
-    """The model itself, if it says what its images and classes are as timm's do; of a Hugging Face model of ours, the
-    timm model with its weights.
-    """
-    if isinstance(model, SelfExplaining) and not isinstance(model, Classifier):
-        with TemporaryDirectory() as folder:
-            model.save_pretrained(folder)
-            return load_classifier(folder)
-    if not getattr(model, "num_classes", None) or not hasattr(model, "pretrained_cfg"):
-        raise TypeError(
-            f"{what} is a {type(model).__name__}, which does not say how many classes it has (num_classes) or what "
-            "its images are (pretrained_cfg): expected a timm model or one of ours; create_explainer takes any module"
-        )
-    return model
 
 
 @contextmanager
@@ -74,39 +46,17 @@ def lent(model: nn.Module, device: torch.device) -> Iterator[None]:
             model.to(before)
 
 
-def describe(model: nn.Module) -> str:
-    return getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
-
-
-def class_names(model: nn.Module) -> list[str] | None:
-    names = getattr(model, "pretrained_cfg", {}).get("label_names")
-    return None if names is None else list(names)
-
-
-def check_classes(model: nn.Module, classes: Sequence[str], what: str) -> None:
-    """Refuse a model of other classes than those of the data."""
-    names, count = class_names(model), model.num_classes
-    if count != len(classes):
-        raise ValueError(f"{what} has {count} classes, but the data has {len(classes)}: {list(classes)[:10]}")
-    if names is not None and names != list(classes):
-        raise ValueError(f"{what} was trained on the classes {names[:10]}, but the data has {list(classes)[:10]}")
-
-
-def preprocessing(model: nn.Module) -> dict[str, Any]:
-    """What the model wants its images to be: size, crop, interpolation, mean and deviation."""
-    return resolve_data_config({}, pretrained_cfg=dict(model.pretrained_cfg))
-
-
-def fingerprint(model: nn.Module) -> int:
-    """Changes when the weights do, and when the same weights are in another network or look at images otherwise."""
+def fingerprint(classifier: LoadedClassifier) -> int:
+    """Compute a number that changes with the weights, with the network, and with what is done to the images."""
+    model = classifier.model
     naive = getattr(getattr(model, "head", None), "naive", None)
-    several = ("multi_label",) if is_multi_label(model) else ()
-    network = repr((model, getattr(model, "_model_args", None), naive, preprocessing(model), *several))
-    found = zlib.crc32(re.sub(" at 0x[0-9a-f]+", "", network).encode())  # the address of a function says nothing
+    labels = ("multi_label",) if classifier.multi_label else ()
+    network = repr((model, getattr(model, "_model_args", None), naive, classifier.preprocessing, *labels))
+    checksum = zlib.crc32(re.sub(" at 0x[0-9a-f]+", "", network).encode())  # the address of a function says nothing
     for name, tensor in model.state_dict().items():
-        found = zlib.crc32(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy(), found)
-        found = zlib.crc32(name.encode(), found)
-    return found
+        checksum = zlib.crc32(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy(), checksum)
+        checksum = zlib.crc32(name.encode(), checksum)
+    return checksum
 
 
 @dataclass(frozen=True)
@@ -119,25 +69,27 @@ class Pair:
         missing: why there is no twin.
     """
 
-    model: nn.Module | None
-    twin: nn.Module | None
+    model: LoadedClassifier | None
+    twin: LoadedClassifier | None
     missing: str = ""
 
 
-def pair_up(model: nn.Module, twin: nn.Module | None) -> Pair:
+def pair_up(classifier: LoadedClassifier, twin: LoadedClassifier | None) -> Pair:
     """Find the twin of a model, if none is given."""
+    model = classifier.model
     if not isinstance(model, SelfExplaining):
         if twin is not None:
             raise ValueError("the model is a black box itself, and needs no twin: leave twin out")
-        return Pair(None, model)
+        return Pair(None, classifier)
     if twin is not None:
-        if isinstance(twin, SelfExplaining):
+        if isinstance(twin.model, SelfExplaining):
             raise ValueError("the twin is a self-explaining model: expected a vanilla timm model, such as RUN/vanilla")
-        return Pair(model, twin)
+        return Pair(classifier, twin)
     if model.family == "softcam" and model.exact and isinstance(model, Classifier):
-        return Pair(model, to_vanilla(model).eval())
+        return Pair(classifier, load_classifier(to_vanilla(model).eval()))
     reason = "it classifies otherwise than a pooled linear layer" if model.exact else "its head is not the vanilla one"
-    return Pair(model, None, f"this {model.family} model has no vanilla twin of its own ({reason}): name one with twin")
+    missing = f"this {model.family} model has no vanilla twin of its own ({reason}): name one with twin"
+    return Pair(classifier, None, missing)
 
 
 def several_labels(pair: Pair, role: str, in_data: bool) -> bool:
@@ -150,10 +102,10 @@ def several_labels(pair: Pair, role: str, in_data: bool) -> bool:
         role: "model" or "twin".
         in_data: Whether the images of the data may have several labels.
     """
-    beside = in_data if pair.model is None else is_multi_label(pair.model, in_data)
-    several = is_multi_label(getattr(pair, role), beside)
+    known = [one.multi_label for one in (getattr(pair, role), pair.model) if one is not None]
+    several = next((answer for answer in known if answer is not None), in_data)
     if in_data and not several:
-        if getattr(pair.model, "family", "") == "cape":
+        if pair.model is not None and pair.model.model.family == "cape":
             raise ValueError(ONE_LABEL)
         raise ValueError(
             f"the {role} gives one label per image (a softmax), and these data have several: train it on such data, or "
@@ -169,7 +121,7 @@ def divide(names: tuple[str, ...] | None, pair: Pair) -> tuple[dict[str, list[st
         names: explainers asked for; None for the default; one of them may be `all`.
         pair: the models.
     """
-    kinds = () if pair.model is None else tuple(kind for kind in pair.model.head.kinds if kind in NATIVE)
+    kinds = () if pair.model is None else tuple(kind for kind in pair.model.model.head.kinds if kind in NATIVE)
     wanted = names or (*kinds, *FAST, *FLOORS)
     free = names is None or "all" in names
     if "all" in wanted:
@@ -197,7 +149,7 @@ class Explained:
 
     Args:
         role: "model" or "twin".
-        model: in eval mode, on its device.
+        classifier: in eval mode, on its device.
         names: of the explainers.
         multi_label: The model gives each class a probability of its own, as an image may have several labels.
         seed: of random maps and noise.
@@ -205,9 +157,16 @@ class Explained:
     """
 
     def __init__(
-        self, role: str, model: nn.Module, names: Sequence[str], multi_label: bool, seed: int = 0, batch: int = 16
+        self,
+        role: str,
+        classifier: LoadedClassifier,
+        names: Sequence[str],
+        multi_label: bool,
+        seed: int = 0,
+        batch: int = 16,
     ) -> None:
-        self.role, self.model, self.multi_label = role, model, multi_label
+        self.role, self.classifier, self.multi_label = role, classifier, multi_label
+        self.model = classifier.model
         self.options = {"seed": seed, "batch": batch}
         self.take(names)
 

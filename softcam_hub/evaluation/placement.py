@@ -8,7 +8,6 @@ the attention placement of the CAPE paper (supplement, Table 6).
 - Compare a share with the area of its region: a map that sees nothing has the two equal.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -16,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..figures.charts import stacked_bars
+from ..loading import distinct_names
 from ..models.explanation import Explanation
 
 ELSEWHERE = "elsewhere"
@@ -41,7 +41,7 @@ class Placement:
         if isinstance(regions, str) or not regions or len({*regions, ELSEWHERE}) != len(regions) + 1:
             raise ValueError(f"regions must be a list of different names, none of them {ELSEWHERE!r}, got {regions!r}")
         self.regions = (*regions, ELSEWHERE)
-        self.classes = distinct(classes if isinstance(classes, Mapping) else dict(enumerate(classes)))
+        self.classes = distinct_names(classes if isinstance(classes, Mapping) else dict(enumerate(classes)))
         known = max(self.classes, default=-1) + 1
         self._sums = torch.zeros(known, len(self.regions), dtype=torch.float64)
         self._counts = torch.zeros(known, dtype=torch.int64)
@@ -101,12 +101,6 @@ class Placement:
         bars = {name: parts for name, parts in shares.items() if name in often}
         title = "share of the class's probability" + f" ({most} of {len(shares)} classes)" * (len(shares) > most)
         return stacked_bars(title, {**bars, "area of the region": self.areas()})
-
-
-def distinct(names: Mapping[int, str]) -> dict[int, str]:
-    """The names, with the class index behind those that several classes share, as ImageNet's cranes do."""
-    shared = Counter(names.values())
-    return {index: f"{name} ({index})" if shared[name] > 1 else name for index, name in names.items()}
 
 
 def region_shares(explanation: Explanation, masks: Tensor) -> Tensor:

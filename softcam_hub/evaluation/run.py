@@ -25,6 +25,7 @@ from ..data.config import DataConfig
 from ..data.lesions import VARIANTS
 from ..data.loading import Rows, Splits, load_splits
 from ..files import write_text
+from ..loading import load_classifier
 from ..output_folder import OutputFolder, Use
 from . import report
 from .config import GRID, LOCALISATION, SENSITIVITY, BenchmarkConfig, make_settings
@@ -32,13 +33,9 @@ from .folder import CURVES, ROWS, TABLE1, VALUES, benchmark_folder, start
 from .models import (
     Explained,
     Pair,
-    as_timm,
-    check_classes,
-    describe,
     divide,
     fingerprint,
     lent,
-    load_classifier,
     pair_up,
     several_labels,
 )
@@ -110,7 +107,7 @@ def _measure(
     with ExitStack() as stack:
         for one in (pair.model, pair.twin):
             if one is not None:
-                stack.enter_context(lent(one, state.device))
+                stack.enter_context(lent(one.model, state.device))
         explained, refused = _choose_explainers(config, pair, parts, splits, rows)
         asked = _asked(config, data, names, explained, rows) | versions(state.device)
         if state.is_main_process:
@@ -136,16 +133,10 @@ def _tell_left_out(left_out: dict[str, str]) -> None:
 
 def _load(model: Any, twin: Any) -> tuple[Pair, dict[str, str | None]]:
     """The models, and what to call them."""
-    made: dict[str, nn.Module | None] = {}
-    names: dict[str, str | None] = {}
-    for role, source in (("model", model), ("twin", twin)):
-        if isinstance(source, nn.Module):
-            made[role] = as_timm(source, f"the {role}")
-            names[role] = describe(made[role])
-        else:
-            made[role] = None if source is None else load_classifier(source)
-            names[role] = None if source is None else str(source)
-    return pair_up(made["model"], made["twin"]), names
+    loaded = load_classifier(model)
+    loaded_twin = None if twin is None else load_classifier(twin)
+    names = {"model": loaded.name, "twin": None if loaded_twin is None else loaded_twin.name}
+    return pair_up(loaded, loaded_twin), names
 
 
 def needed(data: DataConfig, split: str) -> DataConfig:
@@ -181,15 +172,15 @@ def _choose_explainers(
     for role, model in (("model", pair.model), ("twin", pair.twin)):
         if not parts[role]:
             continue
-        check_classes(model, splits.classes, f"the {role}")
+        model.check_classes(splits.classes, f"the {role}")
         several = several_labels(pair, role, splits.multi_label)
         one = Explained(role, model, parts[role], several, config.seed, config.batch_size)
-        images = samples(model, rows)
+        images = samples(model.preprocessing, rows)
         some = torch.stack([images[index]["pixel_values"] for index in range(min(TRIED, len(rows)))])
         if config.patch is not None and config.patch > (side := min(some.shape[-2:])):
             raise ValueError(f"patch must be at most {side}, the side of the {role}'s images, got {config.patch}")
         with torch.enable_grad():
-            left_out |= one.drop_refused(some.to(next(model.parameters()).device), strict=named)
+            left_out |= one.drop_refused(some.to(next(model.model.parameters()).device), strict=named)
         if one.names:
             found.append(one)
     if not found:
@@ -203,7 +194,7 @@ def _asked(
     """All that the values follow from, beside the versions."""
     settings = {name: value for name, value in asdict(config).items() if name not in FREE_TO_CHANGE}
     pairs = {one.role: list(one.names) for one in explained}
-    weights = {one.role: fingerprint(one.model) for one in explained}
+    weights = {one.role: fingerprint(one.classifier) for one in explained}
     hashes = {"hash": rows.fingerprint(with_masks=True), "labels": zlib.crc32(rows.labels.tobytes())}
     images = {"count": count_of(rows, config), **hashes}
     return {**names, **asdict(data), **settings, "pairs": pairs, "weights": weights, "images": images}

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from ..data.loading import Images, Rows, make_transforms, mask_transform
@@ -21,7 +21,7 @@ from ..files import write_text
 from .config import GRID, LOCALISATION, SENSITIVITY, BenchmarkConfig
 from .folder import SHARDS
 from .measure import Batch, Values, grid_pointing, measure, quartets
-from .models import Explained, preprocessing
+from .models import Explained
 
 Line = dict[str, Any]
 """The values of one image and one explainer."""
@@ -75,7 +75,7 @@ class Shards:
 
     def _lines(self, one: Explained, indices: range, bar: tqdm) -> Iterable[Line]:
         """A line per explainer and image."""
-        images = samples(one.model, self.rows, self.masks)
+        images = samples(one.classifier.preprocessing, self.rows, self.masks)
         found: dict[tuple[str, int], Line] = {}
         for first in range(indices.start, indices.stop, self.config.batch_size):
             some = [images[index] for index in range(first, min(first + self.config.batch_size, indices.stop))]
@@ -129,10 +129,16 @@ def _stacked(one: Explained, some: list[Line], *names: str) -> list[Tensor]:
     return [torch.stack([sample[name] for sample in some]).to(device) for name in names]
 
 
-def samples(model: nn.Module, rows: Rows, masks: bool = False) -> Images:
-    """The images as this model wants them."""
-    config = preprocessing(model)
-    return Images(rows, make_transforms(config)[1], masks=mask_transform(config) if masks else None)
+def samples(preprocessing: dict[str, Any], rows: Rows, masks: bool = False) -> Images:
+    """Prepare images as a model takes them, and their annotations with them.
+
+    Args:
+        preprocessing: Preprocessing of a `LoadedClassifier`.
+        rows: Images of a data set.
+        masks: Add the annotation of every image.
+    """
+    mask = mask_transform(preprocessing) if masks else None
+    return Images(rows, make_transforms(preprocessing)[1], masks=mask)
 
 
 def _add(

@@ -26,7 +26,7 @@ def class_probabilities(logits: Tensor, multi_label: bool) -> Tensor:
     return logits.float().sigmoid() if multi_label else logits.float().softmax(dim=1)
 
 
-def is_multi_label(model: nn.Module, default: bool = False) -> bool:
+def is_multi_label(model: nn.Module, default: bool | None = False) -> bool | None:
     """Say whether an image may have several labels for this model.
 
     Args:

@@ -19,7 +19,7 @@ from transformers import PreTrainedConfig
 
 from ..data.loading import Splits
 from ..files import DRAFT, flush
-from ..loading import find_model, load_timm, read_config
+from ..loading import find_model, load_classifier, read_config
 from ..models.classifier import build, split_name
 from ..models.heads import HEADS
 from ..models.label_kind import MULTI_LABEL, SINGLE_LABEL, class_probabilities
@@ -184,7 +184,7 @@ def load_model(folder: Path, splits: Splits) -> nn.Module:
     family = _family_of(folder)
     if family is not None:
         return MODELS[family].from_pretrained(folder)
-    vanilla = load_timm(find_model(folder, timm_names=False), folder)
+    vanilla = load_classifier(folder, timm_names=False).model
     return VanillaForTraining(vanilla, splits.multi_label, splits.classes)
 
 
@@ -203,7 +203,7 @@ def _vanilla(settings: ModelConfig, classes: int) -> nn.Module:
         args |= _weights_of_file(settings, classes)
         pretrained = settings.pretrained or settings.init is not None
         return timm.create_model(name, pretrained=pretrained, num_classes=classes, **args)
-    model = load_timm(find_model(settings.init, timm_names=False), settings.init, **args)
+    model = load_classifier(settings.init, timm_names=False, **args).model
     if model.num_classes != classes:
         raise ValueError(f"{settings.init} has {model.num_classes} classes, but the data has {classes}")
     _check_architecture(model.pretrained_cfg.get("architecture"), settings)

@@ -1,0 +1,64 @@
+"""One function loads every source, and tells the same of the same classifier."""
+
+import pytest
+import timm
+import torch
+from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+
+import softcam_hub
+from softcam_hub.loading import load_classifier
+from softcam_hub.training.objective import VanillaForTraining
+
+NAMES = ["circle", "square", "square"]
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """One vanilla classifier as a module, as a folder, and in the wrapper of transformers."""
+    torch.manual_seed(0)
+    vanilla = timm.create_model("test_resnet", num_classes=3).eval()
+    vanilla.pretrained_cfg.update(num_classes=3, input_size=(3, 64, 64), mean=(0.1, 0.2, 0.3), label_names=NAMES)
+    folder = tmp_path_factory.mktemp("vanilla")
+    VanillaForTraining(vanilla, True, NAMES).save_pretrained(folder)
+    vanilla.multi_label = True
+    return {
+        "module": vanilla,
+        "folder": folder,
+        "wrapper": TimmWrapperForImageClassification.from_pretrained(folder),
+        "softcam": softcam_hub.convert(vanilla),
+        "hugging face": softcam_hub.SoftCAMForImageClassification.from_timm(
+            vanilla, id2label=dict(enumerate(NAMES)), problem_type="multi_label_classification"
+        ),
+    }
+
+
+@pytest.mark.parametrize("source", ["module", "folder", "wrapper", "softcam", "hugging face"])
+def test_every_source_says_the_same(source, sources):
+    classifier = load_classifier(sources[source])
+    assert classifier.label_names == NAMES
+    assert classifier.labels == ["circle", "square (1)", "square (2)"]
+    assert classifier.multi_label is True
+    assert tuple(classifier.preprocessing["input_size"]) == (3, 64, 64)
+    assert tuple(classifier.preprocessing["mean"]) == (0.1, 0.2, 0.3)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.allclose(classifier.model(images), sources["module"](images), atol=1e-5)
+
+
+def test_a_wrapper_without_names_has_numbers():
+    config = TimmWrapperConfig(architecture="test_resnet", num_labels=2)
+    classifier = load_classifier(TimmWrapperForImageClassification(config).eval())
+    assert classifier.label_names is None
+    assert classifier.labels == ["0", "1"]
+    assert classifier.multi_label is None
+
+
+def test_the_mode_of_a_module_stays():
+    model = timm.create_model("test_resnet", num_classes=3).train()
+    assert load_classifier(model).model is model
+    assert model.training
+
+
+def test_a_source_must_have_weights_where_timm_names_are_not_accepted():
+    with pytest.raises(FileNotFoundError, match="expected a model folder or a Hub id"):
+        load_classifier("test_resnet", timm_names=False)
