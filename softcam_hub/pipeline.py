@@ -11,11 +11,11 @@ from transformers import AutoModelForImageClassification, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .data.decoding import decode, to_rgb, upright
-from .data.display import show
 from .data.downloads import download
 from .data.locations import open_local
 from .data.pictures import named, read_picture
-from .data.rows import UnreadableImage
+from .data.samples import UnreadableImage
+from .data.text import printable
 from .figures import denormalise, overlay
 
 TASK = "image-explanation"
@@ -132,7 +132,7 @@ def as_picture(image: Any, timeout: float | None) -> Image.Image:
         with named("the PIL image"):
             return to_rgb(upright(image))
     if isinstance(image, os.PathLike) or (isinstance(image, str) and os.path.isfile(image)):
-        with named(show(os.fspath(image))), open_local(image) as file:
+        with named(printable(os.fspath(image))), open_local(image) as file:
             return to_rgb(decode(file))
     if isinstance(image, str):
         return _picture_of_text(image, timeout)
@@ -150,7 +150,7 @@ def _picture_of_text(text: str, timeout: float | None) -> Image.Image:
         if isinstance(error, UnreadableImage) and text.startswith("data:"):
             raise
         # a file name of a few letters is base64 too, of no image
-        shown = show(text if len(text) <= LONGEST else f"{text[:LONGEST]}...")
+        shown = printable(text if len(text) <= LONGEST else f"{text[:LONGEST]}...")
         raise UnreadableImage(f"{shown} cannot be read: expected {EXPECTED}.") from error
 
 

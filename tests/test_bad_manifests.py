@@ -15,11 +15,12 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from softcam_hub.data.config import DataConfig
 from softcam_hub.data.downloads import DownloadError
-from softcam_hub.data.listed import check_listed
-from softcam_hub.data.loading import StreamedImages, UnreadableImage, load_splits
+from softcam_hub.data.image_paths import check_image_paths
 from softcam_hub.data.locations import Locations
-from softcam_hub.data.rows import Columns
+from softcam_hub.data.samples import Columns, UnreadableImage
 from softcam_hub.data.sources import read_source
+from softcam_hub.data.splits import load_splits
+from softcam_hub.data.streaming import StreamedImageDataset
 from softcam_hub.training import parse
 
 
@@ -286,11 +287,11 @@ def test_embedded_images_beside_paths_are_looked_for_where_they_are(tmp_path):
     cells = [{"bytes": content, "path": "somewhere.png"}, {"bytes": None, "path": str(gone)}]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
     data = datasets.Dataset.from_dict({"image": cells * 2, "label": ["a", "b"] * 2}, features).select([1, 0, 2, 3])
-    check_listed(data, Columns("image", "label"), "train", Locations())
+    check_image_paths(data, Columns("image", "label"), "train", Locations())
     gone.unlink()
     with pytest.raises(UnreadableImage, match="row 0 of split 'train' .*none.png.*1 more are missing"):
-        check_listed(data, Columns("image", "label"), "train", Locations())
-    check_listed(data.select([1, 2]), Columns("image", "label"), "train", Locations())
+        check_image_paths(data, Columns("image", "label"), "train", Locations())
+    check_image_paths(data.select([1, 2]), Columns("image", "label"), "train", Locations())
 
 
 def test_raw_bytes_are_images_too(tmp_path):
@@ -336,6 +337,6 @@ def test_locations_allow_nothing_but_local_files_by_default():
 
 def test_streams_of_folders_still_give_images(tmp_path):
     local = [str(paint(tmp_path / f"{number}.png")) for number in range(2)]
-    samples = list(StreamedImages(stream_of(tmp_path, local).train, pil_to_tensor, buffer=0))
+    samples = list(StreamedImageDataset(stream_of(tmp_path, local).train, pil_to_tensor, buffer=0))
     assert len(samples) == 2
     assert load_splits(DataConfig(str(tmp_path / "saved"))).train.image(0).size == (12, 10)

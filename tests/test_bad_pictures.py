@@ -21,11 +21,11 @@ import softcam_hub
 from softcam_hub.cli import main
 from softcam_hub.commands.explain import LONGEST_NAME, ImageExplainer, find_images, name_pictures, writable_name
 from softcam_hub.data.decoding import FORMATS, SUFFIXES, UndecodableImage, decode
-from softcam_hub.data.display import as_unicode, show
-from softcam_hub.data.loading import StreamedImages, UnreadableImage
 from softcam_hub.data.locations import Locations
 from softcam_hub.data.pictures import read_picture
-from softcam_hub.data.rows import Columns, Rows, find_mask, read_image
+from softcam_hub.data.samples import Columns, Samples, UnreadableImage, find_mask, read_image
+from softcam_hub.data.streaming import StreamedImageDataset
+from softcam_hub.data.text import as_unicode, printable
 from softcam_hub.loading import load_classifier
 from softcam_hub.pipeline import as_picture
 
@@ -98,7 +98,7 @@ def stream_of(folder):
     (folder / "a").mkdir()
     (folder / "mine.png").rename(folder / "a" / "mine.png")
     (folder / "b" / "mine.png").write_bytes((folder / "a" / "mine.png").read_bytes())
-    return next(iter(StreamedImages(load(folder, streaming=True).train, pil_to_tensor)))
+    return next(iter(StreamedImageDataset(load(folder, streaming=True).train, pil_to_tensor)))
 
 
 def explain_command(path):
@@ -116,7 +116,9 @@ DOORS = {
     "explain": explain_command,
     "row-path": lambda path: read_image(str(path), Locations(), "row 0"),
     "row-bytes": lambda path: read_image(path.read_bytes(), Locations(), "row 0"),
-    "rows": lambda path: Rows(embedded(path.read_bytes()), np.zeros(1, dtype=int), Columns("image", "label")).image(0),
+    "rows": lambda path: Samples(embedded(path.read_bytes()), np.zeros(1, dtype=int), Columns("image", "label")).image(
+        0
+    ),
     "mask": lambda path: find_mask({"mask": str(path)}, Columns("i", "l", "mask"), (9, 9), Locations(), "row 0"),
     "stream": lambda path: stream_of(path.parent),
     "pipeline-path": lambda path: as_picture(str(path), None),
@@ -223,8 +225,8 @@ def stem_of(kind):
 
 @pytest.mark.parametrize("kind", HURTFUL)
 def test_a_name_is_shown_on_one_line_of_printable_characters(kind):
-    assert show(stem_of(kind)) == SHOWN.get(kind, stem_of(kind))
-    assert show(stem_of(kind)).isprintable()
+    assert printable(stem_of(kind)) == SHOWN.get(kind, stem_of(kind))
+    assert printable(stem_of(kind)).isprintable()
     as_unicode(stem_of(kind)).encode("utf-8")
 
 

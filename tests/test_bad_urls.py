@@ -18,7 +18,7 @@ from test_bad_pictures import bomb
 
 from softcam_hub.data import downloads
 from softcam_hub.data.downloads import DownloadError, download
-from softcam_hub.data.loading import UnreadableImage
+from softcam_hub.data.samples import UnreadableImage
 from softcam_hub.pipeline import as_picture
 
 LIMITS = (downloads.MOST_BYTES, downloads.MOST_SECONDS)

@@ -14,7 +14,10 @@ from helpers.processes import finish, start
 
 from softcam_hub import CAPEForImageClassification, SoftCAMForImageClassification, convert, create_explainer, to_vanilla
 from softcam_hub.cli import main
-from softcam_hub.data.loading import DataConfig, Images, load_splits, make_transforms, mask_transform
+from softcam_hub.data.config import DataConfig
+from softcam_hub.data.samples import ImageDataset
+from softcam_hub.data.splits import load_splits
+from softcam_hub.data.transforms import make_transforms, mask_transform
 from softcam_hub.evaluation import BenchmarkConfig, benchmark
 from softcam_hub.evaluation.accuracy import rows_of_runs, rows_of_twin, table2
 from softcam_hub.evaluation.measure import Batch, alike, around, measure
@@ -71,7 +74,7 @@ test_splits.__test__ = False
 
 def samples_of(model):
     config = timm.data.resolve_data_config({}, pretrained_cfg=dict(model.pretrained_cfg))
-    return Images(test_splits(), make_transforms(config)[1], masks=mask_transform(config))
+    return ImageDataset(test_splits(), make_transforms(config)[1], masks=mask_transform(config))
 
 
 def phi(maps, size):

@@ -13,8 +13,9 @@ from accelerate import Accelerator
 from test_training import equal, part, settings, train, weights
 from timm.data import resolve_data_config
 
-from softcam_hub.data.images import Images
-from softcam_hub.data.loading import load_splits, make_transforms
+from softcam_hub.data.samples import ImageDataset
+from softcam_hub.data.splits import load_splits
+from softcam_hub.data.transforms import make_transforms
 from softcam_hub.models.evaluation_mode import evaluation_mode
 from softcam_hub.output_folder import RECORD
 from softcam_hub.training import feature_cache
@@ -30,7 +31,7 @@ def frozen(output, **changes):
     splits = load_splits(config.data)
     model = make_model(config, splits)
     data = resolve_data_config({}, pretrained_cfg=dict(model.pretrained_cfg))
-    return model, Images(splits.validation, make_transforms(data, config.augmentation)[1])
+    return model, ImageDataset(splits.validation, make_transforms(data, config.augmentation)[1])
 
 
 def cached(model, images, folder, limit=1.0, **options):
@@ -60,7 +61,7 @@ def test_cached_features_are_the_backbones(cache):
         expected = model.forward_features(pixels)
     batch = found.__getitems__([(0, 20), (0, 3), 7])
     assert batch["index"].tolist() == [20, 3, 7]
-    assert batch["labels"].tolist() == [images.rows.labels[index] for index in (20, 3, 7)]
+    assert batch["labels"].tolist() == [images.samples.labels[index] for index in (20, 3, 7)]
     assert torch.allclose(batch["features"], expected[[20, 3, 7]], atol=1e-6)
     assert torch.equal(found[3]["features"], batch["features"][1])
     again = cached(model.train(), images, folder)

@@ -168,7 +168,7 @@ def test_a_second_run_replaces_the_first_and_a_failed_one_nothing(images, tmp_pa
     assert [json.loads(line)["file"] for line in lines.read_text().splitlines()] == [str(tmp_path / "eye.png")]
     assert {file.name for file in lines.parent.iterdir()} == {"eye.png", "predictions.jsonl", RECORD, LOCK}
     assert main(["explain", str(tmp_path / "out" / "eye.png"), "--out", str(tmp_path / "out")]) == 1
-    assert "eye.png is to be explained, so that no picture can take its place" in capsys.readouterr().err
+    assert "eye.png is to be explained, so no picture may replace it" in capsys.readouterr().err
 
 
 def test_a_folder_of_timm_is_explained_and_says_whether_labels_are_several(images, tmp_path):

@@ -101,7 +101,7 @@ def test_what_is_to_be_explained_is_not_drawn_over(given, photos, tmp_path, caps
     said = capsys.readouterr().err
     assert "there is no image in folder" in said if given == "." else "eye.png is to be explained, so that" in said
     assert explain(tmp_path / "out" / "ear.png", tmp_path / "out") == 1
-    assert "ear.png is to be explained, so that no picture can take its place" in capsys.readouterr().err
+    assert "ear.png is to be explained, so no picture may replace it" in capsys.readouterr().err
     assert content(photos) == before
 
 

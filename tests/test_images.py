@@ -19,14 +19,8 @@ from torch.utils.data import DataLoader
 
 from softcam_hub.data import load_lesions
 from softcam_hub.data.decoding import to_rgb
-from softcam_hub.data.loading import (
-    AugmentationConfig,
-    Images,
-    UnreadableImage,
-    make_transforms,
-    mask_transform,
-)
-from softcam_hub.data.rows import Columns, Rows
+from softcam_hub.data.samples import Columns, ImageDataset, Samples, UnreadableImage
+from softcam_hub.data.transforms import AugmentationConfig, make_transforms, mask_transform
 
 CONFIG = {
     "input_size": (3, 32, 32),
@@ -43,7 +37,7 @@ EVERYTHING = AugmentationConfig(crop_scale=0.3, vflip=0.5, color_jitter=0.4, aut
 @pytest.fixture(scope="module")
 def rows():
     data = load_lesions("train", 8, 48)
-    return Rows(data, np.asarray(data["label"][:]), Columns("image", "label", "mask"))
+    return Samples(data, np.asarray(data["label"][:]), Columns("image", "label", "mask"))
 
 
 # decoding
@@ -79,7 +73,7 @@ def rows_from(*contents, **settings):
     """Rows of embedded images."""
     cells = {"image": [{"bytes": content, "path": None} for content in contents]}
     data = datasets.Dataset.from_dict(cells, features=datasets.Features({"image": datasets.Image()}))
-    return Rows(data, np.zeros(len(contents), dtype=np.int64), Columns("image", "label"), **settings)
+    return Samples(data, np.zeros(len(contents), dtype=np.int64), Columns("image", "label"), **settings)
 
 
 def test_a_palette_with_transparency_a_deep_png_and_a_cmyk_jpeg_as_files():
@@ -151,7 +145,7 @@ def test_missing_files_and_folders_of_nothing_but_broken_images(tmp_path):
 
 
 def test_a_worker_names_the_broken_image():
-    images = Images(rows_from(b"broken"), create_transform(**CONFIG))
+    images = ImageDataset(rows_from(b"broken"), create_transform(**CONFIG))
     with pytest.raises(UnreadableImage) as caught:
         images[0]
     with pytest.raises(UnreadableImage) as from_worker:
@@ -191,7 +185,7 @@ def test_paths_and_boxes_are_checked_before_they_are_needed(tmp_path):
 )
 def test_boxes_are_checked(tmp_path, boxes, message):
     data = datasets.Dataset.from_dict({"image": [str(paint(tmp_path / "1.png"))], "label": [0], "boxes": [boxes]})
-    found = Rows(data, np.zeros(1, dtype=np.int64), Columns("image", "label", boxes="boxes"))
+    found = Samples(data, np.zeros(1, dtype=np.int64), Columns("image", "label", boxes="boxes"))
     with pytest.raises(ValueError, match=message):
         found.mask(0)
 
@@ -223,7 +217,10 @@ def test_the_fingerprint_is_of_images_and_order(rows, tmp_path):
 @pytest.mark.slow
 def test_the_fingerprint_is_the_same_in_another_process():
     settings = "'lesions', train_count=8, eval_count=4, data_size=32, hold_out=0.25"
-    code = f"from softcam_hub.data.loading import *; print(load_splits(DataConfig({settings})).train.fingerprint())"
+    code = (
+        "from softcam_hub.data.config import DataConfig; from softcam_hub.data.splits import load_splits; "
+        f"print(load_splits(DataConfig({settings})).train.fingerprint())"
+    )
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     assert load("lesions", train_count=8, eval_count=4, data_size=32, hold_out=0.25).train.fingerprint() == other
 
@@ -232,13 +229,13 @@ def test_the_fingerprint_is_the_same_in_another_process():
 
 
 def test_a_sample_depends_on_seed_epoch_and_index_alone(rows):
-    images = Images(rows, make_transforms(CONFIG, EVERYTHING)[0], seed=3)
+    images = ImageDataset(rows, make_transforms(CONFIG, EVERYTHING)[0], seed=3)
     first = images[1, 5]["pixel_values"]
     for _ in range(2):
         torch.rand(3), random.random(), np.random.rand()
         assert torch.equal(images[1, 5]["pixel_values"], first)
     assert not torch.equal(images[2, 5]["pixel_values"], first)
-    assert not torch.equal(Images(rows, images.transform, seed=4)[1, 5]["pixel_values"], first)
+    assert not torch.equal(ImageDataset(rows, images.transform, seed=4)[1, 5]["pixel_values"], first)
 
 
 @pytest.mark.parametrize("draw", [torch.rand, random.random, np.random.rand], ids=["torch", "random", "numpy"])
@@ -249,7 +246,7 @@ def test_each_generator_is_seeded_and_put_back(rows, draw):
         draws.append(draw() if draw is not torch.rand else draw(1).item())
         return torch.zeros(3, 1, 1)
 
-    images = Images(rows, transform, seed=3)
+    images = ImageDataset(rows, transform, seed=3)
     generators = torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
     for key in ((0, 1), (0, 1), (0, 2), (1, 1)):
         assert images[key]["index"] == key[1]
@@ -261,12 +258,12 @@ def test_each_generator_is_seeded_and_put_back(rows, draw):
 def test_generators_are_put_back_after_an_exception(rows):
     state = torch.get_rng_state()
     with pytest.raises(ZeroDivisionError):
-        Images(rows, lambda image: 1 / 0, seed=3)[0, 0]
+        ImageDataset(rows, lambda image: 1 / 0, seed=3)[0, 0]
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_workers_change_nothing(rows):
-    images = Images(rows, make_transforms(CONFIG, EVERYTHING)[0], seed=3)
+    images = ImageDataset(rows, make_transforms(CONFIG, EVERYTHING)[0], seed=3)
     keys = [(4, index) for index in (7, 0, 3, 1)]
     alone, among = (list(DataLoader(images, 2, sampler=keys, num_workers=number)) for number in (0, 2))
     for one, other in zip(alone, among, strict=True):
@@ -277,23 +274,23 @@ def test_workers_change_nothing(rows):
 
 def test_samples_in_evaluation(rows):
     transform = make_transforms(CONFIG)[1]
-    sample = Images(rows, transform)[2]
+    sample = ImageDataset(rows, transform)[2]
     assert torch.equal(sample["pixel_values"], transform(rows.image(2)))
     assert (sample["labels"].dtype, sample["index"]) == (torch.int64, 2)
-    several = Images(load("labels", train_count=8, eval_count=8, data_size=32).train, transform)[5]["labels"]
+    several = ImageDataset(load("labels", train_count=8, eval_count=8, data_size=32).train, transform)[5]["labels"]
     assert (several.dtype, several.tolist()) == (torch.float32, [1, 0, 1])
 
 
 def test_samples_that_cannot_be_made(rows):
     transform = make_transforms(CONFIG)[1]
     with pytest.raises(ValueError, match="needs a seed"):
-        Images(rows, transform)[0, 1]
+        ImageDataset(rows, transform)[0, 1]
     with pytest.raises(IndexError, match="no image 8: split 'train' has 8"):
-        Images(rows, transform)[8]
+        ImageDataset(rows, transform)[8]
     with pytest.raises(ValueError, match="neither masks nor boxes"):
-        Images(rows_from(b""), transform, masks=mask_transform(CONFIG))
+        ImageDataset(rows_from(b""), transform, masks=mask_transform(CONFIG))
     with pytest.raises(ValueError, match="not the augmentation"):
-        Images(rows, transform, seed=1, masks=mask_transform(CONFIG))
+        ImageDataset(rows, transform, seed=1, masks=mask_transform(CONFIG))
 
 
 # transforms
@@ -357,9 +354,9 @@ def test_a_lesion_of_one_pixel_does_not_vanish_and_a_large_one_does_not_grow():
 def test_masks_in_samples_follow_eval_crop(rows):
     augmentation = AugmentationConfig(eval_crop=1.0)
     evaluation, masks = make_transforms(CONFIG, augmentation)[1], mask_transform(CONFIG, augmentation)
-    sample = Images(rows, evaluation, masks=masks)[3]
+    sample = ImageDataset(rows, evaluation, masks=masks)[3]
     assert sample["mask"].dtype == torch.bool
     whole = np.asarray(rows.mask(3).resize((32, 32), Image.Resampling.BOX)) >= 64
     assert (sample["mask"].numpy() >= whole).all()
     assert sample["mask"].any()
-    assert not Images(rows, evaluation, masks=masks)[0]["mask"].any()
+    assert not ImageDataset(rows, evaluation, masks=masks)[0]["mask"].any()

@@ -18,15 +18,12 @@ from torchvision.transforms.functional import pil_to_tensor
 from transformers import HfArgumentParser
 
 from softcam_hub.data import load_lesions
-from softcam_hub.data.loading import (
-    AugmentationConfig,
-    DataConfig,
-    EndlessImages,
-    StreamedImages,
-    UnreadableImage,
-    load_splits,
-)
-from softcam_hub.data.splitting import deal, turns
+from softcam_hub.data.config import DataConfig
+from softcam_hub.data.samples import UnreadableImage
+from softcam_hub.data.splits import load_splits
+from softcam_hub.data.stratification import assign_parts, round_robin
+from softcam_hub.data.streaming import EndlessImageDataset, StreamedImageDataset
+from softcam_hub.data.transforms import AugmentationConfig
 
 
 @pytest.fixture(autouse=True)
@@ -126,7 +123,7 @@ def test_an_image_folder_with_splits(tmp_path):
             paint(tmp_path / f"{split}/{name}/1.png")
     paint(tmp_path / "drafts/1.png")
     splits = load(tmp_path)
-    assert [len(rows) for rows in (splits.train, splits.validation, splits.test)] == [2, 2, 2]
+    assert [len(samples) for samples in (splits.train, splits.validation, splits.test)] == [2, 2, 2]
     paint(tmp_path / "test/eel/1.png")
     with pytest.raises(ValueError, match="split 'test' has classes that no training image has: eel"):
         load(tmp_path)
@@ -149,7 +146,7 @@ def test_a_manifest_with_splits_masks_and_names_that_look_missing(tmp_path):
     path = manifest(tmp_path, rows_of(*cells, header="image,label,split,mask"))
     splits = load(path, validation_split="val", test_split="exam")
     assert splits.classes == ["NA", "None"]
-    assert [rows.labels.tolist() for rows in (splits.train, splits.validation, splits.test)] == [[1, 0], [1], [0]]
+    assert [samples.labels.tolist() for samples in (splits.train, splits.validation, splits.test)] == [[1, 0], [1], [0]]
     assert splits.validation.image(0).getpixel((0, 0)) == (20, 0, 0)
     assert np.asarray(splits.train.mask(0)).min() == 255
     assert splits.train.mask(1) is None
@@ -295,32 +292,32 @@ def test_places_that_hold_no_data(tmp_path):
 
 
 def test_turns_keep_to_their_shares():
-    assert turns(np.array([1 / 3] * 3), 7).tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert round_robin(np.array([1 / 3] * 3), 7).tolist() == [0, 1, 2, 0, 1, 2, 0]
     shares = np.array([0.8, 0.2])
-    given = turns(shares, 1000)
+    given = round_robin(shares, 1000)
     for start, stop in ((0, 1000), (3, 48), (500, 507)):
         assert abs((given[start:stop] == 1).sum() - 0.2 * (stop - start)) <= 1
 
 
 def test_every_part_has_its_share_of_every_class():
     labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [100, 37, 11]))
-    parts = deal(labels, [0.2] * 5, seed=1)
+    parts = assign_parts(labels, [0.2] * 5, seed=1)
     counts = np.array([np.bincount(labels[parts == part], minlength=3) for part in range(5)])
     assert (np.abs(counts - counts.sum(axis=0) / 5) <= 1).all()
     assert np.ptp(counts.sum(axis=1)) <= 1
-    assert (deal(labels, [0.2] * 5, seed=1) == parts).all()
-    assert (deal(labels, [0.2] * 5, seed=2) != parts).any()
+    assert (assign_parts(labels, [0.2] * 5, seed=1) == parts).all()
+    assert (assign_parts(labels, [0.2] * 5, seed=2) != parts).any()
 
 
 def test_groups_are_never_divided():
     rng = np.random.default_rng(0)
     persons = np.repeat(np.arange(171), rng.integers(1, 30, 171))
     labels = rng.integers(0, 3, 171)[persons]
-    parts = deal(labels, [0.2] * 5, seed=0, groups=persons)
+    parts = assign_parts(labels, [0.2] * 5, seed=0, groups=persons)
     assert all(len(set(parts[persons == person])) == 1 for person in range(171))
     counts = np.array([np.bincount(labels[parts == part], minlength=3) for part in range(5)])
     assert (np.abs(counts / counts.sum(axis=0) - 0.2) < 0.02).all()
-    held = deal(labels, [0.9, 0.1], seed=0, groups=persons)
+    held = assign_parts(labels, [0.9, 0.1], seed=0, groups=persons)
     assert abs((held == 1).mean() - 0.1) < 0.02
 
 
@@ -331,13 +328,15 @@ def test_folds_with_persons_and_a_held_out_part(tmp_path):
     tested = []
     for fold in range(3):
         splits = load(path, folds=3, fold=fold, hold_out=0.5, group_column="person")
-        parts = [{int(row) for row in rows.rows} for rows in (splits.train, splits.validation, splits.test)]
+        parts = [
+            {int(row) for row in samples.row_numbers} for samples in (splits.train, splits.validation, splits.test)
+        ]
         assert sum(map(len, parts)) == len(set.union(*parts)) == 12
         persons = [{person_of[row] for row in part} for part in parts]
         assert not persons[0] & persons[1] | persons[1] & persons[2] | persons[0] & persons[2]
-        assert [sorted(rows.labels) for rows in (splits.train, splits.test)] == [[0, 0, 1, 1]] * 2
-        assert splits.test.labels.tolist() == [person_of[row] % 2 for row in splits.test.rows]
-        assert splits.test.image(0).getpixel((0, 0)) == (10 * int(splits.test.rows[0]), 0, 0)
+        assert [sorted(samples.labels) for samples in (splits.train, splits.test)] == [[0, 0, 1, 1]] * 2
+        assert splits.test.labels.tolist() == [person_of[row] % 2 for row in splits.test.row_numbers]
+        assert splits.test.image(0).getpixel((0, 0)) == (10 * int(splits.test.row_numbers[0]), 0, 0)
         tested += parts[2]
     assert sorted(tested) == list(range(12))
 
@@ -363,7 +362,9 @@ def samples_of(images, workers):
 
 def test_a_stream_is_the_same_for_any_number_of_workers():
     splits = stream()
-    noisy = StreamedImages(splits.train, lambda image: pil_to_tensor(image) + torch.rand(3, 32, 32), seed=5, buffer=4)
+    noisy = StreamedImageDataset(
+        splits.train, lambda image: pil_to_tensor(image) + torch.rand(3, 32, 32), seed=5, buffer=4
+    )
     noisy.set_epoch(2)
     alone, among = samples_of(noisy, 0), samples_of(noisy, 2)
     assert sorted(alone) == sorted(among) == list(range(11))
@@ -380,15 +381,15 @@ def test_a_stream_goes_past_unreadable_images_or_stops(tmp_path):
     cells = {"image": [{"bytes": b, "path": None} for b in (good, b"no image", good)], "label": [0, 1, 1]}
     datasets.Dataset.from_dict(cells, features=features).save_to_disk(str(tmp_path / "data"))
     skipping = load(tmp_path / "data", streaming=True, unreadable="skip").train
-    (gone,) = {0, 1, 2} - set(samples_of(StreamedImages(skipping, pil_to_tensor, buffer=0), 0))
+    (gone,) = {0, 1, 2} - set(samples_of(StreamedImageDataset(skipping, pil_to_tensor, buffer=0), 0))
     assert skipping.unreadable == [f"position {gone} of split 'train'"]
     stopping = load(tmp_path / "data", streaming=True).train
     with pytest.raises(UnreadableImage, match=f"position {gone} of split 'train' cannot be read"):
-        samples_of(StreamedImages(stopping, pil_to_tensor, buffer=0), 0)
+        samples_of(StreamedImageDataset(stopping, pil_to_tensor, buffer=0), 0)
 
 
 def batches_of(images, workers, count, seen=0):
-    endless = EndlessImages(images, batch_size=4)
+    endless = EndlessImageDataset(images, batch_size=4)
     endless.seen = seen
     found = itertools.islice(DataLoader(endless, batch_size=4, num_workers=workers), count)
     return [(batch["index"].tolist(), batch["pixel_values"]) for batch in found]
@@ -397,7 +398,7 @@ def batches_of(images, workers, count, seen=0):
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("unreadable", ["stop", "skip"])
 def test_a_stream_without_end_shows_every_image_and_goes_on_where_it_was_cut_off(workers, unreadable):
-    images = StreamedImages(stream(unreadable=unreadable).train, _noisy, seed=5, buffer=4)
+    images = StreamedImageDataset(stream(unreadable=unreadable).train, _noisy, seed=5, buffer=4)
     whole = batches_of(images, workers, 24)
     seen = Counter(index for indices, _ in whole for index in indices)
     assert set(seen) == set(range(11))
@@ -415,12 +416,12 @@ def _noisy(image):
 
 
 def test_a_stream_that_goes_on_does_not_look_at_what_was_seen(monkeypatch):
-    images, shown = StreamedImages(stream().train, pil_to_tensor, seed=5), []
-    rows, decode = images.rows.rows, images.rows.image
-    monkeypatch.setattr(images.rows, "image", lambda row, position: shown.append(position) or decode(row, position))
+    images, shown = StreamedImageDataset(stream().train, pil_to_tensor, seed=5), []
+    read, decode = images.samples.read, images.samples.image
+    monkeypatch.setattr(images.samples, "image", lambda row, position: shown.append(position) or decode(row, position))
     passes = []
     monkeypatch.setattr(
-        images.rows, "rows", lambda seed, epoch, buffer: passes.append(epoch) or rows(seed, epoch, buffer)
+        images.samples, "read", lambda seed, epoch, buffer: passes.append(epoch) or read(seed, epoch, buffer)
     )
     batches_of(images, 0, 2, seen=25)
     assert passes == [0, 9], "the first, to count, and the tenth"
@@ -431,14 +432,14 @@ def test_a_stream_of_a_folder_is_not_in_the_order_of_its_classes(tmp_path):
     for name in ("cat", "dog"):
         for number in range(40):
             paint(tmp_path / f"{name}/{number}.png")
-    images = StreamedImages(load(tmp_path, streaming=True).train, pil_to_tensor, buffer=0)
+    images = StreamedImageDataset(load(tmp_path, streaming=True).train, pil_to_tensor, buffer=0)
     first = [int(sample["labels"]) for sample in itertools.islice(images, 40)]
     assert 10 < sum(first) < 30
 
 
 def test_a_stream_without_an_image_for_a_worker_ends(tmp_path):
-    images = EndlessImages(StreamedImages(stream(unreadable="skip").train, pil_to_tensor), 4)
-    images.images.rows.image = lambda row, position: None
+    images = EndlessImageDataset(StreamedImageDataset(stream(unreadable="skip").train, pil_to_tensor), 4)
+    images.images.samples.image = lambda row, position: None
     with pytest.raises(ValueError, match="split 'train' has no image for worker 0 of 1"):
         next(iter(images))
 
@@ -453,11 +454,13 @@ def test_a_stream_must_know_its_classes(tmp_path):
 
 READ_FROM_HUB = """
 import sys
-from softcam_hub.data.loading import DataConfig, StreamedImages, load_splits
+from softcam_hub.data.config import DataConfig
+from softcam_hub.data.splits import load_splits
+from softcam_hub.data.streaming import StreamedImageDataset
 from torchvision.transforms.functional import pil_to_tensor
 splits = load_splits(DataConfig(sys.argv[1], streaming=sys.argv[2] == "stream"))
 if sys.argv[2] == "stream":
-    labels = [int(sample["labels"]) for sample in StreamedImages(splits.train, pil_to_tensor, buffer=0)]
+    labels = [int(sample["labels"]) for sample in StreamedImageDataset(splits.train, pil_to_tensor, buffer=0)]
 else:
     labels = splits.train.labels.tolist()
 image = splits.validation.image(1)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from softcam_hub import CAPEConfig, CAPEForImageClassification, SoftCAMForImageClassification
-from softcam_hub.data.loading import load_splits
+from softcam_hub.data.splits import load_splits
 from softcam_hub.loading import load_classifier
 from softcam_hub.models.weights import SOURCES
 from softcam_hub.training.checks import check_reloads

@@ -6,7 +6,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from softcam_hub.data.pictures import read_picture
-from softcam_hub.data.rows import UnreadableImage
+from softcam_hub.data.samples import UnreadableImage
 
 RED = Image.new("RGB", (40, 30), (200, 10, 20))
 

@@ -7,8 +7,8 @@ import timm
 import torch
 
 import softcam_hub
-from softcam_hub.data.loading import load_splits
-from softcam_hub.evaluation.shards import samples
+from softcam_hub.data.splits import load_splits
+from softcam_hub.evaluation.shards import make_dataset
 from softcam_hub.loading import load_classifier
 from softcam_hub.temperature import fit_temperature
 from softcam_hub.training import make_config, run
@@ -139,7 +139,8 @@ def test_a_run_ends_with_the_temperature_fitted(tmp_path):
     )
     splits = load_splits(make_config(**options).data)
     images, labels = zip(
-        *((one["pixel_values"], one["labels"]) for one in samples(before.preprocessing, splits.validation)), strict=True
+        *((one["pixel_values"], one["labels"]) for one in make_dataset(before.preprocessing, splits.validation)),
+        strict=True,
     )
     assert math.isclose(
         fit_temperature(before.model, [(torch.stack(images), torch.stack(labels))]),

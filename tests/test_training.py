@@ -30,7 +30,8 @@ from torch.utils.data import Dataset
 from transformers import AutoModelForImageClassification, pipeline
 
 from softcam_hub.data import load_lesions
-from softcam_hub.data.loading import Splits, load_splits, make_transforms
+from softcam_hub.data.splits import Splits, load_splits
+from softcam_hub.data.transforms import make_transforms
 from softcam_hub.hub.cards import check_card, load_model_record
 from softcam_hub.output_folder import LOCK, RECORD
 from softcam_hub.training import Config, NotFinite, make_config, parse, recipes, run

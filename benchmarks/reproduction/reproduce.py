@@ -35,7 +35,7 @@ from typing import Any
 import torch
 
 from softcam_hub.arguments import ArgumentParser
-from softcam_hub.data.loading import Splits, load_splits
+from softcam_hub.data.splits import Splits, load_splits
 from softcam_hub.evaluation import benchmark
 from softcam_hub.evaluation.accuracy import rows_of_twin
 from softcam_hub.loading import load_classifier

@@ -8,8 +8,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from softcam_hub.data.loading import Rows, Splits
-from softcam_hub.evaluation.shards import samples
+from softcam_hub.data.samples import Samples
+from softcam_hub.data.splits import Splits
+from softcam_hub.evaluation.shards import make_dataset
 from softcam_hub.loading import LoadedClassifier
 from softcam_hub.temperature import candidate_losses, set_temperature
 from softcam_hub.training.metrics import calibration_error
@@ -40,9 +41,9 @@ def calibrations(classifier: LoadedClassifier, splits: Splits, teacher_temperatu
 
 
 @torch.no_grad()
-def evidence_of(classifier: LoadedClassifier, rows: Rows) -> tuple[Tensor, Tensor]:
+def evidence_of(classifier: LoadedClassifier, samples: Samples) -> tuple[Tensor, Tensor]:
     """Compute the evidence (N, C, H, W) of a whole split, and return it with the labels (N,)."""
-    model, images = classifier.model, samples(classifier.preprocessing, rows)
+    model, images = classifier.model, make_dataset(classifier.preprocessing, samples)
     device = next(model.parameters()).device
     evidence, labels = [], []
     for first in range(0, len(images), BATCH):

@@ -27,9 +27,10 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
 from softcam_hub.arguments import ArgumentParser
-from softcam_hub.data.loading import DataConfig, load_splits
+from softcam_hub.data.config import DataConfig
+from softcam_hub.data.splits import load_splits
 from softcam_hub.evaluation import benchmark
-from softcam_hub.evaluation.shards import samples
+from softcam_hub.evaluation.shards import make_dataset
 from softcam_hub.explanation_scores.faithfulness import coherency, complexity, top_two_iou
 from softcam_hub.explanation_scores.maps import heat
 from softcam_hub.loading import load_classifier
@@ -127,7 +128,7 @@ def main() -> None:
     model = timm.create_model(architecture, num_classes=4).eval()
     model.pretrained_cfg["input_size"] = (3, size, size)
     data = {"data": "lesions", "data_size": size, "eval_count": count, "train_count": 4}
-    images = samples(load_classifier(model).preprocessing, load_splits(DataConfig(**data)).test)
+    images = make_dataset(load_classifier(model).preprocessing, load_splits(DataConfig(**data)).test)
     batches = [
         torch.stack([images[at]["pixel_values"] for at in range(first, first + BATCH)])
         for first in range(0, count, BATCH)

@@ -19,7 +19,7 @@ from typing import Any
 import timm
 
 from softcam_hub.arguments import ArgumentParser
-from softcam_hub.data.loading import load_splits
+from softcam_hub.data.splits import load_splits
 from softcam_hub.training import Config, make_config
 from softcam_hub.training.loop import Training
 from softcam_hub.training.objective import make_model

@@ -69,11 +69,11 @@ def write_accuracies(runs: list[str], settings: dict[str, Any]) -> None:
     """Table 2 of finished runs and of the twin."""
     from accelerate import Accelerator
 
-    from ..data.loading import load_splits
+    from ..data.splits import load_splits
     from ..evaluation.accuracy import rows_of_runs, rows_of_twin, table2
     from ..evaluation.config import make_settings
     from ..evaluation.folder import TABLE2, TABLE2_ROWS, benchmark_folder
-    from ..evaluation.run import needed, rows_of_split
+    from ..evaluation.run import needed, samples_of_split
     from ..files import write_text
     from ..loading import load_classifier
 
@@ -89,7 +89,7 @@ def write_accuracies(runs: list[str], settings: dict[str, Any]) -> None:
         if source is not None:
             twin, splits = load_classifier(source), load_splits(needed(data, config.split))
             twin.check_classes(splits.classes, "the twin")
-            images = rows_of_split(splits, data, config.split)
+            images = samples_of_split(splits, data, config.split)
             rows += rows_of_twin(twin, images, data.data, config.batch_size, state.device, config.limit)
         if state.is_main_process:
             folder.claim("continue")

@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ..data.display import show
+    from ..data.text import printable
     from ..loading import load_classifier
 
     check(arguments)
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
         folder.claim("continue")
         with draft_of(folder.path / LINES) as draft:
             write_explanations(explain, pictures, draft, problems, remarks)
-    print("\n".join([f"{len(files) - len(problems)} images explained in {show(arguments.out)}", *remarks]))
+    print("\n".join([f"{len(files) - len(problems)} images explained in {printable(arguments.out)}", *remarks]))
     if problems:
         raise unreadable(problems, files)
     return 0
@@ -121,7 +121,7 @@ def check(arguments: argparse.Namespace) -> None:
 def find_images(paths: list[Path], out: Path) -> list[Path]:
     """Files as they are named, and all images in folders but those in `out`, where an earlier run has drawn."""
     from ..data.decoding import SUFFIXES
-    from ..data.display import show
+    from ..data.text import printable
 
     found, drawn = [], out.resolve()
     for path in paths:
@@ -130,8 +130,8 @@ def find_images(paths: list[Path], out: Path) -> list[Path]:
             every = [file for file in every if not is_draft(file)]
             inside = [file for file in every if drawn not in file.resolve().parents]
             if not inside:
-                but = f" but in --out {show(out)}, whose images are left out: choose another --out" if every else ""
-                raise FileNotFoundError(f"there is no image in folder {show(path)}{but}")
+                outside = f" outside of --out {printable(out)}: choose another --out" if every else ""
+                raise FileNotFoundError(f"there is no image in folder {printable(path)}{outside}")
             found += inside
         else:
             found.append(path)
@@ -166,13 +166,13 @@ def writable_name(stem: str, ending: str) -> str:
 
 def keep_photographs(pictures: dict[Path, str], out: Path) -> None:
     """Refuse to draw a picture over an image that is to be explained."""
-    from ..data.display import show
+    from ..data.text import printable
 
     given = {file.resolve() for file in pictures}
     for name in pictures.values():
         if (out / name).resolve() in given:
             raise FileExistsError(
-                f"{show(out / name)} is to be explained, so that no picture can take its place: choose another --out"
+                f"{printable(out / name)} is to be explained, so no picture may replace it: choose another --out"
             )
 
 
@@ -222,7 +222,7 @@ class ImageExplainer:
             remarks: takes a sentence on each of which something was left out.
         """
         from ..data.pictures import read_picture
-        from ..data.rows import UnreadableImage
+        from ..data.samples import UnreadableImage
 
         for file in files:
             try:
@@ -237,7 +237,7 @@ class ImageExplainer:
         """Yield the file, a line and a picture for each image."""
         import torch
 
-        from ..data.display import as_unicode
+        from ..data.text import as_unicode
 
         if not images:
             return

@@ -18,7 +18,7 @@ from typing import Any
 
 from huggingface_hub import get_session
 
-from .display import show
+from .text import printable
 
 MOST_BYTES = 64 * 2**20
 MOST_SECONDS = 60.0
@@ -41,7 +41,7 @@ def download(address: str, name: str | None = None, seconds: float | None = None
         seconds: Total time that the download may take; `MOST_SECONDS` by default.
     """
     seconds = MOST_SECONDS if seconds is None else seconds
-    name = show(address if name is None else name)
+    name = printable(address if name is None else name)
     deadline = time.monotonic() + seconds
     sockets: list[socket.socket] = []
     is_http = address.lower().startswith(("http://", "https://"))
@@ -51,7 +51,7 @@ def download(address: str, name: str | None = None, seconds: float | None = None
     except Exception as error:  # clients of many protocols raise errors of many kinds
         # past the deadline the cause is the limit, whatever the client's own timeout says
         is_late = time.monotonic() >= deadline
-        reason = f"it took longer than {seconds:g} s" if is_late else show(error) or type(error).__name__
+        reason = f"it took longer than {seconds:g} s" if is_late else printable(error) or type(error).__name__
         raise DownloadError(f"{name} cannot be downloaded: {reason.removesuffix('.')}.") from error
     finally:
         for one in sockets:

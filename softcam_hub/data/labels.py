@@ -18,7 +18,7 @@ import pyarrow.types as kinds
 if TYPE_CHECKING:
     from datasets import Dataset
 
-SEVERAL = "labels"
+MULTI_LABEL_COLUMN = "labels"
 """The column that is taken where the label column is absent; in a manifest, several labels per image."""
 
 
@@ -97,7 +97,7 @@ def _names_apart(cells: dict[str, pa.ChunkedArray], column: str) -> dict[str, pa
     if not all(_is_string(each.type) for each in cells.values()):
         return cells
     listed = {name: each.to_pylist() for name, each in cells.items()}
-    if column != SEVERAL and not any(";" in (cell or "") for each in listed.values() for cell in each):
+    if column != MULTI_LABEL_COLUMN and not any(";" in (cell or "") for each in listed.values() for cell in each):
         return cells
     kind = pa.list_(pa.string())
     return {name: pa.chunked_array([[_apart(cell) for cell in each]], kind) for name, each in listed.items()}
@@ -128,8 +128,8 @@ def _look_up(names: list[str], classes: list[str], split: str) -> np.ndarray:
     unknown = sorted(set(names) - set(index_of))
     if unknown:
         raise ValueError(
-            f"split {split!r} has classes that the training split does not have: {shorten(unknown)}. "
-            f"Expected some of {shorten(classes)}"
+            f"split {split!r} has classes that the training split does not have: {abbreviate(unknown)}. "
+            f"Expected some of {abbreviate(classes)}"
         )
     return np.asarray([index_of[name] for name in names], dtype=np.int64)
 
@@ -171,7 +171,7 @@ def _is_list(kind: pa.DataType) -> bool:
     return kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind)
 
 
-def shorten(names: list[str], most: int = 5) -> str:
+def abbreviate(names: list[str], most: int = 5) -> str:
     """The first few of many names, for a message."""
     more = f", … ({len(names)} in all)" if len(names) > most else ""
     return ", ".join(str(name) for name in names[:most]) + more

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .decoding import UndecodableImage
-from .display import show
 from .downloads import download
+from .text import printable
 
-EVERYWHERE = ("",)
+ANY_ADDRESS = ("",)
 """As `addresses`: all of them."""
 
 ARCHIVES = ("zip://", "tar://", "gzip://", "bz2://", "xz://", "zstd://", "lz4://")
@@ -58,8 +58,8 @@ class Locations:
         allowed = (*ARCHIVES, *self.addresses)
         if not origin.startswith(self.addresses) or not all(part.startswith(allowed) for part in containers):
             raise ValueError(
-                f"{name} is not a local file: expected paths of local files. Download {show(path)}, or let addresses "
-                "be read with remote_images=True (--remote_images)"
+                f"{name} is not a local file: expected paths of local files. Download {printable(path)}, or let "
+                "addresses be read with remote_images=True (--remote_images)"
             )
 
     def has(self, path: str) -> bool:

@@ -16,9 +16,9 @@ from typing import BinaryIO
 from PIL import Image, ImageOps
 
 from .decoding import TooManyPixels, UndecodableImage, open_image, to_rgb
-from .display import show
 from .locations import open_local
-from .rows import UnreadableImage
+from .samples import UnreadableImage
+from .text import printable
 
 MOST_BYTES = 20 * 2**20
 MOST_PIXELS = 50_000_000
@@ -46,7 +46,7 @@ def read_picture(source: str | Path | bytes, name: str | None = None) -> Picture
         source: Path of the file, or its content.
         name: Name of the file in messages; by default that of the path.
     """
-    name = show(os.path.basename(source) if name is None else name)
+    name = printable(os.path.basename(source) if name is None else name)
     with named(name):
         if isinstance(source, bytes):
             return _read(io.BytesIO(source), name)

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import lesions
 from .config import DataConfig
 from .decoding import EXPECTED, SUFFIXES
-from .display import as_unicode, show
-from .labels import shorten
+from .labels import abbreviate
 from .lesions import LESIONS, VARIANTS
-from .locations import EVERYWHERE, Locations
+from .locations import ANY_ADDRESS, Locations
+from .text import as_unicode, printable
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -42,7 +42,7 @@ class Source(NamedTuple):
 def read_source(config: DataConfig) -> Source:
     """Find out what kind of data is meant, and read it."""
     path = Path(config.data).expanduser()
-    addresses = EVERYWHERE if config.remote_images else ()
+    addresses = ANY_ADDRESS if config.remote_images else ()
     if config.data in VARIANTS:
         return _generated(config)
     if path.suffix.lower() in _MANIFESTS:
@@ -51,12 +51,12 @@ def read_source(config: DataConfig) -> Source:
         return Source(_folder(path.resolve(), config), Locations(addresses=addresses))
     if path.is_file():
         raise ValueError(
-            f"{show(path)} is a {show(path.suffix) or 'nameless'} file: expected a folder, or a .csv or .parquet "
-            "manifest"
+            f"{printable(path)} is a {printable(path.suffix) or 'nameless'} file: expected a folder, or a "
+            ".csv or .parquet manifest"
         )
     if path.is_absolute() or config.data.startswith((".", "~")) or config.data.count("/") > 1:
         raise FileNotFoundError(
-            f"there is no folder {show(path)}: expected an image folder, a manifest or a Hub data set"
+            f"there is no folder {printable(path)}: expected an image folder, a manifest or a Hub data set"
         )
     return Source(_hub(config.data, config), Locations(addresses=addresses or _own_addresses()))
 
@@ -95,20 +95,20 @@ def _manifest(path: Path, config: DataConfig) -> "dict[str, Dataset]":
     from datasets import load_dataset
 
     if not path.is_file():
-        raise FileNotFoundError(f"there is no manifest {show(path)}")
+        raise FileNotFoundError(f"there is no manifest {printable(path)}")
     kind = _MANIFESTS[path.suffix.lower()]
     settings: dict[str, Any] = {"keep_default_na": False, "na_values": [""]} if kind == "csv" else {}
     try:
         table = load_dataset(kind, data_files={"train": [str(path.resolve())]}, split="train", **settings)
     except Exception as error:  # datasets wraps what pandas and pyarrow raise in errors of many kinds
-        raise ValueError(f"manifest {show(path)} cannot be read as {kind}: {error.__cause__ or error}") from error
+        raise ValueError(f"manifest {printable(path)} cannot be read as {kind}: {error.__cause__ or error}") from error
     if not len(table):
-        raise ValueError(f"manifest {show(path)} lists no image")
+        raise ValueError(f"manifest {printable(path)} lists no image")
     if "split" not in table.column_names:
         return {config.train_split: table}
     names = table["split"][:]
     if None in names:
-        raise ValueError(f"row {names.index(None)} of manifest {show(path)} has no split: fill in column 'split'")
+        raise ValueError(f"row {names.index(None)} of manifest {printable(path)} has no split: fill in column 'split'")
     rows = {name: [row for row, own in enumerate(names) if own == name] for name in dict.fromkeys(names)}
     return {str(name): table.select(own) for name, own in rows.items()}
 
@@ -123,8 +123,8 @@ def _folder(path: Path, config: DataConfig) -> "dict[str, Any]":
     if next(_images(path), None) is None:
         if next(path.rglob("*.parquet"), None) is None:
             raise ValueError(
-                f"folder {show(path)} has no image in it: expected <class>/<image>, or <split>/<class>/<image>, and "
-                f"images of the formats {EXPECTED}"
+                f"folder {printable(path)} has no image in it: expected <class>/<image>, or "
+                f"<split>/<class>/<image>, and images of the formats {EXPECTED}"
             )
         return _hub(str(path), config)
     patterns = _split_folders(path, config)
@@ -133,8 +133,8 @@ def _folder(path: Path, config: DataConfig) -> "dict[str, Any]":
     except Exception as error:  # datasets wraps what goes wrong in errors of many kinds
         _refuse_names(path)
         raise ValueError(
-            f"image folder {show(path)} cannot be read: {show(error.__cause__ or error).removesuffix('.')}. If it has "
-            "a file metadata.csv, each file_name in it is a path inside this folder"
+            f"image folder {printable(path)} cannot be read: {printable(error.__cause__ or error).removesuffix('.')}. "
+            "If it has a file metadata.csv, each file_name in it is a path inside this folder"
         ) from error
     if found[config.train_split].column_names == ["image"]:
         _refuse_one_class([path / pattern.removesuffix("**") for pattern in patterns[config.train_split]])
@@ -145,16 +145,18 @@ def _refuse_names(path: Path) -> None:
     """Name a file whose name is what keeps `datasets` from reading the folder."""
     for file in _images(path):
         if as_unicode(file) != str(file):
-            raise ValueError(f"the name of {show(file)} is not UTF-8, and tables of images hold UTF-8: rename it")
+            raise ValueError(f"the name of {printable(file)} is not UTF-8, and tables of images hold UTF-8: rename it")
         if "::" in str(file):
-            raise ValueError(f"the name of {show(file)} holds '::', which stands for a file in an archive: rename it")
+            raise ValueError(
+                f"the name of {printable(file)} holds '::', which stands for a file in an archive: rename it"
+            )
 
 
 def _refuse_one_class(roots: list[Path]) -> None:
     """`datasets` gives no labels where all images are of one class."""
     folders = {file.parent for root in roots for file in _images(root)}
     if len(folders) == 1 and not folders & set(roots):
-        raise ValueError(f"the data has one class, the folder {show(folders.pop())}: at least two are needed")
+        raise ValueError(f"the data has one class, the folder {printable(folders.pop())}: at least two are needed")
 
 
 def _images(path: Path) -> Iterator[Path]:
@@ -189,7 +191,7 @@ def _hub(name: str, config: DataConfig) -> "dict[str, Any]":
 def find_column(names: list[str], wanted: str, what: str, split: str) -> str:
     if wanted not in names:
         raise ValueError(
-            f"split {split!r} has no column {wanted!r} for the {what}: it has {shorten(names, 20)}. "
+            f"split {split!r} has no column {wanted!r} for the {what}: it has {abbreviate(names, 20)}. "
             f"Name it with {what}_column; an image folder has labels if it has one folder per class, all at one depth"
         )
     return wanted

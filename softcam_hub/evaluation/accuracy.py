@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..data.loading import Rows
+from ..data.samples import Samples
 from ..files import read_mapping
 from ..loading import LoadedClassifier
 from ..models.conversion import convert
 from .models import ONE_LABEL
 from .report import markdown
 from .results import Row
-from .shards import samples
+from .shards import make_dataset
 
 MODES = {"direct": "direct", "post-fit": "post-fit (PF)", "from-scratch": "from scratch (TS)"}
 ORDER = ("vanilla", "naive", "off-the-shelf", *MODES.values(), "softcam")
@@ -54,22 +54,22 @@ def _row_of_run(run: Path) -> Row:
 
 @torch.no_grad()
 def rows_of_twin(
-    twin: LoadedClassifier, rows: Rows, data: str, batch_size: int, device: torch.device, limit: int | None = None
+    twin: LoadedClassifier, samples: Samples, data: str, batch_size: int, device: torch.device, limit: int | None = None
 ) -> list[Row]:
     """Rows of the vanilla classifier, and of CAPE with its weights, naive and off the shelf.
 
     Args:
         twin: a vanilla timm model whose head CAPE can take over.
-        rows: images with one label each.
+        samples: Images with one label each.
         data: what they are called.
         batch_size: images per forward pass.
         device: to compute on.
         limit: the first so many images only.
     """
-    if rows.labels.ndim == 2:
+    if samples.labels.ndim == 2:
         raise ValueError(ONE_LABEL)
     cape = convert(twin.model, "cape").to(device).eval()
-    images, found = samples(twin.preprocessing, rows), []
+    images, found = make_dataset(twin.preprocessing, samples), []
     count = min(len(images), limit or len(images))
     for first in tqdm(range(0, count, batch_size), desc="accuracy"):
         some = [images[index] for index in range(first, min(first + batch_size, count))]

@@ -23,7 +23,8 @@ from torch import nn
 
 from ..data.config import DataConfig
 from ..data.lesions import VARIANTS
-from ..data.loading import Rows, Splits, load_splits
+from ..data.samples import Samples
+from ..data.splits import Splits, load_splits
 from ..files import write_text
 from ..loading import load_classifier
 from ..output_folder import OutputFolder, Use
@@ -40,7 +41,7 @@ from .models import (
     several_labels,
 )
 from .results import Row, make_rows, versions
-from .shards import Shards, count_of, samples
+from .shards import Shards, count_of, make_dataset
 
 logger = logging.getLogger(__name__)
 
@@ -103,18 +104,18 @@ def _measure(
     data = needed(data, config.split)
     with state.main_process_first():  # generated images are drawn once
         splits = load_splits(data)
-    rows = _chosen_rows(splits, data, config)
+    samples = _chosen_samples(splits, data, config)
     with ExitStack() as stack:
         for one in (pair.model, pair.twin):
             if one is not None:
                 stack.enter_context(lent(one.model, state.device))
-        explained, refused = _choose_explainers(config, pair, parts, splits, rows)
-        asked = _asked(config, data, names, explained, rows) | versions(state.device)
+        explained, refused = _choose_explainers(config, pair, parts, splits, samples)
+        asked = _asked(config, data, names, explained, samples) | versions(state.device)
         if state.is_main_process:
             start(folder, asked, _use(config))  # everything that can be refused has been checked
             _tell_left_out(left_out | refused)
         state.wait_for_everyone()
-        shards = Shards(folder.path, rows, explained, config)
+        shards = Shards(folder.path, samples, explained, config)
         shards.work(state)
     state.wait_for_everyone()
     found = make_rows(shards.lines(), {name: value for name, value in asked.items() if name not in NOT_IN_ROWS})
@@ -146,24 +147,24 @@ def needed(data: DataConfig, split: str) -> DataConfig:
     return replace(data, train_count=min(data.train_count, ENOUGH), validation_split="", hold_out=0.0)
 
 
-def rows_of_split(splits: Splits, data: DataConfig, split: str) -> Rows:
+def samples_of_split(splits: Splits, data: DataConfig, split: str) -> Samples:
     """The images of a split by name."""
-    rows = getattr(splits, split)
-    if not isinstance(rows, Rows):
+    samples = getattr(splits, split)
+    if not isinstance(samples, Samples):
         raise ValueError(f"{data.data!r} has no {split} split to explain: choose another one with split")
-    return rows
+    return samples
 
 
-def _chosen_rows(splits: Splits, data: DataConfig, config: BenchmarkConfig) -> Rows:
+def _chosen_samples(splits: Splits, data: DataConfig, config: BenchmarkConfig) -> Samples:
     """The images to explain, with classes and labels that the measures can take."""
-    rows = rows_of_split(splits, data, config.split)
-    if GRID in config.chosen_measures(rows.has_masks) and (splits.multi_label or len(splits.classes) < 4):
+    samples = samples_of_split(splits, data, config.split)
+    if GRID in config.chosen_measures(samples.has_masks) and (splits.multi_label or len(splits.classes) < 4):
         raise ValueError(f"{GRID} needs mosaics of four images of different classes: leave it out of measures")
-    return rows
+    return samples
 
 
 def _choose_explainers(
-    config: BenchmarkConfig, pair: Pair, parts: dict[str, list[str]], splits: Splits, rows: Rows
+    config: BenchmarkConfig, pair: Pair, parts: dict[str, list[str]], splits: Splits, samples: Samples
 ) -> tuple[list[Explained], dict[str, str]]:
     """Models with the explainers that fit them, and those that do not, with the reason."""
     left_out: dict[str, str] = {}
@@ -175,8 +176,8 @@ def _choose_explainers(
         model.check_classes(splits.classes, f"the {role}")
         several = several_labels(pair, role, splits.multi_label)
         one = Explained(role, model, parts[role], several, config.seed, config.batch_size)
-        images = samples(model.preprocessing, rows)
-        some = torch.stack([images[index]["pixel_values"] for index in range(min(TRIED, len(rows)))])
+        images = make_dataset(model.preprocessing, samples)
+        some = torch.stack([images[index]["pixel_values"] for index in range(min(TRIED, len(samples)))])
         if config.patch is not None and config.patch > (side := min(some.shape[-2:])):
             raise ValueError(f"patch must be at most {side}, the side of the {role}'s images, got {config.patch}")
         with torch.enable_grad():
@@ -189,14 +190,14 @@ def _choose_explainers(
 
 
 def _asked(
-    config: BenchmarkConfig, data: DataConfig, names: dict[str, Any], explained: list[Explained], rows: Rows
+    config: BenchmarkConfig, data: DataConfig, names: dict[str, Any], explained: list[Explained], samples: Samples
 ) -> dict[str, Any]:
     """All that the values follow from, beside the versions."""
     settings = {name: value for name, value in asdict(config).items() if name not in FREE_TO_CHANGE}
     pairs = {one.role: list(one.names) for one in explained}
     weights = {one.role: fingerprint(one.classifier) for one in explained}
-    hashes = {"hash": rows.fingerprint(with_masks=True), "labels": zlib.crc32(rows.labels.tobytes())}
-    images = {"count": count_of(rows, config), **hashes}
+    hashes = {"hash": samples.fingerprint(with_masks=True), "labels": zlib.crc32(samples.labels.tobytes())}
+    images = {"count": count_of(samples, config), **hashes}
     return {**names, **asdict(data), **settings, "pairs": pairs, "weights": weights, "images": images}
 
 

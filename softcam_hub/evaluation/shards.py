@@ -16,7 +16,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.loading import Images, Rows, make_transforms, mask_transform
+from ..data.samples import ImageDataset, Samples
+from ..data.transforms import make_transforms, mask_transform
 from ..files import write_text
 from .config import GRID, LOCALISATION, SENSITIVITY, BenchmarkConfig
 from .folder import SHARDS
@@ -32,19 +33,19 @@ class Shards:
 
     Args:
         folder: of the benchmark.
-        rows: the images.
+        samples: Images, labels and masks of the split.
         explained: models with their explainers.
         config: of the benchmark.
     """
 
-    def __init__(self, folder: Path, rows: Rows, explained: list[Explained], config: BenchmarkConfig) -> None:
-        self.folder, self.rows, self.explained, self.config = folder, rows, explained, config
-        self.asked = config.chosen_measures(rows.has_masks)
-        self.masks = rows.has_masks and bool({LOCALISATION, SENSITIVITY} & set(self.asked))
-        self.count = count_of(rows, config)
+    def __init__(self, folder: Path, samples: Samples, explained: list[Explained], config: BenchmarkConfig) -> None:
+        self.folder, self.samples, self.explained, self.config = folder, samples, explained, config
+        self.asked = config.chosen_measures(samples.has_masks)
+        self.masks = samples.has_masks and bool({LOCALISATION, SENSITIVITY} & set(self.asked))
+        self.count = count_of(samples, config)
         size = config.shard_size
         self.ranges = [range(first, min(first + size, self.count)) for first in range(0, self.count, size)]
-        self.mosaics = quartets(rows.labels[: self.count].tolist()) if GRID in self.asked else []
+        self.mosaics = quartets(samples.labels[: self.count].tolist()) if GRID in self.asked else []
 
     def file(self, number: int) -> Path:
         return self.folder / SHARDS / f"{number:05d}.json"
@@ -75,7 +76,7 @@ class Shards:
 
     def _lines(self, one: Explained, indices: range, bar: tqdm) -> Iterable[Line]:
         """A line per explainer and image."""
-        images = samples(one.classifier.preprocessing, self.rows, self.masks)
+        images = make_dataset(one.classifier.preprocessing, self.samples, self.masks)
         found: dict[tuple[str, int], Line] = {}
         for first in range(indices.start, indices.stop, self.config.batch_size):
             some = [images[index] for index in range(first, min(first + self.config.batch_size, indices.stop))]
@@ -118,9 +119,9 @@ def _is_line(line: Any) -> bool:
     return named and all(one is None or isinstance(one, int | float) for one in flat)
 
 
-def count_of(rows: Rows, config: BenchmarkConfig) -> int:
+def count_of(samples: Samples, config: BenchmarkConfig) -> int:
     """How many images are explained."""
-    return len(rows) if config.limit is None else min(len(rows), config.limit)
+    return len(samples) if config.limit is None else min(len(samples), config.limit)
 
 
 def _stacked(one: Explained, some: list[Line], *names: str) -> list[Tensor]:
@@ -129,16 +130,16 @@ def _stacked(one: Explained, some: list[Line], *names: str) -> list[Tensor]:
     return [torch.stack([sample[name] for sample in some]).to(device) for name in names]
 
 
-def samples(preprocessing: dict[str, Any], rows: Rows, masks: bool = False) -> Images:
+def make_dataset(preprocessing: dict[str, Any], samples: Samples, masks: bool = False) -> ImageDataset:
     """Prepare images as a model takes them, and their annotations with them.
 
     Args:
         preprocessing: Preprocessing of a `LoadedClassifier`.
-        rows: Images of a data set.
+        rows: ImageDataset of a data set.
         masks: Add the annotation of every image.
     """
     mask = mask_transform(preprocessing) if masks else None
-    return Images(rows, make_transforms(preprocessing)[1], masks=mask)
+    return ImageDataset(samples, make_transforms(preprocessing)[1], masks=mask)
 
 
 def _add(

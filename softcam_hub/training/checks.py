@@ -12,7 +12,7 @@ import timm
 import torch
 from torch import nn
 
-from ..data.loading import Splits
+from ..data.splits import Splits
 from ..files import read_mapping
 from ..models.losses import zeroing_l1
 from ..models.modeling import EvidenceForImageClassification

@@ -27,7 +27,7 @@ from accelerate.utils import broadcast_object_list, gather_object, tqdm
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from ..data.loading import Images
+from ..data.samples import ImageDataset
 from ..files import FULL, read_mapping, write_json
 from ..models.evaluation_mode import evaluation_mode
 from ..models.modeling import EvidenceForImageClassification
@@ -89,7 +89,7 @@ class CachedFeatures(Dataset):
 
 def cached_features(
     model: EvidenceForImageClassification,
-    images: Images,
+    images: ImageDataset,
     accelerator: Accelerator,
     folder: Path,
     limit: float,
@@ -120,13 +120,13 @@ def cached_features(
     if accelerator.is_main_process:
         with suppress(OSError):  # a cache that can only be read is as good
             os.utime(target)  # used now
-    return CachedFeatures(target, torch.as_tensor(images.rows.labels))
+    return CachedFeatures(target, torch.as_tensor(images.samples.labels))
 
 
-def key_of(model: EvidenceForImageClassification, images: Images, precision: str) -> str:
+def key_of(model: EvidenceForImageClassification, images: ImageDataset, precision: str) -> str:
     """Hash of everything that the features depend on."""
     known = hashlib.sha256(f"{precision} {model.config.architecture} {model.backbone_args}".encode())
-    known.update(f"{images.transform} {images.rows.fingerprint()}".encode())
+    known.update(f"{images.transform} {images.samples.fingerprint()}".encode())
     for name, tensor in sorted(model.backbone.state_dict().items()):
         known.update(name.encode())
         known.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
@@ -234,13 +234,15 @@ def _features(model: EvidenceForImageClassification, pixels: Tensor, accelerator
         return model.forward_features(pixels.to(accelerator.device)).float()
 
 
-def _shape_of(model: EvidenceForImageClassification, images: Images, accelerator: Accelerator) -> tuple[int, int, int]:
+def _shape_of(
+    model: EvidenceForImageClassification, images: ImageDataset, accelerator: Accelerator
+) -> tuple[int, int, int]:
     return tuple(_features(model, images[0]["pixel_values"][None], accelerator).shape[1:])
 
 
 def _compute(
     model: EvidenceForImageClassification,
-    images: Images,
+    images: ImageDataset,
     accelerator: Accelerator,
     target: Path,
     shape: tuple[int, int, int],

@@ -17,7 +17,7 @@ from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from ..data.loading import Splits
+from ..data.splits import Splits
 from ..files import DRAFT, flush
 from ..loading import find_model, load_classifier, read_config
 from ..models.classifier import build, split_name

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, on_main_process
 
-from ..data.loading import Images
+from ..data.samples import ImageDataset
 from ..figures import captioned_row, denormalise, outline, overlay, stack_vertically
 from ..figures.charts import curves
 from ..files import copy_file, draft_of, write_json, write_text
@@ -124,16 +124,16 @@ def draw_curve(log_file: Path, picture: Path) -> None:
 
 
 def draw_examples(
-    model: EvidenceForImageClassification, samples: Images, classes: list[str], file: Path, count: int = 4
+    model: EvidenceForImageClassification, images: ImageDataset, classes: list[str], file: Path, count: int = 4
 ) -> None:
     """Explained images of `count` classes: the image, and the maps of its two most probable classes.
 
     The ground truth is outlined where there is any.
     """
-    labels = samples.rows.labels
+    labels = images.samples.labels
     first = [int((labels == label).argmax()) for label in range(len(classes)) if (labels == label).any()][:count]
     data, rows = model.pretrained_cfg, []
-    for sample in (samples[index] for index in first):
+    for sample in (images[index] for index in first):
         pixels = sample["pixel_values"]
         found = model.explain(pixels[None].to(model.device), top_k=min(2, len(classes)))
         seen, mask = denormalise(pixels, data["mean"], data["std"]), sample.get("mask", torch.zeros(pixels.shape[1:]))

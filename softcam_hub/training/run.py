@@ -27,16 +27,10 @@ from timm.data import resolve_data_config
 from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
-from ..data.loading import (
-    EndlessImages,
-    Images,
-    Rows,
-    Splits,
-    StreamedImages,
-    load_splits,
-    make_transforms,
-    mask_transform,
-)
+from ..data.samples import ImageDataset, Samples
+from ..data.splits import Splits, load_splits
+from ..data.streaming import EndlessImageDataset, StreamedImageDataset
+from ..data.transforms import make_transforms, mask_transform
 from ..files import copy_file
 from ..models.classifier import Classifier
 from ..models.conversion import to_vanilla
@@ -193,17 +187,17 @@ def prepare_training(config: Config, accelerator: Accelerator, splits: Splits, m
     train_transform, eval_transform = _transforms(config, model)
     frozen = config.model.frozen and config.model.family is not None
     model.to(accelerator.device)
-    if isinstance(splits.train, Rows):
-        train = Images(splits.train, train_transform, config.run.seed)
+    if isinstance(splits.train, Samples):
+        train = ImageDataset(splits.train, train_transform, config.run.seed)
         labels = splits.train.labels
     else:
-        once = StreamedImages(splits.train, train_transform, config.run.seed)
-        train, labels = EndlessImages(once, config.optimization.batch_size), None
-    validation = None if splits.validation is None else Images(splits.validation, eval_transform)
+        once = StreamedImageDataset(splits.train, train_transform, config.run.seed)
+        train, labels = EndlessImageDataset(once, config.optimization.batch_size), None
+    validation = None if splits.validation is None else ImageDataset(splits.validation, eval_transform)
     if frozen and config.run.cache_features and not config.augmentation.augment and labels is not None:
         folder = Path(config.run.cache_dir or output / "features")
         options = (accelerator, folder, config.run.cache_limit, config.optimization.batch_size, config.run.workers)
-        train = cached_features(model, Images(splits.train, eval_transform), *options)
+        train = cached_features(model, ImageDataset(splits.train, eval_transform), *options)
         validation = None if validation is None else cached_features(model, validation, *options, beside=train)
     return Training(config, accelerator, model, train, validation, labels, output)
 
@@ -252,11 +246,11 @@ def _scores(training: Training, result: nn.Module, splits: Splits) -> dict[str, 
     return scores
 
 
-def _test_samples(config: Config, splits: Splits, model: nn.Module, with_masks: bool = False) -> Images:
+def _test_samples(config: Config, splits: Splits, model: nn.Module, with_masks: bool = False) -> ImageDataset:
     data_config = _data_config(model)
     transform = make_transforms(data_config, config.augmentation)[1]
     masks = mask_transform(data_config, config.augmentation) if with_masks and splits.test.has_masks else None
-    return Images(splits.test, transform, masks=masks)
+    return ImageDataset(splits.test, transform, masks=masks)
 
 
 def _save_vanilla(best: Path, result: nn.Module, folder: Path, classes: list[str]) -> None:

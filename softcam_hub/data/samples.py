@@ -8,7 +8,8 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
@@ -16,13 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
 
 from .boxes import draw_boxes, read_boxes
 from .decoding import UndecodableImage, decode, to_rgb
-from .display import show
-from .labels import shorten
+from .labels import abbreviate
 from .locations import Locations, embedded, is_address, path_of
+from .text import printable
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -57,7 +61,7 @@ class Columns:
         return [name for name in (self.image, self.mask, self.boxes) if name]
 
 
-class Rows:
+class Samples:
     """The images, labels and masks of one split, decoded one at a time when asked for.
 
     Args:
@@ -67,7 +71,7 @@ class Rows:
         split: name, for messages.
         locations: Places that paths in `data` lead to.
         unreadable: "stop", or "skip" to leave out now what cannot be read.
-        rows: (n,) the rows of `data` that these are; all of them by default.
+        row_numbers: (n,) the rows of `data` that these are; all of them by default.
     """
 
     def __init__(
@@ -78,19 +82,19 @@ class Rows:
         split: str = "train",
         locations: Locations = Locations(),  # noqa: B008, immutable
         unreadable: str = "stop",
-        rows: np.ndarray | None = None,
+        row_numbers: np.ndarray | None = None,
     ) -> None:
         self.columns, self.split, self.locations = columns, split, locations
-        self.rows = np.arange(len(data)) if rows is None else rows
-        self.labels = labels[self.rows]
+        self.row_numbers = np.arange(len(data)) if row_numbers is None else row_numbers
+        self.labels = labels[self.row_numbers]
         self.unreadable: list[str] = []
-        self._data = undecoded(data, columns).select_columns(columns.to_decode())
+        self._data = disable_decoding(data, columns).select_columns(columns.to_decode())
         self._fingerprints: dict[bool, str] = {}
         if unreadable == "skip":
             self._skip_unreadable()
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.row_numbers)
 
     @property
     def has_masks(self) -> bool:
@@ -118,13 +122,13 @@ class Rows:
 
     def _name(self, row: dict[str, Any], index: int) -> str:
         path = path_of(row[self.columns.image])
-        return f"row {self.rows[index]} of split {self.split!r}" + (f" ({show(path)})" if path else "")
+        return f"row {self.row_numbers[index]} of split {self.split!r}" + (f" ({printable(path)})" if path else "")
 
     def check_boxes(self) -> None:
         """Refuse what is no box before any is needed; whether boxes fit their images is known only later."""
         if self.columns.boxes:
             boxes = self._data[self.columns.boxes][:]
-            for index, row in enumerate(self.rows.tolist()):
+            for index, row in enumerate(self.row_numbers.tolist()):
                 if boxes[row] is not None:
                     read_boxes(boxes[row], self.name(index))
 
@@ -137,7 +141,7 @@ class Rows:
         if with_masks not in self._fingerprints:
             columns = self.columns.to_decode() if with_masks else [self.columns.image]
             digest = hashlib.sha256()
-            for row in self._data.select_columns(columns).select(self.rows):
+            for row in self._data.select_columns(columns).select(self.row_numbers):
                 for name, value in row.items():
                     known = (
                         repr(value).encode() if name == self.columns.boxes else _identity(value, self.locations.root)
@@ -147,7 +151,7 @@ class Rows:
         return self._fingerprints[with_masks]
 
     def _row(self, index: int) -> dict[str, Any]:
-        return self._data[int(self.rows[index])]
+        return self._data[int(self.row_numbers[index])]
 
     def _skip_unreadable(self) -> None:
         with ThreadPool() as pool:
@@ -157,10 +161,10 @@ class Rows:
             return
         counts = f"{len(self.unreadable)} of the {len(self)} images of split {self.split!r}"
         if len(self.unreadable) == len(self):
-            raise UnreadableImage(f"{counts} cannot be read, so that none is left: {shorten(self.unreadable, 3)}")
-        logger.warning("%s cannot be read and are left out: %s", counts, shorten(self.unreadable, 3))
+            raise UnreadableImage(f"{counts} cannot be read, so that none is left: {abbreviate(self.unreadable, 3)}")
+        logger.warning("%s cannot be read and are left out: %s", counts, abbreviate(self.unreadable, 3))
         kept = np.array([problem is None for problem in problems])
-        self.rows, self.labels = self.rows[kept], self.labels[kept]
+        self.row_numbers, self.labels = self.row_numbers[kept], self.labels[kept]
 
     def _problem(self, index: int) -> str | None:
         try:
@@ -170,7 +174,7 @@ class Rows:
         return None
 
 
-def undecoded(data: Any, columns: Columns) -> Any:
+def disable_decoding(data: Any, columns: Columns) -> Any:
     """`data`, or a stream of it, whose image features give bytes or paths."""
     from datasets import Image as ImageFeature
     from datasets import IterableDataset
@@ -190,7 +194,7 @@ def embed(stream: "IterableDataset", columns: Columns, locations: Locations) -> 
         for column in columns.of_images():
             path = path_of(row[column])
             if embedded(row[column]) is None and path and is_address(path):
-                with locations.open(row[column], f"position {position} ({show(path)})") as file:
+                with locations.open(row[column], f"position {position} ({printable(path)})") as file:
                     content[column] = {"bytes": file.read(), "path": None}
         yield row | content
 
@@ -260,3 +264,77 @@ def _identity(source: Any, root: Path) -> bytes:
         known = path.stat() if path.is_file() else None
         content = repr((str(path), known.st_size, known.st_mtime_ns) if known else str(path)).encode()
     return hashlib.sha256(content).digest()
+
+
+Sample = dict[str, Any]
+Transform = Callable[[Image.Image], Tensor]
+
+
+@contextmanager
+def fixed_random_state(*numbers: int) -> Iterator[None]:
+    """Random numbers of torch (CPU), `random` and NumPy follow from `numbers` inside the `with`; as before after it."""
+    torch_state, python_state, numpy_state = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    seeds = np.random.SeedSequence(numbers).generate_state(3)
+    # not torch.manual_seed, which would reseed every accelerator too
+    torch.default_generator.manual_seed(int(seeds[0]))
+    random.seed(int(seeds[1]))
+    np.random.seed(seeds[2])
+    try:
+        yield
+    finally:
+        torch.set_rng_state(torch_state)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+
+
+def as_label(label: np.ndarray) -> Tensor:
+    """() int64, or multi-hot (C,) float32."""
+    return torch.as_tensor(label, dtype=torch.float32 if np.ndim(label) else torch.int64)
+
+
+class ImageDataset(TorchDataset):
+    """The samples of a split: `images[index]` in evaluation, `images[epoch, index]` in training.
+
+    Args:
+        samples: Undecoded samples of one split.
+        transform: image -> (3, H, W).
+        seed: of the augmentation; `None` in evaluation.
+        masks: transform of masks, mask -> (H, W) booleans (`mask_transform`); each sample then has a "mask", which is
+            false everywhere for an image without ground truth.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        transform: Transform,
+        seed: int | None = None,
+        masks: Callable[[Image.Image], Tensor] | None = None,
+    ) -> None:
+        if masks and not samples.has_masks:
+            raise ValueError(f"split {samples.split!r} has neither masks nor boxes: leave masks out")
+        if masks and seed is not None:
+            raise ValueError("masks follow the evaluation transform, not the augmentation: leave masks or seed out")
+        self.samples, self.transform, self.seed, self.masks = samples, transform, seed, masks
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        epoch, index = key if isinstance(key, tuple | list) else (None, key)
+        if not 0 <= index < len(self):
+            raise IndexError(f"there is no image {index}: split {self.samples.split!r} has {len(self)}")
+        sample = {"labels": as_label(self.samples.labels[index]), "index": int(index)}
+        if self.masks:
+            image, mask = self.samples.image_and_mask(index)
+            return {
+                "pixel_values": self.transform(image),
+                **sample,
+                "mask": self.masks(mask or Image.new("L", image.size)),
+            }
+        image = self.samples.image(index)
+        if epoch is None:
+            return {"pixel_values": self.transform(image), **sample}
+        if self.seed is None:
+            raise ValueError(f"image {index} was asked for in epoch {epoch}, for which ImageDataset needs a seed")
+        with fixed_random_state(self.seed, epoch, index):
+            return {"pixel_values": self.transform(image), **sample}

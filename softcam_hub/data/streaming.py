@@ -1,4 +1,4 @@
-"""A training split as a stream: samples as `Images` gives them, without downloading the split first.
+"""A training split as a stream: samples as `ImageDataset` gives them, without downloading the split first.
 
 - A stream has positions in place of indices: the augmentation is drawn from (seed, epoch, position).
 - Every worker reads the whole stream and decodes only its share of it, so that a position means the same for any number
@@ -20,11 +20,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from .display import show
-from .images import Sample, as_label, drawn_from
 from .labels import read_cells
 from .locations import Locations, path_of
-from .rows import Columns, UnreadableImage, read_image, undecoded
+from .samples import Columns, Sample, UnreadableImage, as_label, disable_decoding, fixed_random_state, read_image
+from .text import printable
 
 if TYPE_CHECKING:
     import datasets
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class StreamedRows:
+class StreamedSamples:
     """A training split of unknown length, in the order in which it comes.
 
     Args:
@@ -53,12 +52,12 @@ class StreamedRows:
         locations: Locations = Locations(),  # noqa: B008, immutable
         unreadable: str = "stop",
     ) -> None:
-        self.stream, self.columns, self.classes = undecoded(stream, columns), columns, classes
+        self.stream, self.columns, self.classes = disable_decoding(stream, columns), columns, classes
         self.split, self.locations, self.skips = split, locations, unreadable == "skip"
         self.unreadable: list[str] = []
         """Names of what was skipped so far in this process."""
 
-    def rows(self, seed: int, epoch: int, buffer: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    def read(self, seed: int, epoch: int, buffer: int) -> Iterator[tuple[int, dict[str, Any]]]:
         """Positions and undecoded rows, shuffled within a buffer (0: in order)."""
         stream = self.stream.shuffle(seed=seed, buffer_size=buffer) if buffer else self.stream
         stream.set_epoch(epoch)
@@ -69,7 +68,7 @@ class StreamedRows:
     def image(self, row: dict[str, Any], position: int) -> Image.Image | None:
         """The image, RGB and upright; `None` if it cannot be read and is to be skipped."""
         path = path_of(row[self.columns.image])
-        name = f"position {position} of split {self.split!r}" + (f" ({show(path)})" if path else "")
+        name = f"position {position} of split {self.split!r}" + (f" ({printable(path)})" if path else "")
         try:
             return read_image(row[self.columns.image], self.locations, name)
         except UnreadableImage as error:
@@ -88,20 +87,20 @@ class StreamedRows:
             raise ValueError(f"at position {position} of the stream: {error}") from error
 
 
-class StreamedImages(IterableDataset):
+class StreamedImageDataset(IterableDataset):
     """Training samples of a stream; call `set_epoch` before each epoch.
 
     Args:
-        rows: the stream.
+        samples: The stream.
         transform: image -> (3, H, W).
         seed: of the order and of the augmentation.
         buffer: how many undecoded images to shuffle among; 0 keeps the order.
     """
 
     def __init__(
-        self, rows: StreamedRows, transform: Callable[[Image.Image], Tensor], seed: int = 0, buffer: int = 1000
+        self, samples: StreamedSamples, transform: Callable[[Image.Image], Tensor], seed: int = 0, buffer: int = 1000
     ) -> None:
-        self.rows, self.transform, self.seed, self.buffer = rows, transform, seed, buffer
+        self.samples, self.transform, self.seed, self.buffer = samples, transform, seed, buffer
         # shared, so that workers that live on from epoch to epoch see it change
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -115,19 +114,19 @@ class StreamedImages(IterableDataset):
 
     def own(self, epoch: int, share: int, number: int) -> Iterator[tuple[int, dict[str, Any]]]:
         """Positions and undecoded rows of worker `number` of `share`."""
-        return (row for row in self.rows.rows(self.seed, epoch, self.buffer) if row[0] % share == number)
+        return (row for row in self.samples.read(self.seed, epoch, self.buffer) if row[0] % share == number)
 
     def sample(self, epoch: int, position: int, row: dict[str, Any]) -> Sample | None:
         """`None` for an image that cannot be read and is to be skipped."""
-        image = self.rows.image(row, position)
+        image = self.samples.image(row, position)
         if image is None:
             return None
-        label = as_label(self.rows.label(row, position))
-        with drawn_from(self.seed, epoch, position):
+        label = as_label(self.samples.label(row, position))
+        with fixed_random_state(self.seed, epoch, position):
             return {"pixel_values": self.transform(image), "labels": label, "index": position}
 
 
-class EndlessImages(IterableDataset):
+class EndlessImageDataset(IterableDataset):
     """The samples of a stream, pass after pass; with `seen` it goes on after that many batches of a loader.
 
     Args:
@@ -135,7 +134,7 @@ class EndlessImages(IterableDataset):
         batch_size: of the loader, whose workers give their batches in turn.
     """
 
-    def __init__(self, images: StreamedImages, batch_size: int) -> None:
+    def __init__(self, images: StreamedImageDataset, batch_size: int) -> None:
         self.images, self.batch_size, self.seen = images, batch_size, 0
 
     def __iter__(self) -> Iterator[Sample]:
@@ -148,7 +147,7 @@ class EndlessImages(IterableDataset):
                 continue
             given = 0
             for position, row in self.images.own(epoch, share, number):
-                if given < skip and not self.images.rows.skips:
+                if given < skip and not self.images.samples.skips:
                     given += 1
                     continue
                 sample = self.images.sample(epoch, position, row)
@@ -156,7 +155,7 @@ class EndlessImages(IterableDataset):
                 if sample is not None and given > skip:
                     yield sample
             if not given:
-                raise ValueError(f"split {self.images.rows.split!r} has no image for worker {number} of {share}")
+                raise ValueError(f"split {self.images.samples.split!r} has no image for worker {number} of {share}")
             skip = max(0, skip - given)
 
 

@@ -7,7 +7,7 @@ the cursor of a terminal. Messages and results show such characters as `\x1b`, `
 from collections.abc import Callable
 
 
-def show(name: object) -> str:
+def printable(name: object) -> str:
     """Return a name on one line of printable characters, for messages."""
     return _escape(str(name), str.isprintable)
 

@@ -14,33 +14,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .config import DataConfig
-from .images import Images
-from .labels import SEVERAL, Labels, declared_classes, read_labels, shorten
-from .listed import check_listed
+from .image_paths import check_image_paths
+from .labels import MULTI_LABEL_COLUMN, Labels, abbreviate, declared_classes, read_labels
 from .locations import Locations
-from .rows import Columns, Rows, UnreadableImage, embed, undecoded
+from .samples import Columns, Samples, disable_decoding, embed
 from .sources import Source, find_column, read_source
-from .splitting import deal
-from .streams import EndlessImages, StreamedImages, StreamedRows
-from .transforms import AugmentationConfig, make_transforms, mask_transform
+from .stratification import assign_parts
+from .streaming import StreamedSamples
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
-
-__all__ = [
-    "AugmentationConfig",
-    "DataConfig",
-    "EndlessImages",
-    "Images",
-    "Rows",
-    "Splits",
-    "StreamedImages",
-    "StreamedRows",
-    "UnreadableImage",
-    "load_splits",
-    "make_transforms",
-    "mask_transform",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -52,16 +35,16 @@ class Splits:
     """What was loaded.
 
     Args:
-        train: to learn from; `StreamedRows` with `streaming`.
+        train: to learn from; `StreamedSamples` with `streaming`.
         validation: to choose by, if there is one.
         test: to report, if there is one.
         classes: names, in the order of the class indices of all splits.
         multi_label: whether labels are multi-hot (N, C) in place of indices (N,).
     """
 
-    train: Rows | StreamedRows | None
-    validation: Rows | None
-    test: Rows | None
+    train: Samples | StreamedSamples | None
+    validation: Samples | None
+    test: Samples | None
     classes: list[str]
     multi_label: bool
 
@@ -80,7 +63,7 @@ def load_splits(config: DataConfig) -> Splits:
     if not labels.multi_label and len(labels.classes) < 2:
         raise ValueError(f"the data has one class, {labels.classes[0]!r}: at least two are needed")
     for name, data in used.items():
-        check_listed(data, columns[name], name, source.locations, config.unreadable == "skip")
+        check_image_paths(data, columns[name], name, source.locations, config.unreadable == "skip")
     parts = _divide(used[config.train_split], labels.values[config.train_split], config)
     make = partial(_make_rows, source, used, labels, columns, config)
     train = make(config.train_split, parts["train"])
@@ -112,8 +95,8 @@ def _find_columns(data: "Dataset | IterableDataset", split: str, config: DataCon
         raise ValueError(f"split {split!r} of {config.data!r} does not declare its columns: use streaming=False")
     names = list(data.features)
     label = config.label_column
-    if label not in names and label == _DEFAULTS["label_column"] and SEVERAL in names:
-        label = SEVERAL
+    if label not in names and label == _DEFAULTS["label_column"] and MULTI_LABEL_COLUMN in names:
+        label = MULTI_LABEL_COLUMN
     optional = {}
     for what in ("mask", "boxes"):
         name = getattr(config, f"{what}_column")
@@ -129,11 +112,11 @@ def _divide(data: "Dataset", labels: np.ndarray, config: DataConfig) -> dict[str
     groups = _groups(data, config)
     rows, parts = np.arange(len(labels)), {}
     if config.folds:
-        part = deal(labels, [1 / config.folds] * config.folds, config.data_seed, groups)
+        part = assign_parts(labels, [1 / config.folds] * config.folds, config.data_seed, groups)
         parts["test"], rows = rows[part == config.fold], rows[part != config.fold]
     if config.hold_out:
         shares = [1 - config.hold_out, config.hold_out]
-        part = deal(labels[rows], shares, config.data_seed, None if groups is None else groups[rows])
+        part = assign_parts(labels[rows], shares, config.data_seed, None if groups is None else groups[rows])
         parts["validation"], rows = rows[part == 1], rows[part == 0]
     parts["train"] = rows
     for name, own in parts.items():
@@ -164,25 +147,25 @@ def _make_rows(
     config: DataConfig,
     name: str,
     rows: np.ndarray | None = None,
-) -> Rows | None:
+) -> Samples | None:
     if name not in used:
         return None
-    made = Rows(used[name], labels.values[name], columns[name], name, source.locations, config.unreadable, rows)
+    made = Samples(used[name], labels.values[name], columns[name], name, source.locations, config.unreadable, rows)
     made.check_boxes()
     return made
 
 
-def _check_coverage(train: Rows, others: dict[str, Rows], labels: Labels) -> None:
+def _check_coverage(train: Samples, others: dict[str, Samples], labels: Labels) -> None:
     """A class without a training image is worth a warning; one that a split of its own has besides is an error."""
     missing = ~_seen(train.labels, len(labels.classes))
     for rows in others.values():
         wrong = missing & _seen(rows.labels, len(labels.classes))
         if wrong.any() and rows.split != train.split:
             names = [labels.classes[index] for index in np.flatnonzero(wrong)]
-            raise ValueError(f"split {rows.split!r} has classes that no training image has: {shorten(names)}")
+            raise ValueError(f"split {rows.split!r} has classes that no training image has: {abbreviate(names)}")
     if missing.any():
         names = [labels.classes[index] for index in np.flatnonzero(missing)]
-        logger.warning("no training image has any of these classes: %s", shorten(names))
+        logger.warning("no training image has any of these classes: %s", abbreviate(names))
 
 
 def _seen(labels: np.ndarray, count: int) -> np.ndarray:
@@ -195,7 +178,7 @@ def _stream(source: Source, used: dict[str, Any], config: DataConfig) -> Splits:
     stream, *_ = used.values()
     columns = _find_columns(stream, config.train_split, config)
     if hasattr(stream, "to_iterable_dataset"):
-        check_listed(stream, columns, config.train_split, source.locations, config.unreadable == "skip")
+        check_image_paths(stream, columns, config.train_split, source.locations, config.unreadable == "skip")
         # a buffer does not mix what lies in the order of its classes, as folders do
         stream = stream.shuffle(seed=config.data_seed, keep_in_memory=True).to_iterable_dataset()
     feature = stream.features[columns.label]
@@ -205,10 +188,10 @@ def _stream(source: Source, used: dict[str, Any], config: DataConfig) -> Splits:
             f"column {columns.label!r} of {config.data!r} does not declare its class names, and a stream cannot be "
             "searched for them: use streaming=False"
         )
-    train = StreamedRows(stream, columns, classes, config.train_split, source.locations, config.unreadable)
+    train = StreamedSamples(stream, columns, classes, config.train_split, source.locations, config.unreadable)
     others = {name: _loaded(data, columns, source.locations) for name, data in list(used.items())[1:]}
     for name, data in others.items():
-        check_listed(data, columns, name, source.locations, config.unreadable == "skip")
+        check_image_paths(data, columns, name, source.locations, config.unreadable == "skip")
     labels = read_labels(others, columns.label, classes) if others else Labels({}, classes, False)
     make = partial(_make_rows, source, others, labels, dict.fromkeys(others, columns), config)
     return Splits(train, make(config.validation_split), make(config.test_split), classes, hasattr(feature, "feature"))
@@ -220,4 +203,6 @@ def _loaded(data: "Dataset | IterableDataset", columns: Columns, locations: Loca
 
     if isinstance(data, Dataset):
         return data
-    return Dataset.from_generator(partial(embed, undecoded(data, columns), columns, locations), features=data.features)
+    return Dataset.from_generator(
+        partial(embed, disable_decoding(data, columns), columns, locations), features=data.features
+    )

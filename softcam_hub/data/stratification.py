@@ -12,7 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def deal(labels: np.ndarray, shares: Sequence[float], seed: int, groups: np.ndarray | None = None) -> np.ndarray:
+def assign_parts(
+    labels: np.ndarray, shares: Sequence[float], seed: int, groups: np.ndarray | None = None
+) -> np.ndarray:
     """The part (N,) that each image goes to.
 
     Args:
@@ -24,19 +26,19 @@ def deal(labels: np.ndarray, shares: Sequence[float], seed: int, groups: np.ndar
     strata = np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1)
     rng = np.random.default_rng([seed, len(labels)])
     if groups is None:
-        return _deal_images(strata, np.asarray(shares), rng)
-    return _deal_groups(strata, np.asarray(shares), rng, np.unique(groups, return_inverse=True)[1])
+        return _assign_images(strata, np.asarray(shares), rng)
+    return _assign_groups(strata, np.asarray(shares), rng, np.unique(groups, return_inverse=True)[1])
 
 
-def _deal_images(strata: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _assign_images(strata: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Shuffled within classes, then class after class the parts in turn."""
     shuffled = rng.permutation(len(strata))
     parts = np.empty(len(strata), dtype=np.int64)
-    parts[shuffled[np.argsort(strata[shuffled], kind="stable")]] = turns(shares, len(strata))
+    parts[shuffled[np.argsort(strata[shuffled], kind="stable")]] = round_robin(shares, len(strata))
     return parts
 
 
-def turns(shares: np.ndarray, count: int) -> np.ndarray:
+def round_robin(shares: np.ndarray, count: int) -> np.ndarray:
     """(count,) parts in turn: part j at its i-th turn is due at (i + 1/2) / share_j."""
     numbers = [np.arange(math.ceil(count * share) + 1) for share in shares]
     due = np.concatenate([(number + 0.5) / share for number, share in zip(numbers, shares, strict=True)])
@@ -44,7 +46,7 @@ def turns(shares: np.ndarray, count: int) -> np.ndarray:
     return part[np.argsort(due, kind="stable")][:count]
 
 
-def _deal_groups(strata: np.ndarray, shares: np.ndarray, rng: np.random.Generator, groups: np.ndarray) -> np.ndarray:
+def _assign_groups(strata: np.ndarray, shares: np.ndarray, rng: np.random.Generator, groups: np.ndarray) -> np.ndarray:
     sizes = np.zeros((groups.max() + 1, strata.max() + 1))
     np.add.at(sizes, (groups, strata), 1)
     wanted = shares[:, None] * sizes.sum(axis=0)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 
-from .display import show
 from .locations import Locations, is_address
-from .rows import Columns, undecoded, unreadable
+from .samples import Columns, disable_decoding, unreadable
+from .text import printable
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -19,25 +19,25 @@ KINDS = ("string", "large_string", "binary", "large_binary")
 """Types of columns that hold paths or encoded images; structs of "bytes" and "path" are the other ones."""
 
 
-def check_listed(
+def check_image_paths(
     data: "Dataset", columns: Columns, split: str, locations: Locations, skips_missing: bool = False
 ) -> None:
     """Refuse paths of images and masks that lead to no local file, and addresses that may not be read.
 
     Args:
-        data: Rows of one split.
+        data: Samples of one split.
         columns: Columns of `data`.
         split: Name of the split in messages.
         locations: Places that paths in `data` lead to.
         skips_missing: Say nothing of missing files, because images that cannot be read are left out later.
     """
-    data = undecoded(data, columns)
+    data = disable_decoding(data, columns)
     for column in columns.of_images():
         owner = "the mask of row" if column == columns.mask else "row"
         paths = _paths(data, column, split, optional=column == columns.mask)
         for row, path in paths.items():
             if path and is_address(path):
-                locations.check_address(path, f"{owner} {row} of split {split!r} ({show(path)})")
+                locations.check_address(path, f"{owner} {row} of split {split!r} ({printable(path)})")
         if not skips_missing:
             _check_missing(paths, locations, owner, split)
 
@@ -93,6 +93,6 @@ def _check_missing(paths: dict[int, str | None], locations: Locations, owner: st
     if missing:
         row, path = missing[0], paths[missing[0]]
         more = f" (and {len(missing) - 1} more are missing)" if len(missing) > 1 else ""
-        name = f"{owner} {row} of split {split!r}" + (f" ({show(path)})" if path else "")
-        reason = f"there is no file {show(locations.root / path)}" if path else "it has no path"
+        name = f"{owner} {row} of split {split!r}" + (f" ({printable(path)})" if path else "")
+        reason = f"there is no file {printable(locations.root / path)}" if path else "it has no path"
         raise unreadable(name, reason + more)
