@@ -135,7 +135,7 @@ def make_dataset(preprocessing: dict[str, Any], samples: Samples, masks: bool = 
 
     Args:
         preprocessing: Preprocessing of a `LoadedClassifier`.
-        rows: ImageDataset of a data set.
+        samples: Undecoded images of a data set.
         masks: Add the annotation of every image.
     """
     mask = mask_transform(preprocessing) if masks else None
