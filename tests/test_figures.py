@@ -1,201 +1,23 @@
-"""Pictures: colours keep their order, panels keep their places, and what is written in them is what the maps say."""
+"""The papers' figures: what is written in them is what the maps say, and odd input is drawn or named."""
 
 import numpy as np
 import pytest
-import timm
 import torch
-from conftest import randomise
-from PIL import Image, ImageDraw
+from helpers.pictures import GREY, NAMES, explained, probabilities, record_texts
+from PIL import Image
 
 from softcam_hub import Explanation
 from softcam_hub.explanation_scores.localization import activation_precision, activation_sensitivity
-from softcam_hub.figures import (
-    DIVERGING,
-    SEQUENTIAL,
-    Scale,
-    apply_colours,
-    captioned_row,
-    comparison,
-    outline,
-    overlay,
-    per_class,
-    signed_map,
-    single,
-    top_two,
-)
+from softcam_hub.figures import comparison, per_class, single, top_two
 from softcam_hub.figures.difference import FRAMES, tiers
-from softcam_hub.figures.drawing import cells, frame_cells, tint, write_numbers
-from softcam_hub.figures.layout import colour_bar, legend, note
-from softcam_hub.figures.numbers import DOT, format_cells, format_percent, format_share
-
-GREY = Image.new("RGB", (64, 64), (90, 90, 90))
-NAMES = ["healthy", "microaneurysm", "haemorrhage", "exudate"]
+from softcam_hub.figures.layout import CAPTION_LINE, GAP
+from softcam_hub.figures.numbers import DOT, format_cells
 
 
 @pytest.fixture
 def written(monkeypatch):
     """Every text that is drawn, in its order."""
-    texts, real = [], ImageDraw.ImageDraw.text
-
-    def text(self, place, words, *args, **options):
-        texts.append(words)
-        return real(self, place, words, *args, **options)
-
-    def lines(self, place, words, *args, **options):
-        texts.extend(words.split("\n"))
-
-    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
-    monkeypatch.setattr(ImageDraw.ImageDraw, "multiline_text", lines)
-    return texts
-
-
-def luminance(pixels):
-    return pixels @ np.array([0.299, 0.587, 0.114])
-
-
-def probabilities(*totals, side=8):
-    """`cape` maps of one image with the given sums, their mass in a few cells, of classes 0, 1, ..."""
-    maps = torch.rand(1, len(totals), side, side).pow(6)
-    maps *= torch.tensor(totals)[None, :, None, None] / maps.sum(dim=(2, 3), keepdim=True)
-    return Explanation(maps, torch.arange(len(totals))[None], torch.tensor([totals]), "cape")
-
-
-def explained(architecture, count=3, top_k=3, size=64, **options):
-    model = randomise(timm.create_model(architecture, num_classes=count, **options)).eval()
-    return model.explain(torch.rand(2, 3, size, size), top_k=top_k)
-
-
-def test_sequential_scale_brightens_all_the_way():
-    steps = luminance(apply_colours(np.linspace(0, 1, 101)[None]))[0]
-    assert (np.diff(steps) > 0).all()
-    assert apply_colours(np.zeros((1, 1)))[0, 0].tolist() == list(SEQUENTIAL[0])
-
-
-def test_diverging_scale_is_palest_at_zero():
-    steps = luminance(apply_colours(np.linspace(0, 1, 101)[None], DIVERGING))[0]
-    assert steps.argmax() == 50
-    assert (np.diff(steps[:51]) > 0).all()
-    assert (np.diff(steps[50:]) < 0).all()
-
-
-@pytest.mark.parametrize(
-    ("values", "options", "labels"),
-    [
-        ([-1.0, 0.25], {"diverging": True}, ["-1", "0", "+1"]),
-        ([0.5, 4.0], {"diverging": True}, ["-4", "0", "+4"]),
-        ([-3.0, 2.0], {}, ["0", "1", "2"]),
-        ([0.0, 0.123], {"percent": True}, ["0%", "6.15%", "12.3%"]),
-        ([-0.02, 0.01], {"diverging": True, "percent": True}, ["-2%", "0%", "+2%"]),
-        ([0.0, 0.0], {"diverging": True}, ["0", "0", "0"]),
-        ([-1.0, -2.0], {}, ["0", "0", "0"]),
-    ],
-)
-def test_a_scale_holds_its_values_and_prints_its_limits(values, options, labels):
-    scale = Scale.of(torch.tensor(values), **options)
-    assert scale.labels() == labels
-    strengths = scale.strengths(torch.tensor(values))
-    assert np.abs(strengths).max() in (0, 1)
-    if options.get("diverging"):
-        assert (np.sign(strengths) == np.sign(values)).all()
-
-
-def test_a_colour_bar_shows_both_limits_and_the_middle(written):
-    bar = np.asarray(colour_bar(Scale(2.5, diverging=True), 400))
-    assert written == ["-2.5", "0", "+2.5"]
-    strip = bar[10, 12 : 12 + 300].astype(int)
-    for place, stop in ((1, 0), (150, 2), (298, 4)):
-        assert np.abs(strip[place] - DIVERGING[stop]).max() <= 8
-
-
-def test_overlay_leaves_silent_places_in_grey():
-    image = Image.new("RGB", (8, 8), (200, 100, 50))
-    heat = torch.zeros(8, 8)
-    heat[:4] = 1
-    pixels = np.asarray(overlay(image, heat))
-    grey = np.asarray(image.convert("L"))[0, 0]
-    assert (pixels[4:] == grey).all()
-    assert np.abs(pixels[:4].astype(float) - (0.25 * grey + 0.75 * np.array(SEQUENTIAL[-1]))).max() <= 1
-
-
-def test_a_signed_overlay_is_grey_at_zero_and_as_strong_on_both_sides():
-    pixels = np.asarray(tint(GREY.crop((0, 0, 3, 1)), torch.tensor([[-1.0, 0.0, 1.0]]), Scale(1.0, diverging=True)))
-    below, zero, above = pixels[0].astype(float)
-    assert zero.max() == zero.min() > 150
-    for found, stop in ((below, 0), (above, 4)):
-        assert np.abs(found - (0.25 * zero + 0.75 * np.array(DIVERGING[stop]))).max() <= 2
-
-
-def test_signed_map_is_blue_below_zero_and_orange_above():
-    pixels = np.asarray(signed_map(torch.tensor([[-2.0, 0.0, 1.0]]), (2, 6))).astype(int)
-    assert pixels.shape == (2, 6, 3)
-    assert pixels[0, 0].tolist() == list(DIVERGING[0])
-    assert (pixels[0, 2] >= 249).all()
-    assert pixels[0, 5, 0] > pixels[0, 5, 2]
-    assert (np.asarray(signed_map(torch.zeros(2, 2), (4, 4))) >= 249).all()
-
-
-def test_an_outline_lies_just_outside_and_follows_the_size_of_the_image():
-    mask = torch.zeros(16, 16)
-    mask[4:8, 4:8] = 1
-    line = (np.asarray(outline(GREY, mask, colour=(1, 2, 3), width=2)) == (1, 2, 3)).all(axis=2)
-    expected = np.zeros((64, 64), dtype=bool)
-    expected[14:34, 14:34] = True
-    expected[16:32, 16:32] = False
-    assert (line == expected).all()
-
-
-def test_cells_tile_the_image():
-    count = np.zeros((50, 70), dtype=int)
-    for _, _, (left, top, right, bottom) in cells(Image.new("RGB", (70, 50)), 7, 3):
-        count[top:bottom, left:right] += 1
-    assert (count == 1).all()
-    assert len(list(cells(Image.new("RGB", (4, 4)), 9, 9))) == 81
-
-
-def test_frames_are_drawn_in_the_chosen_cells_only():
-    chosen = torch.tensor([[True, False], [False, False]])
-    pixels = np.asarray(frame_cells(GREY, chosen, (1, 2, 3), 3))
-    assert (pixels[:3, :32] == (1, 2, 3)).all()
-    assert (pixels[3, 4:28] == 255).all()
-    assert (pixels[4:28, 4:28] == 90).all()
-    assert (pixels[32:] == 90).all()
-    assert (pixels[:, 32:] == 90).all()
-
-
-def test_numbers_are_black_on_light_and_white_on_dark_and_dots_where_there_is_no_room(written):
-    image = Image.new("RGB", (80, 80), "white")
-    image.paste("black", (40, 0, 80, 80))
-    pixels = np.asarray(write_numbers(image, [["12", "3.4"], ["", DOT]]))
-    assert written == ["12", "3.4"]
-    assert pixels[:40, :40].min() < 60
-    assert pixels[:40, 40:].max() > 200
-    assert (pixels[40:, :40] == 255).all()
-    assert 1 <= (pixels[40:, 40:].max(axis=2) > 0).sum() <= 9
-    write_numbers(image, [["12"] * 8] * 8)
-    assert written == ["12", "3.4"], "a cell of 10 pixels has no room for two digits"
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(1, "100"), (0.0996, "10"), (0.0994, "9.9"), (0.0123, "1.2"), (0.00996, "1.0"), (0.0034, "0.34"), (5e-5, "0.01")],
-)
-def test_percentages_have_two_or_three_digits(value, text):
-    assert format_percent(value) == text
-
-
-def test_a_percentage_that_would_round_to_zero_is_a_dot():
-    assert format_percent(4e-5) == format_percent(0) == DOT
-
-
-def test_percentages_in_sentences_never_round_to_zero():
-    assert [format_share(value) for value in (0.5, 0.0004, 0.000012, 0.0)] == ["50.0%", "0.04%", "0.001%", "0.0%"]
-    assert [format_share(value, "+", 2) for value in (0.019, -0.5, -1e-6)] == ["+1.90%", "-50.00%", "-0.0001%"]
-
-
-def test_cells_at_the_threshold_or_below_carry_no_number():
-    assert format_cells(torch.tensor([[0.40, 0.02], [0.021, 0.0]])) == [["40", ""], ["2.1", ""]]
-    assert format_cells(torch.tensor([[0.40, -0.02]]), threshold=0) == [["40", "2.0"]]
-    assert format_cells(torch.zeros(1, 2)) == [["", ""]]
+    return record_texts(monkeypatch)
 
 
 def test_tiers_by_hand():
@@ -220,39 +42,6 @@ def test_tiers_add_up_to_the_difference_of_the_probabilities(threshold):
     for difference, (p, q, _) in zip(found.difference(), found.probabilities, strict=True):
         total = sum(tier.total for sign in (1, -1) for tier in tiers(difference, sign, threshold=threshold))
         assert total == pytest.approx(float(p - q), abs=1e-6)
-
-
-def test_row_places_panels_side_by_side():
-    sheet = captioned_row(
-        [("one", Image.new("RGB", (4, 4), "red")), ("two\nlines", Image.new("RGB", (9, 9), "blue"))], side=32, gap=4
-    )
-    pixels = np.asarray(sheet)
-    bottom = pixels[-8]
-    assert bottom[4 + 16].tolist() == [255, 0, 0]
-    assert bottom[4 + 32 + 4 + 16].tolist() == [0, 0, 255]
-    assert bottom[0].tolist() == [255, 255, 255]
-    assert (pixels[:20] < 128).any(), "the captions are missing"
-
-
-def test_row_keeps_proportions_and_its_captions_stay_within_their_panels():
-    long = "a class with a name that goes on and on " * 5
-    sheet = captioned_row([(long, Image.new("RGB", (100, 50), "red")), ("", GREY)], side=64)
-    assert sheet.size == (128 + 64 + 3 * 12, 64 + 24 + 48)
-    captions = np.asarray(sheet)[:60]
-    assert (captions[:, 12 : 12 + 130] < 128).any()
-    assert (captions[:, 12 + 128 + 6 :] == 255).all()
-    assert (np.asarray(sheet)[-40, 12 + 128 + 12 :][:64] == 90).all()
-    assert captioned_row([("", GREY)], side=64).size == (88, 88)
-
-
-def test_notes_and_legends_break_where_the_sheet_ends(written):
-    sheet = note("many words " * 20, 200)
-    assert sheet.width == 200
-    assert len(written) > 5
-    entries = [(f"entry {number}", (0, 0, 0), 2) for number in range(6)]
-    wide, narrow = legend("title", entries, 900), legend("title", entries, 200)
-    assert narrow.height > 2 * wide.height
-    assert [text for text in written if text.startswith("entry")] == 2 * [text for text, _, _ in entries]
 
 
 def test_single_says_class_probability_and_scale(written):
@@ -299,7 +88,8 @@ def test_top_two_frames_the_strongest_cell_of_either_class():
     maps = torch.zeros(1, 2, 4, 4)
     maps[0, 0, 0, 0], maps[0, 1, 3, 3] = 0.6, 0.4
     explanation = Explanation(maps, torch.tensor([[0, 1]]), torch.tensor([[0.6, 0.4]]), "cape")
-    panel = np.asarray(top_two(GREY, explanation, NAMES, side=256))[60 : 60 + 256, 280 : 280 + 256]
+    top, left = GAP + 2 * CAPTION_LINE + 8, 256 + 2 * GAP
+    panel = np.asarray(top_two(GREY, explanation, NAMES, side=256))[top : top + 256, left : left + 256]
     for sign, first in ((1, 0), (-1, 3 * 64)):
         shade, width = FRAMES[sign, "top 5"]
         frame = np.zeros((256, 256), dtype=bool)
@@ -351,8 +141,8 @@ def test_per_class_of_many_classes_shows_the_first_and_counts_the_rest(written):
         f"class {number} of a long list, with a name that nobody would want to read to its end"
         for number in range(1000)
     ]
-    picture = per_class(GREY, explanation, names, most=7, columns=4, side=64)
-    assert picture.width == 4 * (64 + 12) + 12
+    picture = per_class(GREY, explanation, names, most=7, columns=4, side=80)
+    assert picture.width == 4 * (80 + 12) + 12
     assert picture.height < 500
     assert sum(text.startswith("class ") for text in written) == 7
     assert any("7 of 1000" in text for text in written)
@@ -425,7 +215,7 @@ def test_one_class_and_half_precision_and_gradients():
         (lambda e: per_class(GREY, e, {0: "zero"}), "class 1 has no name"),
         (lambda e: top_two(GREY, e, NAMES, index=3), "image 3 is not among the 1"),
         (lambda e: single(GREY, e, NAMES, rank=2), "rank 2 is not among the 2"),
-        (lambda e: single(torch.rand(3, 8, 8), e, NAMES), "PIL image"),
+        (lambda e: single(torch.rand(3, 8, 8), e, NAMES), "Pillow image"),
         (lambda e: single(GREY, e, NAMES, mask=torch.ones(30, 64)), "proportions of the image"),
         (lambda e: per_class(GREY, e, NAMES, mask=torch.ones(1, 64, 64)), "proportions of the image"),
         (lambda e: top_two(GREY, Explanation(e.maps, e.classes, e.probabilities, "softcam"), NAMES), "only 'cape'"),

@@ -5,6 +5,7 @@ import pytest
 import timm
 import torch
 from conftest import randomise
+from PIL import ImageColor
 
 from softcam_hub import Explanation
 from softcam_hub.evaluation.placement import Placement, areas_in_cells, region_shares, with_elsewhere
@@ -117,7 +118,7 @@ def test_the_chart_has_the_parts_of_the_table():
     pixels = np.asarray(placement.chart(most=4))
     assert pixels.shape[0] < 350
     for colour in COLOURS[:3]:
-        assert (pixels == colour).all(axis=2).sum() > 5 * 26
+        assert (pixels == ImageColor.getrgb(colour)).all(axis=2).sum() > 5 * 26
 
 
 def test_nothing_added_gives_an_empty_table():

@@ -159,7 +159,7 @@ def over_penalty(found: Findings, studies: list[str]) -> Image.Image:
     maps = {"sparseness of the maps (Gini)": panel("sparseness", found.trained)}
     maps["activation sensitivity in %"] = panel("activation_sensitivity", found.native)
     rows = [{title: panel(name, found.trained) for title, name in predictions.items()}, maps]
-    return stack_vertically([curves(row, "log10 of l1 (lambda); leftmost: none") for row in rows])
+    return stack_vertically([curves(row, "log10 of the penalty λ1 (leftmost: no penalty)") for row in rows])
 
 
 def _place(l1: float) -> float:

@@ -1,4 +1,4 @@
-"""Pictures of explanations, with numpy and Pillow: parts of them, and the papers' figures."""
+"""Pictures of explanations, as Pillow images: their parts, and the papers' figures."""
 
 from .difference import top_two
 from .drawing import DIVERGING, SEQUENTIAL, Scale, apply_colours, denormalise, outline, overlay, signed_map

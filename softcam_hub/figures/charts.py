@@ -1,160 +1,171 @@
-"""Charts drawn with Pillow: lines for training curves and scores over k, stacked bars for shares of a whole.
+"""Charts drawn with matplotlib and returned as Pillow images: curves with a legend, and stacked bars.
 
-The colours stay apart for colour-blind readers; every line also has a dash pattern of its own, and every part of a bar
-the place that the legend gives it.
+- Every line has its own pair of colour and line style, and every part of a bar its own pair of colour and
+  hatch: they can be told apart without colour vision and in grey print.
+- Figures are built with matplotlib's objects instead of pyplot: no figure stays registered, and no display is
+  needed.
+- matplotlib is imported when a chart is drawn, so that importing the package stays fast.
 """
 
 import math
-from collections.abc import Iterator
-from itertools import pairwise
+from typing import TYPE_CHECKING
 
-from PIL import Image, ImageDraw
+import numpy as np
+from PIL import Image
 
 from .text import font, readable, shorten
 
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 Points = list[tuple[float, float]]
 
-COLOURS = (
-    *((0, 90, 170), (215, 95, 0), (0, 140, 100), (190, 80, 150)),
-    *((90, 90, 90), (150, 120, 0), (80, 170, 220), (110, 0, 20)),
-)
-DASHES = ((1, 0), (10, 5), (3, 4), (12, 4), (6, 6), (16, 4), (2, 2), (9, 3))
-LEFT, RIGHT, TOP, BOTTOM = 64, 20, 40, 48
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#555555", "#e69f00", "#56b4e9", "#6e1423")
+LINE_STYLES = ("solid", "dashed", "dashdot", "dotted")
+HATCHES = ("", "///", "...", "xxx")
 
+DPI = 100
+TITLE_SIZE, TEXT_SIZE, LABEL_SIZE = 16, 14, 12
+"""Heights of letters in pixels: titles, everything else, and the percentages in bars."""
 
-def part_colour(index: int) -> tuple[int, int, int]:
-    """Colour of a bar's part: the palette, then paler, then darker, so that 24 parts differ."""
-    towards, weight = ((0, 0.0), (255, 0.55), (0, 0.5))[index // len(COLOURS) % 3]
-    red, green, blue = (round(value + weight * (towards - value)) for value in COLOURS[index % len(COLOURS)])
-    return red, green, blue
+LEGEND_LINE, BAR_HEIGHT = 20, 34
+"""Pixels that an entry of a legend and a bar with its gap take."""
 
 
 def curves(
     panels: dict[str, dict[str, Points]], x_label: str, width: int = 560, height: int = 360, shared: bool = False
 ) -> Image.Image:
-    """Charts beside one another, each with its lines and a legend below.
+    """Draw line charts beside one another, each with a legend below.
 
     Args:
-        panels: title -> name of a line -> its points.
-        x_label: below every chart.
-        width: of one chart in pixels.
-        height: of one chart without its legend.
-        shared: all charts show one measure, on one vertical axis.
+        panels: Title of a chart -> name of a line -> points of the line. Values that are not finite are left
+            out.
+        x_label: Label of every horizontal axis.
+        width: Width of one chart in pixels.
+        height: Height of one chart in pixels, without its legend.
+        shared: Give all charts the same vertical axis, for charts of one measure.
     """
-    every = [y for lines in panels.values() for line in lines.values() for _, y in line if math.isfinite(y)]
-    levels = ticks(every) if shared and every else None
-    legend = 22 * max((len(lines) for lines in panels.values()), default=0) + 12
-    sheet = Image.new("RGB", (width * max(1, len(panels)), height + legend), "white")
-    for index, (title, lines) in enumerate(panels.items()):
-        sheet.paste(_chart(title, lines, x_label, width, height, legend, levels), (index * width, 0))
-    return sheet
-
-
-def _chart(
-    title: str,
-    lines: dict[str, Points],
-    x_label: str,
-    width: int,
-    height: int,
-    legend: int,
-    levels: list[float] | None = None,
-) -> Image.Image:
-    picture = Image.new("RGB", (width, height + legend), "white")
-    pen, letters = ImageDraw.Draw(picture), font(14)
-    pen.text((LEFT, 10), shorten(title, width - LEFT - RIGHT, font(17)), fill="black", font=font(17))
-    points = [point for line in lines.values() for point in line if math.isfinite(point[1])]
-    if not points:
-        pen.text((LEFT, height / 2), "nothing to show", fill="black", font=letters)
-        return picture
-    xs, ys = ticks([x for x, _ in points]), levels or ticks([y for _, y in points])
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = (x - xs[0]) / (xs[-1] - xs[0])
-        up = (y - ys[0]) / (ys[-1] - ys[0])
-        return LEFT + across * (width - LEFT - RIGHT), height - BOTTOM - up * (height - TOP - BOTTOM)
-
-    for y in ys:
-        pen.line([place(xs[0], y), place(xs[-1], y)], fill=(225, 225, 225))
-        pen.text((LEFT - 8, place(xs[0], y)[1]), f"{y:g}", fill="black", font=letters, anchor="rm")
-    for x in xs:
-        pen.text((place(x, ys[0])[0], height - BOTTOM + 8), f"{x:g}", fill="black", font=letters, anchor="ma")
-    pen.text(((LEFT + width - RIGHT) / 2, height - 20), readable(x_label), fill="black", font=letters, anchor="ma")
-    for index, (name, line) in enumerate(lines.items()):
-        style = COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
-        _polyline(pen, [place(x, y) for x, y in line if math.isfinite(y)], *style)
-        below = height + 12 + 22 * index
-        _polyline(pen, [(LEFT, below), (LEFT + 44, below)], *style)
-        shown = shorten(name, width - LEFT - 54 - RIGHT, letters)
-        pen.text((LEFT + 54, below), shown, fill="black", font=letters, anchor="lm")
-    return picture
+    return _rendered(plot_curves(panels, x_label, width, height, shared))
 
 
 def stacked_bars(title: str, bars: dict[str, dict[str, float]], width: int = 720) -> Image.Image:
-    """Bars below one another, each a whole that is divided; the parts keep their order and their colours.
+    """Draw horizontal bars below one another, each divided into parts that add up to a whole.
 
     Args:
-        title: above the bars.
-        bars: name of a bar -> name of a part -> its share; the shares of a bar are 1 together.
-        width: of the chart in pixels.
+        title: Title of the chart.
+        bars: Name of a bar -> name of a part -> share of the part. The shares of a bar add up to 1.
+        width: Width of the chart in pixels.
     """
-    parts = list(dict.fromkeys(part for bar in bars.values() for part in bar))
-    letters, small = font(14), font(12)
-    left = 24 + int(min(width / 3, max((letters.getlength(readable(name)) for name in bars), default=0)))
-    picture = Image.new("RGB", (width, 48 + 34 * len(bars) + 22 * len(parts) + 12), "white")
-    pen = ImageDraw.Draw(picture)
-    pen.text((12, 10), shorten(title, width - 24, font(17)), fill="black", font=font(17))
-    for index, (name, bar) in enumerate(bars.items()):
-        top, start = 44 + 34 * index, float(left)
-        pen.text((left - 8, top + 13), shorten(name, left - 20, letters), fill="black", font=letters, anchor="rm")
-        for part, share in bar.items():
-            end, fill = start + share * (width - left - RIGHT), part_colour(parts.index(part))
-            if end - start >= 0.5:
-                pen.rectangle((start, top, end - 1, top + 25), fill=fill, outline="white")
-            if end - start > small.getlength(f"{share:.1%}") + 6:
-                ink = "black" if sum(fill) > 3 * 150 else "white"
-                pen.text(((start + end) / 2, top + 13), f"{share:.1%}", fill=ink, font=small, anchor="mm")
-            start = end
-    for index, part in enumerate(parts):
-        top = 54 + 34 * len(bars) + 22 * index
-        pen.rectangle((left, top, left + 15, top + 15), fill=part_colour(index))
-        shown = shorten(part, width - left - 26 - RIGHT, letters)
-        pen.text((left + 26, top + 8), shown, fill="black", font=letters, anchor="lm")
-    return picture
+    return _rendered(plot_stacked_bars(title, bars, width))
 
 
-def ticks(values: list[float], count: int = 6) -> list[float]:
-    """Round numbers, evenly spaced, that enclose all values."""
-    low, high = min(values), max(values)
-    if low == high:
-        low, high = low - 0.5, high + 0.5
-    rough = (high - low) / (count - 1)
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)]
+def plot_curves(
+    panels: dict[str, dict[str, Points]], x_label: str, width: int, height: int, shared: bool = False
+) -> "Figure":
+    """Build the figure of `curves`, with one matplotlib axes for each chart."""
+    panels = panels or {"": {}}
+    legend_height = LEGEND_LINE * max(len(lines) for lines in panels.values())
+    figure = _new_figure(width * len(panels), height + legend_height + 10)
+    grid = figure.subplots(1, len(panels), sharey=shared, squeeze=False)
+    for axes, (title, lines) in zip(grid[0], panels.items(), strict=True):
+        axes.set_title(shorten(title, width - 60, font(TITLE_SIZE)), fontsize=_points(TITLE_SIZE), parse_math=False)
+        _plot_lines(axes, lines, readable(x_label), width)
+        axes.tick_params(labelleft=True, labelsize=_points(TEXT_SIZE))  # also inside a row that shares its axis
+    return figure
 
 
-def _polyline(pen: ImageDraw.ImageDraw, points: Points, colour: tuple[int, int, int], dash: tuple[int, int]) -> None:
-    if len(points) == 1:
-        (x, y) = points[0]
-        pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
-    for start, end in _dashes(points, *dash):
-        pen.line([start, end], fill=colour, width=2)
+def _plot_lines(axes: "Axes", lines: dict[str, Points], x_label: str, width: int) -> None:
+    from matplotlib.ticker import MaxNLocator
 
-
-def _dashes(points: Points, on: int, off: int) -> Iterator[tuple[tuple[float, float], tuple[float, float]]]:
-    """Pieces of a line; the pattern goes on across its corners."""
-    if not off:
-        yield from pairwise(points)
+    finite = {name: [(x, y) for x, y in points if math.isfinite(y)] for name, points in lines.items()}
+    if not any(finite.values()):
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "nothing to show", fontsize=_points(TEXT_SIZE), ha="center", va="center")
         return
-    phase = 0.0
-    for (x0, y0), (x1, y1) in pairwise(points):
-        length, at = math.hypot(x1 - x0, y1 - y0), 0.0
-        while at < length:
-            place = phase % (on + off)
-            piece = min((on if place < on else on + off) - place, length - at)
-            piece = max(piece, 1e-6)
-            if place < on:
-                ends = (at / length, (at + piece) / length)
-                yield tuple((x0 + t * (x1 - x0), y0 + t * (y1 - y0)) for t in ends)
-            at, phase = at + piece, phase + piece
+    handles = []
+    for index, points in enumerate(finite.values()):
+        style = LINE_STYLES[(index + index // len(COLOURS)) % len(LINE_STYLES)]
+        # A single point has no line through it, and needs a marker to be seen.
+        marker = "o" if len(points) == 1 else None
+        xs, ys = zip(*points, strict=True) if points else ((), ())
+        handles += axes.plot(xs, ys, color=COLOURS[index % len(COLOURS)], linestyle=style, linewidth=2, marker=marker)
+    axes.grid(color="0.88")
+    axes.set_axisbelow(True)
+    axes.set_xlabel(x_label, fontsize=_points(TEXT_SIZE), parse_math=False)
+    if all(float(x).is_integer() for points in finite.values() for x, _ in points):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    _add_legend(axes, handles, list(lines), width, below=52)
+
+
+def plot_stacked_bars(title: str, bars: dict[str, dict[str, float]], width: int) -> "Figure":
+    """Build the figure of `stacked_bars`."""
+    parts = list(dict.fromkeys(part for bar in bars.values() for part in bar))
+    figure = _new_figure(width, 50 + BAR_HEIGHT * len(bars) + LEGEND_LINE * len(parts))
+    axes = figure.subplots()
+    axes.set_title(shorten(title, width - 60, font(TITLE_SIZE)), fontsize=_points(TITLE_SIZE), parse_math=False)
+    axes.set(xlim=(0, 1), ylim=(max(1, len(bars)) - 0.5, -0.5), xticks=[])
+    axes.spines[:].set_visible(False)
+    axes.tick_params(left=False)
+    names = [shorten(name, width / 3, font(TEXT_SIZE)) for name in bars]
+    axes.set_yticks(range(len(bars)), names, fontsize=_points(TEXT_SIZE), parse_math=False)
+
+    starts = np.zeros(len(bars))
+    handles, labels = [], []
+    for index, part in enumerate(parts):
+        shares = [bar.get(part, 0.0) for bar in bars.values()]
+        colour, hatch = COLOURS[index % len(COLOURS)], HATCHES[index // len(COLOURS) % len(HATCHES)]
+        drawn = axes.barh(range(len(bars)), shares, 0.76, starts, color=colour, hatch=hatch, edgecolor="white")
+        texts = [f"{share:.1%}" for share in shares]
+        style = {"fontsize": _points(LABEL_SIZE), "color": _ink_on(colour)}
+        labels += zip(axes.bar_label(drawn, texts, label_type="center", **style), drawn, strict=True)
+        handles.append(drawn)
+        starts += shares
+    if parts:
+        _add_legend(axes, handles, parts, width, below=6)
+
+    # Percentages that are wider than their part would run into their neighbours.
+    figure.draw_without_rendering()
+    for text, part in labels:
+        text.set_visible(text.get_window_extent().width < part.get_window_extent().width)
+    return figure
+
+
+def _add_legend(axes: "Axes", handles: list["Artist"], names: list[str], width: int, below: int) -> None:
+    """Put a legend `below` pixels under the axes, with its entries below one another."""
+    pad = below / TEXT_SIZE  # matplotlib measures the distance in heights of letters
+    position = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "borderaxespad": pad, "borderpad": 0}
+    numbers = [str(number) for number in range(len(names))]
+    legend = axes.legend(handles, numbers, fontsize=_points(TEXT_SIZE), frameon=False, handlelength=3.2, **position)
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        # Written afterwards: a legend skips labels that begin with an underscore, and reads "$" as
+        # mathematics.
+        text.set(text=shorten(name, width - 150, font(TEXT_SIZE)), parse_math=False)
+
+
+def _new_figure(width: int, height: int) -> "Figure":
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure((width / DPI, height / DPI), DPI, layout="constrained")
+    figure.get_layout_engine().set(w_pad=10 / DPI, h_pad=6 / DPI)  # inches between a chart and its edges
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _rendered(figure: "Figure") -> Image.Image:
+    figure.canvas.draw()
+    return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
+
+
+def _points(pixels: float) -> float:
+    """Convert a height in pixels into typographic points."""
+    return pixels * 72 / DPI
+
+
+def _ink_on(colour: str) -> str:
+    """Choose black or white, whichever is easier to read on a colour."""
+    from matplotlib.colors import to_rgb
+
+    return "black" if np.dot(to_rgb(colour), (0.299, 0.587, 0.114)) > 0.55 else "white"

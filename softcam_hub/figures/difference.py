@@ -1,4 +1,8 @@
-"""One class against another: where the difference of their probabilities lies (CAPE paper, Fig. 1 and 3)."""
+"""The difference between the probabilities of two classes: the cells that make it up, and its figure.
+
+CAPE paper, Fig. 1 and 3: `cape` maps hold probabilities, so that the map of one class minus the map of
+another adds up to the difference of their probabilities.
+"""
 
 from dataclasses import dataclass
 
@@ -7,9 +11,18 @@ from PIL import Image
 from torch import Tensor
 
 from ..models.explanation import Explanation
-from .captions import Names, caption_of, check_probabilities, maps_of, meaning_of, name_of, outline_annotation, scale_of
+from .captions import (
+    Names,
+    caption_of,
+    check_probabilities,
+    maps_of,
+    meaning_of,
+    name_of,
+    outline_annotation,
+    scale_of,
+)
 from .drawing import Colour, Scale, enlarge, frame_cells, spread, tint, write_numbers
-from .layout import GAP, captioned_row, colour_bar, legend, note, stack_vertically
+from .layout import GAP, LegendEntry, captioned_row, colour_bar, legend, note, stack_vertically
 from .numbers import THRESHOLD, format_cells, format_share
 
 FRAMES: dict[tuple[int, str], tuple[Colour, int]] = {
@@ -23,12 +36,12 @@ FRAMES: dict[tuple[int, str], tuple[Colour, int]] = {
 
 @dataclass(frozen=True)
 class Tier:
-    """Cells of similar weight in a difference of two classes.
+    """Cells of similar weight in the difference of two classes.
 
     Args:
-        title: `top 5`, `next 5`, `others`.
-        cells: (H, W), true at its cells.
-        total: the sum of the difference over its cells.
+        title: Name of the tier, such as "top 5", "next 5" or "others".
+        cells: Mask (H, W) of the cells that belong to the tier.
+        total: Sum of the difference over these cells.
     """
 
     title: str
@@ -36,36 +49,36 @@ class Tier:
     total: float
 
     def describe(self) -> str:
-        """Its cells and what they add up to."""
+        """Say how many cells the tier has, and to what they add up."""
         count = int(self.cells.sum())
         return f"{self.title} ({count} cell{'s' if count != 1 else ''}): {format_share(self.total, '+', 2)}"
 
 
 def tiers(difference: Tensor, sign: int, size: int = 5, threshold: float = THRESHOLD) -> list[Tier]:
-    """The cells that speak for one class: the `size` strongest, the `size` next, and all others; none without a cell.
+    """Sort the cells of one sign into tiers: the `size` strongest, the next `size`, and all others.
 
-    The totals of both signs add up to the difference of the two probabilities (CAPE paper, Fig. 1).
+    The totals of both signs add up to the difference of the two probabilities. Tiers without cells are left
+    out.
 
     Args:
-        difference: (H, W), the maps of two classes, one minus the other.
-        sign: 1 for the cells above zero, -1 for those below.
-        size: of the first two tiers, at most.
-        threshold: fraction of the strongest cell of the sign; weaker cells are among the others, whatever their rank.
+        difference: Map (H, W) of one class minus the map of another.
+        sign: 1 for the cells above zero, -1 for the cells below zero.
+        size: Largest number of cells in each of the first two tiers.
+        threshold: Fraction of the strongest cell; weaker cells count as others, whatever their rank.
     """
     flat = (sign * difference).flatten()
     order = flat.argsort(descending=True, stable=True)[: int((flat > 0).sum())]
     strong = int((flat[order] > threshold * flat.max()).sum())
     first, second = min(size, strong), min(2 * size, strong)
-    found = []
-    for title, part in (
-        (f"top {size}", order[:first]),
-        (f"next {size}", order[first:second]),
-        ("others", order[second:]),
-    ):
-        chosen = torch.zeros_like(flat, dtype=torch.bool)
-        chosen[part] = True
-        found.append(Tier(title, chosen.view(difference.shape), float(difference.flatten()[part].double().sum())))
-    return [tier for tier in found if tier.cells.any()]
+    members = {f"top {size}": order[:first], f"next {size}": order[first:second], "others": order[second:]}
+    filled = []
+    for title, positions in members.items():
+        if len(positions):
+            cells = torch.zeros_like(flat, dtype=torch.bool)
+            cells[positions] = True
+            total = float(difference.flatten()[positions].double().sum())
+            filled.append(Tier(title, cells.view(difference.shape), total))
+    return filled
 
 
 def top_two(
@@ -77,68 +90,89 @@ def top_two(
     threshold: float = THRESHOLD,
     side: int = 448,
 ) -> Image.Image:
-    """Why this class and not the other: two `cape` maps and their difference, in percent (CAPE paper, Fig. 1 and 3).
+    """Show why the model chose one class and not another: two `cape` maps and their difference, in percent.
 
-    Cells above `threshold` carry the percentage that they add to their class; in the difference, the cells that speak
-    most for either class are framed and added up.
+    Cells above `threshold` carry the percentage that they add to their class. In the difference, the cells
+    that speak most for either class are framed and added up.
 
     Args:
-        image: what the model saw.
+        image: Image that the model saw.
         explanation: `cape` maps of at least two classes; the first two are compared.
-        names: of all classes, by class index.
-        index: which image of the batch this is.
-        mask: (H, W), an annotation to outline on the image.
-        threshold: fraction of a map's maximum above which its cells count, as for `Explanation.regions`.
-        side: height of a panel in pixels.
+        names: Name of every class, by class index.
+        index: Position of the image in the explained batch.
+        mask: Annotation (H, W) to outline on the image.
+        threshold: Fraction of a map's maximum above which a cell counts, as in `Explanation.regions`.
+        side: Height of a panel in pixels.
     """
     check_probabilities(explanation, "top_two() compares")
     maps = maps_of(image, explanation, index)
     if len(maps) < 2:
-        raise ValueError("top_two() compares two classes, and one is explained: call explain(..., top_k=2)")
+        raise ValueError(
+            "top_two() compares two classes, and the explanation holds one: call explain with top_k=2 or more"
+        )
     canvas, difference = enlarge(image, side), maps[0] - maps[1]
     first, second = (name_of(names, int(explanation.classes[index, rank])) for rank in (0, 1))
-    shown = (f"{first}\nminus {second}", _difference(canvas, difference, threshold))
-    upper = captioned_row([("image", outline_annotation(canvas, mask)), shown], side)
-    scale, regions, classes = scale_of(maps[:2], "cape"), explanation.regions(threshold), []
+
+    # The upper row: the image, and which class its cells speak for.
+    panels = [
+        ("image", outline_annotation(canvas, mask)),
+        (f"{first}\nminus {second}", _draw_difference(canvas, difference, threshold)),
+    ]
+    upper = captioned_row(panels, side)
+    difference_bar = colour_bar(_difference_scale(difference), upper.width, left=2 * GAP + canvas.width)
+
+    # The lower row: the map of each class.
+    scale, panels = scale_of(maps[:2], explanation.kind), []
     for rank in (0, 1):
-        count, carried = int(regions.mask[index, rank].sum()), format_share(float(regions.share[index, rank].detach()))
-        caption = (
-            caption_of(explanation, names, index, rank) + f"\n{count} of {maps[0].numel()} cells carry {carried} of it"
-        )
-        over = tint(canvas, spread(maps[rank], canvas, smooth=False), scale)
-        classes.append((caption, write_numbers(over, format_cells(maps[rank], threshold))))
-    remark = f"Both classes share one scale. {meaning_of('cape')} Numbers are percent; a dot: under 0.01, or no room."
+        caption = caption_of(explanation, names, index, rank)
+        region = _describe_region(explanation, index, rank, threshold)
+        shown = tint(canvas, spread(maps[rank], canvas, smooth=False), scale)
+        panels.append((f"{caption}\n{region}", write_numbers(shown, format_cells(maps[rank], threshold))))
+    lower = captioned_row(panels, side)
+
+    remark = (
+        f"Both classes share one scale. {meaning_of(explanation.kind)} Numbers are percentages; a dot is a number "
+        "under 0.01, or one that has no room."
+    )
     return stack_vertically(
         [
             upper,
-            colour_bar(_signed_scale(difference), upper.width, left=2 * GAP + canvas.width),
+            difference_bar,
             *_tally(difference, first, second, threshold, upper.width),
-            captioned_row(classes, side),
+            lower,
             colour_bar(scale, upper.width),
             note(remark, upper.width),
         ]
     )
 
 
-def _signed_scale(difference: Tensor) -> Scale:
+def _describe_region(explanation: Explanation, index: int, rank: int, threshold: float) -> str:
+    """Say how much of a class's probability the cells above the threshold carry."""
+    regions = explanation.regions(threshold)
+    cells = regions.mask[index, rank]
+    share = format_share(float(regions.share[index, rank].detach()))
+    return f"{int(cells.sum())} of {cells.numel()} cells carry {share} of it"
+
+
+def _difference_scale(difference: Tensor) -> Scale:
     return Scale.of(difference, diverging=True, percent=True)
 
 
 def _tally(difference: Tensor, first: str, second: str, threshold: float, width: int) -> list[Image.Image]:
-    """What the cells of a difference add up to: one line for each class, and one for the sum."""
+    """Write what the cells of a difference add up to: a line for each class, and a line for the sum."""
     lines = []
     for sign, name in ((1, first), (-1, second)):
-        found = tiers(difference, sign, threshold=threshold)
-        total = format_share(sum(tier.total for tier in found), "+", 2)
-        entries = [(tier.describe(), *FRAMES.get((sign, tier.title), (None, 0))) for tier in found]
+        groups = tiers(difference, sign, threshold=threshold)
+        total = format_share(sum(tier.total for tier in groups), "+", 2)
+        entries = [LegendEntry(tier.describe(), *FRAMES.get((sign, tier.title), ())) for tier in groups]
         lines.append(legend(f"{total} for {name}", entries, width))
     total = format_share(float(difference.double().sum()), "+", 2)
     return [*lines, legend(f"{total} = difference of the probabilities", [], width)]
 
 
-def _difference(canvas: Image.Image, values: Tensor, threshold: float) -> Image.Image:
-    """A signed map in blocks, with the frames of its tiers and its numbers."""
-    shown = tint(canvas, spread(values, canvas, smooth=False), _signed_scale(values))
+def _draw_difference(canvas: Image.Image, values: Tensor, threshold: float) -> Image.Image:
+    """Draw a difference in blocks over its image, with the frames of its tiers and its numbers."""
+    shown = tint(canvas, spread(values, canvas, smooth=False), _difference_scale(values))
     for sign in (1, -1):
         for tier in tiers(values, sign, threshold=threshold):
             if (sign, tier.title) in FRAMES:

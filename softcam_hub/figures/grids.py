@@ -1,9 +1,9 @@
-"""The papers' figures, each from images and maps to one picture.
+"""The papers' figures of maps over their images: one map, methods side by side, and all classes of an image.
 
-- A figure whose maps share one scale says so and prints its limits; `comparison` cannot, as its methods have no common
-  unit, and says that instead.
-- Signed maps (`softcam`, `cam`) diverge from a pale zero, the same length on both sides.
-- Only `cape` maps hold probabilities, so only they get percentages in their cells and a difference that adds up.
+- A figure whose maps share one scale says so and prints the limits of the scale. `comparison` says instead
+  that every map has a scale of its own, since the methods have no common unit.
+- Signed maps (`softcam`, `cam`) diverge from a pale zero, with the same length on both sides.
+- Only `cape` maps hold probabilities, so that only they get percentages in their cells.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,6 +19,9 @@ from .drawing import Scale, enlarge, spread, tint, write_numbers
 from .layout import captioned_row, colour_bar, note, stack_vertically
 from .numbers import format_cells
 
+NO_HEAT = "nothing stands out"
+"""Caption of a map without positive values."""
+
 
 def single(
     image: Image.Image,
@@ -30,27 +33,31 @@ def single(
     mask: Tensor | None = None,
     side: int = 448,
 ) -> Image.Image:
-    """One map over its image, with its class, its probability and a colour bar.
+    """Draw one map over its image, with its class, its probability and a colour bar.
 
     Args:
-        image: what the model saw.
-        explanation: of a batch.
-        names: of all classes, by class index.
-        index: which image of the batch this is.
-        rank: which of its explained classes.
-        numbers: print `cape` percentages into the cells.
-        mask: (H, W), an annotation to outline.
-        side: height of the map in pixels.
+        image: Image that the model saw.
+        explanation: Explanation of a batch.
+        names: Name of every class, by class index.
+        index: Position of the image in the batch.
+        rank: Position of the class among the explained classes of the image.
+        numbers: Print the percentages of a `cape` map into its cells.
+        mask: Annotation (H, W) to outline.
+        side: Height of the map in pixels.
     """
     maps = maps_of(image, explanation, index)
     if numbers:
         check_probabilities(explanation, "numbers=True prints")
     if not 0 <= rank < len(maps):
-        raise IndexError(f"rank {rank} is not among the {len(maps)} explained classes: explain more with top_k")
+        raise IndexError(
+            f"rank {rank} is not among the {len(maps)} explained classes: explain more classes with a larger top_k"
+        )
     scale, canvas = scale_of(maps[rank], explanation.kind), enlarge(image, side)
     shown = tint(canvas, spread(maps[rank], canvas, smooth=not numbers), scale)
-    shown = write_numbers(shown, format_cells(maps[rank])) if numbers else shown
-    sheet = captioned_row([(caption_of(explanation, names, index, rank), outline_annotation(shown, mask))], side)
+    if numbers:
+        shown = write_numbers(shown, format_cells(maps[rank]))
+    panel = caption_of(explanation, names, index, rank), outline_annotation(shown, mask)
+    sheet = captioned_row([panel], side)
     return stack_vertically([sheet, colour_bar(scale, sheet.width)])
 
 
@@ -61,39 +68,75 @@ def comparison(
     titles: Sequence[str] | None = None,
     side: int = 256,
 ) -> Image.Image:
-    """Methods side by side, one row for each image (SoftCAM paper, Fig. 2 and 4; CAPE paper, Fig. 3).
+    """Draw methods side by side, with a row for each image (SoftCAM paper, Fig. 2 and 4; CAPE paper, Fig. 3).
 
-    Each map shows its positive part, min-max scaled. Where there is an annotation, its activation precision (share of
-    the heat that is on it) and sensitivity (mean heat of it) are printed above the map. Methods are named on the first
-    row, or on every row where images differ in width.
+    Every map shows its positive part, scaled from its minimum to its maximum. Above the map of an annotated
+    image stand its activation precision (share of the heat inside the annotation) and sensitivity (mean heat
+    inside it). Methods are named above the first row, or above every row if the images differ in width.
 
         comparison(pictures, create_explainer(["grad-cam", "cape"], model)(images, labels), masks)
 
     Args:
-        images: B pictures; for two classes of one image give it twice.
-        maps: method -> maps (B, H, W) or (B, 1, H, W), each at its own resolution.
-        masks: B annotations (H, W) of the image's size, or None for an image without one.
-        titles: a text for each image.
-        side: height of a panel in pixels.
+        images: B images. An image of which two classes are shown is passed twice.
+        maps: Name of a method -> maps (B, H, W) or (B, 1, H, W) at any resolution.
+        masks: B annotations (H, W) in the proportions of the images; None for an image without one.
+        titles: Text above each image.
+        side: Height of a panel in pixels.
     """
     if not images or not maps:
-        raise ValueError("comparison() needs at least one image and one method: both are rows and columns of a grid")
-    maps = {name: _checked_batch(name, values, len(images)) for name, values in maps.items()}
-    for what, values in (("masks", masks), ("titles", titles)):
+        raise ValueError("comparison() got no images or no maps: pass at least one image and the maps of one method")
+    maps = {name: _check_maps(name, values, len(images)) for name, values in maps.items()}
+    for name, values in (("masks", masks), ("titles", titles)):
         if values is not None and len(values) != len(images):
-            raise ValueError(f"comparison() got {len(images)} images and {len(values)} {what}: give one for each image")
-    masks, titles = masks if masks is not None else [None] * len(images), titles or [""] * len(images)
+            raise ValueError(f"comparison() got {len(images)} images and {len(values)} {name}: pass one for each image")
+    masks = [None] * len(images) if masks is None else masks
+    titles = titles or [""] * len(images)
+
+    # Methods need their names only once if their maps stand below one another.
     aligned = len({enlarge(image, side).width for image in images}) == 1
-    grid = []
+    sheets = []
     for index, (image, mask, title) in enumerate(zip(images, masks, titles, strict=True)):
         panels = [(title, outline_annotation(enlarge(image, side), mask))]
         for name, values in maps.items():
-            panels.append(_compared(image, values[index], mask, "" if index and aligned else name, side))
-        grid.append(captioned_row(panels, side))
-    outline = " The outline is the annotation." if any(mask is not None and mask.any() for mask in masks) else ""
-    text = f"Positive part of each map, scaled from its own minimum to its own maximum.{outline}"
-    width = max(sheet.width for sheet in grid)
-    return stack_vertically([*grid, colour_bar(Scale(1.0), width, ["minimum", "", "maximum"]), note(text, width)])
+            heading = "" if index and aligned else name
+            panels.append(_compared_panel(image, values[index], mask, heading, side))
+        sheets.append(captioned_row(panels, side))
+
+    remark = "Positive part of each map, scaled from its own minimum to its own maximum."
+    if any(mask is not None and mask.any() for mask in masks):
+        remark += " The outline is the annotation."
+    width = max(sheet.width for sheet in sheets)
+    bar = colour_bar(Scale(1.0), width, ["minimum", "", "maximum"])
+    return stack_vertically([*sheets, bar, note(remark, width)])
+
+
+def _check_maps(name: str, maps: Tensor, count: int) -> Tensor:
+    """Return the maps of a method as (B, H, W) on the CPU, and refuse other shapes."""
+    if maps.ndim == 4 and maps.shape[1] == 1:
+        maps = maps[:, 0]
+    if maps.ndim != 3 or len(maps) != count:
+        raise ValueError(
+            f"{name}: expected maps ({count}, H, W), one for each image, got {tuple(maps.shape)}: choose one class for "
+            "each image"
+        )
+    return maps.detach().cpu()
+
+
+def _compared_panel(
+    image: Image.Image, values: Tensor, mask: Tensor | None, name: str, side: int
+) -> tuple[str, Image.Image]:
+    """Draw the map (H, W) of a method over its image; return it with a caption of the name and the scores."""
+    canvas = enlarge(image, side)
+    hot = heat(values[None], canvas.size[::-1])
+    lines = [name] if name else []
+    if not hot.any():
+        lines.append(NO_HEAT)
+    elif mask is not None and mask.any():
+        at_mask, annotation = heat(values[None], tuple(mask.shape)), mask.bool().cpu()[None]
+        precision = float(activation_precision(at_mask, annotation))
+        sensitivity = float(activation_sensitivity(at_mask, annotation))
+        lines.append(f"precision {precision:.2f}, sensitivity {sensitivity:.2f}")
+    return "\n".join(lines), outline_annotation(tint(canvas, hot[0], Scale(1.0)), mask)
 
 
 def per_class(
@@ -107,58 +150,41 @@ def per_class(
     shared: bool = True,
     side: int = 256,
 ) -> Image.Image:
-    """The maps of an image's explained classes (SoftCAM paper, Fig. 5).
+    """Draw the maps of all explained classes of an image (SoftCAM paper, Fig. 5).
 
     Args:
-        image: what the model saw.
-        explanation: of a batch; its order of classes is kept.
-        names: of all classes, by class index.
-        index: which image of the batch this is.
-        mask: (H, W), an annotation to outline.
-        columns: panels in a row, the image being the first panel.
-        most: maps that are shown; the others are counted in the note.
-        shared: one scale for all maps; else each has its own, with its limit above it.
-        side: height of a panel in pixels.
+        image: Image that the model saw.
+        explanation: Explanation of a batch; classes are shown in its order.
+        names: Name of every class, by class index.
+        index: Position of the image in the batch.
+        mask: Annotation (H, W) to outline.
+        columns: Panels in a row. The first panel is the image.
+        most: Largest number of maps to show; the note below counts the others.
+        shared: Give all maps one scale; otherwise each has its own, with its limit above it.
+        side: Height of a panel in pixels.
     """
     maps = maps_of(image, explanation, index)
     shown, canvas = maps[:most], enlarge(image, side)
     common = scale_of(shown, explanation.kind)
     panels = [("image", outline_annotation(canvas, mask))]
     for rank, values in enumerate(shown):
-        scale = common if shared else scale_of(values, explanation.kind)
-        over = tint(canvas, spread(values, canvas), scale)
-        limit = "" if shared else f"\nscale up to {scale.labels()[-1]}"
-        silent = "" if scale_of(values, explanation.kind).high > 0 else "\nnothing stands out"
-        panels.append((caption_of(explanation, names, index, rank) + limit + silent, outline_annotation(over, mask)))
-    rows = [captioned_row(panels[first : first + columns], side) for first in range(0, len(panels), columns)]
-    of_all = f"All {explanation.kind} maps share one scale."
-    of_each = f"Each {explanation.kind} map has its own scale."
-    sentences = [of_all if shared else of_each, meaning_of(explanation.kind)]
+        own = scale_of(values, explanation.kind)
+        lines = [caption_of(explanation, names, index, rank)]
+        if not shared:
+            lines.append(f"scale up to {own.labels()[-1]}")
+        if own.high == 0:
+            lines.append(NO_HEAT)
+        picture = tint(canvas, spread(values, canvas), common if shared else own)
+        panels.append(("\n".join(lines), outline_annotation(picture, mask)))
+    sheets = [captioned_row(panels[first : first + columns], side) for first in range(0, len(panels), columns)]
+
+    if shared:
+        remark = f"All {explanation.kind} maps share one scale."
+    else:
+        remark = f"Each {explanation.kind} map has its own scale."
+    remark += f" {meaning_of(explanation.kind)}"
     if len(shown) < len(maps):
-        sentences.append(f"Shown: {len(shown)} of {len(maps)} explained classes.")
-    width = max(sheet.width for sheet in rows)
-    bar = colour_bar(common, width, None if shared else ["-limit" if common.diverging else "0", "", "limit"])
-    return stack_vertically([*rows, bar, note(" ".join(sentences), width)])
-
-
-def _compared(image: Image.Image, values: Tensor, mask: Tensor | None, name: str, side: int) -> tuple[str, Image.Image]:
-    """A method's map (H, W) over its image, and its name and scores."""
-    canvas = enlarge(image, side)
-    hot = heat(values[None], canvas.size[::-1])
-    shown = outline_annotation(tint(canvas, hot[0], Scale(1.0)), mask)
-    numbers = ""
-    if not hot.any():
-        numbers = "nothing stands out"
-    elif mask is not None and mask.any():
-        at_mask, annotation = heat(values[None], tuple(mask.shape)), mask.bool().cpu()[None]
-        precision, sensitivity = activation_precision(at_mask, annotation), activation_sensitivity(at_mask, annotation)
-        numbers = f"precision {float(precision):.2f}, sensitivity {float(sensitivity):.2f}"
-    return "\n".join(text for text in (name, numbers) if text), shown
-
-
-def _checked_batch(name: str, maps: Tensor, count: int) -> Tensor:
-    maps = maps[:, 0] if maps.ndim == 4 and maps.shape[1] == 1 else maps
-    if maps.ndim != 3 or len(maps) != count:
-        wanted = f"({count}, H, W), one map for each image"
-        raise ValueError(f"{name}: expected maps {wanted}, got {tuple(maps.shape)}: choose one class for each image")
-    return maps.detach().cpu()
+        remark += f" Shown: {len(shown)} of {len(maps)} explained classes."
+    width = max(sheet.width for sheet in sheets)
+    labels = None if shared else ["-limit" if common.diverging else "0", "", "limit"]
+    return stack_vertically([*sheets, colour_bar(common, width, labels), note(remark, width)])

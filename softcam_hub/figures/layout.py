@@ -1,4 +1,6 @@
-"""Sheets of panels: captioned rows, columns, notes, legends and colour bars."""
+"""Put pictures, captions, notes, legends and colour bars together to one figure."""
+
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -7,74 +9,121 @@ from .drawing import Colour, Scale, enlarge
 from .text import font, shorten, wrap
 
 GAP = 12
+"""Pixels between the parts of a figure, and around it."""
+
+CAPTION_SIZE, NOTE_SIZE = 13, 12
+"""Heights of letters in pixels: captions above pictures, and all other text."""
+
+CAPTION_LINE, NOTE_LINE, LEGEND_LINE = 19, 18, 24
+"""Heights of one line in pixels."""
 
 
-def stack_vertically(rows: list[Image.Image]) -> Image.Image:
-    """Pictures below one another."""
-    sheet = Image.new("RGB", (max(r.width for r in rows), sum(r.height for r in rows)), "white")
+def stack_vertically(pictures: list[Image.Image]) -> Image.Image:
+    """Put pictures below one another, aligned at the left."""
+    size = max(picture.width for picture in pictures), sum(picture.height for picture in pictures)
+    sheet = Image.new("RGB", size, "white")
     top = 0
-    for picture in rows:
+    for picture in pictures:
         sheet.paste(picture, (0, top))
         top += picture.height
     return sheet
 
 
 def captioned_row(panels: list[tuple[str, Image.Image]], side: int = 256, gap: int = GAP) -> Image.Image:
-    """Captioned panels beside one another, each `side` pixels high; no caption at all leaves no room for any."""
-    letters = font(15)
-    pictures = [enlarge(panel, side) for _, panel in panels]
-    captions = [wrap(caption, picture.width, letters) for (caption, _), picture in zip(panels, pictures, strict=True)]
-    lines = max(map(len, captions)) if any(caption for caption, _ in panels) else 0
-    bar = 20 * lines + 8 if lines else 0
-    sheet = Image.new("RGB", (sum(p.width + gap for p in pictures) + gap, side + bar + 2 * gap), "white")
-    draw, left = ImageDraw.Draw(sheet), gap
+    """Put pictures beside one another, each with its caption above.
+
+    Args:
+        panels: Caption and picture of each panel. Without any caption, no room is left for captions.
+        side: Height of every picture in pixels.
+        gap: Pixels between the panels, and around them.
+    """
+    letters = font(CAPTION_SIZE)
+    pictures = [enlarge(picture, side) for _, picture in panels]
+    captions = []
+    for (caption, _), picture in zip(panels, pictures, strict=True):
+        captions.append(wrap(caption, picture.width, letters))
+    has_captions = any(caption for caption, _ in panels)
+    caption_height = CAPTION_LINE * max(map(len, captions)) + 8 if has_captions else 0
+
+    width = sum(picture.width + gap for picture in pictures) + gap
+    sheet = Image.new("RGB", (width, side + caption_height + 2 * gap), "white")
+    pen, left = ImageDraw.Draw(sheet), gap
     for caption, picture in zip(captions, pictures, strict=True):
-        draw.multiline_text((left, gap), "\n".join(caption), fill="black", font=letters, spacing=4)
-        sheet.paste(picture, (left, bar + gap))
+        _write_lines(pen, caption, left, gap, CAPTION_LINE, CAPTION_SIZE)
+        sheet.paste(picture, (left, caption_height + gap))
         left += picture.width + gap
     return sheet
 
 
 def note(text: str, width: int) -> Image.Image:
-    """A paragraph, `width` pixels wide."""
-    letters = font(14)
-    lines = wrap(text, width - 2 * GAP, letters, most=12)
-    sheet = Image.new("RGB", (width, 19 * len(lines) + GAP), "white")
-    ImageDraw.Draw(sheet).multiline_text((GAP, 2), "\n".join(lines), fill="black", font=letters, spacing=5)
+    """Write a paragraph on a sheet of its own, `width` pixels wide."""
+    lines = wrap(text, width - 2 * GAP, font(NOTE_SIZE), most=12)
+    sheet = Image.new("RGB", (width, NOTE_LINE * len(lines) + GAP), "white")
+    _write_lines(ImageDraw.Draw(sheet), lines, GAP, 2, NOTE_LINE, NOTE_SIZE)
     return sheet
 
 
-def legend(title: str, entries: list[tuple[str, Colour | None, int]], width: int) -> Image.Image:
-    """A line of frames and what they mean, broken where it would leave the sheet.
+def _write_lines(pen: ImageDraw.ImageDraw, lines: list[str], left: int, top: int, line_height: int, size: int) -> None:
+    for number, line in enumerate(lines):
+        pen.text((left, top + number * line_height), line, fill="black", font=font(size))
+
+
+@dataclass(frozen=True)
+class LegendEntry:
+    """A frame and its meaning.
 
     Args:
-        title: before the first.
-        entries: text, colour of its frame (none: text alone), width of the frame's line.
-        width: of the sheet in pixels.
+        text: Meaning of the frame.
+        colour: Colour of the frame; text alone without one.
+        line_width: Width of the frame's line in pixels.
     """
-    letters = font(14)
+
+    text: str
+    colour: Colour | None = None
+    line_width: int = 0
+
+
+def legend(title: str, entries: list[LegendEntry], width: int) -> Image.Image:
+    """Write a title and the entries of a legend behind one another, in as many lines as the width needs.
+
+    Args:
+        title: Text before the first entry.
+        entries: Frames and their meanings.
+        width: Width of the sheet in pixels.
+    """
+    letters = font(NOTE_SIZE)
     title = shorten(title, width - 2 * GAP, letters)
-    sheet = Image.new("RGB", (width, 24 * (len(entries) + 2)), "white")
+    sheet = Image.new("RGB", (width, LEGEND_LINE * (len(entries) + 2)), "white")
     pen, left, top = ImageDraw.Draw(sheet), GAP, 2
-    for text, colour, line in [(title, None, 0), *entries]:
-        length = int(letters.getlength(text)) + (26 if colour else 0)
+    for entry in [LegendEntry(title), *entries]:
+        indent = 26 if entry.colour else 0
+        length = int(letters.getlength(entry.text)) + indent
         if left > GAP and left + length > width - GAP:
-            left, top = GAP, top + 24
-        if colour:
-            pen.rectangle((left, top + 1, left + 17, top + 18), outline=colour, width=line)
-        pen.text((left + (26 if colour else 0), top + 1), text, fill="black", font=letters)
+            left, top = GAP, top + LEGEND_LINE
+        if entry.colour:
+            pen.rectangle((left, top, left + 17, top + 17), outline=entry.colour, width=entry.line_width)
+        pen.text((left + indent, top + 1), entry.text, fill="black", font=letters)
         left += length + 22
-    return sheet.crop((0, 0, width, top + 24))
+    return sheet.crop((0, 0, width, top + LEGEND_LINE))
 
 
 def colour_bar(scale: Scale, width: int, labels: list[str] | None = None, left: int = GAP) -> Image.Image:
-    """The colours of a scale with its limits and its middle, from `left` on a sheet `width` pixels wide."""
+    """Draw the colours of a scale as a horizontal bar, with labels below its ends and its middle.
+
+    Args:
+        scale: Scale to show.
+        width: Width of the sheet in pixels.
+        labels: Three texts; by default the limits and the middle of the scale.
+        left: Pixels to leave free at the left of the bar.
+    """
     length = max(40, min(300, width - left - GAP))
     sheet = Image.new("RGB", (width, 46), "white")
-    steps = np.linspace(-1 if scale.diverging else 0, 1, length)[None].repeat(16, axis=0)
-    sheet.paste(Image.fromarray(scale.paint(steps).astype(np.uint8)), (left, 4))
-    pen, letters = ImageDraw.Draw(sheet), font(13)
+    strengths = np.linspace(-1 if scale.diverging else 0, 1, length)
+    colours = scale.paint(strengths[None].repeat(16, axis=0)).astype(np.uint8)
+    sheet.paste(Image.fromarray(colours), (left, 4))
+    pen = ImageDraw.Draw(sheet)
     pen.rectangle((left, 4, left + length - 1, 19), outline=(120, 120, 120))
-    for place, anchor, text in zip((0, 0.5, 1), ("la", "ma", "ra"), labels or scale.labels(), strict=True):
-        pen.text((left + place * (length - 1), 24), text, fill="black", font=letters, anchor=anchor)
+    # The outer labels end with the bar, so that they stay on the sheet.
+    for position, anchor, text in zip((0, 0.5, 1), ("la", "ma", "ra"), labels or scale.labels(), strict=True):
+        pen.text((left + position * (length - 1), 24), text, fill="black", font=font(NOTE_SIZE), anchor=anchor)
     return sheet

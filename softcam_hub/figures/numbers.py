@@ -3,39 +3,45 @@
 from torch import Tensor
 
 THRESHOLD = 0.05
-"""Cells at or below this fraction of a map's maximum carry no number, as in the CAPE paper's Fig. 3."""
+"""Fraction of a map's maximum up to which cells carry no number, as in the CAPE paper's Fig. 3."""
 
 DOT = "·"
-"""A number that would round to zero."""
+"""Stands for a number that would round to zero."""
 
 
 def format_percent(value: float) -> str:
-    """A fraction in [0, 1] as a percentage of two or three digits, without the sign for percent: 0.0123 is `1.2`.
+    """Write a fraction in [0, 1] as a percentage of two or three digits, without a percent sign: 0.0123 is
+    `1.2`.
 
-    What would round to zero is a dot.
+    A number that would round to zero becomes a dot.
     """
-    hundredths = 100 * value
-    digits = 0 if hundredths >= 9.95 else 1 if hundredths >= 0.995 else 2
-    return f"{hundredths:.{digits}f}" if hundredths >= 0.005 else DOT
+    percentage = 100 * value
+    digits = 0 if percentage >= 9.95 else 1 if percentage >= 0.995 else 2
+    return f"{percentage:.{digits}f}" if percentage >= 0.005 else DOT
 
 
 def format_share(value: float, sign: str = "", digits: int = 1) -> str:
-    """A fraction as a percentage for running text; what would round to zero keeps one digit.
+    """Write a fraction as a percentage for sentences; a number that would round to zero keeps one digit.
 
     Args:
-        value: 1 is 100%.
-        sign: `+` to write it also before what is positive.
-        digits: after the point.
+        value: Fraction; 1 is 100%.
+        sign: "+" to write a sign before positive numbers too.
+        digits: Number of digits after the point.
     """
-    size = round(abs(100 * value), digits)
-    return f"{value:{sign}.{digits}%}" if size or not value else f"{100 * value:{sign}.1g}%"
+    rounds_to_zero = round(abs(100 * value), digits) == 0
+    return f"{100 * value:{sign}.1g}%" if value and rounds_to_zero else f"{value:{sign}.{digits}%}"
 
 
 def format_cells(values: Tensor, threshold: float = THRESHOLD) -> list[list[str]]:
-    """A percentage for every cell (H, W) whose size exceeds `threshold` times the largest; else an empty text.
+    """Write a percentage for every cell that exceeds `threshold` times the largest one, and nothing for the
+    others.
 
-    Signs are left to the colour of the cell.
+    Signs are left out: the colour of a cell shows them.
+
+    Args:
+        values: Map (H, W) of fractions.
+        threshold: Fraction of the largest absolute value.
     """
     sizes = values.abs()
-    least = threshold * float(sizes.max())
-    return [[format_percent(size) if size > least else "" for size in line] for line in sizes.tolist()]
+    limit = threshold * float(sizes.max())
+    return [[format_percent(size) if size > limit else "" for size in line] for line in sizes.tolist()]

@@ -1,52 +1,72 @@
-"""Text in pictures: in signs that the font has, and in lines that fit.
+"""Text in pictures: the font, and lines that are broken or shortened to fit a width.
 
-The font that comes with Pillow knows ASCII and little more: accents are dropped from letters, and what it has no sign
-for becomes a question mark.
+The font is DejaVu Sans, which comes with matplotlib and has accents, Greek letters and most signs of Latin
+scripts. Characters that it lacks, such as Chinese ones, become question marks.
 """
 
 import unicodedata
+from functools import cache
+from pathlib import Path
 
 from PIL import ImageFont
 
 Font = ImageFont.FreeTypeFont
 
-SIGNS = "·…±"
-"""What the font draws beyond ASCII."""
-
 
 def font(size: int) -> Font:
-    """The font of all pictures."""
-    return ImageFont.load_default(size=size)
+    """Load the font of all pictures.
+
+    Args:
+        size: Height of the letters in pixels.
+    """
+    return ImageFont.truetype(_font_file(), size)
 
 
 def readable(text: str) -> str:
-    """The text in signs that the font has."""
-    text = text.replace("−", "-").replace("–", "-").replace("µ", "mu").replace("ß", "ss")
-    text = "".join(sign if sign in SIGNS else unicodedata.normalize("NFKD", sign) for sign in text)
-    known = (sign for sign in text if not unicodedata.combining(sign))
-    return "".join(sign if sign in SIGNS or sign == "\n" or " " <= sign <= "~" else "?" for sign in known)
+    """Replace every character that the font lacks by a question mark."""
+    composed = unicodedata.normalize("NFC", text)
+    return "".join(char if char == "\n" or ord(char) in _characters() else "?" for char in composed)
+
+
+@cache
+def _font_file() -> str:
+    import matplotlib
+
+    return str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
+
+
+@cache
+def _characters() -> frozenset[int]:
+    """Return the code points of all characters that the font can draw."""
+    from matplotlib.ft2font import FT2Font
+
+    return frozenset(FT2Font(_font_file()).get_charmap())
 
 
 def shorten(text: str, width: float, font: Font) -> str:
-    """One line of readable text; where it is wider than `width` pixels three dots stand for its middle.
+    """Return one line of text, with an ellipsis for its middle if it is wider than `width` pixels.
 
-    Names that begin alike, as those of classes often do, can then still be told apart.
+    Names that begin alike, as those of classes often do, can still be told apart by their ends.
     """
     text = readable(text)
     if font.getlength(text) <= width:
         return text
-    cuts = (text[: (kept + 1) // 2].rstrip() + "…" + text[len(text) - kept // 2 :] for kept in range(len(text), 0, -1))
-    return next((cut for cut in cuts if font.getlength(cut) <= width), "…")
+    for kept in range(len(text), 0, -1):
+        shorter = text[: (kept + 1) // 2].rstrip() + "…" + text[len(text) - kept // 2 :]
+        if font.getlength(shorter) <= width:
+            return shorter
+    return "…"
 
 
 def wrap(text: str, width: float, font: Font, most: int = 2) -> list[str]:
-    """The lines of a text, broken at spaces to fit `width` pixels.
+    """Break a text into lines at its spaces.
 
     Args:
-        text: with line breaks where it must break.
-        width: in pixels.
-        font: in which it will be drawn.
-        most: lines that one line of the text may become; the last of them is shortened.
+        text: Text with line breaks at the places where it must break.
+        width: Largest width of a line in pixels.
+        font: Font in which the text will be drawn.
+        most: Number of lines that one paragraph may become. What is left over goes into the last line,
+            shortened.
     """
     lines = []
     for paragraph in readable(text).split("\n"):
@@ -57,6 +77,7 @@ def wrap(text: str, width: float, font: Font, most: int = 2) -> list[str]:
                 broken[-1] = longer
             else:
                 broken.append(word)
-        kept = [*broken[: most - 1], " ".join(broken[most - 1 :])] if len(broken) > most else broken
-        lines += [shorten(line, width, font) for line in kept]
+        if len(broken) > most:
+            broken = [*broken[: most - 1], " ".join(broken[most - 1 :])]
+        lines += [shorten(line, width, font) for line in broken]
     return lines
