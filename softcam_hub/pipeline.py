@@ -10,11 +10,8 @@ from torch import Tensor
 from transformers import AutoModelForImageClassification, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .data.decoding import decode, to_rgb, upright
 from .data.downloads import download
-from .data.locations import open_local
-from .data.pictures import named, read_picture
-from .data.samples import UnreadableImage
+from .data.images import UnreadableImage, decode, name_image, open_local, read_user_image, to_rgb, turn_upright
 from .data.text import printable
 from .figures import denormalise, overlay
 
@@ -116,7 +113,7 @@ def as_picture(image: Any, timeout: float | None) -> Image.Image:
 
     Args:
         image: PIL image, array of bytes, path, http(s) URL, or base64 text with or without "data:image/png;base64,".
-        timeout: Seconds that a download may take in all; by default `softcam_hub.data.downloads.MOST_SECONDS`.
+        timeout: Seconds that a download may take in all; by default `softcam_hub.data.downloads.MAX_SECONDS`.
     """
     size = image.shape[:2] if isinstance(image, np.ndarray) else image.size if isinstance(image, Image.Image) else ()
     if 0 in size or (isinstance(image, str | bytes) and not image):
@@ -129,10 +126,10 @@ def as_picture(image: Any, timeout: float | None) -> Image.Image:
             )
         return to_rgb(Image.fromarray(image))
     if isinstance(image, Image.Image):
-        with named("the PIL image"):
-            return to_rgb(upright(image))
+        with name_image("the PIL image"):
+            return to_rgb(turn_upright(image))
     if isinstance(image, os.PathLike) or (isinstance(image, str) and os.path.isfile(image)):
-        with named(printable(os.fspath(image))), open_local(image) as file:
+        with name_image(printable(os.fspath(image))), open_local(image) as file:
             return to_rgb(decode(file))
     if isinstance(image, str):
         return _picture_of_text(image, timeout)
@@ -142,10 +139,10 @@ def as_picture(image: Any, timeout: float | None) -> Image.Image:
 def _picture_of_text(text: str, timeout: float | None) -> Image.Image:
     """Read a URL, or an image written as base64."""
     if text.lower().startswith(("http://", "https://")):
-        return read_picture(download(text, seconds=timeout), text).image
+        return read_user_image(download(text, seconds=timeout), text).image
     try:
         content = base64.b64decode("".join(text.rpartition("base64,")[2].split()), validate=True)
-        return read_picture(content, "the base64 image").image
+        return read_user_image(content, "the base64 image").image
     except ValueError as error:
         if isinstance(error, UnreadableImage) and text.startswith("data:"):
             raise

@@ -13,11 +13,11 @@ import pytest
 from test_loading import _cache, load, manifest, paint  # noqa: F401, the fixture applies here too
 from torchvision.transforms.functional import pil_to_tensor
 
+from softcam_hub.data.columns import Columns
 from softcam_hub.data.config import DataConfig
 from softcam_hub.data.downloads import DownloadError
-from softcam_hub.data.image_paths import check_image_paths
-from softcam_hub.data.locations import Locations
-from softcam_hub.data.samples import Columns, UnreadableImage
+from softcam_hub.data.images import UnreadableImage
+from softcam_hub.data.locations import Locations, check_image_paths
 from softcam_hub.data.sources import read_source
 from softcam_hub.data.splits import load_splits
 from softcam_hub.data.streaming import StreamedImageDataset
@@ -140,7 +140,7 @@ def test_the_setting_is_a_flag():
 
 
 def test_a_data_set_on_the_hub_may_read_its_own_files_and_no_others(monkeypatch):
-    monkeypatch.setattr("softcam_hub.data.sources._hub", lambda *_: {})
+    monkeypatch.setattr("softcam_hub.data.sources._read_hub", lambda *_: {})
     own = read_source(DataConfig("you/images")).locations
     for address in ("hf://datasets/you/images/1.png", "zip://1.png::hf://datasets/you/images/1.zip"):
         own.check_address(address, "row 0")

@@ -20,10 +20,11 @@ from torchvision.transforms.functional import pil_to_tensor
 import softcam_hub
 from softcam_hub.cli import main
 from softcam_hub.commands.explain import LONGEST_NAME, ImageExplainer, find_images, name_pictures, writable_name
-from softcam_hub.data.decoding import FORMATS, SUFFIXES, UndecodableImage, decode
+from softcam_hub.data.columns import Columns
+from softcam_hub.data.images import FORMATS, SUFFIXES, UndecodableImage, UnreadableImage, decode, read_user_image
 from softcam_hub.data.locations import Locations
-from softcam_hub.data.pictures import read_picture
-from softcam_hub.data.samples import Columns, Samples, UnreadableImage, find_mask, read_image
+from softcam_hub.data.masks import read_mask
+from softcam_hub.data.samples import Samples
 from softcam_hub.data.streaming import StreamedImageDataset
 from softcam_hub.data.text import as_unicode, printable
 from softcam_hub.loading import load_classifier
@@ -42,7 +43,7 @@ def test_images_are_opened_in_one_place():
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 owner = ast.unparse(node.func.value)
                 if owner in ("Image", "PIL.Image") and node.func.attr in ("open", "Image.open"):
-                    assert file == PACKAGE / "data" / "decoding.py", f"{file}:{node.lineno} opens an image"
+                    assert file == PACKAGE / "data" / "images.py", f"{file}:{node.lineno} opens an image"
                     readers["open_image"] += 1
             if isinstance(node, ast.ImportFrom | ast.Import):
                 names = {alias.name for alias in node.names}
@@ -112,14 +113,14 @@ def explain_command(path):
 
 
 DOORS = {
-    "picture": read_picture,
+    "picture": read_user_image,
     "explain": explain_command,
-    "row-path": lambda path: read_image(str(path), Locations(), "row 0"),
-    "row-bytes": lambda path: read_image(path.read_bytes(), Locations(), "row 0"),
+    "row-path": lambda path: Locations().read_image(str(path), "row 0"),
+    "row-bytes": lambda path: Locations().read_image(path.read_bytes(), "row 0"),
     "rows": lambda path: Samples(embedded(path.read_bytes()), np.zeros(1, dtype=int), Columns("image", "label")).image(
         0
     ),
-    "mask": lambda path: find_mask({"mask": str(path)}, Columns("i", "l", "mask"), (9, 9), Locations(), "row 0"),
+    "mask": lambda path: read_mask({"mask": str(path)}, Columns("i", "l", "mask"), (9, 9), Locations(), "row 0"),
     "stream": lambda path: stream_of(path.parent),
     "pipeline-path": lambda path: as_picture(str(path), None),
     "pipeline-base64": lambda path: as_picture(base64.b64encode(path.read_bytes()).decode(), None),
@@ -170,7 +171,7 @@ def test_what_is_no_file_is_refused_and_not_waited_for(kind, tmp_path):
         Path(path).mkdir()
     elif kind == "pipe":
         os.mkfifo(path)
-    for read in (read_picture, lambda path: read_image(path, Locations(), "row 0")):
+    for read in (read_user_image, lambda path: Locations().read_image(path, "row 0")):
         with pytest.raises(UnreadableImage, match="cannot be read: "):
             read(path)
 
@@ -186,7 +187,7 @@ def bomb():
 
 def test_a_decompression_bomb_is_refused_before_it_is_decoded():
     content = bomb()
-    for door in (lambda: read_image(content, Locations(), "row 0"), lambda: read_picture(content, "x")):
+    for door in (lambda: Locations().read_image(content, "row 0"), lambda: read_user_image(content, "x")):
         with pytest.raises(UnreadableImage, match="it has more than (179|50) million pixels"):
             door()
 
@@ -239,13 +240,13 @@ def test_text_that_utf_8_can_encode_stays_as_it_is():
 def test_a_file_with_a_hurtful_name_is_read_or_refused_by_name(kind, tmp_path):
     path = tmp_path / f"{stem_of(kind)}.png"
     path.write_bytes(POSTSCRIPT)
-    for read in (read_picture, lambda path: as_picture(path, None), lambda path: as_picture(str(path), None)):
+    for read in (read_user_image, lambda path: as_picture(path, None), lambda path: as_picture(str(path), None)):
         with pytest.raises(UnreadableImage) as caught:
             read(path)
         assert str(caught.value).isprintable()
         assert f"{SHOWN.get(kind, stem_of(kind))}.png cannot be read: " in str(caught.value)
     paint(path)
-    assert read_picture(path).image.size == as_picture(path, None).size == (12, 10)
+    assert read_user_image(path).image.size == as_picture(path, None).size == (12, 10)
 
 
 @pytest.mark.parametrize("kind", HURTFUL)

@@ -18,10 +18,10 @@ from test_bad_pictures import bomb
 
 from softcam_hub.data import downloads
 from softcam_hub.data.downloads import DownloadError, download
-from softcam_hub.data.samples import UnreadableImage
+from softcam_hub.data.images import UnreadableImage
 from softcam_hub.pipeline import as_picture
 
-LIMITS = (downloads.MOST_BYTES, downloads.MOST_SECONDS)
+LIMITS = (downloads.MAX_BYTES, downloads.MAX_SECONDS)
 
 SECONDS, MOST = 0.4, 100_000
 """Limits of these tests."""
@@ -219,12 +219,12 @@ def url(server):
 
 @pytest.fixture(autouse=True)
 def _limits(monkeypatch):
-    monkeypatch.setattr(downloads, "MOST_BYTES", MOST)
-    monkeypatch.setattr(downloads, "MOST_SECONDS", 5.0)
+    monkeypatch.setattr(downloads, "MAX_BYTES", MOST)
+    monkeypatch.setattr(downloads, "MAX_SECONDS", 5.0)
 
 
 def test_the_limits_are_those_that_the_documentation_names():
-    assert (LIMITS, downloads.MOST_REDIRECTS) == ((64 * 2**20, 60.0), 10)
+    assert (LIMITS, downloads.MAX_REDIRECTS) == ((64 * 2**20, 60.0), 10)
 
 
 @pytest.mark.parametrize("kind", ["good", "nolength", "chunked", "gzip", "deflate", "redirect/10", "just"])
@@ -262,8 +262,8 @@ REFUSED = {
     "gzip_bomb": "it has more than 0.0953674 MB",
     "gzip_cut": "its compressed content is truncated",
     "gzip_wrong": "incorrect header check",
-    "brotli": "the server sent it compressed (br), although it was asked not to",
-    "twice": "the server sent it compressed (gzip, gzip)",
+    "brotli": "the server sent compressed content (br), although it was asked not to",
+    "twice": "the server sent compressed content (gzip, gzip)",
     "no_http": "",
     "nothing": "without sending a response",
 }
@@ -280,13 +280,13 @@ def test_what_is_refused_while_it_is_downloaded(url, kind):
 
 
 NO_IMAGES = {
-    "page": "it is no image of a format that is read here",
-    "postscript": "it is no image of a format that is read here",
+    "page": "it is not an image of a supported format",
+    "postscript": "it is not an image of a supported format",
     "empty": "it is no image",
     "cut": "image file is truncated",
     "pixels": "it has 9000×9000 = 81 million pixels",
     "bomb": "it has more than 50 million pixels",
-    "ribbon": "it has 1×20000 pixels, and its sides may differ 20-fold at most",
+    "ribbon": "it has 1×20000 pixels, and the longer side may be at most 20 times the shorter",
 }
 
 
@@ -303,7 +303,7 @@ SLOW = ["silence", "drip", "drip_of_headers", "announced", "slow_redirects/0"]
 
 @pytest.mark.parametrize("kind", SLOW)
 def test_slow_servers_are_left_when_the_time_is_over(url, kind, monkeypatch):
-    monkeypatch.setattr(downloads, "MOST_REDIRECTS", 1000)
+    monkeypatch.setattr(downloads, "MAX_REDIRECTS", 1000)
     began = time.monotonic()
     with pytest.raises(DownloadError) as caught:
         as_picture(f"{url}/{kind}", SECONDS)
@@ -317,7 +317,7 @@ def test_a_redirect_that_drips_is_followed_at_once(url):
 
 
 def test_the_time_limit_holds_by_itself(url, monkeypatch):
-    monkeypatch.setattr(downloads, "MOST_SECONDS", SECONDS)
+    monkeypatch.setattr(downloads, "MAX_SECONDS", SECONDS)
     with pytest.raises(DownloadError, match="took longer than 0.4 s"):
         as_picture(f"{url}/drip", None)
 

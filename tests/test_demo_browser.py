@@ -13,8 +13,8 @@ from playwright.sync_api import expect, sync_playwright
 
 import softcam_hub
 from softcam_hub import CAPE_LESIONS
+from softcam_hub.data.images import read_user_image
 from softcam_hub.data.lesions import draw
-from softcam_hub.data.pictures import read_picture
 from softcam_hub.demo import open_page
 
 pytestmark = pytest.mark.slow
@@ -96,7 +96,7 @@ def expected(file, classes=None):
     """The shipped model's explanation, by the library alone."""
     model = softcam_hub.CAPEForImageClassification.from_pretrained(CAPE_LESIONS)
     config = timm.data.resolve_data_config({}, pretrained_cfg=model.pretrained_cfg)
-    pixels = timm.data.create_transform(**config)(read_picture(file).image)[None]
+    pixels = timm.data.create_transform(**config)(read_user_image(file).image)[None]
     return model.explain(pixels, classes, top_k=2)
 
 

@@ -18,8 +18,9 @@ from timm.data import create_transform
 from torch.utils.data import DataLoader
 
 from softcam_hub.data import load_lesions
-from softcam_hub.data.decoding import to_rgb
-from softcam_hub.data.samples import Columns, ImageDataset, Samples, UnreadableImage
+from softcam_hub.data.columns import Columns
+from softcam_hub.data.images import UnreadableImage, to_rgb
+from softcam_hub.data.samples import ImageDataset, Samples
 from softcam_hub.data.transforms import AugmentationConfig, make_transforms, mask_transform
 
 CONFIG = {
@@ -162,7 +163,7 @@ def test_paths_and_boxes_are_checked_before_they_are_needed(tmp_path):
         "none.png,a,,": r"row 2 of split 'train' \(none.png\) cannot be read: there is no file .*/none.png",
         "images/3.png,a,none.png,": "row 2 of .* cannot be read: there is no file .*/none.png",
         'images/3.png,a,,"[[0, 0, 4]]"': r"boxes of row 2 .* are '\[\[0, 0, 4\]\]': expected",
-        'images/3.png,a,,"[[0, 5, 4, 5]]"': r"box \[0, 5, 4, 5\] of row 2 of split 'train' \(images/3.png\) is none",
+        'images/3.png,a,,"[[0, 5, 4, 5]]"': r"row 2 of split 'train' \(images/3.png\): \[0, 5, 4, 5\] is not a box",
     }.items():
         path = manifest(tmp_path, header + "".join([*rows, cells + "\n"]))
         with pytest.raises(ValueError, match=message):
@@ -176,8 +177,8 @@ def test_paths_and_boxes_are_checked_before_they_are_needed(tmp_path):
 @pytest.mark.parametrize(
     ("boxes", "message"),
     [
-        ("[[0, 0, 99, 2.5]]", r"box \[0, 0, 99, 2.5\] of row 0 of split 'train'.*expected x1 up to 12 and y1 up to 10"),
-        ("[[3, 3, 1, 4]]", r"box \[3, 3, 1, 4\] of row 0 of split 'train'.*expected"),
+        ("[[0, 0, 99, 2.5]]", r"row 0 of split 'train'.*: the box \[0, 0, 99, 2.5\] does not fit .*expected x1 up to 12 and y1 up to 10"),
+        ("[[3, 3, 1, 4]]", r"row 0 of split 'train'.*: \[3, 3, 1, 4\] is not a box: expected"),
         ("[1, 2, 3]", "boxes of row 0 of split 'train'.*expected"),
         ("left", "boxes of row 0 of split 'train'.*expected"),
         ('{"x": 1}', "boxes of row 0 of split 'train'.*expected"),

@@ -98,7 +98,7 @@ def test_dataset(variant):
             "unknown variant 'colours': expected one of lesions, severity, labels, marks, screening",
         ),
         ({"count": 0}, "count must be at least 1, got 0"),
-        ({"size": 16}, "size must be at least 32 pixels, or lesions vanish; got 16"),
+        ({"size": 16}, "size must be at least 32 pixels, as lesions vanish in smaller images, got 16"),
     ],
 )
 def test_mistakes(arguments, expected):

@@ -19,7 +19,7 @@ from transformers import HfArgumentParser
 
 from softcam_hub.data import load_lesions
 from softcam_hub.data.config import DataConfig
-from softcam_hub.data.samples import UnreadableImage
+from softcam_hub.data.images import UnreadableImage
 from softcam_hub.data.splits import load_splits
 from softcam_hub.data.stratification import assign_parts, round_robin
 from softcam_hub.data.streaming import EndlessImageDataset, StreamedImageDataset
@@ -390,7 +390,7 @@ def test_a_stream_goes_past_unreadable_images_or_stops(tmp_path):
 
 def batches_of(images, workers, count, seen=0):
     endless = EndlessImageDataset(images, batch_size=4)
-    endless.seen = seen
+    endless.batches_seen = seen
     found = itertools.islice(DataLoader(endless, batch_size=4, num_workers=workers), count)
     return [(batch["index"].tolist(), batch["pixel_values"]) for batch in found]
 

@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor, pipeline
 
 import softcam_hub
 from softcam_hub import CAPEForImageClassification, SoftCAMForImageClassification
-from softcam_hub.data.samples import UnreadableImage
+from softcam_hub.data.images import UnreadableImage
 
 LABELS = {0: "cat", 1: "dog", 2: "owl"}
 ARGUMENTS = {"pretrained": False, "id2label": LABELS, "label2id": {name: index for index, name in LABELS.items()}}

@@ -830,11 +830,11 @@ def test_a_box_beyond_its_image_costs_a_picture_and_not_the_run(tmp_path, caplog
     assert (tmp_path / "run" / "model" / "README.md").exists()
     assert not (tmp_path / "run" / "examples.png").exists()
     assert "not all pictures of" in caplog.text
-    assert f"box [0, 0, {SIZE + 1}, 9] of row 0 of split 'test' (20.png) does not fit its image" in caplog.text
+    assert f"row 0 of split 'test' (20.png): the box [0, 0, {SIZE + 1}, 9] does not fit its image" in caplog.text
 
 
 def test_a_box_that_is_none_is_found_before_training(tmp_path):
-    with pytest.raises(ValueError, match="box \\[0, 9, 9, 9\\] of row 0 of split 'test' \\(20.png\\) is none"):
+    with pytest.raises(ValueError, match="row 0 of split 'test' \\(20.png\\): \\[0, 9, 9, 9\\] is not a box"):
         train(tmp_path / "run", data=with_boxes(tmp_path, [0, 9, 9, 9]))
 
 

@@ -120,7 +120,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 def find_images(paths: list[Path], out: Path) -> list[Path]:
     """Files as they are named, and all images in folders but those in `out`, where an earlier run has drawn."""
-    from ..data.decoding import SUFFIXES
+    from ..data.images import SUFFIXES
     from ..data.text import printable
 
     found, drawn = [], out.resolve()
@@ -221,12 +221,11 @@ class ImageExplainer:
             problems: takes a sentence on each that cannot be read.
             remarks: takes a sentence on each of which something was left out.
         """
-        from ..data.pictures import read_picture
-        from ..data.samples import UnreadableImage
+        from ..data.images import UnreadableImage, read_user_image
 
         for file in files:
             try:
-                picture = read_picture(file, str(file))
+                picture = read_user_image(file, str(file))
             except UnreadableImage as error:
                 problems.append(str(error))
                 continue

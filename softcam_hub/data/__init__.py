@@ -1,4 +1,4 @@
-"""What the classifiers are shown."""
+"""Data sets: what classifiers are trained and evaluated on."""
 
 from .lesions import load_lesions
 

@@ -1,4 +1,4 @@
-"""What to train and evaluate on: the flags of the data, checked before anything is read."""
+"""The options that say which data to train and evaluate on, checked before anything is read."""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -7,46 +7,48 @@ from .lesions import VARIANTS
 
 
 def flag(default: Any, text: str) -> Any:
-    """A field of a dataclass that `transformers.HfArgumentParser` shows with `text`."""
+    """Make a field of a dataclass that `transformers.HfArgumentParser` shows with a help text."""
     return field(default=default, metadata={"help": text.replace("%", "%%")})
 
 
 @dataclass
 class DataConfig:
-    """Where images, labels and masks come from, and how they are divided; each field's `help` says the rest."""
+    """Source of images, labels and masks, and their division into splits. The `help` of each field describes it."""
 
     _argument_group_name: ClassVar[str] = "data"
 
     data: str = flag(
         "lesions",
-        f"a generated variant ({', '.join(VARIANTS)}), an image folder, a folder written by save_to_disk, "
-        "a .csv or .parquet manifest, or the id of a data set on the Hugging Face Hub",
+        f"Data set: a generated variant ({', '.join(VARIANTS)}), an image folder, a folder written by save_to_disk, "
+        "a .csv or .parquet manifest, or the id of a data set on the Hugging Face Hub.",
     )
-    data_name: str | None = flag(None, "named configuration of a data set on the Hub")
-    train_split: str = flag("train", "the split to train on")
-    validation_split: str = flag("validation", "the split to validate on, if there is one; '' for none")
-    test_split: str = flag("test", "the split to test on, if there is one; '' for none")
-    train_count: int = flag(2000, "how many training images to generate (generated variants only)")
-    eval_count: int = flag(400, "how many validation and test images to generate, each (generated variants only)")
-    data_size: int = flag(128, "side of generated images in pixels")
-    data_seed: int = flag(0, "seed of generated images, of hold_out and of folds")
-    image_column: str = flag("image", "column of images: embedded, or paths relative to the manifest")
-    label_column: str = flag("label", "column of labels; if it is absent and 'labels' is there, that one is taken")
-    mask_column: str = flag("mask", "column of ground-truth masks (non-zero is lesion), if there is one")
-    boxes_column: str = flag("boxes", "column of ground-truth boxes [[x0, y0, x1, y1], ...] in pixels, if there is one")
+    data_name: str | None = flag(None, "Named configuration of a data set on the Hub.")
+    train_split: str = flag("train", "Split to train on.")
+    validation_split: str = flag("validation", "Split to validate on, if there is one; '' for none.")
+    test_split: str = flag("test", "Split to test on, if there is one; '' for none.")
+    train_count: int = flag(2000, "Number of training images to generate (generated variants only).")
+    eval_count: int = flag(400, "Number of validation images, and of test images, to generate (variants only).")
+    data_size: int = flag(128, "Side of generated images in pixels.")
+    data_seed: int = flag(0, "Seed of generated images, of hold_out and of folds.")
+    image_column: str = flag("image", "Column of images: embedded images, or paths relative to the manifest.")
+    label_column: str = flag("label", "Column of labels. If it is absent, a column 'labels' is read in its place.")
+    mask_column: str = flag("mask", "Column of ground-truth masks (non-zero is lesion), if there is one.")
+    boxes_column: str = flag("boxes", "Column of ground-truth boxes [[x0, y0, x1, y1], ...] in pixels, if any.")
     hold_out: float = flag(
-        0.0, "share of the training split, stratified by class, to validate on in place of a validation split"
+        0.0, "Share of the training split, stratified by class, to validate on in place of a validation split."
     )
-    folds: int = flag(0, "divide the training split into this many folds and test on one, in place of a test split")
-    fold: int = flag(0, "the fold to test on, from 0")
-    group_column: str | None = flag(None, "column of persons (or the like) that hold_out and folds never divide")
-    streaming: bool = flag(False, "read the training split as a stream, without downloading it first")
+    folds: int = flag(0, "Divide the training split into this many folds and test on one, in place of a test split.")
+    fold: int = flag(0, "Fold to test on, from 0.")
+    group_column: str | None = flag(None, "Column of persons (or the like) that hold_out and folds never divide.")
+    streaming: bool = flag(False, "Read the training split as a stream, without downloading it first.")
     remote_images: bool = flag(
         False,
-        "read images that the data name by an address (https://..., s3://..., zip://...::...); by default only local "
-        "files and what is part of a Hub data set",
+        "Read images at addresses (https://..., s3://..., zip://...::...) that the data name. By default only local "
+        "files and files of the Hub data set are read.",
     )
-    unreadable: str = flag("stop", "what to do about images that cannot be read: 'stop', or 'skip' (checks all first)")
+    unreadable: str = flag(
+        "stop", "What to do about images that cannot be read: 'stop', or 'skip', which checks all images first."
+    )
 
     def __post_init__(self) -> None:
         self._check_names()
@@ -75,12 +77,13 @@ class DataConfig:
         if self.folds < 0 or self.folds == 1:
             raise ValueError(f"folds must be 0 (no cross-validation) or at least 2, got {self.folds}")
         if self.fold and not self.folds:
-            raise ValueError(f"fold is {self.fold} but folds is 0: say into how many folds to divide")
+            raise ValueError(f"fold is {self.fold} but folds is 0: set folds to the number of folds")
         if self.folds and not 0 <= self.fold < self.folds:
             raise ValueError(f"fold must be from 0 to {self.folds - 1} with folds={self.folds}, got {self.fold}")
 
     @property
     def optional_splits(self) -> list[str]:
-        """Names of the splits beside the training split that this configuration reads, where they are there."""
+        """Names of the splits that are read, if the data have them, beside the training split."""
         validation = [] if self.hold_out else [self.validation_split]
-        return [name for name in validation + ([] if self.folds else [self.test_split]) if name]
+        test = [] if self.folds else [self.test_split]
+        return [name for name in validation + test if name]

@@ -1,10 +1,10 @@
-"""Images from the network, within limits of size and of total time.
+"""Download images within limits of size and of total time.
 
-- The time limit holds for everything together: names, connections, redirects, headers and content. A server that sends
-  one byte per second is left when the time is over.
-- Servers are asked for uncompressed content. Where one compresses it all the same, it is unpacked piece by piece, and
-  the size limit holds for what comes out.
-- Redirects are followed here, not by the HTTP client, which would read the content of each redirect without a limit.
+- The time limit covers everything together: name resolution, connections, redirects, headers and content. A server
+  that sends one byte per second is abandoned when the time is over.
+- Servers are asked for uncompressed content. Where a server compresses it all the same, the content is unpacked piece
+  by piece, and the size limit holds for the unpacked bytes.
+- This module follows redirects itself. The HTTP client would read the content of each redirect without a limit.
 """
 
 import socket
@@ -20,50 +20,51 @@ from huggingface_hub import get_session
 
 from .text import printable
 
-MOST_BYTES = 64 * 2**20
-MOST_SECONDS = 60.0
-MOST_REDIRECTS = 10
+MAX_BYTES = 64 * 2**20
+MAX_SECONDS = 60.0
+MAX_REDIRECTS = 10
 
-PIECE = 64 * 2**10
-"""Bytes to unpack at a time; size and clock are looked at in between."""
+CHUNK = 64 * 2**10
+"""Bytes to read or unpack at a time. Size and time are checked after each chunk."""
 
 
 class DownloadError(OSError):
-    """An image that the network did not give within the limits."""
+    """An image that could not be downloaded within the limits."""
 
 
 def download(address: str, name: str | None = None, seconds: float | None = None) -> bytes:
-    """Read the content of a URL, or of anything else that `fsspec` opens.
+    """Download the content of a URL, or of any other address that `fsspec` opens.
 
     Args:
         address: URL such as "https://host/image.png", or an fsspec address such as "s3://bucket/image.png".
-        name: Name of the image in messages; the address by default.
-        seconds: Total time that the download may take; `MOST_SECONDS` by default.
+        name: Name of the image in messages. The address by default.
+        seconds: Total time that the download may take. `MAX_SECONDS` by default.
     """
-    seconds = MOST_SECONDS if seconds is None else seconds
+    seconds = MAX_SECONDS if seconds is None else seconds
     name = printable(address if name is None else name)
     deadline = time.monotonic() + seconds
     sockets: list[socket.socket] = []
     is_http = address.lower().startswith(("http://", "https://"))
-    pieces = _read_http(address, deadline, sockets) if is_http else _read_fsspec(address)
+    chunks = _read_http(address, deadline, sockets) if is_http else _read_fsspec(address)
     try:
-        return _within(seconds, lambda: _join(pieces, deadline))
+        return _run_with_timeout(lambda: _join(chunks, deadline), seconds)
     except Exception as error:  # clients of many protocols raise errors of many kinds
-        # past the deadline the cause is the limit, whatever the client's own timeout says
+        # After the deadline the limit is the cause, whatever the client says about its own timeout.
         is_late = time.monotonic() >= deadline
         reason = f"it took longer than {seconds:g} s" if is_late else printable(error) or type(error).__name__
         raise DownloadError(f"{name} cannot be downloaded: {reason.removesuffix('.')}.") from error
     finally:
-        for one in sockets:
-            with suppress(OSError):  # it is closed already
-                one.shutdown(socket.SHUT_RDWR)
+        # Shutting the sockets down ends a thread that still waits for data.
+        for opened in sockets:
+            with suppress(OSError):  # already closed
+                opened.shutdown(socket.SHUT_RDWR)
 
 
-def _within(seconds: float, read: Callable[[], bytes]) -> bytes:
-    """Run `read` in a thread and wait for it at most so long.
+def _run_with_timeout(read: Callable[[], bytes], seconds: float) -> bytes:
+    """Run `read` in a thread, and stop waiting for it after `seconds`.
 
-    No client has a limit of total time, and a thread cannot be ended from outside. One that is no longer waited for
-    ends with its next piece, with the client's timeout, or because its sockets are shut down.
+    No client limits the total time, and a thread cannot be ended from outside. An abandoned thread ends with its next
+    chunk, with the client's own timeout, or because its sockets are shut down.
     """
     future: futures.Future[bytes] = futures.Future()
 
@@ -77,67 +78,72 @@ def _within(seconds: float, read: Callable[[], bytes]) -> bytes:
     return future.result(max(seconds, 0))
 
 
-def _join(pieces: Iterator[bytes], deadline: float) -> bytes:
+def _join(chunks: Iterator[bytes], deadline: float) -> bytes:
+    """Join chunks to the whole content, and raise an error when size or time exceed their limits."""
     content = bytearray()
-    for piece in pieces:
-        content += piece
-        if len(content) > MOST_BYTES:
-            raise ValueError(f"it has more than {MOST_BYTES / 2**20:g} MB")
+    for chunk in chunks:
+        content += chunk
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"it has more than {MAX_BYTES / 2**20:g} MB")
         if time.monotonic() > deadline:
-            raise futures.TimeoutError  # `download` says it in words
+            raise futures.TimeoutError  # `download` words the message
     return bytes(content)
 
 
 def _read_http(url: str, deadline: float, sockets: list[socket.socket]) -> Iterator[bytes]:
-    """Yield the content of a URL.
+    """Yield the content of a URL in chunks.
 
     Args:
-        url: Where to begin; redirects are followed.
-        deadline: Time on the monotonic clock.
-        sockets: List that gets every socket that is opened.
+        url: URL to start from. Redirects are followed.
+        deadline: Latest time on the monotonic clock.
+        sockets: List that collects every socket that is opened.
     """
 
-    def trace(event: str, details: dict[str, Any]) -> None:
+    def collect_sockets(event: str, details: dict[str, Any]) -> None:
         if event.endswith(("connect_tcp.complete", "start_tls.complete")):
             sockets.append(details["return_value"].get_extra_info("socket"))
 
-    headers = {"Accept-Encoding": "identity", "Connection": "close"}
-    options: dict[str, Any] = {"headers": headers, "follow_redirects": False, "extensions": {"trace": trace}}
-    for _ in range(MOST_REDIRECTS + 1):
-        left = max(deadline - time.monotonic(), 0.001)
-        with get_session().stream("GET", url, timeout=left, **options) as response:
+    options: dict[str, Any] = {
+        "headers": {"Accept-Encoding": "identity", "Connection": "close"},
+        "follow_redirects": False,
+        "extensions": {"trace": collect_sockets},
+    }
+    for _ in range(MAX_REDIRECTS + 1):
+        remaining = max(deadline - time.monotonic(), 0.001)
+        with get_session().stream("GET", url, timeout=remaining, **options) as response:
             if response.next_request is not None:
                 url = str(response.next_request.url)
                 continue
             if response.status_code != 200:
                 raise ValueError(f"the server answered {response.status_code} {response.reason_phrase}")
-            # with a size of pieces, the client would wait until one is full
-            yield from _unpacked(response.iter_raw(), response.headers.get("Content-Encoding", "identity"))
+            # No chunk size here: the client would wait until a chunk is full, past the deadline.
+            yield from _unpack(response.iter_raw(), response.headers.get("Content-Encoding", "identity"))
             return
-    raise ValueError(f"the server redirects more than {MOST_REDIRECTS} times")
+    raise ValueError(f"the server redirects more than {MAX_REDIRECTS} times")
 
 
-def _unpacked(pieces: Iterator[bytes], encoding: str) -> Iterator[bytes]:
-    """Undo the compression of HTTP content, at most `PIECE` bytes at a time."""
+def _unpack(chunks: Iterator[bytes], encoding: str) -> Iterator[bytes]:
+    """Undo the compression of HTTP content, at most `CHUNK` bytes at a time."""
     encoding = encoding.strip().lower()
     if encoding in ("", "identity"):
-        yield from pieces
+        yield from chunks
         return
     if encoding not in ("gzip", "x-gzip", "deflate"):
-        raise ValueError(f"the server sent it compressed ({encoding}), although it was asked not to")
+        raise ValueError(f"the server sent compressed content ({encoding}), although it was asked not to")
     unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # 32: the header tells gzip from zlib
-    for piece in pieces:
-        while piece and not unpacker.eof:
-            yield unpacker.decompress(piece, PIECE)
-            piece = unpacker.unconsumed_tail
-    yield unpacker.flush()  # what did not fit into the last piece, a few hundred bytes
+    for chunk in chunks:
+        while chunk and not unpacker.eof:
+            yield unpacker.decompress(chunk, CHUNK)
+            chunk = unpacker.unconsumed_tail
+    yield unpacker.flush()  # the rest of the last chunk, a few hundred bytes
     if not unpacker.eof:
         raise ValueError("its compressed content is truncated")
 
 
 def _read_fsspec(address: str) -> Iterator[bytes]:
+    """Yield the content of an fsspec address in chunks."""
     import fsspec
 
     with fsspec.open(address, "rb") as file:
-        while piece := file.read(PIECE):
-            yield piece
+        while chunk := file.read(CHUNK):
+            yield chunk

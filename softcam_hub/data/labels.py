@@ -1,34 +1,35 @@
-"""Label columns of any kind -> class indices (N,) or multi-hot (N, C), with the same class names in all splits.
+"""Read label columns of any type as class indices (N,) or multi-hot labels (N, C), with the same names in all splits.
 
-- Names come from the features (`ClassLabel`) if they have them, else from the training split: its label strings,
-  sorted; integer labels without names are called "0", "1", ….
+- Class names come from the features (`ClassLabel`) if they declare names, else from the training split: its label
+  strings, sorted. Integer labels without names are called "0", "1", ….
 - Several labels per image are multi-hot lists, lists of names, or in a manifest names joined by ";". A column of
-  strings holds several labels per image if it is called `labels` or if one of its cells holds a ";"; an empty cell
+  strings holds several labels per image if it is called `labels` or if one of its cells holds a ";". An empty cell
   is then an image without any label.
 - Lists of `ClassLabel` hold class indices, as the type says, and become multi-hot.
 """
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.types as kinds
+import pyarrow.types as types
+
+from .text import abbreviate
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 MULTI_LABEL_COLUMN = "labels"
-"""The column that is taken where the label column is absent; in a manifest, several labels per image."""
+"""Column that is read where the default label column is absent. In a manifest it holds several labels per image."""
 
 
 class Labels(NamedTuple):
     """Labels of all splits.
 
     Args:
-        values: split -> (N,) class indices, or (N, C) multi-hot.
-        classes: names, in the order of the indices.
-        multi_label: whether an image may have several classes, or none.
+        values: Split -> class indices (N,) or multi-hot labels (N, C).
+        classes: Class names in the order of their indices.
+        multi_label: Whether an image may have several classes, or none.
     """
 
     values: dict[str, np.ndarray]
@@ -37,16 +38,16 @@ class Labels(NamedTuple):
 
 
 def read_labels(splits: "dict[str, Dataset]", column: str, classes: list[str] | None = None) -> Labels:
-    """Checked labels of all splits, without decoding any image.
+    """Read and check the labels of all splits without decoding any image.
 
     Args:
-        splits: name -> data, the training split first; `column` is in all of them.
-        column: of labels.
-        classes: names, where the features do not have them.
+        splits: Split -> table, the training split first. All of them have the column.
+        column: Column of labels.
+        classes: Class names, where the features do not declare them.
     """
     classes = classes or _same_classes({name: declared_classes(data.features[column]) for name, data in splits.items()})
     cells = {name: data.select_columns([column]).with_format("arrow")[:].column(0) for name, data in splits.items()}
-    cells = _names_apart(cells, column)
+    cells = _split_at_semicolons(cells, column)
     values = {}
     for split, data in splits.items():
         values[split], classes = read_cells(cells[split], data.features[column], classes, split)
@@ -56,74 +57,83 @@ def read_labels(splits: "dict[str, Dataset]", column: str, classes: list[str] | 
 def read_cells(
     cells: pa.ChunkedArray, feature: Any, classes: list[str] | None, split: str
 ) -> tuple[np.ndarray, list[str]]:
-    """Checked labels of one split, (N,) or (N, C), and the class names: `classes`, or what the labels say."""
+    """Read the labels of one split as (N,) or (N, C), and return them with the class names.
+
+    Args:
+        cells: Cells of the label column.
+        feature: Type of the column in `datasets`.
+        classes: Class names, or None to derive them from the labels.
+        split: Name of the split in messages.
+    """
     if cells.null_count:
         row = cells.is_null().to_pylist().index(True)
         raise ValueError(f"row {row} of split {split!r} has no label: fill it in, or remove the row")
-    if _is_list(cells.type):
-        of_classes = getattr(getattr(feature, "feature", None), "names", None) is not None
-        return _multi_hot(cells, classes, split, of_classes)
-    return _indices(cells, classes, split)
+    if not _is_list(cells.type):
+        return _read_indices(cells, classes, split)
+    holds_indices = declared_classes(getattr(feature, "feature", None)) is not None
+    return _read_multi_hot(cells, classes, split, holds_indices)
 
 
 def declared_classes(feature: Any) -> list[str] | None:
-    """Names that a `ClassLabel`, or a list of it, declares."""
+    """Return the class names that a `ClassLabel`, or a list of it, declares."""
     names = getattr(getattr(feature, "feature", feature), "names", None)
     return list(names) if names else None
 
 
-def _check_range(indices: np.ndarray, count: int | None, split: str) -> None:
-    """Refuse a class index below 0, or beyond the `count` classes."""
-    wrong = (indices < 0) if count is None else (indices < 0) | (indices >= count)
-    if wrong.any():
-        row = int(wrong.argmax())
-        expected = "0 or more" if count is None else f"0 to {count - 1}, the classes of the training split"
-        raise ValueError(
-            f"label {indices[row]} in row {row} of split {split!r} is out of range: expected {expected}. "
-            "Correct it, or leave a split without labels out (test_split='')"
-        )
-
-
 def _same_classes(declared: dict[str, list[str] | None]) -> list[str] | None:
+    """Return the class names that the training split declares, and check that the other splits declare the same."""
     (train, names), *others = declared.items()
-    for split, other in others:
-        if other != names:
-            raise ValueError(f"split {split!r} declares the classes {other}, but split {train!r} {names}")
+    for split, other_names in others:
+        if other_names != names:
+            raise ValueError(f"split {split!r} declares the classes {other_names}, but split {train!r} {names}")
     return names
 
 
-def _names_apart(cells: dict[str, pa.ChunkedArray], column: str) -> dict[str, pa.ChunkedArray]:
-    """Strings "a;b" as lists of names, if the column holds several labels per image."""
-    if not all(_is_string(each.type) for each in cells.values()):
+def _split_at_semicolons(cells: dict[str, pa.ChunkedArray], column: str) -> dict[str, pa.ChunkedArray]:
+    """Turn strings "a;b" into lists of names, if the column holds several labels per image."""
+    if not all(_is_string(array.type) for array in cells.values()):
         return cells
-    listed = {name: each.to_pylist() for name, each in cells.items()}
-    if column != MULTI_LABEL_COLUMN and not any(";" in (cell or "") for each in listed.values() for cell in each):
+    texts = {split: array.to_pylist() for split, array in cells.items()}
+    if column != MULTI_LABEL_COLUMN and not any(";" in (text or "") for part in texts.values() for text in part):
         return cells
-    kind = pa.list_(pa.string())
-    return {name: pa.chunked_array([[_apart(cell) for cell in each]], kind) for name, each in listed.items()}
+    lists = {split: [_names_in(text) for text in part] for split, part in texts.items()}
+    return {split: pa.chunked_array([part], pa.list_(pa.string())) for split, part in lists.items()}
 
 
-def _apart(cell: str | None) -> list[str]:
-    return [name.strip() for name in (cell or "").split(";") if name.strip()]
+def _names_in(text: str | None) -> list[str]:
+    return [name.strip() for name in (text or "").split(";") if name.strip()]
 
 
-def _indices(cells: pa.ChunkedArray, classes: list[str] | None, split: str) -> tuple[np.ndarray, list[str]]:
-    """One class per image, and the names."""
+def _read_indices(cells: pa.ChunkedArray, classes: list[str] | None, split: str) -> tuple[np.ndarray, list[str]]:
+    """Read one class per image, and return the indices (N,) with the class names."""
     if _is_string(cells.type):
         names = cells.to_pylist()
         classes = classes or sorted(set(names))
         return _look_up(names, classes, split), classes
-    if not (kinds.is_integer(cells.type) or kinds.is_boolean(cells.type)):
+    if not (types.is_integer(cells.type) or types.is_boolean(cells.type)):
         raise ValueError(
             f"labels of split {split!r} are of type {cells.type}: expected class names, whole numbers from 0, "
             "or lists of 0 and 1 (several labels per image)"
         )
     indices = np.asarray(cells.to_pylist(), dtype=np.int64)
-    _check_range(indices, len(classes) if classes else None, split)
+    _check_range(indices, np.arange(len(indices)), len(classes) if classes else None, split)
     return indices, classes or [str(index) for index in range(int(indices.max()) + 1)]
 
 
+def _check_range(indices: np.ndarray, rows: np.ndarray, count: int | None, split: str) -> None:
+    """Refuse a class index below 0, or beyond the `count` classes."""
+    wrong = (indices < 0) if count is None else (indices < 0) | (indices >= count)
+    if wrong.any():
+        first = int(wrong.argmax())
+        expected = "0 or more" if count is None else f"0 to {count - 1}, the classes of the training split"
+        raise ValueError(
+            f"label {indices[first]} in row {rows[first]} of split {split!r} is out of range: expected {expected}. "
+            "Correct it, or leave a split without labels out (test_split='')"
+        )
+
+
 def _look_up(names: list[str], classes: list[str], split: str) -> np.ndarray:
+    """Return the class index of every name, or raise ValueError for names that are not among the classes."""
     index_of = {name: index for index, name in enumerate(classes)}
     unknown = sorted(set(names) - set(index_of))
     if unknown:
@@ -134,44 +144,42 @@ def _look_up(names: list[str], classes: list[str], split: str) -> np.ndarray:
     return np.asarray([index_of[name] for name in names], dtype=np.int64)
 
 
-def _multi_hot(
-    cells: pa.ChunkedArray, classes: list[str] | None, split: str, of_classes: bool
+def _read_multi_hot(
+    cells: pa.ChunkedArray, classes: list[str] | None, split: str, holds_indices: bool
 ) -> tuple[np.ndarray, list[str]]:
-    """Several classes per image (N, C), and the names."""
-    rows = cells.to_pylist()
-    if _is_string(cells.type.value_type):
-        classes = classes or sorted({name for row in rows for name in row})
-        return _set_bits([_look_up(row, classes, split) for row in rows], len(classes)), classes
-    if of_classes:
-        for row in rows:
-            _check_range(np.asarray(row, dtype=np.int64), len(classes), split)
-        return _set_bits(rows, len(classes)), classes
-    width = len(classes) if classes else len(rows[0])
-    for number, row in enumerate(rows):
-        if len(row) != width or not set(row) <= {0, 1}:
+    """Read several classes per image, and return the multi-hot labels (N, C) with the class names.
+
+    Args:
+        cells: Lists of names, of class indices, or of 0 and 1.
+        classes: Class names, or None to derive them from the labels.
+        split: Name of the split in messages.
+        holds_indices: Whether the lists hold class indices rather than 0 and 1.
+    """
+    lists = cells.to_pylist()
+    if holds_indices or _is_string(cells.type.value_type):
+        values = [value for labels in lists for value in labels]
+        rows = np.repeat(np.arange(len(lists)), [len(labels) for labels in lists])
+        if holds_indices:
+            indices = np.asarray(values, dtype=np.int64)
+            _check_range(indices, rows, len(classes), split)
+        else:
+            classes = classes or sorted(set(values))
+            indices = _look_up(values, classes, split)
+        multi_hot = np.zeros((len(lists), len(classes)), dtype=np.int64)
+        multi_hot[rows, indices] = 1
+        return multi_hot, classes
+    width = len(classes) if classes else len(lists[0])
+    for row, labels in enumerate(lists):
+        if len(labels) != width or not set(labels) <= {0, 1}:
             raise ValueError(
-                f"labels {row} in row {number} of split {split!r} are not multi-hot: expected {width} times 0 or 1"
+                f"labels {labels} in row {row} of split {split!r} are not multi-hot: expected {width} times 0 or 1"
             )
-    return np.asarray(rows, dtype=np.int64), classes or [str(index) for index in range(width)]
+    return np.asarray(lists, dtype=np.int64), classes or [str(index) for index in range(width)]
 
 
-def _set_bits(rows: Iterable[Iterable[int]], count: int) -> np.ndarray:
-    rows = list(rows)
-    hot = np.zeros((len(rows), count), dtype=np.int64)
-    for bits, row in zip(hot, rows, strict=True):
-        bits[list(row)] = 1
-    return hot
+def _is_string(dtype: pa.DataType) -> bool:
+    return types.is_string(dtype) or types.is_large_string(dtype)
 
 
-def _is_string(kind: pa.DataType) -> bool:
-    return kinds.is_string(kind) or kinds.is_large_string(kind)
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind)
-
-
-def abbreviate(names: list[str], most: int = 5) -> str:
-    """The first few of many names, for a message."""
-    more = f", … ({len(names)} in all)" if len(names) > most else ""
-    return ", ".join(str(name) for name in names[:most]) + more
+def _is_list(dtype: pa.DataType) -> bool:
+    return types.is_list(dtype) or types.is_large_list(dtype) or types.is_fixed_size_list(dtype)

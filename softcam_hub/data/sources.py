@@ -1,7 +1,7 @@
-"""What `--data` names -> the splits that are there, read by `datasets`, with images left undecoded.
+"""Read the data set that `--data` names as splits, with images left undecoded.
 
-- `datasets` would take an image for a test image because its file name has "test" in it. Image folders are therefore
-  handed over with their splits named: by the folders `train`, `validation`, `test`, or all of it as training images.
+- `datasets` would put an image into the test split because its file name has "test" in it. Image folders are therefore
+  passed on with their splits named: by the folders `train`, `validation` and `test`, or all of it as training images.
 - In a manifest a class may be called "None" or "NA": only an empty cell is a missing value.
 """
 
@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import lesions
 from .config import DataConfig
-from .decoding import EXPECTED, SUFFIXES
-from .labels import abbreviate
+from .images import FORMAT_NAMES, SUFFIXES
 from .lesions import LESIONS, VARIANTS
 from .locations import ANY_ADDRESS, Locations
 from .text import as_unicode, printable
@@ -21,17 +20,23 @@ from .text import as_unicode, printable
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-_MANIFESTS = {".csv": "csv", ".parquet": "parquet"}
-_FOLDERS = {"val": "validation", "valid": "validation", "dev": "validation", "training": "train", "testing": "test"}
+_MANIFEST_FORMATS = {".csv": "csv", ".parquet": "parquet"}
+_SPLIT_OF_FOLDER = {
+    "val": "validation",
+    "valid": "validation",
+    "dev": "validation",
+    "training": "train",
+    "testing": "test",
+}
 
 
 class Source(NamedTuple):
-    """Data before labels are read and splits divided.
+    """A data set before its labels are read and its splits divided.
 
     Args:
-        splits: name -> rows.
+        splits: Split -> table.
         locations: Places that image paths lead to.
-        classes: names, where the features do not have them.
+        classes: Class names, where the features do not declare them.
     """
 
     splits: "dict[str, Dataset] | dict[str, IterableDataset]"
@@ -40,15 +45,15 @@ class Source(NamedTuple):
 
 
 def read_source(config: DataConfig) -> Source:
-    """Find out what kind of data is meant, and read it."""
+    """Recognise what `config.data` names, and read it."""
     path = Path(config.data).expanduser()
     addresses = ANY_ADDRESS if config.remote_images else ()
     if config.data in VARIANTS:
-        return _generated(config)
-    if path.suffix.lower() in _MANIFESTS:
-        return Source(_manifest(path, config), Locations(path.resolve().parent, addresses))
+        return _generate(config)
+    if path.suffix.lower() in _MANIFEST_FORMATS:
+        return Source(_read_manifest(path, config), Locations(path.resolve().parent, addresses))
     if path.is_dir():
-        return Source(_folder(path.resolve(), config), Locations(addresses=addresses))
+        return Source(_read_folder(path.resolve(), config), Locations(addresses=addresses))
     if path.is_file():
         raise ValueError(
             f"{printable(path)} is a {printable(path.suffix) or 'nameless'} file: expected a folder, or a "
@@ -58,50 +63,52 @@ def read_source(config: DataConfig) -> Source:
         raise FileNotFoundError(
             f"there is no folder {printable(path)}: expected an image folder, a manifest or a Hub data set"
         )
-    return Source(_hub(config.data, config), Locations(addresses=addresses or _own_addresses()))
+    return Source(_read_hub(config.data, config), Locations(addresses=addresses or _hub_addresses()))
 
 
-def _own_addresses() -> tuple[str, ...]:
+def _hub_addresses() -> tuple[str, ...]:
     """Return the beginnings of the addresses of files that are part of a Hub data set."""
     from datasets.config import HF_ENDPOINT
 
     return ("hf://", f"{HF_ENDPOINT}/")
 
 
-def _generated(config: DataConfig) -> Source:
+def _generate(config: DataConfig) -> Source:
     counts = {"train": config.train_count, "validation": config.eval_count, "test": config.eval_count}
-    wanted = {config.train_split, *config.optional_splits}
-    splits = {name: _drawn(name, count, config) for name, count in counts.items() if name in wanted}
+    needed = {config.train_split, *config.optional_splits}
+    splits = {split: _generate_split(split, count, config) for split, count in counts.items() if split in needed}
     return Source(splits, classes=list(LESIONS) if config.data == "labels" else None)
 
 
-def _drawn(split: str, count: int, config: DataConfig) -> "Dataset":
-    """`load_lesions`, drawn once and then read from the cache of `datasets`."""
+def _generate_split(split: str, count: int, config: DataConfig) -> "Dataset":
+    """Generate the images of `load_lesions` once, and then read them from the cache of `datasets`."""
     from datasets import Dataset
 
-    settings = {"split": split, "count": count, "size": config.data_size, "variant": config.data}
-    settings |= {"seed": config.data_seed, "code": hashlib.sha256(Path(lesions.__file__).read_bytes()).hexdigest()}
-    features = lesions.load_lesions(split, 1, config.data_size, config.data, config.data_seed).features
-    return Dataset.from_generator(_draw, gen_kwargs=settings, features=features)
+    settings = {"split": split, "size": config.data_size, "variant": config.data, "seed": config.data_seed}
+    features = lesions.load_lesions(count=1, **settings).features
+    code = hashlib.sha256(Path(lesions.__file__).read_bytes()).hexdigest()
+    arguments = {"count": count, "code": code, **settings}
+    return Dataset.from_generator(_generate_rows, gen_kwargs=arguments, features=features)
 
 
-def _draw(code: str, **settings: Any) -> Iterator[dict[str, Any]]:
-    """Rows of `load_lesions`; `code` makes the cache forget what older code has drawn."""
+def _generate_rows(code: str, **settings: Any) -> Iterator[dict[str, Any]]:
+    """Yield the rows of `load_lesions`. The cache sees `code`, so it discards images that older code generated."""
     yield from lesions.load_lesions(**settings)
 
 
-def _manifest(path: Path, config: DataConfig) -> "dict[str, Dataset]":
-    """A table of image paths and labels; its column `split`, if it has one, says which row is in which split."""
+def _read_manifest(path: Path, config: DataConfig) -> "dict[str, Dataset]":
+    """Read a table of image paths and labels, and divide it by its column `split` if it has one."""
     from datasets import load_dataset
 
     if not path.is_file():
         raise FileNotFoundError(f"there is no manifest {printable(path)}")
-    kind = _MANIFESTS[path.suffix.lower()]
-    settings: dict[str, Any] = {"keep_default_na": False, "na_values": [""]} if kind == "csv" else {}
+    format_name = _MANIFEST_FORMATS[path.suffix.lower()]
+    options: dict[str, Any] = {"keep_default_na": False, "na_values": [""]} if format_name == "csv" else {}
     try:
-        table = load_dataset(kind, data_files={"train": [str(path.resolve())]}, split="train", **settings)
+        table = load_dataset(format_name, data_files={"train": [str(path.resolve())]}, split="train", **options)
     except Exception as error:  # datasets wraps what pandas and pyarrow raise in errors of many kinds
-        raise ValueError(f"manifest {printable(path)} cannot be read as {kind}: {error.__cause__ or error}") from error
+        reason = error.__cause__ or error
+        raise ValueError(f"manifest {printable(path)} cannot be read as {format_name}: {reason}") from error
     if not len(table):
         raise ValueError(f"manifest {printable(path)} lists no image")
     if "split" not in table.column_names:
@@ -109,41 +116,44 @@ def _manifest(path: Path, config: DataConfig) -> "dict[str, Dataset]":
     names = table["split"][:]
     if None in names:
         raise ValueError(f"row {names.index(None)} of manifest {printable(path)} has no split: fill in column 'split'")
-    rows = {name: [row for row, own in enumerate(names) if own == name] for name in dict.fromkeys(names)}
-    return {str(name): table.select(own) for name, own in rows.items()}
+    rows_of: dict[Any, list[int]] = {}
+    for row, name in enumerate(names):
+        rows_of.setdefault(name, []).append(row)
+    return {str(name): table.select(rows) for name, rows in rows_of.items()}
 
 
-def _folder(path: Path, config: DataConfig) -> "dict[str, Any]":
-    """A saved data set, an image folder, or the files of a Hub data set."""
+def _read_folder(path: Path, config: DataConfig) -> "dict[str, Any]":
+    """Read a saved data set, an image folder, or the files of a Hub data set."""
     from datasets import DatasetDict, load_dataset, load_from_disk
 
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         saved = load_from_disk(str(path))
         return dict(saved) if isinstance(saved, DatasetDict) else {config.train_split: saved}
-    if next(_images(path), None) is None:
+    if next(_find_images(path), None) is None:
         if next(path.rglob("*.parquet"), None) is None:
             raise ValueError(
                 f"folder {printable(path)} has no image in it: expected <class>/<image>, or "
-                f"<split>/<class>/<image>, and images of the formats {EXPECTED}"
+                f"<split>/<class>/<image>, and images of the formats {FORMAT_NAMES}"
             )
-        return _hub(str(path), config)
-    patterns = _split_folders(path, config)
+        return _read_hub(str(path), config)
+    patterns = _split_patterns(path, config)
     try:
-        found = dict(load_dataset("imagefolder", data_dir=str(path), data_files=patterns))
+        splits = dict(load_dataset("imagefolder", data_dir=str(path), data_files=patterns))
     except Exception as error:  # datasets wraps what goes wrong in errors of many kinds
         _refuse_names(path)
+        reason = printable(error.__cause__ or error).removesuffix(".")
         raise ValueError(
-            f"image folder {printable(path)} cannot be read: {printable(error.__cause__ or error).removesuffix('.')}. "
+            f"image folder {printable(path)} cannot be read: {reason}. "
             "If it has a file metadata.csv, each file_name in it is a path inside this folder"
         ) from error
-    if found[config.train_split].column_names == ["image"]:
+    if splits[config.train_split].column_names == ["image"]:
         _refuse_one_class([path / pattern.removesuffix("**") for pattern in patterns[config.train_split]])
-    return found
+    return splits
 
 
 def _refuse_names(path: Path) -> None:
-    """Name a file whose name is what keeps `datasets` from reading the folder."""
-    for file in _images(path):
+    """Raise ValueError for a file with a name that keeps `datasets` from reading the folder."""
+    for file in _find_images(path):
         if as_unicode(file) != str(file):
             raise ValueError(f"the name of {printable(file)} is not UTF-8, and tables of images hold UTF-8: rename it")
         if "::" in str(file):
@@ -153,29 +163,29 @@ def _refuse_names(path: Path) -> None:
 
 
 def _refuse_one_class(roots: list[Path]) -> None:
-    """`datasets` gives no labels where all images are of one class."""
-    folders = {file.parent for root in roots for file in _images(root)}
+    """Raise ValueError where all images are of one class. `datasets` then gives no labels."""
+    folders = {file.parent for root in roots for file in _find_images(root)}
     if len(folders) == 1 and not folders & set(roots):
         raise ValueError(f"the data has one class, the folder {printable(folders.pop())}: at least two are needed")
 
 
-def _images(path: Path) -> Iterator[Path]:
+def _find_images(path: Path) -> Iterator[Path]:
     return (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
 
 
-def _split_folders(path: Path, config: DataConfig) -> dict[str, list[str]]:
-    """Split -> glob patterns for `datasets`."""
-    named = (config.train_split, config.validation_split, config.test_split)
+def _split_patterns(path: Path, config: DataConfig) -> dict[str, list[str]]:
+    """Return split -> glob patterns of the files in an image folder, as `datasets` takes them."""
+    splits = (config.train_split, config.validation_split, config.test_split)
     folders = sorted(folder.name for folder in path.iterdir() if folder.is_dir())
-    split_of = {name: name if name in named else _FOLDERS.get(name, name) for name in folders}
+    split_of = {name: name if name in splits else _SPLIT_OF_FOLDER.get(name, name) for name in folders}
     if config.train_split not in split_of.values():
         return {config.train_split: ["**"]}
-    # folders beside the splits (masks, say) become splits that nobody asks for, and need not hold images
-    used = {name: split for name, split in split_of.items() if split in named}
-    return {split: [f"{name}/**"] for name, split in used.items()}
+    # Folders beside the splits, such as masks, are no splits and need not hold images.
+    return {split: [f"{name}/**"] for name, split in split_of.items() if split in splits}
 
 
-def _hub(name: str, config: DataConfig) -> "dict[str, Any]":
+def _read_hub(name: str, config: DataConfig) -> "dict[str, Any]":
+    """Read a data set on the Hub, or a folder with the files of one."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
 
@@ -186,12 +196,3 @@ def _hub(name: str, config: DataConfig) -> "dict[str, Any]":
             f"{name!r} is neither a generated variant ({', '.join(VARIANTS)}), nor a folder or manifest here, "
             f"nor a data set on the Hub that can be reached: {error}"
         ) from error
-
-
-def find_column(names: list[str], wanted: str, what: str, split: str) -> str:
-    if wanted not in names:
-        raise ValueError(
-            f"split {split!r} has no column {wanted!r} for the {what}: it has {abbreviate(names, 20)}. "
-            f"Name it with {what}_column; an image folder has labels if it has one folder per class, all at one depth"
-        )
-    return wanted

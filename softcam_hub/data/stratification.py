@@ -1,9 +1,12 @@
-"""Dividing a training split: a held-out part, or the folds of a cross-validation; by class, and never within a group.
+"""Divide images into parts with the same shares of every class, without dividing a group.
 
-- Without groups each class is dealt out in turn, so that every part has its share of every class to within one image.
-- With groups (all images of a person) whole groups are dealt out, the largest first, each to the part where it brings
-  the numbers of images per class closest to their shares: `Σ (found - wanted)² / wanted` grows least.
-- The same seed gives the same parts, in every process.
+The parts are a held-out part of the training split, or the folds of a cross-validation.
+
+- Without groups the images of each class are assigned to the parts in turn, so that every part has its share of every
+  class to within one image.
+- With groups (all images of a person) whole groups are assigned, the largest first, each to the part where it brings
+  the numbers of images per class closest to their targets: `Σ (count - target)² / target` grows least.
+- The same seed gives the same parts in every process.
 """
 
 import math
@@ -15,13 +18,13 @@ import numpy as np
 def assign_parts(
     labels: np.ndarray, shares: Sequence[float], seed: int, groups: np.ndarray | None = None
 ) -> np.ndarray:
-    """The part (N,) that each image goes to.
+    """Return the index (N,) of the part that each image belongs to.
 
     Args:
-        labels: (N,) class indices or (N, C) multi-hot.
-        shares: of each part, summing to 1.
-        seed: another seed gives another division.
-        groups: (N,) names; images of one name stay together.
+        labels: Class indices (N,) or multi-hot labels (N, C). Images with equal labels form a class.
+        shares: Share of each part. The shares sum to 1.
+        seed: Seed of the random division.
+        groups: Group names (N,). Images of one group stay together.
     """
     strata = np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1)
     rng = np.random.default_rng([seed, len(labels)])
@@ -31,30 +34,35 @@ def assign_parts(
 
 
 def _assign_images(strata: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Shuffled within classes, then class after class the parts in turn."""
+    """Shuffle the images within their classes, and assign them class after class to the parts in turn."""
     shuffled = rng.permutation(len(strata))
+    by_class = shuffled[np.argsort(strata[shuffled], kind="stable")]
     parts = np.empty(len(strata), dtype=np.int64)
-    parts[shuffled[np.argsort(strata[shuffled], kind="stable")]] = round_robin(shares, len(strata))
+    parts[by_class] = round_robin(shares, len(strata))
     return parts
 
 
 def round_robin(shares: np.ndarray, count: int) -> np.ndarray:
-    """(count,) parts in turn: part j at its i-th turn is due at (i + 1/2) / share_j."""
-    numbers = [np.arange(math.ceil(count * share) + 1) for share in shares]
-    due = np.concatenate([(number + 0.5) / share for number, share in zip(numbers, shares, strict=True)])
-    part = np.repeat(np.arange(len(shares)), [len(number) for number in numbers])
+    """Return the parts (count,) in weighted turns: the i-th turn of part j is due at (i + 1/2) / share_j."""
+    turns = [np.arange(math.ceil(count * share) + 1) for share in shares]
+    due = np.concatenate([(turn + 0.5) / share for turn, share in zip(turns, shares, strict=True)])
+    part = np.repeat(np.arange(len(shares)), [len(turn) for turn in turns])
     return part[np.argsort(due, kind="stable")][:count]
 
 
 def _assign_groups(strata: np.ndarray, shares: np.ndarray, rng: np.random.Generator, groups: np.ndarray) -> np.ndarray:
-    sizes = np.zeros((groups.max() + 1, strata.max() + 1))
-    np.add.at(sizes, (groups, strata), 1)
-    wanted = shares[:, None] * sizes.sum(axis=0)
-    found = np.zeros_like(wanted)
-    part_of = np.empty(len(sizes), dtype=np.int64)
-    shuffled = rng.permutation(len(sizes))
-    for group in shuffled[np.argsort(-sizes[shuffled].sum(axis=1), kind="stable")]:
-        growth = (sizes[group] * (2 * (found - wanted) + sizes[group]) / wanted).sum(axis=1)
-        part_of[group] = part = int(growth.argmin())
-        found[part] += sizes[group]
+    """Assign whole groups to parts, the largest group first."""
+    group_counts = np.zeros((groups.max() + 1, strata.max() + 1))  # images of each group in each class
+    np.add.at(group_counts, (groups, strata), 1)
+    targets = shares[:, None] * group_counts.sum(axis=0)  # images of each class that each part should have
+    counts = np.zeros_like(targets)
+    part_of = np.empty(len(group_counts), dtype=np.int64)
+    shuffled = rng.permutation(len(group_counts))
+    for group in shuffled[np.argsort(-group_counts[shuffled].sum(axis=1), kind="stable")]:
+        added = group_counts[group]
+        # The increase of Σ (count - target)² / target when this group joins each part.
+        increase = (added * (2 * (counts - targets) + added) / targets).sum(axis=1)
+        part = int(increase.argmin())
+        part_of[group] = part
+        counts[part] += added
     return part_of[groups]

@@ -1,28 +1,34 @@
-r"""Names of files as people and JSON readers can take them.
+r"""Text for messages and results: file names of any content, and the first few of many names.
 
-A file name may hold anything but "/" and a null byte: bytes that are not UTF-8, line breaks, escape sequences that move
-the cursor of a terminal. Messages and results show such characters as `\x1b`, `\n` or `\u202e`.
+A file name may hold anything but "/" and a null byte: bytes that are not UTF-8, line breaks, escape sequences that
+move the cursor of a terminal. Messages and results show such characters as `\x1b`, `\n` or `\u202e`.
 """
 
 from collections.abc import Callable
 
 
 def printable(name: object) -> str:
-    """Return a name on one line of printable characters, for messages."""
+    """Return a name as printable characters on one line, for a message."""
     return _escape(str(name), str.isprintable)
 
 
 def as_unicode(name: object) -> str:
-    """Return a name as text that UTF-8 can encode: only bytes that are not UTF-8 are escaped."""
+    """Return a name as text that UTF-8 can encode, with only the bytes that are not UTF-8 escaped."""
     return _escape(str(name), lambda character: not "\ud800" <= character <= "\udfff")
 
 
+def abbreviate(names: list[str], count: int = 5) -> str:
+    """List the first `count` names, and say how many there are if that is not all of them."""
+    rest = f", … ({len(names)} in all)" if len(names) > count else ""
+    return ", ".join(str(name) for name in names[:count]) + rest
+
+
 def _escape(text: str, is_kept: Callable[[str], bool]) -> str:
-    return "".join(character if is_kept(character) else _code(character) for character in text)
+    return "".join(character if is_kept(character) else _escape_character(character) for character in text)
 
 
-def _code(character: str) -> str:
-    # Python decodes a byte that is not UTF-8 as a lone surrogate, U+DC80 to U+DCFF (PEP 383)
+def _escape_character(character: str) -> str:
+    # Python decodes a byte that is not UTF-8 as a lone surrogate, U+DC80 to U+DCFF (PEP 383).
     if "\udc80" <= character <= "\udcff":
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode("ascii")

@@ -1,9 +1,9 @@
-"""Transforms of images and of their masks, through timm, from the model's own data config.
+"""Create the transforms of images and of their masks with timm, from the data config of a model.
 
-- The smallest share that a random crop shows is `crop_scale`; with 1 there is no random crop, and training sees the
-  same resize and centre crop as evaluation, before the flips and the colour changes.
-- A mask goes through the same resize and crop as its image, and a lesion that is smaller than a pixel stays: its
-  largest pixel is kept, however little of it the lesion covers.
+- With `crop_scale=1` there is no random crop: training uses the same resize and centre crop as evaluation, before the
+  flips and the colour changes.
+- A mask goes through the same resize and crop as its image. A lesion that is smaller than a pixel stays visible: the
+  pixel that it covers most is kept, however little of the pixel that is.
 """
 
 from collections.abc import Callable
@@ -20,24 +20,24 @@ from torchvision.transforms import Compose
 
 from .config import flag
 
-COVERED = 0.25
-"""A pixel belongs to the mask if at least this share of it does; as in the generated masks."""
+MIN_COVERAGE = 0.25
+"""Smallest share of a pixel that a lesion covers for the pixel to belong to the mask, as in the generated masks."""
 
 
 @dataclass
 class AugmentationConfig:
-    """How training images are varied; each field's `help` says what it does."""
+    """Augmentation of training images. The `help` of each field describes it."""
 
     _argument_group_name: ClassVar[str] = "augmentation"
 
-    augment: bool = flag(True, "vary training images; without it they get the evaluation transform")
-    crop_scale: float = flag(0.08, "smallest share of the image that a random crop shows; 1 for no random crop")
-    hflip: float = flag(0.5, "probability of a horizontal flip")
-    vflip: float = flag(0.0, "probability of a vertical flip")
-    color_jitter: float = flag(0.0, "strength of random changes of brightness, contrast and saturation")
-    auto_augment: str | None = flag(None, "timm's auto-augmentation policy, such as rand-m9-mstd0.5 (no colour jitter)")
-    erase: float = flag(0.0, "probability of erasing a random rectangle")
-    eval_crop: float | None = flag(None, "share of the resized side that evaluation crops; by default the model's own")
+    augment: bool = flag(True, "Augment training images. Without it they get the evaluation transform.")
+    crop_scale: float = flag(0.08, "Smallest share of the image that a random crop shows; 1 for no random crop.")
+    hflip: float = flag(0.5, "Probability of a horizontal flip.")
+    vflip: float = flag(0.0, "Probability of a vertical flip.")
+    color_jitter: float = flag(0.0, "Strength of random changes of brightness, contrast and saturation.")
+    auto_augment: str | None = flag(None, "Policy of timm, such as rand-m9-mstd0.5, in place of color_jitter.")
+    erase: float = flag(0.0, "Probability of erasing a random rectangle.")
+    eval_crop: float | None = flag(None, "Share of the resized side that evaluation crops. The model's own by default.")
 
     def __post_init__(self) -> None:
         for name in ("hflip", "vflip", "erase"):
@@ -54,14 +54,14 @@ class AugmentationConfig:
 def make_transforms(
     data_config: dict[str, Any], augmentation: AugmentationConfig | None = None
 ) -> tuple[Compose, Compose]:
-    """The transforms of training and of evaluation, PIL image -> (3, H, W).
+    """Create the transforms of training and of evaluation, from a PIL image to (3, H, W).
 
     Args:
-        data_config: of `timm.data.resolve_model_data_config`.
-        augmentation: how training images are varied.
+        data_config: Result of `timm.data.resolve_model_data_config`.
+        augmentation: Augmentation of training images.
     """
     augmentation = augmentation or AugmentationConfig()
-    config = _evaluation(data_config, augmentation)
+    config = _evaluation_config(data_config, augmentation)
     evaluation = create_transform(**config)
     if not augmentation.augment:
         return evaluation, evaluation
@@ -83,37 +83,37 @@ def make_transforms(
 def mask_transform(
     data_config: dict[str, Any], augmentation: AugmentationConfig | None = None
 ) -> Callable[[Image.Image], Tensor]:
-    """Mask -> (H, W) booleans, aligned with what the evaluation transform makes of its image.
+    """Create the transform from a mask to booleans (H, W) that are aligned with the transformed evaluation image.
 
     Args:
-        data_config: of `timm.data.resolve_model_data_config`.
-        augmentation: the one that `make_transforms` got: `eval_crop` changes the geometry.
+        data_config: Result of `timm.data.resolve_model_data_config`.
+        augmentation: Same configuration as for `make_transforms`, because `eval_crop` changes the geometry.
     """
-    config = _evaluation(data_config, augmentation or AugmentationConfig())
-    # border mode fills with the mean: black, which is outside the mask
+    config = _evaluation_config(data_config, augmentation or AugmentationConfig())
+    # Where the crop is larger than the image, timm fills the border with the mean: black is outside of the mask.
     geometry = _geometry(create_transform(**{**config, "interpolation": "box", "mean": (0.0, 0.0, 0.0)}))
     return MaskTransform(Compose(geometry))
 
 
 class MaskTransform:
-    """Mask -> (H, W) booleans.
+    """Transform a mask to booleans (H, W).
 
     Args:
-        geometry: the image's resize and crop, averaging over areas.
+        geometry: Resize and crop of the image, with averages over areas.
     """
 
     def __init__(self, geometry: Compose) -> None:
         self.geometry = geometry
 
     def __call__(self, mask: Image.Image) -> Tensor:
-        shown = self.geometry(mask.convert("RGB"))
-        share = torch.from_numpy(np.asarray(shown.getchannel(0)).astype(np.float32) / 255)
+        resized = self.geometry(mask.convert("RGB"))
+        share = torch.from_numpy(np.asarray(resized.getchannel(0)).astype(np.float32) / 255)
         peaks = F.max_pool2d(share[None], kernel_size=3, stride=1, padding=1)[0]
-        return (share >= COVERED) | ((share > 0) & (share == peaks))
+        return (share >= MIN_COVERAGE) | ((share > 0) & (share == peaks))
 
 
-def _evaluation(data_config: dict[str, Any], augmentation: AugmentationConfig) -> dict[str, Any]:
-    """Arguments of `create_transform`, checked."""
+def _evaluation_config(data_config: dict[str, Any], augmentation: AugmentationConfig) -> dict[str, Any]:
+    """Return the arguments of `create_transform` for evaluation, or raise ValueError."""
     config = dict(data_config)
     if config["input_size"][0] != 3:
         raise ValueError(
@@ -125,5 +125,5 @@ def _evaluation(data_config: dict[str, Any], augmentation: AugmentationConfig) -
 
 
 def _geometry(evaluation: Compose) -> list[Callable[[Image.Image], Image.Image]]:
-    """Resize and crop: what comes before the conversion to a tensor and the normalisation."""
+    """Return resize and crop: the steps before the conversion to a tensor and the normalisation."""
     return evaluation.transforms[:-2]

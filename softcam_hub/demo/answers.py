@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from .. import CAPE_LESIONS
-from ..data.pictures import read_picture
+from ..data.images import read_user_image
 from ..figures.numbers import format_share
 from ..models.explanation import Explanation
 from . import views
@@ -59,7 +59,7 @@ class Answers:
 
     def look(self, path: str | Path, model: str) -> tuple[Answer, str]:
         """The answer on a new picture, with its two most probable classes chosen, and a remark on the file."""
-        picture, viewer = read_picture(path), self.viewers[model]
+        picture, viewer = read_user_image(path), self.viewers[model]
         pixels = viewer.see(picture.image)
         probabilities = viewer.probabilities(pixels)
         classes = probabilities.topk(min(2, len(viewer.labels))).indices.tolist()

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data.images import MAX_USER_BYTES, MAX_USER_PIXELS
 from ..data.lesions import VARIANTS, draw
-from ..data.pictures import MOST_BYTES, MOST_PIXELS
 from . import views
 from .answers import Answer, Answers
 
@@ -27,15 +27,15 @@ except ImportError as error:
 
 HOUR = 3600
 EXAMPLES, EXAMPLE_SIDE = 8, 256
-LARGEST_UPLOAD = 3 * MOST_BYTES
+LARGEST_UPLOAD = 3 * MAX_USER_BYTES
 """What gradio refuses, in words of its own; below that we do."""
 
 INTRODUCTION = f"""
 # Image classifiers that explain themselves
 
 Upload a picture or pick an example: the model predicts, and shows the evidence that its prediction is made of. Uploads
-may have {MOST_BYTES // 2**20} MB and {MOST_PIXELS // 10**6} million pixels, and are deleted within two hours. The
-examples are generated, and nothing here is a diagnosis.
+may have {MAX_USER_BYTES // 2**20} MB and {MAX_USER_PIXELS // 10**6} million pixels, and are deleted within two hours.
+The examples are generated, and nothing here is a diagnosis.
 """
 
 STYLE = """

@@ -236,7 +236,7 @@ class Training:
         """As above, from a stream that is read on and on from epoch to epoch."""
         accumulation = self.config.optimization.accumulation
         if self.stream is None:
-            self.images.seen = self.step * accumulation * self.accelerator.num_processes
+            self.images.batches_seen = self.step * accumulation * self.accelerator.num_processes
             self.stream = iter(self.loader)
         return zip(range(skip, self.updates * accumulation), self.stream, strict=False)
 
