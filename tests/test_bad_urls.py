@@ -282,7 +282,7 @@ def test_what_is_refused_while_it_is_downloaded(url, kind):
 NO_IMAGES = {
     "page": "it is not an image of a supported format",
     "postscript": "it is not an image of a supported format",
-    "empty": "it is no image",
+    "empty": "it is not an image",
     "cut": "image file is truncated",
     "pixels": "it has 9000×9000 = 81 million pixels",
     "bomb": "it has more than 50 million pixels",
