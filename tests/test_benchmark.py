@@ -21,7 +21,7 @@ from softcam_hub.data.transforms import make_transforms, mask_transform
 from softcam_hub.evaluation import BenchmarkConfig, benchmark
 from softcam_hub.evaluation.accuracy import rows_of_runs, rows_of_twin, table2
 from softcam_hub.evaluation.measure import Batch, alike, around, measure
-from softcam_hub.evaluation.models import FAST, Explained, divide, pair_up
+from softcam_hub.evaluation.models import DEFAULT_POST_HOC, Explained, divide, pair_up
 from softcam_hub.evaluation.report import table1, with_borda
 from softcam_hub.explanation_scores.faithfulness import gini_sparseness
 from softcam_hub.explanation_scores.perturbation import deletion_auc, single_deletion
@@ -147,7 +147,7 @@ def test_a_row_equals_a_slow_computation(name, models, table):
 
 def test_rows_say_what_was_measured_and_how(table):
     folder, rows = table
-    assert [row["explainer"] for row in rows] == ["cape", "mu-cape", *FAST, "random", "centre"]
+    assert [row["explainer"] for row in rows] == ["cape", "mu-cape", *DEFAULT_POST_HOC, "random", "centre"]
     assert rows == [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     for row in rows:
         assert (row["images"], row["data"], row["split"], row["seed"]) == (10, "lesions", "test", 0)
@@ -225,14 +225,14 @@ def test_softcam_is_its_own_twin_and_cape_has_none(models):
     cape = pair_up(load_classifier(models / "cape"), None)
     parts, left_out = divide(None, cape)
     assert parts == {"model": ["cape", "mu-cape", "random", "centre"], "twin": []}
-    assert set(left_out) == set(FAST)
+    assert set(left_out) == set(DEFAULT_POST_HOC)
     assert "name one with twin" in left_out["cam"]
     with pytest.raises(ValueError, match="'cam' is not possible here.*name one with twin"):
         divide(("cam",), cape)
     with pytest.raises(ValueError, match="need a softcam model"):
         divide(("softcam",), cape)
     black = pair_up(load_classifier(models / "twin"), None)
-    assert divide(None, black)[0] == {"model": [], "twin": [*FAST, "random", "centre"]}
+    assert divide(None, black)[0] == {"model": [], "twin": [*DEFAULT_POST_HOC, "random", "centre"]}
     with pytest.raises(ValueError, match="black box itself"):
         pair_up(black.twin, black.twin)
     with pytest.raises(ValueError, match="expected a vanilla timm model"):
@@ -254,7 +254,7 @@ def test_explainers_that_do_not_fit_are_left_out_with_their_reason():
 def test_every_explainer(models, tmp_path):
     rows = benchmark(models / "softcam", tmp_path, explainers="all", measures="table", limit=2, **DATA)
     names = [row["explainer"] for row in rows]
-    assert {"softcam", *FAST, "score-cam", "integrated-gradients", "random", "centre"} <= set(names)
+    assert {"softcam", *DEFAULT_POST_HOC, "score-cam", "integrated-gradients", "random", "centre"} <= set(names)
     twin = to_vanilla(load_classifier(models / "softcam").model)
     samples = samples_of(twin)
     with torch.no_grad():

@@ -19,9 +19,8 @@ from timm.models.vgg import ConvMlp
 
 import softcam_hub
 from softcam_hub.explainers import cams
+from softcam_hub.explainers.explained_model import Activations, ExplainedModel
 from softcam_hub.explainers.methods import create_explainer
-from softcam_hub.explainers.recording import Recording
-from softcam_hub.explainers.subject import Subject
 
 CLASSES = torch.tensor([[0, 3], [4, 1]])
 SWIN = {"img_size": 64, "embed_dim": 24, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 4, 8), "window_size": 2}
@@ -378,8 +377,8 @@ def test_lift_cam_counts_activations_that_are_functions(activation, pool):
             return self.fc(act((F.max_pool2d(x, 2) if pool else x).mean(dim=(2, 3)) - 0.1))
 
     model, images = Net().eval(), torch.randn(2, 3, 40, 40)
-    recording = Subject(model, "stem").record(images).of(CLASSES)
-    shares = cams.deep_lift(recording)  # complete, or it would have been refused
+    activations = ExplainedModel(model, "stem").record(images).for_classes(CLASSES)
+    shares = cams.deep_lift(activations)  # complete, or it would have been refused
     zero = [replaced(model, image, "stem", torch.zeros(1, 6, 10, 10)) for image in images]
     change = (model(images) - torch.stack(zero)).gather(1, CLASSES)
     assert relative_error(shares.sum(dim=2), change.detach()) < 1e-4
@@ -424,9 +423,7 @@ def test_lift_cam_in_half_precision(dtype, layer):
 
 def test_lift_cam_refuses_products_in_half_precision_too():
     model = randomise(timm.create_model("efficientnet_b0", num_classes=5)).eval().bfloat16()
-    with pytest.raises(
-        ValueError, match=r"stands above the layer, or torch.bfloat16 rounds too much \(take float32\);"
-    ):
+    with pytest.raises(ValueError, match=r"stands above the layer, or torch.bfloat16 rounds too much \(use float32\);"):
         create_explainer("lift-cam", model, "blocks.5")(torch.randn(2, 3, 64, 64).bfloat16(), CLASSES)
 
 
@@ -518,8 +515,8 @@ def test_the_closed_form_is_the_gradient_path(networks, network, monkeypatch):
         model, images = copy.deepcopy(networks[network][0]).float(), networks[network][1].float()
     names = ["grad-cam", "grad-cam++", "smooth-grad-cam++", "layer-cam", "lift-cam", "fd-cam"]
     found = create_explainer(names, model, signed=True, n=2)(images, CLASSES)
-    assert Subject(model).record(images).linear is not None
-    monkeypatch.setattr(Recording, "_linear_in_average", lambda *_, **__: None)
+    assert ExplainedModel(model).record(images).linear is not None
+    monkeypatch.setattr(Activations, "_linear_in_average", lambda *_, **__: None)
     expected = create_explainer(names, model, signed=True, n=2)(images, CLASSES)
     for name in names:
         assert relative_error(found[name], expected[name]) < 1e-5, name
@@ -538,11 +535,11 @@ def test_the_closed_form_is_the_gradient_path(networks, network, monkeypatch):
 def test_no_closed_form_where_the_logit_is_not_linear_in_the_average(network, layer):
     model = randomise(timm.create_model(network, num_classes=5)).eval()
     size = 224 if network == "levit_128s" else 64
-    recording = Subject(model, layer).record(torch.randn(2, 3, size, size)).of(CLASSES)
-    assert recording.linear is None
+    activations = ExplainedModel(model, layer).record(torch.randn(2, 3, size, size)).for_classes(CLASSES)
+    assert activations.linear is None
     if network == "cape_resnet18":
-        by_cam = cams.combine(model.head.weight.detach()[CLASSES], recording.features)
-        assert relative_error(cams.grad_cam(recording).relu(), by_cam.relu()) > 0.05
+        by_cam = cams.combine(model.head.weight.detach()[CLASSES], activations.features)
+        assert relative_error(cams.grad_cam(activations).relu(), by_cam.relu()) > 0.05
 
 
 @pytest.mark.parametrize("layer", [None, "layer3"])
@@ -575,10 +572,10 @@ def test_methods_on_cape_differentiate_its_logits():
 @pytest.mark.parametrize("scale", [1e-14, 1e10])
 def test_vanishing_and_exploding_gradients_leave_grad_cam_pp_finite(scale):
     model = randomise(timm.create_model("test_resnet", num_classes=5)).eval()
-    recording = Subject(model, "layer3").record(torch.randn(2, 3, 96, 96)).of(CLASSES)
-    recording.__dict__["gradient"] = recording.gradient * scale
-    found = cams.grad_cam_pp(recording)
-    A, g = recording.features[0].double(), recording.gradient[0, 0].double()
+    activations = ExplainedModel(model, "layer3").record(torch.randn(2, 3, 96, 96)).for_classes(CLASSES)
+    activations.__dict__["gradient"] = activations.gradient * scale
+    found = cams.grad_cam_pp(activations)
+    A, g = activations.features[0].double(), activations.gradient[0, 0].double()
     assert relative_error(found[0, 0].double(), slow_plus_plus(A, g, g**2, g**3)) < 1e-3
 
 

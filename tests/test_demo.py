@@ -27,7 +27,7 @@ from softcam_hub.demo import open_page, views
 from softcam_hub.demo.answers import Answers
 from softcam_hub.demo.page import Page
 from softcam_hub.demo.viewer import Viewer
-from softcam_hub.evaluation.models import FAST
+from softcam_hub.evaluation.models import DEFAULT_POST_HOC
 
 SPACE = Path(softcam_hub.__file__).parent / "hub" / "spaces" / "demo"
 
@@ -92,7 +92,7 @@ def test_without_a_twin_post_hoc_maps_are_those_of_the_model(picture):
     assert viewer.twin is None
     pixels = viewer.see(Image.open(picture).convert("RGB"))
     found, left_out = viewer.post_hoc(pixels, 2)
-    assert set(found) == set(FAST) - {"lift-cam", "fd-cam"}
+    assert set(found) == set(DEFAULT_POST_HOC) - {"lift-cam", "fd-cam"}
     assert "DeepLIFT's contributions miss" in left_out["lift-cam"]
     torch.testing.assert_close(found["grad-cam"].maps, create_explainer("grad-cam", viewer.model)(pixels, 2))
     assert float(found["grad-cam"].probabilities) == pytest.approx(float(viewer.probabilities(pixels)[2]))
@@ -104,7 +104,7 @@ def test_a_softcam_model_is_turned_back_into_its_twin(softcam_folder, picture):
     assert not isinstance(viewer.twin.model, softcam_hub.Classifier)
     torch.testing.assert_close(viewer.twin.model(pixels).softmax(dim=1)[0], viewer.probabilities(pixels))
     found, left_out = viewer.post_hoc(pixels, 0)
-    assert set(found) == set(FAST)
+    assert set(found) == set(DEFAULT_POST_HOC)
     assert left_out == {}
 
 
@@ -296,7 +296,7 @@ def test_requirements_of_the_space_are_those_of_the_package():
 WITHOUT_GRADIO = """
 import sys
 sys.modules["gradio"] = None
-from softcam_hub.evaluation.models import FAST
+from softcam_hub.evaluation.models import DEFAULT_POST_HOC
 from softcam_hub.cli import main
 sys.exit(main(["demo"]))
 """

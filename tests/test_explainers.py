@@ -10,9 +10,9 @@ from conftest import randomise, relative_error
 from torch import nn
 
 from softcam_hub import SoftCAMForImageClassification
-from softcam_hub.explainers.layers import Hints, find_layout
+from softcam_hub.explainers.explained_model import ExplainedModel
+from softcam_hub.explainers.layouts import Hints, find_layout
 from softcam_hub.explainers.methods import create_explainer, list_explainers
-from softcam_hub.explainers.subject import Subject
 
 CAMS = ["cam", "grad-cam", "grad-cam++", "smooth-grad-cam++", "layer-cam", "lift-cam", "fd-cam", "score-cam"]
 EVERYWHERE = ["grad-cam", "grad-cam++", "smooth-grad-cam++", "layer-cam", "fd-cam", "score-cam", "random", "centre"]
@@ -221,16 +221,16 @@ def test_transformers_models(name):
     maps = create_explainer(EVERYWHERE, model, n=2, signed=True)(images, CLASSES)
     assert {one.shape[2:] for one in maps.values()} == {LAST[name][2]}
     assert all(one.any() for one in maps.values())
-    subject = Subject(model)
-    recording = subject.record(images).of(CLASSES)
-    assert (recording.linear is not None) == (name in ("resnet", "swin", "siglip"))
+    explained = ExplainedModel(model)
+    activations = explained.record(images).for_classes(CLASSES)
+    assert (activations.linear is not None) == (name in ("resnet", "swin", "siglip"))
     expected_layer, to_maps, _ = LAST[name]
     if expected_layer:
-        assert subject.layer_name == expected_layer
+        assert explained.layer_name == expected_layer
     if name == "dinov2":
         return
     kept = []
-    handle = subject.layer.register_forward_hook(lambda _, __, output: kept.append(output))
+    handle = explained.layer.register_forward_hook(lambda _, __, output: kept.append(output))
     chosen = model(images).logits.gather(1, CLASSES)
     handle.remove()
     g = to_maps(torch.autograd.grad(chosen[:, 1].sum(), kept[0])[0])
@@ -319,9 +319,9 @@ def test_swin_is_read_channels_last_and_a_hint_overrules():
     model, images = network(
         "swinv2_tiny_window8_256", 64, img_size=64, embed_dim=24, depths=(1, 1, 1, 1), window_size=2
     )
-    assert Subject(model).record(images).features.shape == (2, 192, 2, 2)
-    assert Subject(model, "layers.1").record(images).features.shape == (2, 48, 8, 8)
-    assert Subject(model, "layers.1", layout="NCHW").record(images).features.shape == (2, 8, 8, 48)
+    assert ExplainedModel(model).record(images).features.shape == (2, 192, 2, 2)
+    assert ExplainedModel(model, "layers.1").record(images).features.shape == (2, 48, 8, 8)
+    assert ExplainedModel(model, "layers.1", layout="NCHW").record(images).features.shape == (2, 8, 8, 48)
 
 
 class Tokens(nn.Module):
@@ -393,10 +393,10 @@ def test_class_tokens_alone_have_no_map():
     model, images = network("test_vit", 160)
     with pytest.raises(ValueError, match="^the logits read class tokens only at layer 'blocks.5'"):
         create_explainer("grad-cam", model, "blocks.5")(images, 0)
-    subject = Subject(model)
-    subject.record(images)
-    assert subject.layer_name == "blocks.5.norm1"
-    pooled = Subject(timm.create_model("test_vit", num_classes=5, global_pool="avg").eval())
+    explained = ExplainedModel(model)
+    explained.record(images)
+    assert explained.layer_name == "blocks.5.norm1"
+    pooled = ExplainedModel(timm.create_model("test_vit", num_classes=5, global_pool="avg").eval())
     pooled.record(images)
     assert pooled.layer_name == "forward_features"
 

@@ -60,7 +60,7 @@ def test_guided_backprop_lets_only_positive_gradients_through(name):
 def test_guided_backprop_refuses_networks_without_relu_modules(name):
     model, _ = network(name)
     images = torch.randn(1, 3, *model.pretrained_cfg["input_size"][1:])
-    expected = r"^guided-backprop changes the backward pass of nn.ReLU modules, and in \w+ there are none: take"
+    expected = r"^guided-backprop changes the backward pass of nn.ReLU modules, and in \w+ there are none: use"
     with pytest.raises(ValueError, match=expected):
         create_explainer("guided-backprop", model)(images, 0)
 
@@ -75,7 +75,7 @@ def test_guided_backprop_refuses_relus_that_are_functions(function):
         def forward(self, x):
             return self.fc(function(self.act(self.conv(x)) - 0.1).mean(dim=(2, 3)))
 
-    with pytest.raises(ValueError, match=r"and in Net 1 ReLUs are functions: take integrated-gradients"):
+    with pytest.raises(ValueError, match=r"and in Net 1 ReLUs are functions: use integrated-gradients"):
         create_explainer("guided-backprop", Net())(torch.randn(1, 3, 8, 8), 0)
 
 

@@ -195,11 +195,11 @@ def test_fd_cam_in_threads_leaves_torchs_number_of_threads():
 
 def test_one_recording_answers_for_several_classes():
     model, batch = randomise(MODELS["cape"]()).eval(), images(1)[0]
-    recording = create_explainer("grad-cam", model, "backbone.layer3").explainers.subject.record(batch)
-    first, second = (recording.of(torch.tensor([[index], [index]])) for index in (1, 2))
+    activations = create_explainer("grad-cam", model, "backbone.layer3").explainers.model.record(batch)
+    first, second = (activations.for_classes(torch.tensor([[index], [index]])) for index in (1, 2))
     gradients = [view.gradient for view in (first, second)]
     assert not torch.equal(*gradients)
-    again = create_explainer("grad-cam", model, "backbone.layer3").explainers.subject.record(batch)
-    assert torch.equal(again.of(torch.tensor([[2], [2]])).gradient, gradients[1])
+    again = create_explainer("grad-cam", model, "backbone.layer3").explainers.model.record(batch)
+    assert torch.equal(again.for_classes(torch.tensor([[2], [2]])).gradient, gradients[1])
     assert torch.equal(first.gradient, gradients[0])
-    assert recording.classes.flatten().tolist() == recording.logits.argmax(dim=1).tolist(), "it stays as it was"
+    assert activations.classes.flatten().tolist() == activations.logits.argmax(dim=1).tolist(), "it stays as it was"

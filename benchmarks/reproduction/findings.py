@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from softcam_hub.evaluation.models import FLOORS
 from softcam_hub.evaluation.report import with_borda
+from softcam_hub.explainers.methods import UNINFORMED
 
 RESULTS = Path(__file__).parents[1] / "results"
 CAPE_NAMES = {"cape-pf": "PF", "cape-ts": "TS"}
@@ -59,7 +59,7 @@ class Findings:
 
     def post_hoc(self, study: str, name: str) -> dict[str, Column]:
         """Explainer of the black box -> its column; random and centre are none."""
-        found = {row["explainer"] for row in self.rows(study, "explanation", run="vanilla")} - set(FLOORS)
+        found = {row["explainer"] for row in self.rows(study, "explanation", run="vanilla")} - set(UNINFORMED)
         return {one: self.column(study, "explanation", name, run="vanilla", explainer=one) for one in sorted(found)}
 
     def native(self, study: str, run: str, name: str) -> Column:
@@ -76,7 +76,7 @@ class Findings:
             rows = [
                 {**row, "label": label(row)}
                 for row in self.rows(study, "explanation", seed=seed)
-                if row["run"] in ("vanilla", *CAPE_NAMES) and row["explainer"] not in FLOORS
+                if row["run"] in ("vanilla", *CAPE_NAMES) and row["explainer"] not in UNINFORMED
             ]
             named = [{**row, "explains": row["run"]} for row in rows]  # two runs have maps of one name
             for row in with_borda(named):

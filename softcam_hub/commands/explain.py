@@ -192,11 +192,10 @@ class ImageExplainer:
         import torch
         from timm.data import create_transform
 
-        from ..evaluation.models import NATIVE
-        from ..explainers.methods import create_explainer
+        from ..explainers.methods import create_explainer, own_map_kinds
         from ..models.self_explaining import SelfExplaining
 
-        own = arguments.explainer in NATIVE
+        own = arguments.explainer in own_map_kinds()
         self.kind, self.method = (arguments.explainer, None) if own else (arguments.kind, arguments.explainer)
         model = classifier.model
         if not self.method and not isinstance(model, SelfExplaining):

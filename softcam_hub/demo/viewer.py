@@ -13,7 +13,8 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 
-from ..evaluation.models import FAST, NATIVE, Explained, pair_up
+from ..evaluation.models import DEFAULT_POST_HOC, Explained, pair_up
+from ..explainers.methods import own_map_kinds
 from ..figures import denormalise
 from ..loading import LoadedClassifier, load_classifier
 from ..models.explanation import Explanation
@@ -40,9 +41,9 @@ class Viewer:
         self.config = classifier.preprocessing
         self.transform = create_transform(**self.config)
         self.labels = classifier.labels
-        self.kinds = tuple(kind for kind in self.model.head.kinds if kind in NATIVE)
+        self.kinds = tuple(kind for kind in self.model.head.kinds if kind in own_map_kinds())
         names = (
-            FAST if self.twin else [name for name in FAST if name != "fd-cam"]
+            DEFAULT_POST_HOC if self.twin else [name for name in DEFAULT_POST_HOC if name != "fd-cam"]
         )  # one pass per channel: half a minute
         explained = self.twin or classifier
         explained.model.to(self.device)
@@ -74,11 +75,11 @@ class Viewer:
         """
         every = self.explained.predict(pixels) if self.twin else self.probabilities(pixels)[None]
         classes = torch.tensor([[index]], device=self.device)
-        recording = self.explained.subject.record(pixels).of(classes)
+        activations = self.explained.explained_model.record(pixels)
         found, left_out = {}, {}
         for name in self.explained.names:
             try:
-                maps = self.explained.maps([name], recording, classes)[name].relu()
+                maps = self.explained.maps([name], activations, classes)[name].relu()
                 found[name] = Explanation(maps, classes, every[:, [index]], name)
             except (ValueError, ImportError) as error:
                 left_out[name] = str(error)

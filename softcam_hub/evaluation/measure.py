@@ -67,11 +67,14 @@ class Batch:
         self.labels = labels
         self.explained, self.images, self.masks = explained, images, masks
         self.size = tuple(images.shape[-2:])
-        recording = explained.subject.record(images)
-        self.logits, self.probabilities = recording.logits.detach().float(), explained.probabilities(recording.logits)
+        activations = explained.explained_model.record(images)
+        self.logits, self.probabilities = (
+            activations.logits.detach().float(),
+            explained.probabilities(activations.logits),
+        )
         self.top = self.probabilities.topk(min(2, self.probabilities.shape[1]), dim=1).indices
         classes = self.top if labels.ndim == 2 else torch.cat([self.top, labels[:, None]], dim=1)
-        self.maps = explained.maps(explained.names, recording, classes)
+        self.maps = explained.maps(explained.names, activations, classes)
         self.heats = {name: heat(maps, self.size) for name, maps in self.maps.items()}  # (B, 2 or 3, H, W)
         self.predicted = self.top[:, 0]
         self.confidence = self.of_predicted(self.probabilities)
@@ -121,7 +124,7 @@ def alike(heats: dict[str, Tensor]) -> list[list[str]]:
 def _kept(batch: Batch, group: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
     """o (B,), and the coherency (B,) of every method whose map of the images is this one."""
     explained, first = batch.explained, batch.heats[group[0]][:, 0]
-    kept = explained.subject.record(batch.images * first[:, None])
+    kept = explained.explained_model.record(batch.images * first[:, None])
     second = explained.maps(group, kept, batch.predicted[:, None])
     coherencies = {
         name: coherency(batch.heats[name][:, 0], heat(maps[:, 0], batch.size)) for name, maps in second.items()
@@ -170,7 +173,7 @@ def _single_deletions(batch: Batch, settings: BenchmarkConfig) -> dict[str, Tens
     """IDSDS (B,) of every explainer: signed maps against the drops of the logit."""
     patch = patch_side(batch.images, settings.patch)
     options = {"classes": batch.predicted, "batch": settings.batch_size}
-    drops = patch_drops(batch.explained.subject.logits, batch.images, patch, **options)
+    drops = patch_drops(batch.explained.explained_model.logits, batch.images, patch, **options)
     found = {}
     for name, maps in batch.maps.items():
         signed = F.interpolate(maps[:, :1].float(), size=batch.size, mode="bilinear", align_corners=False)[:, 0]
@@ -182,8 +185,8 @@ def _explain(batch: Batch, name: str) -> Callable[[Tensor, Tensor], Tensor]:
     """Heat maps (B, H, W) of one class per image."""
 
     def explain(images: Tensor, classes: Tensor) -> Tensor:
-        recording = batch.explained.subject.record(images)
-        maps = batch.explained.maps([name], recording, classes[:, None])[name]
+        activations = batch.explained.explained_model.record(images)
+        maps = batch.explained.maps([name], activations, classes[:, None])[name]
         return heat(maps[:, 0], tuple(images.shape[-2:]))
 
     return explain
@@ -242,7 +245,7 @@ def grid_pointing(explained: Explained, images: Tensor, labels: Tensor) -> Value
     pictures, classes = mosaics(images, labels)
     size = (images.shape[2] // 2 * 2, images.shape[3] // 2 * 2)
     small = F.interpolate(pictures, size=images.shape[-2:], mode="area")
-    maps = explained.maps(explained.names, explained.subject.record(small), classes)
+    maps = explained.maps(explained.names, explained.explained_model.record(small), classes)
     return {name: {GRID: grid_pointing_game(heat(drawn, size)).mean(dim=1)} for name, drawn in maps.items()}
 
 

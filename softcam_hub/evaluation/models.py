@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..explainers.methods import AT_A_LAYER, OF_PIXELS, create_explainer, list_explainers
-from ..explainers.recording import Recording
+from ..explainers.explained_model import Activations, ExplainedModel
+from ..explainers.methods import UNINFORMED, Explainers, list_explainers, own_map_kinds
 from ..loading import LoadedClassifier, load_classifier
 from ..models.classifier import Classifier
 from ..models.conversion import to_vanilla
@@ -23,15 +23,10 @@ from ..models.evaluation_mode import evaluation_mode
 from ..models.label_kind import MULTI_LABEL, class_probabilities
 from ..models.self_explaining import SelfExplaining
 
-NATIVE = ("softcam", "cape", "mu-cape")
-FLOORS = ("random", "centre")
-FAST = ("cam", "grad-cam", "grad-cam++", "smooth-grad-cam++", "layer-cam", "lift-cam", "fd-cam")
+DEFAULT_POST_HOC = ("cam", "grad-cam", "grad-cam++", "smooth-grad-cam++", "layer-cam", "lift-cam", "fd-cam")
 """The post-hoc explainers that are measured when none are named."""
 
 ONE_LABEL = "CAPE gives one label per image, and these data have several"
-
-TAKERS = {"seed": {"random", "smooth-grad-cam++"}, "batch": {"fd-cam", "score-cam", "integrated-gradients"}}
-"""Option -> the explainers that it is for."""
 
 
 @contextmanager
@@ -121,17 +116,17 @@ def divide(names: tuple[str, ...] | None, pair: Pair) -> tuple[dict[str, list[st
         names: explainers asked for; None for the default; one of them may be `all`.
         pair: the models.
     """
-    kinds = () if pair.model is None else tuple(kind for kind in pair.model.model.head.kinds if kind in NATIVE)
-    wanted = names or (*kinds, *FAST, *FLOORS)
+    kinds = () if pair.model is None else tuple(kind for kind in pair.model.model.head.kinds if kind in own_map_kinds())
+    wanted = names or (*kinds, *DEFAULT_POST_HOC, *UNINFORMED)
     free = names is None or "all" in names
     if "all" in wanted:
-        wanted = tuple(dict.fromkeys([*kinds, *(name for name in list_explainers() if name not in NATIVE)]))
+        wanted = tuple(dict.fromkeys([*kinds, *(name for name in list_explainers() if name not in own_map_kinds())]))
     parts: dict[str, list[str]] = {"model": [], "twin": []}
     left_out = {}
     for name in wanted:
-        if name in NATIVE:
+        if name in own_map_kinds():
             role, reason = "model", "" if name in kinds else f"{name!r} maps need a {name.removeprefix('mu-')} model"
-        elif name in FLOORS and pair.twin is None:
+        elif name in UNINFORMED and pair.twin is None:
             role, reason = "model", ""
         else:
             role, reason = "twin", "" if pair.twin is not None else pair.missing
@@ -167,14 +162,9 @@ class Explained:
     ) -> None:
         self.role, self.classifier, self.multi_label = role, classifier, multi_label
         self.model = classifier.model
-        self.options = {"seed": seed, "batch": batch}
-        self.take(names)
-
-    def take(self, names: Sequence[str]) -> None:
-        """Explain by these from now on."""
-        options = {option: value for option, value in self.options.items() if TAKERS[option] & set(names)}
-        self.explainers = create_explainer(list(names), self.model, **options)
-        self.names, self.subject = tuple(names), self.explainers.subject
+        self.names = tuple(names)
+        self.explained_model = ExplainedModel(classifier.model)
+        self.explainers = Explainers(names, self.explained_model, signed=True, options={"seed": seed, "batch": batch})
 
     def drop_refused(self, images: Tensor, strict: bool) -> dict[str, str]:
         """Try every explainer and leave out those that do not fit this model, with reasons.
@@ -184,30 +174,26 @@ class Explained:
             strict: raise instead.
         """
         refused: dict[str, str] = {}
-        recording = self.subject.record(images)  # a model without spatial features fits none
+        activations = self.explained_model.record(images)  # a model without spatial features fits none
         for name in self.names:
             if name == "score-cam":  # one pass per channel, and it fits wherever there are features
                 continue
             try:
-                self.maps([name], recording, recording.classes)
+                self.maps([name], activations, activations.classes)
             except (ValueError, ImportError) as error:
                 if strict:
                     raise type(error)(f"explainer {name!r} is not possible here: {error}") from error
                 refused[name] = str(error)
-        self.take([name for name in self.names if name not in refused])
+        self.names = tuple(name for name in self.names if name not in refused)
         return refused
 
-    def maps(self, names: Sequence[str], recording: Recording, classes: Tensor) -> dict[str, Tensor]:
-        """Signed maps (B, k, h, w) by explainer, from one recording."""
-        if not recording.logits.isfinite().all():
+    def maps(self, names: Sequence[str], activations: Activations, classes: Tensor) -> dict[str, Tensor]:
+        """Signed maps (B, k, h, w) by explainer, from the activations of one forward pass."""
+        if not activations.logits.isfinite().all():
             raise ValueError(f"the {self.role} predicts NaN: its weights are broken, or its input is")
-        found, recording = {}, recording.of(classes)
+        found, activations = {}, activations.for_classes(classes)
         for name in names:
-            options = self.explainers.options[name]
-            if name in AT_A_LAYER:
-                found[name] = AT_A_LAYER[name](recording, **options).detach()
-            else:
-                found[name] = OF_PIXELS[name](self.subject, recording.images, classes, **options).detach()
+            found[name] = self.explainers.maps(name, activations.images, classes, activations)
             if not found[name].isfinite().all():
                 raise ValueError(f"{name} gives maps of the {self.role} that hold NaN or infinity, which have no score")
         return found
@@ -218,4 +204,4 @@ class Explained:
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
         """Probabilities (B, C)."""
-        return self.probabilities(self.subject.logits(images))
+        return self.probabilities(self.explained_model.logits(images))

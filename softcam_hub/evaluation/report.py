@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
+from ..explainers.methods import UNINFORMED, own_map_kinds
 from ..explanation_scores.faithfulness import borda_count
 from ..figures import stack_vertically
 from ..figures.charts import Points, curves
 from ..files import draft_of
-from .models import FLOORS, NATIVE
 from .results import CURVES, Row
 
 BORDA = {
@@ -62,7 +62,7 @@ def markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 def with_borda(rows: list[Row]) -> list[Row]:
     """Rows with the points that each explainer earns among the others."""
-    rivals = [row for row in rows if row["explainer"] not in FLOORS and "average_drop" in row]
+    rivals = [row for row in rows if row["explainer"] not in UNINFORMED and "average_drop" in row]
     if not rivals:
         return rows
     scores = torch.tensor([[row.get(name, torch.nan) for name in BORDA] for row in rivals], dtype=torch.float64)
@@ -133,7 +133,7 @@ def draw_curves(rows: list[Row], file: Path) -> bool:
 
 def _panels(rows: list[Row], name: str) -> dict[str, dict[str, Points]]:
     lines = {row["explainer"]: list(enumerate(row[f"{name}_curve"], 1)) for row in rows if f"{name}_curve" in row}
-    always = [one for one in lines if one in NATIVE or one == FLOORS[0]]
+    always = [one for one in lines if one in own_map_kinds() or one == "random"]
     others = [one for one in lines if one not in always]
     groups = [others[first : first + LINES] for first in range(0, len(others), LINES)] or [[]]
     title = f"{COLUMNS[name][0][:-2]} in % ({'higher' if COLUMNS[name][1] else 'lower'} is better)"

@@ -1,1 +1,1 @@
-"""How a black box is explained: the baselines, under one call signature with the maps of our own models."""
+"""Explain any image classifier: post-hoc methods, and the own maps of our models, under one call signature."""

@@ -1,10 +1,10 @@
-"""Every explanation under one signature: `explainer(images, classes) -> maps (B, k, H, W)`.
+"""The table of explainers, under one signature: `explainer(images, classes) -> maps (B, k, H, W)`.
 
-- Several methods asked for at once share one forward pass, and one backward pass per class where they need any.
-- Frozen models and callers under `no_grad` or `inference_mode` are fine. Modes, hooks, gradients and random state are
-  left as they were, also after an exception.
-- Maps are the positive part, at the layer's resolution (pixel methods: the image's). Upsampling and scaling to [0, 1]
-  are left to `Explanation.heatmaps`.
+- Several methods for one model share one forward pass, and one backward pass per class where any of them needs it.
+- Frozen models work, and so do callers under `no_grad` or `inference_mode`. Modes, hooks, gradients and random state
+  are restored afterwards, also after an exception.
+- Maps are the positive part, at the resolution of the layer or, for methods of pixels, of the image.
+  `Explanation.heatmaps` upsamples them and scales them to [0, 1].
 """
 
 import difflib
@@ -22,46 +22,47 @@ from ..models.evaluation_mode import evaluation_mode
 from ..models.heads import HEADS, at_least_float32, select
 from ..models.self_explaining import SelfExplaining, check_images, choose_classes
 from .cams import cam, fd_cam, grad_cam, grad_cam_pp, layer_cam, lift_cam, score_cam, smooth_grad_cam_pp
+from .explained_model import Activations, ExplainedModel
 from .pixels import guided_backprop, integrated_gradients
-from .recording import Recording
-from .subject import Subject
 
 
-def native(recording: Recording, kind: str) -> Tensor:
-    """The maps that a model of ours predicts with."""
-    model = recording.subject.model
-    if not isinstance(model, SelfExplaining) or kind not in HEADS[model.family].kinds:
-        raise ValueError(f"{kind!r} maps need a {kind.removeprefix('mu-')} model: see softcam_hub.convert and build")
-    if recording.subject.layer is not None:
+def own_maps(activations: Activations, kind: str) -> Tensor:
+    """Return the maps that a self-explaining model predicts with, of one kind."""
+    model = activations.model
+    if not isinstance(model.classifier, SelfExplaining) or kind not in HEADS[model.classifier.family].kinds:
+        families = " or ".join(family for family, head in HEADS.items() if kind in head.kinds)
+        raise ValueError(f"{kind!r} maps need a {families} model: see softcam_hub.convert and build")
+    if model.layer is not None:
         raise ValueError(f"{kind!r} maps are those of the head and have no layer: leave layer out")
     with torch.no_grad():
-        _, maps = model.head(recording.raw.detach(), kind=kind)
-    return select(maps, recording.classes)
+        _, maps = model.classifier.head(activations.output.detach(), kind=kind)
+    return select(maps, activations.classes)
 
 
-def random_maps(recording: Recording, seed: int = 0) -> Tensor:
-    """Uniform noise, another one for every image and class, but the same again for the same image: the lowest bar."""
-    prints = [crc32(image.float().cpu().numpy().tobytes(), seed) for image in recording.images]
-    pairs = zip(prints, recording.classes.tolist(), strict=True)
-    seeds = [crc32(str(label).encode(), one) for one, classes in pairs for label in classes]
-    size = recording.features.shape[2:]
-    drawn = [torch.rand(size, generator=torch.Generator().manual_seed(one)) for one in seeds]
-    return torch.stack(drawn).view(_map_shape(recording)).to(recording.features)
+def random_maps(activations: Activations, seed: int = 0) -> Tensor:
+    """Draw uniform noise that differs between images and classes, but is the same again for the same image."""
+    maps = []
+    for image, classes in zip(activations.images, activations.classes.tolist(), strict=True):
+        checksum = crc32(image.float().cpu().numpy().tobytes(), seed)
+        for label in classes:
+            generator = torch.Generator().manual_seed(crc32(str(label).encode(), checksum))
+            maps.append(torch.rand(activations.features.shape[2:], generator=generator))
+    return torch.stack(maps).view(_map_shape(activations)).to(activations.features)
 
 
-def centre(recording: Recording) -> Tensor:
-    """A Gaussian in the middle, its deviation a quarter of each side: the bar where objects are centred."""
-    height, width = recording.features.shape[2:]
+def centre(activations: Activations) -> Tensor:
+    """Return a Gaussian in the middle of the image, whose deviation is a quarter of each side."""
+    height, width = activations.features.shape[2:]
     rows, columns = (((torch.arange(n) + 0.5) / n - 0.5) / 0.25 for n in (height, width))
     bump = torch.exp(-(rows[:, None] ** 2 + columns**2) / 2)
-    return bump.expand(_map_shape(recording)).to(recording.features)
+    return bump.expand(_map_shape(activations)).to(activations.features)
 
 
-def _map_shape(recording: Recording) -> tuple[int, ...]:
-    return (*recording.classes.shape, *recording.features.shape[2:])
+def _map_shape(activations: Activations) -> tuple[int, ...]:
+    return (*activations.classes.shape, *activations.features.shape[2:])
 
 
-AT_A_LAYER: dict[str, Callable[..., Tensor]] = {
+CLASS_ACTIVATION: dict[str, Callable[..., Tensor]] = {
     "cam": cam,
     "grad-cam": grad_cam,
     "grad-cam++": grad_cam_pp,
@@ -70,72 +71,94 @@ AT_A_LAYER: dict[str, Callable[..., Tensor]] = {
     "lift-cam": lift_cam,
     "fd-cam": fd_cam,
     "score-cam": score_cam,
-    **{kind: partial(native, kind=kind) for kind in ("softcam", "cape", "mu-cape")},
-    "random": random_maps,
-    "centre": centre,
 }
-"""name -> maps of a recording."""
+"""Post-hoc methods that read `Activations`."""
 
-OF_PIXELS: dict[str, Callable[..., Tensor]] = {
+UNINFORMED: dict[str, Callable[..., Tensor]] = {"random": random_maps, "centre": centre}
+"""Maps that know nothing of the model: the least that a method must surpass. `centre` is good where objects are."""
+
+PIXELS: dict[str, Callable[..., Tensor]] = {
     "guided-backprop": guided_backprop,
     "integrated-gradients": integrated_gradients,
 }
-"""name -> maps of a subject, images (B, 3, H, W) and classes (B, k)."""
+"""Post-hoc methods that read an `ExplainedModel`, images (B, 3, H, W) and classes (B, k)."""
+
+
+def own_map_kinds() -> list[str]:
+    """Return the kinds of maps that the registered heads predict with."""
+    return [kind for head in HEADS.values() for kind in head.kinds if kind not in CLASS_ACTIVATION]
+
+
+def _methods() -> dict[str, Callable[..., Tensor]]:
+    """Return every method by its name; a head that a user registers adds its kinds of maps."""
+    own = {kind: partial(own_maps, kind=kind) for kind in own_map_kinds()}
+    return {**CLASS_ACTIVATION, **own, **UNINFORMED, **PIXELS}
 
 
 def list_explainers() -> list[str]:
-    """The names that `create_explainer` takes."""
-    return [*AT_A_LAYER, *OF_PIXELS]
+    """Return the names that `create_explainer` accepts."""
+    return list(_methods())
 
 
 class Explainers:
     """Several methods for one model, which share their work: `explainers(images, classes) -> {name: maps}`.
 
     Args:
-        names: of the methods.
-        subject: the model, and the layer to look at.
-        signed: leave the negative part of the maps.
-        options: of the methods, each to those that take it.
+        names: Names of the methods.
+        model: Model to explain, cut at a layer.
+        signed: Keep the negative part of the maps.
+        options: Options, of which every method gets those that it accepts.
     """
 
-    def __init__(self, names: Sequence[str], subject: Subject, signed: bool, options: dict[str, Any]) -> None:
-        self.names, self.subject, self.signed = tuple(names), subject, signed
-        self.options = _options_of(self.names, options)
+    def __init__(self, names: Sequence[str], model: ExplainedModel, signed: bool, options: dict[str, Any]) -> None:
+        self.names, self.model, self.signed = tuple(names), model, signed
+        methods = _methods()
+        self._bound = {}
+        for name in self.names:
+            accepted = _accepted_options(methods[name])
+            chosen = {option: value for option, value in options.items() if option in accepted}
+            self._bound[name] = partial(methods[name], **chosen)
 
     @property
     def note(self) -> str:
-        """What one should know of the features that the maps are made of; often nothing."""
-        return self.subject.note
+        """A remark on the features that the maps are made of; usually empty."""
+        return self.model.note
 
     def __call__(self, images: Tensor, classes: int | Tensor | Sequence[Any] | None = None) -> dict[str, Tensor]:
-        """Maps (B, k, H, W) by method.
+        """Compute the maps (B, k, H, W) of every method.
 
         Args:
-            images: (B, 3, H, W), normalised as for the model.
-            classes: a class index for all images, (B,) one per image, or (B, k); the predicted class by default.
+            images: Images (B, 3, H, W), normalised as for the model.
+            classes: Class index for all images, one per image (B,), or several per image (B, k). The default is the
+                predicted class.
         """
-        with _differentiable(self.subject.model):
-            images = _checked_images(images, self.subject.model)
-            return {name: self._finish(maps) for name, maps in self._maps(images, classes)}
-
-    def _maps(self, images: Tensor, classes: Any) -> Iterator[tuple[str, Tensor]]:
-        layered = any(name in AT_A_LAYER for name in self.names)
-        recording = self.subject.record(images) if layered else None
-        if layered:
-            chosen = _chosen(classes, recording.logits, len(images))
-        else:  # given classes are only checked, for which one image is enough
-            with torch.no_grad():
-                logits = self.subject.logits(images if classes is None else images[:1])
-            chosen = _chosen(classes, logits, len(images))
-        asked = recording.of(chosen) if layered else None
-        for name in self.names:
-            if name in AT_A_LAYER:
-                yield name, AT_A_LAYER[name](asked, **self.options[name])
+        with _differentiable(self.model.classifier):
+            images = _checked_images(images, self.model.classifier)
+            activations = None
+            if set(self.names) <= PIXELS.keys():
+                with torch.no_grad():  # one image is enough to check classes that the caller names
+                    logits = self.model.logits(images if classes is None else images[:1])
+                chosen = _choose_classes(classes, logits, len(images))
             else:
-                yield name, OF_PIXELS[name](self.subject, images, chosen, **self.options[name])
+                activations = self.model.record(images)
+                chosen = _choose_classes(classes, activations.logits, len(images))
+                activations = activations.for_classes(chosen)
+            return {name: self._finish(self.maps(name, images, chosen, activations)) for name in self.names}
+
+    def maps(self, name: str, images: Tensor, classes: Tensor, activations: Activations | None) -> Tensor:
+        """Compute the signed maps (B, k, H, W) of one method.
+
+        Args:
+            name: Name of the method.
+            images: Images, (B, 3, H, W).
+            classes: Classes to explain, (B, k).
+            activations: Activations of these images for these classes; methods of pixels need none.
+        """
+        inputs = (self.model, images, classes) if name in PIXELS else (activations,)
+        return self._bound[name](*inputs).detach()
 
     def _finish(self, maps: Tensor) -> Tensor:
-        maps = at_least_float32(maps.detach())
+        maps = at_least_float32(maps)
         return maps if self.signed else maps.relu()
 
 
@@ -143,7 +166,7 @@ class Explainer:
     """One method for one model: `explainer(images, classes) -> maps (B, k, H, W)`.
 
     Args:
-        explainers: the same, under its name.
+        explainers: The method as the only one of an `Explainers`.
     """
 
     def __init__(self, explainers: Explainers) -> None:
@@ -152,11 +175,11 @@ class Explainer:
 
     @property
     def note(self) -> str:
-        """What one should know of the features that the maps are made of; often nothing."""
+        """A remark on the features that the maps are made of; usually empty."""
         return self.explainers.note
 
     def __call__(self, images: Tensor, classes: int | Tensor | Sequence[Any] | None = None) -> Tensor:
-        """Maps (B, k, H, W) of `classes` (an int, (B,) or (B, k)) for `images` (B, 3, H, W)."""
+        """Compute the maps (B, k, H, W) of `classes` (an int, (B,) or (B, k)) for `images` (B, 3, H, W)."""
         return self.explainers(images, classes)[self.name]
 
 
@@ -174,54 +197,55 @@ def create_explainer(
     signed: bool = False,
     **options: Any,
 ) -> Explainer | Explainers:
-    """A baseline, or the model's own maps, for any image classifier.
+    """Create a post-hoc explainer, or one that returns the model's own maps, for any image classifier.
 
-    `create_explainer("grad-cam", model)(images, classes)` gives maps; a list of names gives `{name: maps}`, from shared
-    work.
+    `create_explainer("grad-cam", model)(images, classes)` returns maps. A list of names returns `{name: maps}`, and the
+    methods share their work.
 
     Args:
-        name: one of `list_explainers()`, or several.
-        model: a timm model, one of ours, a transformers classifier or any module from images to logits.
-        layer: module or its dotted path; by default the features before pooling. Not for maps of pixels or of a head.
-        layout: `NCHW`, `NHWC` or `NLC` (tokens), where the shape of the layer's output does not say.
-        prefix_tokens: class tokens and registers in the layer's output, where its shape does not say.
-        signed: leave the negative part of the maps.
-        options: of the methods: `n`, `sigma`, `seed`, `batch`, `progress`, `steps`.
+        name: One of `list_explainers()`, or several.
+        model: timm model, model of this package, transformers classifier, or any module from images to logits.
+        layer: Module or its dotted path. The default is the features before pooling. Methods of pixels and a model's
+            own maps have no layer.
+        layout: `NCHW`, `NHWC` or `NLC` (tokens), where the shape of the layer's output does not tell.
+        prefix_tokens: Number of class tokens and registers in the layer's output, where its shape does not tell.
+        signed: Keep the negative part of the maps.
+        options: Options of the methods: `n`, `sigma`, `seed`, `batch`, `progress`, `steps`.
     """
-    names = [name] if isinstance(name, str) else list(name)
+    names, known = [name] if isinstance(name, str) else list(name), list_explainers()
     for one in names:
-        if one not in list_explainers():
-            near = difflib.get_close_matches(str(one), list_explainers(), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(list_explainers())}"
+        if one not in known:
+            near = difflib.get_close_matches(str(one), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"
             raise ValueError(f"unknown explainer {one!r}: {hint}")
-    without_layer = [one for one in names if one in OF_PIXELS and layer is not None]
-    if without_layer:
-        raise ValueError(f"{without_layer[0]!r} maps are of the image's pixels and have no layer: leave layer out")
-    explainers = Explainers(names, Subject(model, layer, layout, prefix_tokens), signed, options)
+        if one in PIXELS and layer is not None:
+            raise ValueError(f"{one!r} maps are of the image's pixels and have no layer: leave layer out")
+    _check_options(names, options)
+    explainers = Explainers(names, ExplainedModel(model, layer, layout, prefix_tokens), signed, options)
     return Explainer(explainers) if isinstance(name, str) else explainers
 
 
-def _options_of(names: Sequence[str], options: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Each method's own options; what none of them takes is refused."""
-    taken = {name: _parameters({**AT_A_LAYER, **OF_PIXELS}[name]) for name in names}
-    unknown = sorted(set(options) - {option for known in taken.values() for option in known})
+def _check_options(names: Sequence[str], options: dict[str, Any]) -> None:
+    """Raise TypeError for an option that none of the methods accepts."""
+    methods = _methods()
+    known = sorted(set().union(*(_accepted_options(methods[name]) for name in names)))
+    unknown = sorted(set(options) - set(known))
     if unknown:
-        known = ", ".join(sorted({option for known in taken.values() for option in known})) or "none"
-        raise TypeError(f"{', '.join(names)}: unknown option {unknown[0]!r}, expected {known}")
-    return {name: {option: value for option, value in options.items() if option in taken[name]} for name in names}
+        raise TypeError(f"{', '.join(names)}: unknown option {unknown[0]!r}, expected {', '.join(known) or 'none'}")
 
 
-def _parameters(method: Callable[..., Tensor]) -> set[str]:
-    optional = (p for p in inspect.signature(method).parameters.values() if p.default is not inspect.Parameter.empty)
-    return {parameter.name for parameter in optional} - {"kind"}
+def _accepted_options(method: Callable[..., Tensor]) -> set[str]:
+    """Return the names of the optional arguments of a method."""
+    parameters = inspect.signature(method).parameters.values()
+    return {one.name for one in parameters if one.default is not one.empty} - {"kind"}
 
 
 @contextmanager
 def _differentiable(model: nn.Module) -> Iterator[None]:
-    """Eval mode, in which gradients can be taken whatever the caller has switched off."""
+    """Keep the model in eval mode, and make gradients possible whatever the caller has switched off."""
     if any(parameter.is_inference() for parameter in model.parameters()):
         raise ValueError(
-            "the model's weights were made under torch.inference_mode(), where no gradient can be taken: "
+            "the model's weights were made under torch.inference_mode(), where no gradient can be computed: "
             "build or load it outside of it"
         )
     with torch.inference_mode(False), torch.enable_grad(), evaluation_mode(model):
@@ -237,6 +261,7 @@ def _checked_images(images: Tensor, model: nn.Module) -> Tensor:
     return images.detach().clone() if images.is_inference() else images.detach()
 
 
-def _chosen(classes: Any, logits: Tensor, batch: int) -> Tensor:
+def _choose_classes(classes: Any, logits: Tensor, batch: int) -> Tensor:
+    """Return the classes to explain (B, k): those that the caller names, or the predicted ones."""
     chosen = choose_classes(classes, 1, batch, logits.shape[1])
     return logits.argmax(dim=1, keepdim=True) if isinstance(chosen, int) else chosen.to(logits.device).clone()

@@ -1,7 +1,7 @@
 """Attributions of pixels: Guided Backprop, and Integrated Gradients by captum, summed over colour channels.
 
-- Guided Backprop is not captum's, which hooks the model's ReLUs: other threads would get its gradients too.
-- A ReLU that is called as a function is refused, as it was with captum, which would have missed it.
+- Guided Backprop is computed here, as captum's hooks on the model's ReLUs would change the gradients of other threads.
+- A model that calls ReLU as a function is refused: Guided Backprop is defined on modules here, as in captum.
 """
 
 from collections.abc import Callable
@@ -13,70 +13,68 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..models.heads import at_least_float32
-from .layers import hooked
-from .subject import Subject
+from .explained_model import ExplainedModel
+from .hooks import hooked
 
 
-def guided_backprop(subject: Subject, images: Tensor, classes: Tensor) -> Tensor:
+def guided_backprop(model: ExplainedModel, images: Tensor, classes: Tensor) -> Tensor:
     """Guided Backprop (Springenberg et al., 2015), signed, (B, k, H, W).
 
     Args:
-        subject: the classifier; its ReLUs must be modules.
-        images: (B, 3, H, W).
-        classes: (B, k).
+        model: Classifier whose ReLUs are modules.
+        images: Images, (B, 3, H, W).
+        classes: Classes to explain, (B, k).
     """
     leaf = images.clone().requires_grad_()
-    logits = _guided_logits(subject, leaf).gather(1, classes).sum(dim=0)
-    found = [torch.autograd.grad(column, leaf, retain_graph=True)[0] for column in logits]
-    return torch.stack([at_least_float32(one).sum(dim=1) for one in found], dim=1)
+    logits = _guided_logits(model, leaf).gather(1, classes).sum(dim=0)
+    gradients = [torch.autograd.grad(column, leaf, retain_graph=True)[0] for column in logits]
+    return _sum_channels(gradients)
 
 
-def integrated_gradients(subject: Subject, images: Tensor, classes: Tensor, steps: int = 50, batch: int = 32) -> Tensor:
+def integrated_gradients(
+    model: ExplainedModel, images: Tensor, classes: Tensor, steps: int = 50, batch: int = 32
+) -> Tensor:
     """Integrated Gradients (Sundararajan et al., 2017) from a zero image, signed, (B, k, H, W).
 
     Args:
-        subject: the classifier.
-        images: (B, 3, H, W).
-        classes: (B, k).
-        steps: points on the path.
-        batch: how many points run through the network at a time.
+        model: Classifier.
+        images: Images, (B, 3, H, W).
+        classes: Classes to explain, (B, k).
+        steps: Number of points on the path.
+        batch: Number of points that run through the network at a time.
     """
-    explain = _captum("IntegratedGradients")(subject.logits).attribute
-    size = max(batch, len(images))  # captum takes at least one point of every image at a time
-    return _per_class(explain, images, classes, n_steps=steps, internal_batch_size=size)
-
-
-def _per_class(explain: Callable[..., Tensor], images: Tensor, classes: Tensor, **options: Any) -> Tensor:
-    leaf = images.clone().requires_grad_()
-    found = [explain(leaf, target=column, **options) for column in classes.unbind(1)]
-    return torch.stack([at_least_float32(one.detach()).sum(dim=1) for one in found], dim=1)
-
-
-def _captum(name: str) -> Callable[..., Any]:
     try:
         from captum import attr
     except ImportError as error:
-        raise ImportError(f"{name} needs captum: pip install 'softcam-hub[baselines]'") from error
-    return getattr(attr, name)
+        raise ImportError("IntegratedGradients needs captum: pip install 'softcam-hub[baselines]'") from error
+    attribute = attr.IntegratedGradients(model.logits).attribute
+    options = {"n_steps": steps, "internal_batch_size": max(batch, len(images))}  # captum needs a point of every image
+    leaf = images.clone().requires_grad_()
+    return _sum_channels([attribute(leaf, target=column, **options).detach() for column in classes.unbind(1)])
 
 
-def _guided_logits(subject: Subject, images: Tensor) -> Tensor:
-    """Logits (B, C) whose gradient passes every ReLU only where it is positive."""
+def _sum_channels(attributions: list[Tensor]) -> Tensor:
+    """Sum attributions (B, 3, H, W) of k classes over the colour channels, (B, k, H, W)."""
+    return torch.stack([at_least_float32(one).sum(dim=1) for one in attributions], dim=1)
+
+
+def _guided_logits(model: ExplainedModel, images: Tensor) -> Tensor:
+    """Compute logits (B, C) whose gradient passes every ReLU only where it is positive."""
     runs: list[nn.Module] = []
-    relus = [module for module in subject.model.modules() if isinstance(module, nn.ReLU)]
+    relus = [module for module in model.classifier.modules() if isinstance(module, nn.ReLU)]
     with hooked(relus, lambda module, *_: runs.append(module)), _GuidedReLUs() as calls:
-        logits = subject.logits(images)
+        logits = model.logits(images)
     if not runs or calls.count != len(runs):
         what = f"{calls.count - len(runs)} ReLUs are functions" if calls.count > len(runs) else "there are none"
         raise ValueError(
             "guided-backprop changes the backward pass of nn.ReLU modules, and in "
-            f"{type(subject.model).__name__} {what}: take integrated-gradients or grad-cam"
+            f"{type(model.classifier).__name__} {what}: use integrated-gradients or grad-cam"
         )
     return logits
 
 
 class _GuidedReLUs(TorchFunctionMode):
-    """Inside the `with`, ReLUs that this thread calls let positive gradients through only, and are counted."""
+    """Let ReLUs that this thread calls pass positive gradients only, and count them, inside the `with` block."""
 
     functions = (F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
     count = 0
