@@ -13,13 +13,13 @@ from accelerate import Accelerator
 from test_training import equal, part, settings, train, weights
 from timm.data import resolve_data_config
 
-from softcam_hub.data.samples import ImageDataset
-from softcam_hub.data.splits import load_splits
-from softcam_hub.data.transforms import make_transforms
+from softcam_hub.data.images import Images
+from softcam_hub.data.loading import load_splits, make_transforms
+from softcam_hub.files import ABANDONED
 from softcam_hub.models.evaluation_mode import evaluation_mode
 from softcam_hub.output_folder import RECORD
 from softcam_hub.training import feature_cache
-from softcam_hub.training.feature_cache import INDEX, STALE, CachedFeatures, cached_features, key_of, make_room
+from softcam_hub.training.feature_cache import INDEX, CachedFeatures, cache_key, cached_features, make_room
 from softcam_hub.training.objective import make_model
 
 FROZEN = {"model": "softcam_test_resnet", "freeze_backbone": True, "augment": False, "lr": 1.0}
@@ -111,7 +111,7 @@ def drafted(found, age):
     return draft
 
 
-@pytest.mark.parametrize("age", [0, 2 * STALE])
+@pytest.mark.parametrize("age", [0, 2 * ABANDONED])
 def test_what_was_cut_off_while_computing_is_never_read_and_goes_when_it_is_old(age, cache):
     model, images, folder, found = cache
     expected, draft = found[5]["features"].clone(), drafted(found, age)
@@ -155,20 +155,20 @@ def test_another_backbone_or_other_images_are_another_cache(change, tmp_path):
     model, images = frozen(tmp_path)
     changes = CHANGES[change] | ({"test_split": ""} if change == "data" else {})
     other_model, other_images = frozen(tmp_path, **changes)
-    assert key_of(model, images, "no") != key_of(other_model, other_images, "no")
-    assert key_of(model, images, "no") != key_of(model, images, "bf16")
+    assert cache_key(model, images, "no") != cache_key(other_model, other_images, "no")
+    assert cache_key(model, images, "no") != cache_key(model, images, "bf16")
     same_model, same_images = frozen(tmp_path)
-    assert key_of(model, images, "no") == key_of(same_model, same_images, "no")
+    assert cache_key(model, images, "no") == cache_key(same_model, same_images, "no")
 
 
 def test_one_statistic_of_the_backbone_is_enough(cache):
     model, images, *_ = cache
-    before = key_of(model, images, "no")
+    before = cache_key(model, images, "no")
     with torch.no_grad():
         model.head.weight.add_(1)
-    assert key_of(model, images, "no") == before
+    assert cache_key(model, images, "no") == before
     next(buffer for name, buffer in model.backbone.named_buffers() if name.endswith("running_var"))[0] += 1e-3
-    assert key_of(model, images, "no") != before
+    assert cache_key(model, images, "no") != before
 
 
 MB = 1e-3
@@ -215,10 +215,10 @@ def test_the_caches_not_used_for_longest_make_room(tmp_path):
 
 def test_the_other_cache_of_the_run_stays(tmp_path):
     folder = kept(tmp_path, mine=9, young=1)
-    make_room(folder, MB, limit=2.1 * MB, kept=folder / key("mine"))
+    make_room(folder, MB, limit=2.1 * MB, keep=folder / key("mine"))
     assert names(folder) == keys("mine")
     with pytest.raises(ValueError, match="would take .* GB, more than cache_limit"):
-        make_room(folder, 1.5 * MB, limit=2.1 * MB, kept=folder / key("mine"))
+        make_room(folder, 1.5 * MB, limit=2.1 * MB, keep=folder / key("mine"))
     assert names(folder) == keys("mine")
 
 
@@ -246,7 +246,7 @@ def test_only_caches_and_old_drafts_make_room(tmp_path):
     theirs |= unrecorded
     new, stale = (fill(folder / f"{key(name)}.0123abcd.unfinished") for name in ("new", "stale"))
     for file in stale.iterdir():
-        os.utime(file, (time.time() - 2 * STALE,) * 2)
+        os.utime(file, (time.time() - 2 * ABANDONED,) * 2)
     make_room(folder, MB, limit=3.1 * MB)  # of which what is not ours takes nothing
     assert names(folder) == theirs | keys("young") | {new.name}
 

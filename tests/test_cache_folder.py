@@ -12,7 +12,7 @@ from test_cache import MB, cached, fill, frozen, kept, key, names
 
 from softcam_hub.output_folder import RECORD
 from softcam_hub.training import feature_cache
-from softcam_hub.training.feature_cache import INDEX, key_of, make_room
+from softcam_hub.training.feature_cache import INDEX, cache_key, make_room
 
 OURS = {"kind": "feature cache", "format": 1, "key": key("x")}
 INDEX_OF_OLD = {"shape": [1, 1, 1], "processes": 1, "images": 250_000}
@@ -67,7 +67,7 @@ def test_what_is_not_certainly_a_cache_does_not_make_room(case, tmp_path):
 def test_a_foreign_folder_with_the_name_of_the_cache_is_refused(case, tmp_path):
     model, images = frozen(tmp_path)
     made = foreign(tmp_path / "features", case)
-    target = made.rename(made.with_name(key_of(model, images, "no")))
+    target = made.rename(made.with_name(cache_key(model, images, "no")))
     before = content(tmp_path / "features")
     with pytest.raises(FileExistsError, match=rf"{target.name} is not replaced, because it is no cache: move it away"):
         cached(model, images, tmp_path / "features")
@@ -131,7 +131,7 @@ def test_a_cache_that_is_killed_at_any_moment_is_computed_again(room, tmp_path):
     model, images = frozen(tmp_path / "run")
     features = kept(tmp_path / "features", other=5)
     limit = 1.0 if room == "enough" else 1.02 * MB
-    target = key_of(model, images, "no")
+    target = cache_key(model, images, "no")
 
     def read(root):
         return content(root / target), (root / key("other")).exists()

@@ -9,7 +9,7 @@ import torch
 from softcam_hub.evaluation.accuracy import rows_of_runs
 from softcam_hub.evaluation.shards import _read_lines
 from softcam_hub.files import read_mapping
-from softcam_hub.training.checks import _check_division
+from softcam_hub.training.checks import check_held_out
 from softcam_hub.training.feature_cache import CachedFeatures
 from softcam_hub.training.folder import check_settings
 from softcam_hub.training.parsing import make_config
@@ -42,12 +42,12 @@ def test_a_run_with_broken_settings_is_not_resumed(case, tmp_path):
 def test_a_start_from_a_run_with_broken_settings_is_refused(case, tmp_path):
     (tmp_path / "settings.yaml").write_text(BROKEN[case])
     with pytest.raises(ValueError, match=r"settings\.yaml "):
-        _check_division(str(tmp_path / "model"), make_config().flat())
+        check_held_out(str(tmp_path / "model"), make_config().flat())
 
 
 def test_settings_without_every_entry_have_the_defaults(tmp_path):
     (tmp_path / "settings.yaml").write_text("data: lesions\n")
-    _check_division(str(tmp_path / "model"), make_config(data="lesions").flat())
+    check_held_out(str(tmp_path / "model"), make_config(data="lesions").flat())
 
 
 RUNS = {

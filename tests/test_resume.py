@@ -123,9 +123,7 @@ def test_without_a_checkpoint_it_begins_again(broken, tmp_path):
 
 
 def test_without_a_run_there_is_nothing_to_resume(tmp_path):
-    with pytest.raises(
-        OSError, match="there is no run in .*/none to go on with: leave --resume out, or check --output"
-    ):
+    with pytest.raises(OSError, match="there is no run in .*/none to continue: leave --resume out, or check --output"):
         resume(tmp_path / "none")
 
 

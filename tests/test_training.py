@@ -36,13 +36,13 @@ from softcam_hub.hub.cards import check_card, load_model_record
 from softcam_hub.output_folder import LOCK, RECORD
 from softcam_hub.training import Config, NotFinite, make_config, parse, recipes, run
 from softcam_hub.training.checkpoint import seal
-from softcam_hub.training.checks import check_choices
+from softcam_hub.training.checks import check_run
 from softcam_hub.training.config import SCORES
 from softcam_hub.training.folder import check_shared, write_settings
 from softcam_hub.training.loop import Training
 from softcam_hub.training.metrics import score_names
-from softcam_hub.training.objective import Objective, balanced_weights, make_model
-from softcam_hub.training.optimization import EpochSampler, make_optimizer, make_schedule
+from softcam_hub.training.objective import Objective, make_model
+from softcam_hub.training.optimization import EpochSampler, class_balancing_weights, make_optimizer, make_schedule
 from softcam_hub.training.parsing import make_parser
 from softcam_hub.training.reporting import read_log
 
@@ -138,7 +138,7 @@ def test_a_recipe_stands_on_what_is_beside_it(tmp_path, monkeypatch):
     assert (config.optimization.epochs, config.optimization.lr, config.run.mixed_precision) == (4, 0.5, "no")
     Path("mine/below.yaml").write_text("base: above.yaml\n")
     with pytest.raises(
-        ValueError, match="recipe .*/above.yaml stands on itself, .*above.yaml -> .*below.yaml -> .*above"
+        ValueError, match="recipe .*/above.yaml is based on itself, .*above.yaml -> .*below.yaml -> .*above"
     ):
         parse(["--recipe", "mine/above.yaml"])
 
@@ -174,20 +174,20 @@ BAD_FLAGS = {
     "--temperature 0": "temperature must be above 0 and finite",
     "--mode post-fit --temperatures 1,-2": "temperature must be above 0 and finite, got -2",
     "--mode post": "unknown mode 'post' for CAPE: expected one of direct, from-scratch, post-fit",
-    "--model softcam_resnet18 --mode direct --selective": "selective is a setting of cape_\\* models",
-    "--model cape_resnet18 --l1 0.1": "l1 is a setting of softcam_\\* models",
-    "--temperature 3": "temperature is of CAPE's teacher, and mode 'direct' has none: leave it out",
-    "--selective": "selective is of CAPE's teacher, and mode 'direct' has none: leave it out",
-    "--mode post-fit --balance loss": "balance=loss changes the cross-entropy, and mode 'post-fit' learns from the teach",
-    "--mode post-fit --label_smoothing 0.1": "label_smoothing=0.1 changes the cross-entropy, and mode 'post-fit'",
-    "--mode from-scratch --alpha 0 --balance loss": "balance=loss changes the cross-entropy, and mode 'from-scratch'",
-    "--model resnet18 --freeze_backbone": "freeze_backbone needs a model of ours",
+    "--model softcam_resnet18 --mode direct --selective": "selective is an option of cape_\\* models",
+    "--model cape_resnet18 --l1 0.1": "l1 is an option of softcam_\\* models",
+    "--temperature 3": "temperature is an option of CAPE's teacher, and mode 'direct' has none: leave it out",
+    "--selective": "selective is an option of CAPE's teacher, and mode 'direct' has none: leave it out",
+    "--mode post-fit --balance loss": "balance=loss changes the cross-entropy, but mode 'post-fit' learns from the te",
+    "--mode post-fit --label_smoothing 0.1": "label_smoothing=0.1 changes the cross-entropy, but mode 'post-fit'",
+    "--mode from-scratch --alpha 0 --balance loss": "balance=loss changes the cross-entropy, but mode 'from-scratch'",
+    "--model resnet18 --freeze_backbone": "freeze_backbone needs a self-explaining model",
     "--model_args output_stride": "expected name=value pairs, such as 'output_stride=8', got 'output_stride'",
-    "--pretrained --init x": "init and pretrained both say what to start from",
+    "--pretrained --init x": "init and pretrained both name the weights to start from",
     "--resume --overwrite": "give one of them",
     "--image_size 8": "image_size must be at least 32 pixels, got 8",
     "--ema 1": "ema must be between 0 and 1",
-    "--warmup_epochs 10": "warmup_epochs 10.0 leaves nothing of 10 epochs",
+    "--warmup_epochs 10": "warmup_epochs must be below epochs=10, got 10.0",
     "--label_smoothing 1": "label_smoothing must be below 1",
     "--clip_grad 0": "clip_grad must be above 0",
     "--workers -1": "workers must be at least 0",
@@ -212,14 +212,16 @@ def test_what_a_mode_learns_from_may_be_changed():
 def test_a_recipe_that_is_none_is_refused(tmp_path):
     broken = tmp_path / "broken.yaml"
     for text, expected in {
-        "epocs: 3": "sets 'epocs', which is no setting: did you mean epochs\\?",
-        "epochs: [": "is no YAML",
+        "epocs: 3": "sets 'epocs', which is not a setting: did you mean epochs\\?",
+        "epochs: [": "is not valid YAML",
         "- epochs": "must hold `name: value` lines, got list",
     }.items():
         broken.write_text(text)
         with pytest.raises(ValueError, match=expected):
             parse(["--recipe", str(broken)])
-    with pytest.raises(ValueError, match="make_config\\(\\) sets 'epoch', which is no setting: did you mean epochs\\?"):
+    with pytest.raises(
+        ValueError, match="make_config\\(\\) sets 'epoch', which is not a setting: did you mean epochs\\?"
+    ):
         make_config(epoch=3)
 
 
@@ -395,10 +397,10 @@ def test_layer_decay_shrinks_the_steps_of_lower_layers(name):
 
 def test_balanced_weights_are_those_by_hand():
     labels = np.array([0, 0, 0, 1, 3, 3])
-    assert balanced_weights(labels, 5).tolist() == pytest.approx([6 / (3 * 3), 6 / 3, 6 / 3, 6 / (3 * 2), 6 / 3])
-    assert balanced_weights(labels, 5)[labels].mean().item() == pytest.approx(1)
+    assert class_balancing_weights(labels, 5).tolist() == pytest.approx([6 / (3 * 3), 6 / 3, 6 / 3, 6 / (3 * 2), 6 / 3])
+    assert class_balancing_weights(labels, 5)[labels].mean().item() == pytest.approx(1)
     several = np.array([[1, 0, 0], [1, 1, 0], [1, 0, 0], [0, 0, 0]])
-    assert balanced_weights(several, 3).tolist() == pytest.approx([1 / 3, 3, 4])
+    assert class_balancing_weights(several, 3).tolist() == pytest.approx([1 / 3, 3, 4])
 
 
 def test_rare_classes_count_as_much_in_the_loss():
@@ -406,7 +408,7 @@ def test_rare_classes_count_as_much_in_the_loss():
     config = make_config(**SMALL)
     model = make_model(config, Splits(None, None, None, ["a", "b", "c"], False)).eval()
     images = torch.randn(6, 3, SIZE, SIZE)
-    found = Objective(model, 0.0, balanced_weights(labels.numpy(), 3))(pixel_values=images, labels=labels)
+    found = Objective(model, 0.0, class_balancing_weights(labels.numpy(), 3))(pixel_values=images, labels=labels)
     each = F.cross_entropy(found.logits, labels, reduction="none")
     by_class = torch.stack([each[labels == label].mean() for label in range(3)])
     assert found.loss.item() == pytest.approx(by_class.mean().item(), rel=1e-5)
@@ -414,7 +416,7 @@ def test_rare_classes_count_as_much_in_the_loss():
 
 def test_rare_classes_are_drawn_as_often():
     labels = np.array([0] * 90 + [1] * 9 + [2])
-    sampler = EpochSampler(100, 100, 0, balanced_weights(labels, 3)[torch.as_tensor(labels)])
+    sampler = EpochSampler(100, 100, 0, class_balancing_weights(labels, 3)[torch.as_tensor(labels)])
     drawn = Counter()
     for epoch in range(100):
         sampler.set_epoch(epoch)
@@ -880,7 +882,7 @@ def test_every_process_must_see_the_folder(tmp_path):
     check_shared(tmp_path)
     (tmp_path / "settings.yaml").unlink()
     with pytest.raises(
-        OSError, match="settings.yaml, which the main process wrote, is not there .* one shared storage"
+        OSError, match="does not see .*settings.yaml, which the main process wrote.* one shared storage"
     ):
         check_shared(tmp_path)
 
@@ -890,7 +892,7 @@ def test_every_process_must_see_the_folder(tmp_path):
     [
         ({"num_classes": 7}, "num_classes=7, but the data has 4 classes: \\['healthy'"),
         ({"batch_size": 64}, "has 50 images, fewer than one update takes: 64 x 1 accumulated x 1 processes"),
-        ({"select": "teacher_accuracy"}, "'teacher_accuracy' is no validation metric: there are loss, accuracy"),
+        ({"select": "teacher_accuracy"}, "'teacher_accuracy' is not a validation score here: expected loss, accuracy"),
         ({"model": "cape_resnet999"}, "resnet999"),
         ({"model": "resnet999"}, "resnet999"),
         ({"optimizer": "sgdd"}, "sgdd"),
@@ -914,15 +916,15 @@ def no_validation(folder):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"select": "teacher_accuracy"}, "select='teacher_accuracy' is no validation metric: there are loss"),
-        ({"model": "test_resnet", "select": "sparseness"}, "select='sparseness' is no validation metric"),
+        ({"select": "teacher_accuracy"}, "select='teacher_accuracy' is not a validation score here: expected loss"),
+        ({"model": "test_resnet", "select": "sparseness"}, "select='sparseness' is not a validation score here"),
         (
             {"model": "softcam_test_resnet", "data": "labels", "select": "kappa", "train_count": 16, "eval_count": 8},
-            "select='kappa' is no validation metric: there are loss, accuracy, auc, sparseness",
+            "select='kappa' is not a validation score here: expected loss, accuracy, auc, sparseness",
         ),
         (
             {"mode": "from-scratch", "temperatures": "1 2", "data": no_validation},
-            "there is none: set hold_out, such as",
+            "there are none: set hold_out, such as",
         ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
@@ -1027,5 +1029,5 @@ def test_a_penalty_that_leaves_nothing_to_learn_leaves_a_warning(l1, warned, tmp
     config = settings(tmp_path, model="softcam_test_resnet", l1=l1)
     splits = load_splits(config.data)
     with caplog.at_level(logging.WARNING):
-        check_choices(config, splits, make_model(config, splits))
+        check_run(config, splits, make_model(config, splits), processes=1)
     assert ("leaves nothing to learn: from 3 on" in caplog.text) == warned

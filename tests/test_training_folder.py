@@ -37,7 +37,7 @@ def unfinished(tmp_path_factory):
     """A run that ended after its last checkpoint, before it left anything."""
     output = tmp_path_factory.mktemp("runs") / "unfinished"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(importlib.import_module("softcam_hub.training.run"), "_scores", _break_off)
+        patch.setattr(importlib.import_module("softcam_hub.training.run"), "_score_result", _break_off)
         with pytest.raises(KeyboardInterrupt):
             train(output, **TINY)
     return output
@@ -204,7 +204,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(damage, name,
     with caplog.at_level(logging.WARNING):
         train(broken, **TINY, resume=True)
     assert re.search(rf"{last}/{'.*' if name == DIGESTS else name} is (damaged|missing)", caplog.text)
-    assert f"going on from {before}" in caplog.text
+    assert f"continuing from {before}" in caplog.text
     assert result(broken) == result(finished)
 
 
@@ -253,7 +253,7 @@ def test_damaged_metrics_are_named(text, finished, tmp_path):
 
 def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(finished, tmp_path):
     output = tmp_path / "run"
-    with full_disk(200_000), pytest.raises(OSError, match="could not be written.*go on with --resume"):
+    with full_disk(200_000), pytest.raises(OSError, match="could not be written.*continue with --resume"):
         train(output, **TINY)
     assert not any("unfinished" in name for name in content(output))
     train(output, **TINY, resume=True)

@@ -1,12 +1,13 @@
-"""Checkpoints that are whole or not there, the best model so far, and going on from the last good checkpoint.
+"""Write checkpoints and the best model, and restore the last good checkpoint.
 
-- A folder is written under another name, sealed with the digest of each of its files, and renamed when every process
-  has finished its part.
-- The last two checkpoints are kept. A damaged one is named, and the run goes on from the one before.
-- Every checkpoint names the epoch of its best model, which is kept for as long as a checkpoint names it.
-- No state of random number generators is needed: every random number of a run follows from (seed, epoch, image) or
+- A folder is written under a temporary name, sealed with a digest of each file, and renamed when every process has
+  finished its part, so that a checkpoint is complete or does not exist.
+- The last two checkpoints are kept. If the last one is damaged, a warning names the file, and the run continues from
+  the one before.
+- A checkpoint names the epoch of the best model so far. That model is kept for as long as a checkpoint names it.
+- The state of random number generators is not needed: every random number of a run follows from (seed, epoch, image) or
   (seed, update, process).
-- Model and moving average are safetensors; Accelerate reads its optimizer state with `weights_only=True`.
+- Model and moving average are safetensors files. Accelerate reads its optimizer state with `weights_only=True`.
 """
 
 import hashlib
@@ -14,7 +15,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +31,16 @@ from ..files import draft_path, flush
 logger = logging.getLogger(__name__)
 
 PROGRESS, AVERAGE, DIGESTS = "progress.json", "average.safetensors", "digests.json"
-KEPT = 2
-"""Checkpoints that are kept: the last one, and one to go back to where the last one is damaged."""
+
+CHECKPOINTS_KEPT = 2
+"""The last checkpoint, and one to go back to if it is damaged."""
 
 
 class Checkpoints:
     """The checkpoints of a run and its best model.
 
     Args:
-        output: Folder of the run.
+        output: Output folder of the run.
         accelerator: Accelerator with model and optimizer prepared.
         average: Exponential moving average of the model, if there is one.
     """
@@ -47,87 +50,83 @@ class Checkpoints:
         self.accelerator, self.average = accelerator, average
 
     def save(self, progress: dict[str, Any]) -> None:
-        """Write the state after `progress["step"]` updates, then delete what is not needed any more."""
-        whole = self.folder / f"step-{progress['step']:09d}"
-        draft = Path(self._from_main(str(draft_path(whole))))
-        try:
+        """Write a checkpoint, then delete what is not needed any more.
+
+        Args:
+            progress: Values to return when the checkpoint is loaded, among them the number of updates (`step`) and the
+                best model so far (`best`).
+        """
+        target = self.folder / f"step-{progress['step']:09d}"
+        draft = Path(self._from_main_process(str(draft_path(target))))
+        with _removed_after_failure(draft, f"checkpoint {target}", f"; {self.describe_last()}"):
             if self.accelerator.is_main_process:
                 draft.mkdir(parents=True)
             self.accelerator.wait_for_everyone()
             self.accelerator.save_state(str(draft))
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
-                self._complete(draft, {**progress, "processes": self.accelerator.num_processes})
-                replace_folder(draft, whole)
-                self._forget(newest=whole)
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch raises RuntimeError where a disk is full
-            shutil.rmtree(draft, ignore_errors=True)
-            last = self.last()
-            state = f"the last good checkpoint is {last}" if last else "there is no earlier checkpoint"
-            raise OSError(
-                f"checkpoint {whole} could not be written: {error}; {state}. Make room, and go on with --resume"
-            ) from error
+                if self.average is not None:
+                    tensors = {name: tensor.contiguous() for name, tensor in self.average.state_dict().items()}
+                    save_file(tensors, draft / AVERAGE)
+                values = {**progress, "processes": self.accelerator.num_processes}
+                (draft / PROGRESS).write_text(json.dumps(values))
+                seal(draft)
+                replace_folder(draft, target)
+                self._delete_unneeded(newest=target)
         self.accelerator.wait_for_everyone()
 
-    def _complete(self, draft: Path, progress: dict[str, Any]) -> None:
-        if self.average is not None:
-            tensors = {name: tensor.contiguous() for name, tensor in self.average.state_dict().items()}
-            save_file(tensors, draft / AVERAGE)
-        (draft / PROGRESS).write_text(json.dumps(progress))
-        seal(draft)
-
-    def _forget(self, newest: Path) -> None:
+    def _delete_unneeded(self, newest: Path) -> None:
         """Delete older checkpoints, damaged ones of later steps, and best models that no checkpoint names."""
-        whole = self._whole()
-        kept = [path for path in whole if path <= newest][-KEPT:]
+        kept = [path for path in self._complete_checkpoints() if path <= newest][-CHECKPOINTS_KEPT:]
         for path in self.folder.iterdir():
             if path not in kept:
                 shutil.rmtree(path)
-        named = {self.best_folder(best["epoch"]) for best in map(best_of, kept) if best}
+        named = {self.best_folder(best["epoch"]) for best in map(read_best, kept) if best}
         for path in self.best.iterdir() if self.best.is_dir() else ():
             if path not in named:
                 shutil.rmtree(path)
 
     def save_best(self, epoch: int, save: Callable[[Path], None]) -> None:
-        """Keep the model of an epoch, on the main process.
+        """Keep the model of an epoch. Only the main process calls this method.
 
         Args:
             epoch: Number of the epoch, from 1.
             save: Function that writes the model into a folder.
         """
         draft = draft_path(self.best_folder(epoch))
-        try:
+        with _removed_after_failure(draft, f"the model of epoch {epoch} in {self.best}"):
             draft.mkdir(parents=True)
             save(draft)
             seal(draft)
             replace_folder(draft, self.best_folder(epoch))
-        except (OSError, RuntimeError, SafetensorError) as error:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise OSError(
-                f"the model of epoch {epoch} could not be written to {self.best}: {error}. Make room, and go on with "
-                "--resume"
-            ) from error
 
     def best_folder(self, epoch: int) -> Path:
-        """Folder of the model of an epoch."""
+        """Return the folder of the model of an epoch."""
         return self.best / f"epoch-{epoch:06d}"
 
     def last(self) -> Path | None:
-        """The newest checkpoint that was written to its end, or None."""
-        whole = self._whole()
-        return whole[-1] if whole else None
+        """Return the newest complete checkpoint, or None."""
+        checkpoints = self._complete_checkpoints()
+        return checkpoints[-1] if checkpoints else None
 
-    def _whole(self) -> list[Path]:
+    def describe_last(self) -> str:
+        """Name the newest complete checkpoint in half a sentence, for error messages."""
+        last = self.last()
+        return f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
+
+    def _complete_checkpoints(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*") if not path.suffix)
 
     def load(self) -> dict[str, Any] | None:
-        """Restore the newest good checkpoint; return its progress, or None where there is no checkpoint."""
-        chosen = self._from_main(self._choose() if self.accelerator.is_main_process else None)
-        if chosen is None:
+        """Restore the newest good checkpoint, and return its progress, or None if there is no checkpoint."""
+        checkpoint, refusal = self._from_main_process(
+            self._choose_checkpoint() if self.accelerator.is_main_process else None
+        )
+        if refusal:
+            raise ValueError(refusal)
+        if checkpoint is None:
             return None
-        if "refusal" in chosen:
-            raise ValueError(chosen["refusal"])
-        path = Path(chosen["path"])
+        path = Path(checkpoint)
         try:
             progress = json.loads((path / PROGRESS).read_text())
             if progress["processes"] == self.accelerator.num_processes:
@@ -139,48 +138,57 @@ class Checkpoints:
             raise ValueError(f"{path} is damaged: {error}. Start the run again with --overwrite") from error
         raise ValueError(
             f"{path} was written by {progress['processes']} processes, but this run has "
-            f"{self.accelerator.num_processes}: resume with as many"
+            f"{self.accelerator.num_processes}: resume with as many processes"
         )
 
-    def _choose(self) -> dict[str, str] | None:
-        """The newest good checkpoint, as `path`, or a `refusal` where all are damaged; None where there is none."""
-        self._adopt_best_without_digests()
-        whole, problems = self._whole(), []
-        for path in reversed(whole):
-            problem = self._damage(path)
+    def _choose_checkpoint(self) -> tuple[str | None, str]:
+        """Return the newest good checkpoint, or None, and a refusal if there are checkpoints but all are damaged."""
+        self._move_best_of_older_run()
+        checkpoints, problems = self._complete_checkpoints(), []
+        for path in reversed(checkpoints):
+            problem = find_damage(path)
+            if problem is None and (best := read_best(path)):
+                problem = find_damage(self.best_folder(best["epoch"]))
             if problem is None:
                 for each in problems:
-                    logger.warning("%s; going on from %s", each, path)
-                return {"path": str(path)}
+                    logger.warning("%s; continuing from %s", each, path)
+                return str(path), ""
             problems.append(problem)
-        if not whole:
-            return None
-        return {"refusal": f"{'; '.join(problems)}. Start the run again with --overwrite"}
+        return None, f"{'; '.join(problems)}. Start the run again with --overwrite" if checkpoints else ""
 
-    def _damage(self, path: Path) -> str | None:
-        """A sentence on the first damaged file of a checkpoint or its best model, or None."""
-        problem = damage(path)
-        if problem is None and (best := best_of(path)):
-            problem = damage(self.best_folder(best["epoch"]))
-        return problem
-
-    def _adopt_best_without_digests(self) -> None:
+    def _move_best_of_older_run(self) -> None:
         """Move the best model of a run made before there were digests, directly in `best`, to its present place."""
         newest = self.last()
-        best = best_of(newest) if newest and not (newest / DIGESTS).is_file() else None
+        best = read_best(newest) if newest and not (newest / DIGESTS).is_file() else None
         if best and (self.best / "config.json").is_file():
             draft = draft_path(self.best)
             os.replace(self.best, draft)
             self.best.mkdir()
             os.replace(draft, self.best_folder(best["epoch"]))
 
-    def _from_main(self, value: Any) -> Any:
-        """The value of the main process, for all."""
+    def _from_main_process(self, value: Any) -> Any:
+        """Return the value of the main process in every process."""
         return broadcast_object_list([value])[0]
 
 
-def best_of(checkpoint: Path) -> dict[str, Any] | None:
-    """Value and epoch of the best model that a checkpoint names; None where it names none, or cannot be read."""
+@contextmanager
+def _removed_after_failure(draft: Path, name: str, hint: str = "") -> Iterator[None]:
+    """Remove a folder that could not be written to its end, and say so.
+
+    Args:
+        draft: Folder that the block writes.
+        name: Name of the folder in the message.
+        hint: Further words of the message.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch raises RuntimeError where a disk is full
+        shutil.rmtree(draft, ignore_errors=True)
+        raise OSError(f"{name} could not be written: {error}{hint}. Make room, and continue with --resume") from error
+
+
+def read_best(checkpoint: Path) -> dict[str, Any] | None:
+    """Return value and epoch of the best model that a checkpoint names, or None."""
     try:
         return json.loads((checkpoint / PROGRESS).read_text())["best"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -188,17 +196,17 @@ def best_of(checkpoint: Path) -> dict[str, Any] | None:
 
 
 def seal(folder: Path) -> None:
-    """Write the digest of every file of a folder beside the files, and wait until all are on the disk."""
+    """Write the digest of every file of a folder beside the files, and wait until all of them are on the disk."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != DIGESTS)
     digests = {path.relative_to(folder).as_posix(): _digest(path) for path in files}
     (folder / DIGESTS).write_text(json.dumps(digests, indent=2) + "\n")
     flush(folder)
 
 
-def damage(folder: Path) -> str | None:
-    """Compare a sealed folder with its digests; a sentence on the first file that differs, or None.
+def find_damage(folder: Path) -> str | None:
+    """Compare a sealed folder with its digests, and describe the first file that differs, or return None.
 
-    A checkpoint of a run made before there were digests has nothing to compare.
+    Checkpoints of runs made before there were digests have nothing to compare, and pass.
     """
     if not folder.is_dir():
         return f"{folder} is missing"
@@ -218,7 +226,7 @@ def damage(folder: Path) -> str | None:
 
 
 def replace_folder(draft: Path, target: Path) -> None:
-    """Give a whole draft the name of its target."""
+    """Give a complete draft the name of its target."""
     shutil.rmtree(target, ignore_errors=True)
     os.replace(draft, target)
 

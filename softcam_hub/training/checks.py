@@ -1,4 +1,10 @@
-"""What these data, this network and this launcher cannot give, said before anything is written or trained."""
+"""Check a whole run before any work: launcher, data, model and settings must fit each other.
+
+- `check_launcher` needs nothing, and comes first. `check_run` follows when data and model are loaded, and before the
+  output folder is claimed, so that a mistake costs neither an earlier run nor an hour of training.
+- A model folder records the arguments of its architecture in config.json. Arguments that JSON changes, or that timm
+  does not accept again, would otherwise show only when the finished model is loaded.
+"""
 
 import json
 import logging
@@ -12,6 +18,7 @@ import timm
 import torch
 from torch import nn
 
+from ..data.samples import Samples
 from ..data.splits import Splits
 from ..files import read_mapping
 from ..models.losses import zeroing_l1
@@ -19,6 +26,7 @@ from ..models.modeling import EvidenceForImageClassification
 from .config import Config
 from .folder import SETTINGS_FILE
 from .metrics import score_names
+from .optimization import make_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +35,14 @@ SHARDING_VARIABLES = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
 }
-"""Variables by which `accelerate launch`, or an Accelerator with the plugin, asks to divide a network."""
+"""Environment variables with which `accelerate launch` or a plugin asks to divide a network, and their names."""
 
 
 def check_launcher() -> None:
-    """Refuse to divide the network among processes: evaluation, moving average and checkpoints need all of it.
+    """Refuse launchers that divide the network among processes.
 
-    Accelerate ignores these requests on a CPU, where a user would then believe that the network had been divided.
+    Evaluation, moving average and checkpoints need the whole network. Accelerate ignores these variables on a CPU, so
+    that a user would believe that the network had been divided.
     """
     for variable, name in SHARDING_VARIABLES.items():
         if os.environ.get(variable, "false").lower() in ("true", "1"):
@@ -44,106 +53,155 @@ def check_launcher() -> None:
             )
 
 
-def check_choices(config: Config, splits: Splits, model: nn.Module) -> None:
-    """Refuse a score to choose by that there will not be, and weights that have seen the images to test on."""
-    if splits.validation is None and config.model.candidates():
-        raise ValueError("temperatures are chosen on validation data, but there is none: set hold_out, such as 0.1")
-    if splits.validation is None and config.model.calibrate:
-        raise ValueError("calibrate fits T' to validation data, but there is none: set hold_out, such as 0.1")
-    known = score_names(model, splits.multi_label)
-    if splits.validation is not None and config.run.select not in known:
-        raise ValueError(f"select={config.run.select!r} is no validation metric: there are {', '.join(known)}")
+def check_run(config: Config, splits: Splits, model: nn.Module, processes: int) -> None:
+    """Refuse settings that do not fit the data, the model or the number of processes.
+
+    Args:
+        config: Settings of the run.
+        splits: Data of the run.
+        model: Model to train, a self-explaining one or a `VanillaForTraining`.
+        processes: Number of training processes.
+    """
+    check_reloads(model, config.model.architecture_args())
+    make_optimizer(model, config.optimization)  # raises a ValueError for a name that timm does not know
+    check_training_images(config, splits, processes)
+    check_validation(config, splits, model)
+    if config.model.init is not None:
+        check_held_out(config.model.init, config.flat())
     least = zeroing_l1(len(splits.classes), splits.multi_label)
     if config.model.l1 >= least:
         logger.warning(
-            "l1=%g leaves nothing to learn: from %g on, with these classes, maps of zero have the least loss; a tenth "
-            "of that kept the accuracy in docs/reproduction.md",
-            *(config.model.l1, least),
+            "l1=%g leaves nothing to learn: with %d classes, from %g on, maps of zero have the least loss; a tenth of "
+            "that kept the accuracy in docs/reproduction.md",
+            *(config.model.l1, len(splits.classes), least),
         )
-    if config.model.init is not None:
-        _check_division(config.model.init, config.flat())
 
 
-def _check_division(init: str, now: dict[str, Any]) -> None:
-    """Weights of a run that divided the same data otherwise have learnt from images that are held out now."""
+def check_training_images(config: Config, splits: Splits, processes: int) -> None:
+    """Refuse a training split that does not admit one update, or the balancing of classes that was asked for."""
+    settings = config.optimization
+    if not isinstance(splits.train, Samples):
+        if settings.balance != "none":
+            raise ValueError("balance needs to count the classes before training, which streaming data does not allow")
+        if settings.steps_per_epoch is None:
+            raise ValueError("streaming data has no length: say how long an epoch is with --steps_per_epoch")
+        return
+    count = len(splits.train)
+    if count < settings.batch_size * settings.accumulation * processes:
+        raise ValueError(
+            f"the training split has {count} images, fewer than one update takes: {settings.batch_size} x "
+            f"{settings.accumulation} accumulated x {processes} processes; lower batch_size"
+        )
+    if settings.balance == "sampling" and splits.multi_label:
+        raise ValueError("balance='sampling' needs one label per image: use balance='loss'")
+
+
+def check_validation(config: Config, splits: Splits, model: nn.Module) -> None:
+    """Refuse settings that need validation images if there are none, and scores that validation does not give."""
+    if splits.validation is None:
+        for name, needed in {"temperatures": config.model.candidates(), "calibrate": config.model.calibrate}.items():
+            if needed:
+                raise ValueError(
+                    f"{name} needs validation images, but there are none: set hold_out, such as --hold_out 0.1"
+                )
+        return
+    known = score_names(model, splits.multi_label)
+    if config.run.select not in known:
+        raise ValueError(f"select={config.run.select!r} is not a validation score here: expected {', '.join(known)}")
+
+
+def check_held_out(init: str, settings: dict[str, Any]) -> None:
+    """Refuse initial weights that have learnt from images that this run holds out.
+
+    Args:
+        init: Model to start from. Its settings are only known if it lies in the folder of a run.
+        settings: Settings of this run by name.
+    """
     file = Path(init).parent / SETTINGS_FILE
     if not file.is_file():
         return
-    before = {**now, **read_mapping(file, "mend it, or copy the model out of its run")}
-    if before.get("data") == now["data"] and _division(before) != _division(now):
+    earlier = {**settings, **read_mapping(file, "mend the file, or copy the model out of its run")}
+    if earlier.get("data") == settings["data"] and _held_out(earlier) != _held_out(settings):
         raise ValueError(
             f"init {init} has learnt from images that are to be held out now: its run ({file}) divided the same data "
-            f"by {_division(before)}, this one by {_division(now)}. Start from a run with the same division; "
-            "{fold} in init and output stands for the fold"
+            f"by {_held_out(earlier)}, this one by {_held_out(settings)}. Start from a run with the same division; "
+            "{fold} in init and output stands for the number of the fold"
         )
 
 
-def _division(settings: dict[str, Any]) -> dict[str, Any]:
-    """What decides which training images are held out; nothing where all are learnt from."""
+def _held_out(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that decide which images of the training split are held out."""
     if not (settings["folds"] or settings["hold_out"]):
         return {"folds": 0, "hold_out": 0.0}
     return {name: settings[name] for name in ("folds", "fold", "hold_out", "data_seed", "group_column")}
 
 
 def check_reloads(model: nn.Module, args: dict[str, Any]) -> None:
-    """Build the model again from the configuration that it would be saved with, and compare names and shapes.
+    """Rebuild the model from the configuration that it would be saved with, and compare names and shapes of weights.
 
     Args:
-        model: A model of ours, or a black box.
-        args: The `model_args` that it was made with.
+        model: Self-explaining model, or a `VanillaForTraining`.
+        args: Arguments of the architecture with which the model was made.
     """
-    with TemporaryDirectory() as place, torch.random.fork_rng(devices=[]):
-        (model.config.save_pretrained if _is_ours(model) else model.save_config)(place)
-        failure = _failure(model, Path(place))
-        if failure is None:
+    with TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
+        save_config = model.config.save_pretrained if _is_self_explaining(model) else model.save_config
+        save_config(folder)
+        problem = _problem_of_reloading(model, Path(folder))
+        if problem is None:
             return
+
+        # the argument without which there is no problem, or another one, is to blame
         for name in args:
             with TemporaryDirectory() as other:
-                _copy_without(Path(place), Path(other), name)
-                if _failure(model, Path(other)) != failure:
+                _copy_config_without(Path(folder), Path(other), name)
+                if _problem_of_reloading(model, Path(other)) != problem:
                     raise ValueError(
                         f"model_args: a model made with {name}={args[name]!r} can be saved, but not loaded again: "
-                        f"{failure}. Leave {name} out"
+                        f"{problem}. Leave {name} out"
                     )
-        raise ValueError(f"a model made with model_args {args!r} can be saved, but not loaded again: {failure}")
+        raise ValueError(f"a model made with model_args {args!r} can be saved, but not loaded again: {problem}")
 
 
-def _copy_without(folder: Path, target: Path, name: str) -> None:
+def _copy_config_without(folder: Path, target: Path, name: str) -> None:
+    """Copy a config.json without one argument of the architecture."""
     config = json.loads((folder / "config.json").read_text())
     for values in (config.get("model_args", {}), config):
         values.pop(name, None)
     (target / "config.json").write_text(json.dumps(config))
 
 
-def _failure(model: nn.Module, folder: Path) -> str | None:
-    """Why the model cannot be built again from a folder with its config.json; None if it can."""
-    reason = None
-    for device in ("meta", "cpu"):  # few architectures cannot be built on the meta device
+def _problem_of_reloading(model: nn.Module, folder: Path) -> str | None:
+    """Say why the model cannot be rebuilt from the config.json of a folder, or return None if it can."""
+    problem = None
+    for device in ("meta", "cpu"):  # a few architectures cannot be built on the meta device
         try:
             with torch.device(device):
-                differences = [_difference(model, again) for again in _rebuilt(model, folder)]
-        except Exception as error:  # timm's architectures raise errors of many kinds
-            reason = str(error) or type(error).__name__
+                differences = [_difference(model, rebuilt) for rebuilt in _rebuild(model, folder)]
+        except Exception as error:  # the architectures of timm raise errors of many kinds
+            problem = str(error) or type(error).__name__
         else:
             return next((difference for difference in differences if difference), None)
-    return reason
+    return problem
 
 
-def _rebuilt(model: nn.Module, folder: Path) -> Iterator[nn.Module]:
-    """The model as timm and, if it is one of ours, as transformers builds it."""
+def _rebuild(model: nn.Module, folder: Path) -> Iterator[nn.Module]:
+    """Build the model as timm does and, if it is self-explaining, as transformers does."""
     yield timm.create_model(f"local-dir:{folder}")
-    if _is_ours(model):
+    if _is_self_explaining(model):
         yield type(model)(model.config_class.from_pretrained(folder))
 
 
-def _is_ours(model: nn.Module) -> bool:
+def _is_self_explaining(model: nn.Module) -> bool:
     return isinstance(model, EvidenceForImageClassification)
 
 
-def _difference(model: nn.Module, again: nn.Module) -> str | None:
-    made, found = _shapes(model), _shapes(again)
-    names = [name for name in {**made, **found} if made.get(name) != found.get(name)]
-    return f"its {names[0]} would be {found.get(names[0])} instead of {made.get(names[0])}" if names else None
+def _difference(model: nn.Module, rebuilt: nn.Module) -> str | None:
+    """Describe the first weight that is missing from one of two models or has another shape there."""
+    expected, actual = _shapes(model), _shapes(rebuilt)
+    for name in {**expected, **actual}:
+        if expected.get(name) != actual.get(name):
+            return f"its {name} would be {actual.get(name)} instead of {expected.get(name)}"
+    return None
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

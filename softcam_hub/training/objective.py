@@ -1,6 +1,7 @@
-"""The network in training, and its loss: one module, so that Accelerate wraps both.
+"""The network in training and its loss, in one module, so that Accelerate wraps both.
 
-- The black box is trained as timm makes it; ours are the Hugging Face models, which hold teacher and frozen parts.
+- Self-explaining models are the Hugging Face models, which hold their teacher and their frozen parts.
+- Vanilla classifiers are timm models; `VanillaForTraining` gives them the same interface.
 """
 
 import json
@@ -9,7 +10,6 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import timm
 import torch
 from timm.models import save_for_hf
@@ -27,7 +27,6 @@ from ..models.losses import cross_entropy
 from ..models.modeling import CAPEForImageClassification, EvidenceForImageClassification, SoftCAMForImageClassification
 from ..models.preprocessing import check_pretrained_cfg
 from ..models.weights import describe_file
-from .checks import check_reloads
 from .config import Config, ModelConfig
 
 MODELS: dict[str, type[EvidenceForImageClassification]] = {
@@ -35,18 +34,18 @@ MODELS: dict[str, type[EvidenceForImageClassification]] = {
     "cape": CAPEForImageClassification,
 }
 
-_TIMMS_ERRORS = (RuntimeError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
-"""Errors that timm's architectures raise for arguments and weights that do not fit them."""
+_ERRORS_OF_TIMM = (RuntimeError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
+"""Errors that timm's architectures raise for arguments and weights that do not fit."""
 
 
 class Step(NamedTuple):
-    """What one batch gives.
+    """The output of the network, and of its loss, for one batch.
 
     Args:
-        loss: scalar.
-        logits: (B, C).
-        maps: (B, C, H, W), where asked for.
-        teacher_logits: (B, C), of CAPE's teacher.
+        loss: Scalar loss.
+        logits: Logits (B, C).
+        maps: Maps (B, C, H, W), if they were asked for.
+        teacher_logits: Logits (B, C) of CAPE's teacher, if there is one.
     """
 
     loss: Tensor
@@ -56,12 +55,12 @@ class Step(NamedTuple):
 
 
 class VanillaForTraining(nn.Module):
-    """A timm classifier, with the interface of our models that training needs.
+    """A vanilla timm classifier with the interface that training needs.
 
     Args:
-        vanilla: from `timm.create_model`.
-        multi_label: an image may have several labels.
-        classes: their names.
+        vanilla: Model from `timm.create_model`.
+        multi_label: An image may have several labels.
+        classes: Names of the classes.
     """
 
     family = None
@@ -85,7 +84,7 @@ class VanillaForTraining(nn.Module):
         return self.vanilla.pretrained_cfg
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write weights and configuration; files that are there stay as they are until all of it is written."""
+        """Write weights and config.json; existing files are replaced when all new files are complete."""
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target, prefix=DRAFT) as draft:
@@ -98,21 +97,21 @@ class VanillaForTraining(nn.Module):
     def save_config(self, folder: str | Path) -> None:
         """Write the config.json of the model, which timm and transformers read."""
         file = Path(folder) / "config.json"
-        problem = MULTI_LABEL if self.multi_label else SINGLE_LABEL
-        facts = {"label_names": self.classes, "problem_type": problem}
-        save_config_for_hf(self.vanilla, str(file), model_config=facts)
+        problem_type = MULTI_LABEL if self.multi_label else SINGLE_LABEL
+        model_config = {"label_names": self.classes, "problem_type": problem_type}
+        save_config_for_hf(self.vanilla, str(file), model_config=model_config)
         config = json.loads(file.read_text())
-        config.get("model_args", {}).pop("num_classes", None)  # transformers passes it on beside its own
+        config.get("model_args", {}).pop("num_classes", None)  # transformers passes its own value to timm, too
         file.write_text(json.dumps(config, indent=2))
 
 
 class Objective(nn.Module):
-    """A model and the loss that it is trained with.
+    """A model together with the loss that it is trained with.
 
     Args:
-        model: a Hugging Face model of ours, or `VanillaForTraining`.
-        label_smoothing: share of the target that is spread over all classes.
-        class_weights: (C,).
+        model: Hugging Face model of the package, or `VanillaForTraining`.
+        label_smoothing: Share of the target that is spread over all classes.
+        class_weights: Weights (C,) of the classes in the cross-entropy.
     """
 
     def __init__(self, model: nn.Module, label_smoothing: float = 0.0, class_weights: Tensor | None = None) -> None:
@@ -121,7 +120,13 @@ class Objective(nn.Module):
         self.register_buffer("class_weights", class_weights, persistent=False)
 
     def forward(self, labels: Tensor, output_maps: bool = False, **inputs: Tensor) -> Step:
-        """The loss of `pixel_values` (B, 3, H, W), or of `features` (B, K, H, W) that were computed before."""
+        """Compute the loss of a batch.
+
+        Args:
+            labels: Labels (B,), or multi-hot labels (B, C).
+            output_maps: Return the maps, too.
+            inputs: Images `pixel_values` (B, 3, H, W), or `features` (B, K, H, W) that were computed before.
+        """
         output = self.model(**inputs, output_maps=output_maps or self.model.penalises_maps)
         teacher_logits = output.teacher_logits
         options = {"label_smoothing": self.label_smoothing, "class_weights": self.class_weights}
@@ -130,57 +135,63 @@ class Objective(nn.Module):
 
 
 def make_model(config: Config, splits: Splits) -> nn.Module:
-    """The network that the settings ask for, for the classes of the data."""
+    """Create the network of the settings, with one output for each class of the data."""
     settings, classes = config.model, splits.classes
     if settings.num_classes not in (None, len(classes)):
         raise ValueError(f"num_classes={settings.num_classes}, but the data has {len(classes)} classes: {classes[:10]}")
     torch.manual_seed(config.run.seed)
     try:
-        model = _make(settings, splits)
-    except _TIMMS_ERRORS as error:
+        model = _make_model(settings, splits)
+    except _ERRORS_OF_TIMM as error:
         args = f" with model_args {settings.model_args!r}" if settings.model_args else ""
         start = f" from {settings.init}" if settings.init else ""
         raise ValueError(f"model {settings.model!r}{args} cannot be made{start}: {error}") from error
+
+    # a saved model prepares its images as training did
     if settings.image_size:
         model.pretrained_cfg["input_size"] = (3, settings.image_size, settings.image_size)
     if config.augmentation.eval_crop:
-        model.pretrained_cfg["crop_pct"] = config.augmentation.eval_crop  # what a saved model does to its images
+        model.pretrained_cfg["crop_pct"] = config.augmentation.eval_crop
     check_pretrained_cfg(model.pretrained_cfg)
-    check_reloads(model, settings.architecture_args())
     return model
 
 
-def _make(settings: ModelConfig, splits: Splits) -> nn.Module:
+def _make_model(settings: ModelConfig, splits: Splits) -> nn.Module:
     classes = splits.classes
     if settings.family is None:
-        return VanillaForTraining(_vanilla(settings, len(classes)), splits.multi_label, classes)
-    source = MODELS[settings.family]
+        return VanillaForTraining(_make_vanilla(settings, len(classes)), splits.multi_label, classes)
+    model_class = MODELS[settings.family]
+    loss_options = _loss_options(settings, splits.multi_label)
     labels = {"id2label": dict(enumerate(classes)), "label2id": {name: index for index, name in enumerate(classes)}}
-    options = {**labels, **_loss_settings(settings, splits.multi_label)}
+
+    # fresh weights, those of timm, or those of a file
     if settings.init is None or _is_file(settings.init):
-        args = {**settings.architecture_args(), **_weights_of_file(settings, len(classes))}
+        args = {**settings.architecture_args(), **_file_args(settings, len(classes))}
         pretrained = settings.pretrained or settings.init is not None
-        return source.from_timm(settings.model, pretrained, model_args=args, **options)
+        return model_class.from_timm(settings.model, pretrained, model_args=args, **labels, **loss_options)
+
+    # a folder or repository with a model of the same family
     if _family_of(settings.init) == settings.family:
-        model = source.from_pretrained(settings.init, **_loss_settings(settings, splits.multi_label))
+        model = model_class.from_pretrained(settings.init, **loss_options)
         _check_classes(list(model.config.id2label.values()), classes, settings.init)
         _check_architecture(split_name(model.config.architecture)[1].split(".")[0], settings)
         _check_args(model.config, settings)
         return model
-    vanilla = _vanilla(settings, len(classes))
+
+    # a folder or repository with a vanilla classifier
+    vanilla = _make_vanilla(settings, len(classes))
     _check_classes(vanilla.pretrained_cfg.get("label_names"), classes, settings.init)
-    return source.from_timm(vanilla, **options)
+    return model_class.from_timm(vanilla, **labels, **loss_options)
 
 
-def _loss_settings(settings: ModelConfig, multi_label: bool) -> dict[str, Any]:
+def _loss_options(settings: ModelConfig, multi_label: bool) -> dict[str, Any]:
     names = {"softcam": ("l1", "l2"), "cape": ("mode", "alpha", "beta", "temperature", "selective")}[settings.family]
-    problem = MULTI_LABEL if multi_label else SINGLE_LABEL
-    chosen = {name: getattr(settings, name) for name in names}
-    return {**chosen, "problem_type": problem, "freeze_backbone": settings.freeze_backbone}
+    options = {name: getattr(settings, name) for name in (*names, "freeze_backbone")}
+    return {**options, "problem_type": MULTI_LABEL if multi_label else SINGLE_LABEL}
 
 
 def load_model(folder: Path, splits: Splits) -> nn.Module:
-    """The model of a folder that a run wrote, with its teacher if it has one."""
+    """Load the model of a folder that a run has written, with its teacher if it has one."""
     family = _family_of(folder)
     if family is not None:
         return MODELS[family].from_pretrained(folder)
@@ -189,23 +200,21 @@ def load_model(folder: Path, splits: Splits) -> nn.Module:
 
 
 def _family_of(source: str | Path) -> str | None:
-    """`softcam` or `cape` where a folder or repo holds a model of ours."""
-    kind = read_config(find_model(source, timm_names=False)).get("model_type")
-    return kind if kind in HEADS else None
+    """Return the family of the model in a folder or repository, or None for a vanilla classifier."""
+    model_type = read_config(find_model(source, timm_names=False)).get("model_type")
+    return model_type if model_type in HEADS else None
 
 
-def _vanilla(settings: ModelConfig, classes: int) -> nn.Module:
-    """The plain timm model, from timm's weights or a folder."""
-    name, args = settings.model, settings.architecture_args()
-    if settings.family is not None:
-        name = name.removeprefix(f"{settings.family}_")
+def _make_vanilla(settings: ModelConfig, num_classes: int) -> nn.Module:
+    """Create the vanilla timm classifier with fresh weights, or with those that the settings name."""
+    args = settings.architecture_args()
     if settings.init is None or _is_file(settings.init):
-        args |= _weights_of_file(settings, classes)
+        args |= _file_args(settings, num_classes)
         pretrained = settings.pretrained or settings.init is not None
-        return timm.create_model(name, pretrained=pretrained, num_classes=classes, **args)
+        return timm.create_model(settings.timm_name, pretrained=pretrained, num_classes=num_classes, **args)
     model = load_classifier(settings.init, timm_names=False, **args).model
-    if model.num_classes != classes:
-        raise ValueError(f"{settings.init} has {model.num_classes} classes, but the data has {classes}")
+    if model.num_classes != num_classes:
+        raise ValueError(f"{settings.init} has {model.num_classes} classes, but the data has {num_classes}")
     _check_architecture(model.pretrained_cfg.get("architecture"), settings)
     return model
 
@@ -214,56 +223,45 @@ def _is_file(init: str) -> bool:
     return Path(init).expanduser().is_file()
 
 
-def _weights_of_file(settings: ModelConfig, classes: int) -> dict[str, Any]:
-    """The argument that makes timm load the weights of the file in `init`; none where `init` is no file.
+def _file_args(settings: ModelConfig, num_classes: int) -> dict[str, Any]:
+    """Return the arguments with which timm loads the weights of the file in `init`, if there is one.
 
     A classifier for another number of classes than the data have is replaced by a fresh one, as with `pretrained`.
     """
     if settings.init is None:
         return {}
-    overlay = describe_file(Path(settings.init).expanduser(), settings.timm_name)
     args = settings.architecture_args()
-    chosen = args.pop("pretrained_cfg_overlay", None) or {}
-    overlay = {"pretrained_cfg_overlay": {**chosen, **overlay}}
-    rows = overlay["pretrained_cfg_overlay"].get("num_classes")
-    if rows != classes:  # for other classes timm loads what fits and says nothing: all of the file must fit
-        make = timm.create_model if settings.family is None else build
-        known = {} if rows is None else {"num_classes": rows}
-        make(settings.model, pretrained=True, **known, **{**args, **overlay})
-    return overlay
+    description = describe_file(Path(settings.init).expanduser(), settings.timm_name)
+    overlay = {**(args.pop("pretrained_cfg_overlay", None) or {}), **description}
+    num_classes_of_file = overlay.get("num_classes")
+    if num_classes_of_file != num_classes:
+        # For another number of classes, timm loads the weights that fit and is silent about the rest. A model with the
+        # classes of the file takes all weights or raises an error.
+        create = timm.create_model if settings.family is None else build
+        if num_classes_of_file is not None:
+            args["num_classes"] = num_classes_of_file
+        create(settings.model, pretrained=True, pretrained_cfg_overlay=overlay, **args)
+    return {"pretrained_cfg_overlay": overlay}
 
 
-def _check_architecture(made: str | None, settings: ModelConfig) -> None:
-    """Weights of another network are not loaded into this one, nor is this one quietly replaced by the other."""
-    if made != settings.timm_name.split(".")[0]:
-        raise ValueError(f"{settings.init} holds a {made}, but the model to train is {settings.model}")
+def _check_architecture(architecture: str | None, settings: ModelConfig) -> None:
+    """Refuse to load the weights of one architecture into another, or to train another model than the settings name."""
+    if architecture != settings.timm_name.split(".")[0]:
+        raise ValueError(f"{settings.init} holds a {architecture}, but the model to train is {settings.model}")
 
 
 def _check_args(config: PreTrainedConfig, settings: ModelConfig) -> None:
-    """What the saved architecture was made with stays; `model_args` may repeat it, but not change it."""
-    made = {"img_size": config.pretrained_cfg["input_size"][-1], **(config.model_args or {})}
+    """Refuse arguments that contradict those with which the saved architecture was made."""
+    saved = {"img_size": config.pretrained_cfg["input_size"][-1], **(config.model_args or {})}
     for name, value in settings.architecture_args().items():
-        if made.get(name) != value:
+        if saved.get(name) != value:
             raise ValueError(
-                f"{settings.init} was made with {name}={made.get(name)!r}, but model_args and image_size make it "
-                f"{value!r}: leave them out, or start from something else"
+                f"{settings.init} was made with {name}={saved.get(name)!r}, but model_args and image_size make it "
+                f"{value!r}: leave them out, or start from another model"
             )
 
 
-def _check_classes(theirs: list[str] | None, ours: list[str], source: str) -> None:
-    """Weights mean nothing for classes in another order."""
-    if theirs is not None and list(theirs) != ours:
-        raise ValueError(f"{source} was trained on the classes {list(theirs)[:10]}, but the data has {ours[:10]}")
-
-
-def balanced_weights(labels: np.ndarray, classes: int) -> Tensor:
-    """(C,) weights by which every class counts the same, with mean 1 over the images.
-
-    For multi-hot labels (N, C): how much more often each class is absent than present.
-    """
-    if labels.ndim == 2:
-        present = labels.mean(axis=0)
-        return torch.as_tensor((1 - present) / np.clip(present, 1 / len(labels), None), dtype=torch.float32)
-    counts = np.bincount(labels, minlength=classes)
-    weights = len(labels) / (np.count_nonzero(counts) * np.clip(counts, 1, None))
-    return torch.as_tensor(weights, dtype=torch.float32)
+def _check_classes(saved: list[str] | None, classes: list[str], source: str) -> None:
+    """Refuse a classifier whose outputs stand for other classes, or for the same classes in another order."""
+    if saved is not None and list(saved) != classes:
+        raise ValueError(f"{source} was trained on the classes {list(saved)[:10]}, but the data has {classes[:10]}")

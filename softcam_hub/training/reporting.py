@@ -1,4 +1,8 @@
-"""The log of a run: JSON lines always, and the trackers that were asked for."""
+"""Write what a run reports: its log, its metrics, its pictures, and the card of its model.
+
+- The log has one JSON object per line. Trackers such as TensorBoard get the same values.
+- A picture or card that cannot be made is skipped with a warning: it must not cost the run.
+"""
 
 import importlib.util
 import json
@@ -20,23 +24,26 @@ from ..models.modeling import EvidenceForImageClassification
 
 logger = logging.getLogger(__name__)
 
-TRACKER_FOLDER = "softcam_hub"
-"""Folder in which trackers such as TensorBoard keep their logs."""
-
 LOG_FILE = "log.jsonl"
-HINTS = {"tensorboard": "pip install tensorboard", "wandb": "pip install wandb"}
+
+TRACKER_FOLDER = "softcam_hub"
+"""Folder, below the output folder, in which trackers such as TensorBoard keep their logs."""
+
+TRACKERS = {"tensorboard": "pip install tensorboard", "wandb": "pip install wandb"}
+"""Trackers beside the log, with the command that installs them."""
 
 CURVES = {
     "accuracy": ("train_accuracy", "train_teacher_accuracy", "validation_accuracy", "validation_teacher_accuracy"),
     "loss": ("train_loss", "validation_loss"),
 }
+"""Panels of the training curve, with the logged values that they show."""
 
 
 class JSONLines(GeneralTracker):
-    """One line per `log` call, with its update number.
+    """Tracker that appends one line for each call of `log`, with the number of the update.
 
     Args:
-        file: that lines are appended to.
+        file: File to which lines are appended.
     """
 
     name = "json"
@@ -52,7 +59,7 @@ class JSONLines(GeneralTracker):
 
     @on_main_process
     def store_init_configuration(self, values: dict[str, Any]) -> None:
-        """The settings are in a file of their own."""
+        """Do nothing: the settings have a file of their own."""
 
     @on_main_process
     def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
@@ -61,24 +68,24 @@ class JSONLines(GeneralTracker):
                 file.write(json.dumps({"step": step, **finite(values)}) + "\n")
         except OSError as error:
             raise OSError(
-                f"the log {self.file} could not be written ({error.strerror}): make room, and go on with --resume"
+                f"the log {self.file} could not be written ({error.strerror}): make room, and continue with --resume"
             ) from error
 
     @on_main_process
     def rewind(self, step: int) -> None:
-        """Forget what a run that goes on from `step` will log again."""
+        """Delete the lines after an update, which a run that continues from there will log again."""
         if self.file.exists():
             kept = [line for line in read_log(self.file) if line["step"] <= step]
             write_text(self.file, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def finite(values: dict[str, Any]) -> dict[str, Any]:
-    """The same with None for NaN and infinity, which JSON has not."""
+    """Replace NaN and infinity, which JSON does not have, by None."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:
-    """The lines of a log; one that was cut off in the middle is left out."""
+    """Read the lines of a log, except for lines that a kill has cut off."""
     lines = []
     for line in file.read_text().splitlines():
         try:
@@ -89,19 +96,20 @@ def read_log(file: Path) -> list[dict[str, Any]]:
 
 
 def check_trackers(names: str) -> list[str]:
-    """The trackers asked for, all of them installed."""
+    """Return the trackers that a setting names, or refuse trackers that are unknown or not installed."""
     chosen = names.replace(",", " ").split()
     for name in chosen:
-        if name not in HINTS:
-            raise ValueError(f"unknown tracker {name!r}: expected {' or '.join(HINTS)}")
+        if name not in TRACKERS:
+            raise ValueError(f"unknown tracker {name!r}: expected {' or '.join(TRACKERS)}")
         if importlib.util.find_spec(name) is None:
-            raise ImportError(f"tracker {name!r} is not installed: {HINTS[name]}")
+            raise ImportError(f"tracker {name!r} is not installed: {TRACKERS[name]}")
     return chosen
 
 
 def start_trackers(accelerator: Accelerator, settings: dict[str, Any]) -> None:
-    """Begin logging; settings that are unset are left out, as TensorBoard takes no None."""
-    accelerator.init_trackers(TRACKER_FOLDER, {k: v for k, v in settings.items() if v is not None})
+    """Begin the log with the settings of the run."""
+    values = {name: value for name, value in settings.items() if value is not None}  # TensorBoard refuses None
+    accelerator.init_trackers(TRACKER_FOLDER, values)
 
 
 def write_metrics(values: dict[str, Any], file: Path) -> None:
@@ -109,54 +117,68 @@ def write_metrics(values: dict[str, Any], file: Path) -> None:
     write_json(file, finite(values))
 
 
-def draw_curve(log_file: Path, picture: Path) -> None:
-    """Accuracies and losses of every epoch, of both heads where there are two (the CAPE paper's Fig. 4)."""
+def draw_curve(log_file: Path, file: Path) -> None:
+    """Draw accuracy and loss of every epoch, of CAPE and its teacher where there are two (Fig. 4 of the CAPE paper).
+
+    Args:
+        log_file: Log of the run.
+        file: Picture to write.
+    """
     epochs = [line for line in read_log(log_file) if "epoch" in line]
-    panels = {}
+    panels: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for title, names in CURVES.items():
-        series = {
-            name.replace("_", " "): [(row["epoch"], row[name]) for row in epochs if row.get(name) is not None]
-            for name in names
-        }
-        panels[title] = {name: points for name, points in series.items() if points}
-    with draft_of(picture) as draft:
+        panels[title] = {}
+        for name in names:
+            points = [(line["epoch"], line[name]) for line in epochs if line.get(name) is not None]
+            if points:
+                panels[title][name.replace("_", " ")] = points
+    with draft_of(file) as draft:
         curves(panels, "epoch").save(draft)
 
 
 def draw_examples(
     model: EvidenceForImageClassification, images: ImageDataset, classes: list[str], file: Path, count: int = 4
 ) -> None:
-    """Explained images of `count` classes: the image, and the maps of its two most probable classes.
+    """Draw one image of each of the first classes, with the maps of its two most probable classes.
 
     The ground truth is outlined where there is any.
+
+    Args:
+        model: Model to explain.
+        images: Images, with masks where they have some.
+        classes: Names of the classes.
+        file: Picture to write.
+        count: Largest number of images.
     """
     labels = images.samples.labels
-    first = [int((labels == label).argmax()) for label in range(len(classes)) if (labels == label).any()][:count]
+    first = [int((labels == label).argmax()) for label in range(len(classes)) if (labels == label).any()]
     data, rows = model.pretrained_cfg, []
-    for sample in (images[index] for index in first):
+    for sample in (images[index] for index in first[:count]):
         pixels = sample["pixel_values"]
-        found = model.explain(pixels[None].to(model.device), top_k=min(2, len(classes)))
-        seen, mask = denormalise(pixels, data["mean"], data["std"]), sample.get("mask", torch.zeros(pixels.shape[1:]))
-        panels = [(f"{classes[sample['labels']]}\n(ground truth outlined)", outline(seen, mask))]
-        shown = zip(found.classes[0], found.probabilities[0], found.heatmaps(pixels.shape[-2:])[0], strict=True)
-        for index, probability, heat in shown:
-            panels.append(
-                (f"evidence for {classes[index]}\n{float(probability):.1%}", outline(overlay(seen, heat), mask))
-            )
+        image = denormalise(pixels, data["mean"], data["std"])
+        mask = sample.get("mask", torch.zeros(pixels.shape[1:]))
+        panels = [(f"{classes[sample['labels']]}\n(ground truth outlined)", outline(image, mask))]
+        explanation = model.explain(pixels[None].to(model.device), top_k=min(2, len(classes)))
+        heatmaps = explanation.heatmaps(pixels.shape[-2:])[0]
+        for index, probability, heatmap in zip(
+            explanation.classes[0], explanation.probabilities[0], heatmaps, strict=True
+        ):
+            title = f"evidence for {classes[index]}\n{float(probability):.1%}"
+            panels.append((title, outline(overlay(image, heatmap), mask)))
         rows.append(captioned_row(panels))
     with draft_of(file) as draft:
         stack_vertically(rows).save(draft)
 
 
-def complete_model_folder(output: Path, explained: bool) -> None:
-    """Put what a reader of the model needs beside it and its scores: recipe, pictures, and if it has maps a card."""
+def complete_model_folder(output: Path, self_explaining: bool) -> None:
+    """Add recipe and pictures to the model folder of a run, and a card if the model explains itself."""
     model = output / "model"
     for source, target in {"settings.yaml": RECIPE, **{name: name for name in PICTURES}}.items():
         if (output / source).exists():
             copy_file(output / source, model / target)
-    if not explained:
+    if not self_explaining:
         return
     try:
         write_card(model, overwrite=True)
-    except ValueError as error:  # a card that its own check refuses costs the card, not the run
+    except ValueError as error:
         logger.warning("no card was written for %s: %s", model, error)

@@ -1,14 +1,14 @@
-"""A whole run: data and network, training, test, and the folder that is left.
+"""Run a whole training: data and model, checks, training, test, and the output folder.
 
 output/
-  model/             the result with its card: timm, transformers and pipelines load it, `softcam-hub push` publishes it
-  vanilla/           from-scratch and post-fit: the vanilla classifier that CAPE learnt from
-  metrics.json       scores of the result on the test split, and what the run took
+  model/             the result with its card; timm, transformers and pipelines load it, `softcam-hub push` publishes it
+  vanilla/           modes from-scratch and post-fit: the vanilla classifier that CAPE has learnt from
+  metrics.json       scores of the result on the test split, with time and versions
   curve.png          accuracy and loss of every epoch
   examples.png       explained test images, with their ground truth
   log.jsonl          every logged value
-  settings.yaml      a recipe that gives this run again
-  checkpoints/       the last checkpoint, for --resume
+  settings.yaml      a recipe that repeats the run
+  checkpoints/       the last checkpoints, for --resume
 """
 
 import logging
@@ -37,13 +37,13 @@ from ..models.conversion import to_vanilla
 from ..models.evaluation_mode import evaluation_mode
 from ..output_folder import LOCK, RECORD, OutputFolder
 from ..temperature import candidate_losses, set_temperature
-from .checks import check_choices, check_launcher
+from .checks import check_launcher, check_run
 from .config import Config
 from .feature_cache import cached_features
 from .folder import (
     METRICS,
     SETTINGS_FILE,
-    check_room,
+    check_disk_space,
     check_settings,
     check_shared,
     intended_use,
@@ -69,110 +69,35 @@ logger = logging.getLogger(__name__)
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Train, test and write everything to `config.run.output`; the metrics of the result."""
+    """Train and test a model, and write everything to the output folder.
+
+    Args:
+        config: Settings from `make_config` or `parse`.
+
+    Returns:
+        The metrics of the result, as in metrics.json.
+    """
     check_launcher()
     output = Path(config.run.output)
     if config.run.resume and not output.is_dir():
-        raise FileNotFoundError(f"there is no run in {output} to go on with: leave --resume out, or check --output")
-    disable_progress_bar()  # of transformers, for the loading and saving of every model
-    metrics = _run(config)
+        raise FileNotFoundError(f"there is no run in {output} to continue: leave --resume out, or check --output")
+    disable_progress_bar()  # transformers would show one whenever a model is loaded or saved
+    metrics = _run_in_folder(config)
     PartialState().destroy_process_group()
     return metrics
 
 
-def _run(config: Config, splits: Splits | None = None) -> dict[str, Any]:
-    """What fills one folder; with temperatures to choose from it calls itself for the folder of each."""
-    began, output = time.monotonic(), Path(config.run.output)
-    accelerator = make_accelerator(config, output)
+def _run_in_folder(config: Config, splits: Splits | None = None) -> dict[str, Any]:
+    """Lock one output folder and run in it. The search for a temperature calls this for the folder of each value."""
+    began = time.monotonic()
+    accelerator = make_accelerator(config, Path(config.run.output))
     folder = output_folder(config)
     with folder.locked(intended_use(config)) if accelerator.is_main_process else nullcontext():
-        return _fill(folder, config, accelerator, splits, began)
-
-
-def _fill(
-    folder: OutputFolder, config: Config, accelerator: Accelerator, splits: Splits | None, began: float
-) -> dict[str, Any]:
-    """Check everything that can be refused, claim the folder, and train.
-
-    Args:
-        folder: Output folder, locked by the main process.
-        config: Settings of the run.
-        accelerator: Accelerator of this process.
-        splits: Data, where they have been loaded already.
-        began: Time at which the run began.
-    """
-    output = folder.path
-    check_settings(config)
-    accelerator.wait_for_everyone()
-    if config.run.resume and (output / METRICS).exists():
-        accelerator.print(f"{output} holds a finished run")
-        if accelerator.is_main_process and (output / RECORD).is_file():
-            shutil.rmtree(output / "best", ignore_errors=True)  # a run that was killed at the very end has left it
-        return read_metrics(output)
-    splits = splits or load_splits(config.data)
-    model = make_model(config, splits)
-    check_choices(config, splits, model)
-    if accelerator.is_main_process:
-        check_room(model, output)
-        folder.claim(intended_use(config))
-        write_settings(config)
-    accelerator.wait_for_everyone()
-    check_shared(output)
-    if config.model.candidates():
-        return _choose_temperature(config, accelerator, splits)
-    return _train(config, accelerator, splits, model, began)
-
-
-def _choose_temperature(config: Config, accelerator: Accelerator, splits: Splits) -> dict[str, Any]:
-    """One run for each temperature, in a folder of its own; the best on validation becomes the result."""
-    output, found = Path(config.run.output), {}
-    for value in config.model.candidates():
-        model = replace(config.model, temperature=value, temperatures="")
-        cache = config.run.cache_dir or str(output / "features")
-        tried = replace(config.run, output=str(output / f"T={value:g}"), cache_dir=cache)
-        found[value] = _run(replace(config, model=model, run=tried), splits)
-    name = f"validation_{config.run.select}"
-    best = (min if config.run.select in LOWER_IS_BETTER else max)(found, key=lambda value: found[value][name])
-    metrics = {**found[best], "temperature": best, "tried": {f"{value:g}": row[name] for value, row in found.items()}}
-    if accelerator.is_main_process:
-        _copy_result(output / f"T={best:g}", output)
-        write_metrics(metrics, output / METRICS)
-    accelerator.wait_for_everyone()
-    return metrics
-
-
-def _copy_result(source: Path, target: Path) -> None:
-    """Copy models, pictures, log and tracker logs of a run, but not what makes it a run of its own."""
-    own = ("checkpoints", SETTINGS_FILE, METRICS, RECORD, LOCK)
-    for file in sorted(path for path in source.rglob("*") if path.is_file()):
-        relative = file.relative_to(source)
-        if relative.parts[0] not in own:
-            (target / relative).parent.mkdir(parents=True, exist_ok=True)
-            copy_file(file, target / relative)
-
-
-def _train(config: Config, accelerator: Accelerator, splits: Splits, model: nn.Module, began: float) -> dict[str, Any]:
-    start_trackers(accelerator, config.flat())
-    training = prepare_training(config, accelerator, splits, model)
-    training.began = began
-    if config.run.resume:
-        training.resume()
-        accelerator.print(f"going on after update {training.step}")
-    training.fit()
-    result = _load_result(training, splits)
-    fitted = {"fitted_temperature": _fit_temperature(training, result)} if config.model.calibrate else {}
-    metrics = {"model": config.model.model, "data": config.data.data, **fitted, **_scores(training, result, splits)}
-    metrics |= {"seconds": round(training.seconds, 1), "processes": accelerator.num_processes, **_versions()}
-    accelerator.wait_for_everyone()  # has loaded what is tidied away now
-    if accelerator.is_main_process:
-        _write_results(training, result, splits, metrics)
-    accelerator.wait_for_everyone()
-    for tracker in accelerator.trackers:
-        tracker.finish()
-    return metrics
+        return _check_and_train(folder, config, accelerator, splits, began)
 
 
 def make_accelerator(config: Config, output: Path) -> Accelerator:
+    """Create the Accelerator of this process, with the log and the trackers of the run."""
     trackers = check_trackers(config.run.trackers)
     return Accelerator(
         mixed_precision=config.run.mixed_precision,
@@ -182,49 +107,142 @@ def make_accelerator(config: Config, output: Path) -> Accelerator:
     )
 
 
-def prepare_training(config: Config, accelerator: Accelerator, splits: Splits, model: nn.Module) -> Training:
+def _check_and_train(
+    folder: OutputFolder, config: Config, accelerator: Accelerator, splits: Splits | None, began: float
+) -> dict[str, Any]:
+    """Check everything that can be refused, claim the folder, and train.
+
+    Args:
+        folder: Output folder, locked by the main process.
+        config: Settings of the run.
+        accelerator: Accelerator of this process.
+        splits: Data, if they have been loaded already.
+        began: Time at which the run began.
+    """
+    output = folder.path
+    check_settings(config)
+    accelerator.wait_for_everyone()
+    if config.run.resume and (output / METRICS).exists():
+        accelerator.print(f"{output} holds a finished run")
+        if accelerator.is_main_process and (output / RECORD).is_file():
+            shutil.rmtree(output / "best", ignore_errors=True)  # a kill at the very end of the run has left it
+        return read_metrics(output)
+
+    # nothing is written before data, model and settings have been found to fit each other
+    splits = splits or load_splits(config.data)
+    model = make_model(config, splits)
+    check_run(config, splits, model, accelerator.num_processes)
+    if accelerator.is_main_process:
+        check_disk_space(model, output)
+        folder.claim(intended_use(config))
+        write_settings(config)
+    accelerator.wait_for_everyone()
+    check_shared(output)
+
+    if config.model.candidates():
+        return _choose_temperature(config, accelerator, splits)
+    return _train(config, accelerator, splits, model, began)
+
+
+def _choose_temperature(config: Config, accelerator: Accelerator, splits: Splits) -> dict[str, Any]:
+    """Train with each temperature in a folder of its own, and copy the result that is best on validation images."""
     output = Path(config.run.output)
-    train_transform, eval_transform = _transforms(config, model)
-    frozen = config.model.frozen and config.model.family is not None
+    metrics_by_temperature = {}
+    for temperature in config.model.candidates():
+        model = replace(config.model, temperature=temperature, temperatures="")
+        cache_dir = config.run.cache_dir or str(output / "features")  # the features do not depend on T
+        run_config = replace(config.run, output=str(output / f"T={temperature:g}"), cache_dir=cache_dir)
+        metrics_by_temperature[temperature] = _run_in_folder(replace(config, model=model, run=run_config), splits)
+
+    name = f"validation_{config.run.select}"
+    scores = {temperature: metrics[name] for temperature, metrics in metrics_by_temperature.items()}
+    choose = min if config.run.select in LOWER_IS_BETTER else max
+    best = choose(scores, key=scores.__getitem__)
+    tried = {f"{temperature:g}": score for temperature, score in scores.items()}
+    metrics = {**metrics_by_temperature[best], "temperature": best, "tried": tried}
+    if accelerator.is_main_process:
+        _copy_result(output / f"T={best:g}", output)
+        write_metrics(metrics, output / METRICS)
+    accelerator.wait_for_everyone()
+    return metrics
+
+
+def _copy_result(source: Path, target: Path) -> None:
+    """Copy models, pictures and logs of a run, but not the files by which it is resumed."""
+    not_copied = ("checkpoints", SETTINGS_FILE, METRICS, RECORD, LOCK)
+    for file in sorted(path for path in source.rglob("*") if path.is_file()):
+        relative = file.relative_to(source)
+        if relative.parts[0] not in not_copied:
+            (target / relative).parent.mkdir(parents=True, exist_ok=True)
+            copy_file(file, target / relative)
+
+
+def _train(config: Config, accelerator: Accelerator, splits: Splits, model: nn.Module, began: float) -> dict[str, Any]:
+    """Train, test the result, and write it."""
+    start_trackers(accelerator, config.flat())
+    training = prepare_training(config, accelerator, splits, model)
+    training.began = began
+    if config.run.resume:
+        training.resume()
+        accelerator.print(f"continuing after update {training.step}")
+    training.fit()
+
+    # the result is tested as it is loaded from its folder
+    best_folder = _save_best(training)
+    result = load_model(best_folder, splits).to(accelerator.device)
+    metrics: dict[str, Any] = {"model": config.model.model, "data": config.data.data}
+    if config.model.calibrate:
+        metrics["fitted_temperature"] = _fit_temperature(training, result)
+    metrics |= _score_result(training, result, splits)
+    metrics |= {"seconds": round(training.seconds, 1), "processes": accelerator.num_processes, **_describe_machine()}
+
+    accelerator.wait_for_everyone()  # all processes have loaded the model that is deleted now
+    if accelerator.is_main_process:
+        _write_results(training, result, splits, metrics, best_folder)
+    accelerator.wait_for_everyone()
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    return metrics
+
+
+def prepare_training(config: Config, accelerator: Accelerator, splits: Splits, model: nn.Module) -> Training:
+    """Create the data sets of a run, with cached features where the settings admit them, and its training."""
+    output = Path(config.run.output)
+    train_transform, eval_transform = make_transforms(_data_config(model), config.augmentation)
     model.to(accelerator.device)
     if isinstance(splits.train, Samples):
-        train = ImageDataset(splits.train, train_transform, config.run.seed)
-        labels = splits.train.labels
+        train, labels = ImageDataset(splits.train, train_transform, config.run.seed), splits.train.labels
     else:
-        once = StreamedImageDataset(splits.train, train_transform, config.run.seed)
-        train, labels = EndlessImageDataset(once, config.optimization.batch_size), None
+        stream = StreamedImageDataset(splits.train, train_transform, config.run.seed)
+        train, labels = EndlessImageDataset(stream, config.optimization.batch_size), None
     validation = None if splits.validation is None else ImageDataset(splits.validation, eval_transform)
-    if frozen and config.run.cache_features and not config.augmentation.augment and labels is not None:
+
+    same_features_in_every_epoch = (
+        config.model.frozen and config.model.family is not None and not (config.augmentation.augment or labels is None)
+    )
+    if same_features_in_every_epoch and config.run.cache_features:
         folder = Path(config.run.cache_dir or output / "features")
         options = (accelerator, folder, config.run.cache_limit, config.optimization.batch_size, config.run.workers)
         train = cached_features(model, ImageDataset(splits.train, eval_transform), *options)
-        validation = None if validation is None else cached_features(model, validation, *options, beside=train)
+        validation = None if validation is None else cached_features(model, validation, *options, keep=train)
     return Training(config, accelerator, model, train, validation, labels, output)
-
-
-def _transforms(config: Config, model: nn.Module) -> tuple[Any, Any]:
-    return make_transforms(_data_config(model), config.augmentation)
 
 
 def _data_config(model: nn.Module) -> dict[str, Any]:
     return resolve_data_config({}, pretrained_cfg=dict(model.pretrained_cfg))
 
 
-def _load_result(training: Training, splits: Splits) -> nn.Module:
-    """The model that counts, as anyone has it who loads it."""
+def _save_best(training: Training) -> Path:
+    """Return the folder of the best model, which is that of the last epoch if there is no validation split."""
     if training.best is None:
         training.keep_result(training.epoch)
     training.accelerator.wait_for_everyone()
-    return load_model(_best_folder(training), splits).to(training.accelerator.device)
-
-
-def _best_folder(training: Training) -> Path:
-    """Folder of the model that counts: the best epoch's, or the last one's where there is no validation split."""
     return training.checkpoints.best_folder(training.epoch if training.best is None else training.best["epoch"])
 
 
 @torch.no_grad()
 def _fit_temperature(training: Training, result: nn.Module) -> float:
+    """Fit T' of CAPE to the validation images of all processes, and return it."""
     accelerator, losses = training.accelerator, []
     with evaluation_mode(result):
         for batch in training.validation:
@@ -235,63 +253,75 @@ def _fit_temperature(training: Training, result: nn.Module) -> float:
     return set_temperature(result.head, torch.cat(losses))
 
 
-def _scores(training: Training, result: nn.Module, splits: Splits) -> dict[str, Any]:
-    config, accelerator = training.config, training.accelerator
-    scores = {} if training.best is None else {f"validation_{config.run.select}": training.best["value"]}
-    scores["epoch"] = config.optimization.epochs if training.best is None else training.best["epoch"]
+def _score_result(training: Training, result: nn.Module, splits: Splits) -> dict[str, Any]:
+    """Return the validation score that chose the epoch, the epoch, and all scores on the test split."""
+    config, accelerator, best = training.config, training.accelerator, training.best
+    if best is None:
+        scores = {"epoch": config.optimization.epochs}
+    else:
+        scores = {f"validation_{config.run.select}": best["value"], "epoch": best["epoch"]}
     if splits.test is not None:
-        loader = prepare_loader(_test_samples(config, splits, result), config, accelerator)
+        loader = prepare_loader(_test_images(config, splits, result), config, accelerator)
         scores |= {f"test_{name}": value for name, value in score_model(result, loader, accelerator).items()}
-        training.check_score("the test loss", scores["test_loss"])
+        training.check_finite("the test loss", scores["test_loss"])
     return scores
 
 
-def _test_samples(config: Config, splits: Splits, model: nn.Module, with_masks: bool = False) -> ImageDataset:
+def _test_images(config: Config, splits: Splits, model: nn.Module, with_masks: bool = False) -> ImageDataset:
     data_config = _data_config(model)
     transform = make_transforms(data_config, config.augmentation)[1]
     masks = mask_transform(data_config, config.augmentation) if with_masks and splits.test.has_masks else None
     return ImageDataset(splits.test, transform, masks=masks)
 
 
-def _save_vanilla(best: Path, result: nn.Module, folder: Path, classes: list[str]) -> None:
-    """The vanilla timm model with the teacher's classifier, where the architecture has one."""
-    if not result.exact:
-        return
-    timm_model = timm.create_model(f"local-dir:{best}", pretrained=True)
+def _describe_machine() -> dict[str, str]:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
+    return {"device": device, "torch": torch.__version__, "timm": timm.__version__}
+
+
+def _write_results(
+    training: Training, result: nn.Module, splits: Splits, metrics: dict[str, Any], best_folder: Path
+) -> None:
+    """Write models, pictures and card. The metrics of the run come last, and say that the run is finished."""
+    output, accelerator = training.output, training.accelerator
+    if getattr(result, "teacher", None) is not None:
+        if result.exact:
+            _save_vanilla(best_folder, result, output / "vanilla", splits.classes)
+        result.drop_teacher()
+    result.save_pretrained(output / "model")
+    write_metrics(metrics, output / "model" / METRICS)
+    _draw_pictures(training, result, splits)
+    complete_model_folder(output, training.config.model.family is not None)
+    write_metrics(metrics, output / METRICS)
+    shutil.rmtree(training.checkpoints.best)
+    scores = {name: value for name, value in metrics.items() if name.startswith("test_")}
+    accelerator.print("  ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in scores.items()))
+    accelerator.print(f"model in {output / 'model'}, metrics in {output / METRICS}")
+
+
+def _save_vanilla(best_folder: Path, result: nn.Module, folder: Path, classes: list[str]) -> None:
+    """Save the vanilla timm classifier with the weights of the teacher.
+
+    Args:
+        best_folder: Folder of the best model.
+        result: Best model, with its teacher.
+        folder: Folder to write.
+        classes: Names of the classes.
+    """
+    timm_model = timm.create_model(f"local-dir:{best_folder}", pretrained=True)
     assert isinstance(timm_model, Classifier)
     timm_model.head.weight.data.copy_(result.teacher.weight.data)
     timm_model.head.bias.data.copy_(result.teacher.bias.data)
     VanillaForTraining(to_vanilla(timm_model), False, classes).save_pretrained(folder)
 
 
-def _write_results(training: Training, result: nn.Module, splits: Splits, metrics: dict[str, Any]) -> None:
-    """Models, scores, pictures and the card; the scores in the run's own folder come last, and say that it is done."""
-    output, family = training.output, training.config.model.family
-    if getattr(result, "teacher", None) is not None:
-        _save_vanilla(_best_folder(training), result, output / "vanilla", splits.classes)
-        result.drop_teacher()
-    result.save_pretrained(output / "model")
-    write_metrics(metrics, output / "model" / METRICS)
-    _draw_pictures(training, result, splits)
-    complete_model_folder(output, family is not None)
-    write_metrics(metrics, output / METRICS)
-    shutil.rmtree(training.checkpoints.best)
-    scores = {name: value for name, value in metrics.items() if name.startswith("test_")}
-    training.accelerator.print("  ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in scores.items()))
-    training.accelerator.print(f"model in {output / 'model'}, metrics in {output / METRICS}")
-
-
 def _draw_pictures(training: Training, result: nn.Module, splits: Splits) -> None:
-    """The pictures of a run. Masks and boxes are first looked at here: a wrong one costs a picture, not the run."""
+    """Draw curve and examples. Masks and boxes are first read here: a wrong one costs a picture, not the run."""
     config, output = training.config, training.output
     try:
         draw_curve(output / LOG_FILE, output / "curve.png")
         if config.model.family is not None and splits.test is not None and not splits.multi_label:
-            draw_examples(result, _test_samples(config, splits, result, True), splits.classes, output / "examples.png")
+            images = _test_images(config, splits, result, with_masks=True)
+            draw_examples(result, images, splits.classes, output / "examples.png")
     except Exception as error:
         logger.warning("not all pictures of %s could be drawn: %s", output, error)
-
-
-def _versions() -> dict[str, str]:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
-    return {"device": device, "torch": torch.__version__, "timm": timm.__version__}

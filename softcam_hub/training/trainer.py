@@ -1,5 +1,9 @@
-"""What stock `Trainer` cannot be told from outside: which parameters do not decay, and which card to write."""
+"""Extend the `Trainer` of transformers: weight decay, model card, and explanation scores in its log.
 
+- `Trainer` trains the models of this package as it is. These extensions are optional.
+"""
+
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,64 +12,68 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..explanation_scores.faithfulness import completeness_error, gini_sparseness
 from ..files import write_text
 from ..hub.cards import METRICS, ModelRecord, Row, render_trained_card
 from ..models.evaluation_mode import evaluation_mode
+from .metrics import map_statistics
 from .reporting import write_metrics
 
 CARD_ARGUMENTS = (
     *("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),
     *("optim", "weight_decay", "lr_scheduler_type", "warmup_steps", "seed", "bf16", "fp16"),
 )
-"""The training arguments that a card tells."""
+"""Training arguments that the card reports."""
 
 CARD_OPTIONS = ("mode", "temperature", "selective", "l1", "l2", "freeze_backbone")
-"""What it tells of the model's configuration."""
+"""Entries of the model's configuration that the card reports."""
 
 
 class EvidenceTrainer(Trainer):
-    """`Trainer`, but weight decay leaves CAPE's temperature alone, and the card is ours.
+    """`Trainer` without weight decay of CAPE's temperature, and with a model card of this package.
 
-    `Trainer` decides by parameter names which ones decay, and spares only biases and norms. It trains our models too;
-    its weight decay then draws T' towards 1, where it began. `push_to_hub` takes the card of `create_model_card` along.
+    `Trainer` chooses by name which parameters decay, and spares only biases and norms. Its weight decay would draw T'
+    towards 1, the initial value. `push_to_hub` publishes the card that `create_model_card` writes.
     """
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Return the names of the parameters with weight decay."""
         return [name for name in super().get_decay_parameter_names(model) if not name.endswith("log_temperature")]
 
     def create_model_card(
         self, license: str | None = None, model_name: str | None = None, dataset: str | None = None, **_: Any
     ) -> None:
-        """Write README.md and metrics.json into the output folder, from the last evaluation.
+        """Write README.md and metrics.json of the last evaluation into the output folder.
 
         Args:
-            license: of the weights, as the Hub spells it.
-            model_name: the card's title, by default the architecture.
+            license: License of the weights, as the Hub spells it.
+            model_name: Title of the card. The default is the architecture.
             dataset: Hub id or name of the training data.
         """
         if not self.is_world_process_zero():
             return
-        folder, config = Path(self.args.output_dir), self.accelerator.unwrap_model(self.model).config.to_dict()
+        folder = Path(self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        given = self.args.to_dict()
-        settings = {name: given[name] for name in CARD_ARGUMENTS if name in given}
+        config = self.accelerator.unwrap_model(self.model).config.to_dict()
+        arguments = self.args.to_dict()
+        settings = {name: arguments[name] for name in CARD_ARGUMENTS if name in arguments}
         settings |= {name: config[name] for name in CARD_OPTIONS if name in config}
         metrics = self._last_metrics(dataset)
-        known = ModelRecord(config, metrics, settings, license=license, trainer=type(self).__name__)
-        write_text(folder / "README.md", render_trained_card(known, model_name or ""))
+        record = ModelRecord(config, metrics, settings, license=license, trainer=type(self).__name__)
+        write_text(folder / "README.md", render_trained_card(record, model_name or ""))
         write_metrics(metrics, folder / METRICS)
 
     def _last_metrics(self, dataset: str | None) -> Row:
-        """The scores of the last evaluation, and what they were made with."""
-        logged = self.state.log_history
-        last = max((row["step"] for row in logged if "eval_runtime" in row), default=None)
-        scores = [row for row in logged if row.get("step") == last and any(name.startswith("eval_") for name in row)]
-        metrics = {name: value for row in scores for name, value in row.items() if name.startswith("eval_")}
-        seconds = [row["train_runtime"] for row in logged if "train_runtime" in row]
-        told = {**({"data": dataset} if dataset else {}), **({"seconds": seconds[-1]} if seconds else {})}
+        """Return the scores of the last evaluation, with the data, time and versions that they belong to."""
+        metrics: Row = {"data": dataset} if dataset else {}
+        history = self.state.log_history
+        seconds = [entry["train_runtime"] for entry in history if "train_runtime" in entry]
+        if seconds:
+            metrics["seconds"] = seconds[-1]
+        last_step = max((entry["step"] for entry in history if "eval_runtime" in entry), default=None)
+        for entry in history:
+            if entry.get("step") == last_step:
+                metrics |= {name: value for name, value in entry.items() if name.startswith("eval_")}
         return {
-            **told,
             **metrics,
             "device": str(self.args.device),
             "torch": torch.__version__,
@@ -74,16 +82,16 @@ class EvidenceTrainer(Trainer):
 
 
 class ExplanationCallback(TrainerCallback):
-    """Score the maps of the predicted classes on the first evaluation images, and log the means.
+    """Score the maps of the predicted classes at each evaluation, and log the means.
 
         trainer.add_callback(ExplanationCallback(trainer))
 
-    Logs `eval_completeness_error` (0 but for rounding), `eval_sparseness` (Gini) and `eval_confidence`; they can serve
-    as `metric_for_best_model` too.
+    The callback logs `eval_completeness_error` (0 up to rounding), `eval_sparseness` (Gini coefficient) and
+    `eval_confidence`. Each of them can serve as `metric_for_best_model`.
 
     Args:
-        trainer: whose model and log to use.
-        images: how many images each process scores.
+        trainer: Trainer whose model is scored, and whose log is used.
+        images: Number of evaluation images that each process scores, the first ones of the data set.
     """
 
     def __init__(self, trainer: Trainer, images: int = 64) -> None:
@@ -97,40 +105,39 @@ class ExplanationCallback(TrainerCallback):
         metrics: dict[str, float],
         **kwargs: Any,
     ) -> None:
+        """Add the explanation scores to the metrics and to the log of the trainer."""
         model = self.trainer.accelerator.unwrap_model(kwargs["model"])
-        gather = self.trainer.accelerator.gather_for_metrics  # without the images that fill up the last batch
-        with torch.random.fork_rng(devices=[]):  # a loader draws a seed, and training must not depend on being scored
-            loader = kwargs["eval_dataloader"]
-            scores = [gather(score_maps(model, batch["pixel_values"])) for batch in self._batches(loader)]
+        gather = self.trainer.accelerator.gather_for_metrics  # drops the images that fill up the last batch
+        with torch.random.fork_rng(devices=[]):  # a loader draws a seed, but scoring must not change the training
+            batches = self._first_batches(kwargs["eval_dataloader"])
+            scores = [gather(score_maps(model, batch["pixel_values"])) for batch in batches]
         prefix = next(key.removesuffix("runtime") for key in metrics if key.endswith("_runtime"))
-        means = {f"{prefix}{name}": float(torch.cat([part[name] for part in scores]).mean()) for name in scores[0]}
+        means = {f"{prefix}{name}": float(torch.cat([score[name] for score in scores]).mean()) for name in scores[0]}
         metrics.update(means)
         self.trainer.log(means)
 
-    def _batches(self, loader: Any) -> Any:
+    def _first_batches(self, loader: Any) -> Iterator[Any]:
         seen = 0
         for batch in loader:
             yield batch
             seen += len(batch["pixel_values"])
             if seen >= self.images:
-                if hasattr(loader, "end"):  # accelerate counts the loaders that are under way
+                if hasattr(loader, "end"):  # Accelerate keeps a list of the loaders in use
                     loader.end()
                 return
 
 
+@torch.no_grad()
 def score_maps(model: Any, images: Tensor) -> dict[str, Tensor]:
-    """Scores (B,) of the predicted class's map; where a map composes probabilities they are compared, else logits."""
-    images = images.to(model.device)
-    explanation = model.explain(images)
-    maps, probabilities = explanation.maps[:, 0].float(), explanation.probabilities[:, 0]
-    if explanation.kind == "cape":
-        composed, predicted = maps.sum(dim=(1, 2)), probabilities
-    else:
-        with evaluation_mode(model), torch.no_grad():
-            logits = model.head(model.forward_features(images))
-        composed, predicted = maps.mean(dim=(1, 2)), logits.float().gather(1, explanation.classes)[:, 0]
-    return {
-        "completeness_error": completeness_error(composed, predicted),
-        "sparseness": gini_sparseness(maps),
-        "confidence": probabilities,
-    }
+    """Return completeness error, sparseness and confidence of each image (B,), for its most probable class.
+
+    Args:
+        model: Self-explaining Hugging Face model.
+        images: Images (B, 3, H, W).
+    """
+    with evaluation_mode(model):
+        output = model(pixel_values=images.to(model.device), output_maps=True)
+    logits = output.logits.float()
+    probabilities = model.probabilities(logits)
+    statistics = map_statistics(model.family, output.maps, logits, probabilities)
+    return {**statistics, "confidence": probabilities.amax(dim=1)}
