@@ -1,14 +1,14 @@
-"""The command-line parser of every command, tool and benchmark of this project."""
+"""Provide the command-line parser that every command, tool and benchmark of this project uses."""
 
 import argparse
 from typing import Any
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """An `argparse.ArgumentParser` that takes options by their whole names only.
+    """An `argparse.ArgumentParser` that accepts options by their full names only.
 
-    argparse completes abbreviations by default. `benchmark --out DIR` was then read as another option, and ran with
-    settings that nobody had asked for. Sub-commands are made by the same class, so they refuse abbreviations too.
+    By default, argparse completes abbreviations, so that a mistyped option silently becomes another one.
+    Sub-commands are parsed by the same class, and refuse abbreviations, too.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:

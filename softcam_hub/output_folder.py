@@ -1,14 +1,14 @@
-"""The folder that a command writes to: whose it is, and which files in it may be replaced or deleted.
+"""Own the folder that a command writes to: which files in it may be replaced or deleted.
 
-- A folder is ours only if it holds a record that we wrote before any other file: the kind of output, a format number,
-  and the names that may be written or deleted. Every other file in it belongs to the user and is never touched.
-- A folder that holds files but no record is refused. Runs made before there were records can be continued after a
-  check of their structure, but never overwritten.
+- A folder belongs to a command only if it holds a record that the command wrote before any other file. The
+  record names the purpose of the folder, a format number, and the files that may be written or deleted. Every
+  other file belongs to the user and is never touched.
+- A folder with files but without a record is refused. Runs made before there were records can be continued
+  after a check of their structure, but never overwritten.
 - A lock keeps a second process out for as long as the first one runs.
 """
 
 import fnmatch
-import json
 import logging
 import os
 import re
@@ -19,58 +19,60 @@ from typing import Literal
 
 from filelock import FileLock, Timeout
 
-from .files import is_draft, remove_drafts, write_json
+from .files import is_draft, read_mapping, remove_drafts, write_json
 
 logger = logging.getLogger(__name__)
 
 RECORD, LOCK = ".softcam_hub.json", ".softcam_hub.lock"
-FORMAT = 1
-"""Number of the record's format; a release that meets a newer one refuses the folder."""
 
-PATIENCE = 6.0
-"""Seconds to wait for the lock: data-loading workers of a killed run may hold it for five more seconds."""
+FORMAT = 1
+"""Number of the record's format. A release that meets a newer format refuses the folder."""
+
+LOCK_TIMEOUT = 6.0
+"""Seconds to wait for the lock. Data-loading workers of a killed run may hold it for five more seconds."""
 
 Use = Literal["new", "continue", "replace"]
-"""Intended use of a folder: write to an empty one, go on with earlier output, or delete earlier output first."""
+"""Intended use of a folder: write to an empty one, continue earlier output, or delete it first."""
 
 
 class OutputFolder:
     """A folder that one command writes to.
 
     Args:
-        path: Folder, which is made when it is claimed.
-        kind: Kind of output, such as "training run"; a folder of another kind is refused.
-        names: Glob patterns of the paths below the folder that may be written or deleted; `*` also matches `/`, so
-            that `checkpoints/*` stands for everything below `checkpoints`. They are deleted in reverse order: the
-            file that says what the others are comes first, so that a killed deletion leaves nothing without it.
+        path: Folder, which is created when it is claimed.
+        purpose: Kind of output, such as "training run". A folder with another purpose is refused.
+        names: Glob patterns of the paths below the folder that may be written or deleted. `*` also matches
+            `/`, so that `checkpoints/*` stands for everything below `checkpoints`. Files are deleted in
+            reverse order: a file that describes the others comes first in this list, so that a killed
+            deletion leaves nothing without it.
         flag: Command-line flag that names the folder, for error messages.
-        recognise: Function that tells whether a folder without a record is an earlier output of this kind, made
-            before there were records.
+        recognise: Function that tells whether a folder without a record is an earlier output for the same
+            purpose, made before there were records.
     """
 
     def __init__(
         self,
         path: str | Path,
-        kind: str,
+        purpose: str,
         names: list[str],
         flag: str = "--output",
         recognise: Callable[[Path], bool] = lambda path: False,
     ) -> None:
-        self.path, self.kind, self.names, self.flag = Path(path), kind, list(names), flag
+        self.path, self.purpose, self.names, self.flag = Path(path), purpose, list(names), flag
         self.recognise = recognise
 
     @contextmanager
     def locked(self, use: Use) -> Iterator[None]:
-        """Keep other processes out of the folder inside the block; make the folder if there is none.
+        """Create the folder if necessary, and keep other processes out of it inside the block.
 
         A folder that does not admit the intended use is refused before anything is written to it.
         """
         self.check(use)
         existed = self.path.is_dir()
-        self._make()
+        self._create()
         lock = FileLock(self.path / LOCK, mode=0o666)
         try:
-            lock.acquire(timeout=PATIENCE)
+            lock.acquire(timeout=LOCK_TIMEOUT)
         except Timeout:
             raise BlockingIOError(
                 f"another process is writing to {self.path}: wait until it has ended, or choose another {self.flag}"
@@ -82,28 +84,29 @@ class OutputFolder:
         finally:
             lock.release()
             if not (self.path / RECORD).exists():
-                self._undo_making(existed)
+                self._undo_creation(existed)
 
     def check(self, use: Use) -> None:
-        """Refuse a folder that is not ours, or whose content does not admit the intended use."""
+        """Refuse a folder that belongs to somebody else, or whose content does not admit the intended use."""
         recorded = self._recorded_names()
         if recorded is None:
             foreign = self._first_entry()
             if foreign is None:
                 return
             if use != "continue" or not self.recognise(self.path):
-                raise FileExistsError(self._not_ours(foreign, use))
+                raise FileExistsError(self._describe_foreign(foreign, use))
             recorded = self.names
-        ours = list(filter(_matcher(recorded), self._below()))
-        if use == "new" and ours:
+        is_recorded = _matcher(recorded)
+        earlier = next(filter(is_recorded, self._paths_below()), None)
+        if use == "new" and earlier:
             raise FileExistsError(
-                f"{self.path} holds an earlier {self.kind} ({ours[0]}): continue it with --resume, delete it with "
-                f"--overwrite, or choose another {self.flag}"
+                f"{self.path} holds an earlier {self.purpose} ({earlier}): continue it with --resume, delete "
+                f"it with --overwrite, or choose another {self.flag}"
             )
-        self._refuse_foreign(recorded)
+        self._refuse_foreign_files(recorded)
 
     def claim(self, use: Use) -> None:
-        """Make the folder ours: check it, delete earlier output if asked to, and write the record.
+        """Check the folder, delete earlier output if that is the intended use, and write the record.
 
         Call it inside `locked()`, when everything else that can be refused has been checked.
         """
@@ -113,139 +116,148 @@ class OutputFolder:
             self._delete(recorded)
             recorded = []
         names = list(dict.fromkeys([*recorded, *self.names]))
-        write_json(self.path / RECORD, {"kind": self.kind, "format": FORMAT, "names": names})
-        for folder in self._folders_of_ours(names):
-            remove_drafts(folder)
+        write_json(self.path / RECORD, {"kind": self.purpose, "format": FORMAT, "names": names})
+        for folder, _, _ in os.walk(self.path):
+            if _concerns(Path(folder).relative_to(self.path).as_posix(), names):
+                remove_drafts(Path(folder))
 
-    def _make(self) -> None:
+    def _create(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.path, os.W_OK | os.X_OK):
+                raise PermissionError(0, "permission denied")
         except OSError as error:
-            raise self._unwritable(error.strerror) from error
-        if not os.access(self.path, os.W_OK | os.X_OK):
-            raise self._unwritable("permission denied")
+            raise OSError(
+                f"output {self.path} cannot be written: {error.strerror}; choose another {self.flag}"
+            ) from error
 
-    def _unwritable(self, reason: str | None) -> OSError:
-        return OSError(f"output {self.path} cannot be written: {reason}; choose another {self.flag}")
-
-    def _undo_making(self, existed: bool) -> None:
+    def _undo_creation(self, existed: bool) -> None:
         """Leave nothing behind in a folder that was not claimed."""
         (self.path / LOCK).unlink(missing_ok=True)
         if not existed and not any(self.path.iterdir()):
             self.path.rmdir()
 
     def _recorded_names(self) -> list[str] | None:
-        """The patterns of the record, or None where there is no record; records that do not fit are refused."""
+        """Return the patterns of the record, or None if there is none. A record that does not fit is refused."""
         file = self.path / RECORD
         if not file.is_file():
             return None
         try:
-            record = json.loads(file.read_text(encoding="utf-8"))
-            kind, number, names = record["kind"], record["format"], record["names"]
-            readable = isinstance(names, list) and all(isinstance(name, str) for name in (kind, *names))
-        except (ValueError, KeyError, TypeError):
-            readable = False
-        if not readable:
+            record = read_mapping(file)
+            purpose, number, names = record["kind"], record["format"], record["names"]
+            is_readable = isinstance(names, list) and all(isinstance(name, str) for name in (purpose, *names))
+        except (ValueError, KeyError):
+            is_readable = False
+        if not is_readable:
             raise ValueError(
-                f"{file} is damaged, so that nothing says which files in the folder may be replaced: choose another "
-                f"{self.flag}"
+                f"{file} is damaged, so that nothing says which files in the folder may be replaced: choose "
+                f"another {self.flag}"
             )
         if number != FORMAT:
             raise ValueError(
-                f"{file} has format {number!r}, but this release knows format {FORMAT} only: use the release that "
-                f"wrote it, or choose another {self.flag}"
+                f"{file} has format {number!r}, but this release knows format {FORMAT} only: use the release "
+                f"that wrote it, or choose another {self.flag}"
             )
-        if kind != self.kind:
+        if purpose != self.purpose:
             raise FileExistsError(
-                f"{self.path} holds the output of {_with_article(kind)}, expected that of {_with_article(self.kind)}: "
-                f"choose another {self.flag}"
+                f"{self.path} holds the output of {_with_article(purpose)}, expected that of "
+                f"{_with_article(self.purpose)}: choose another {self.flag}"
             )
         return names
 
-    def _not_ours(self, foreign: str, use: Use) -> str:
-        what = {
+    def _describe_foreign(self, entry: str, use: Use) -> str:
+        """Say why a folder without a record is refused."""
+        reason = {
             "new": "it is not empty",
-            "continue": f"it is not an earlier {self.kind}",
+            "continue": f"it is not an earlier {self.purpose}",
             "replace": "nothing says that its files may be deleted",
         }[use]
         return (
-            f"{self.path} is left alone: it holds {foreign!r} but no record of {_with_article(self.kind)}, so {what}. "
-            f"Choose another {self.flag}, or move its files away"
+            f"{self.path} is left alone: it holds {entry!r} but no record of {_with_article(self.purpose)}, "
+            f"so {reason}. Choose another {self.flag}, or move its files away"
         )
 
     def _first_entry(self) -> str | None:
-        """The first entry of the folder that says that somebody uses it."""
+        """Return the first name in the folder that is neither the lock nor a draft, or None."""
         if not self.path.is_dir():
             return None
-        names = sorted(path.name for path in self.path.iterdir() if path.name != LOCK and not is_draft(path))
-        return names[0] if names else None
+        names = [path.name for path in self.path.iterdir() if path.name != LOCK and not is_draft(path)]
+        return min(names, default=None)
 
-    def _refuse_foreign(self, recorded: list[str]) -> None:
-        """Refuse names that are to be written but hold somebody else's file, or a link to another place."""
-        wanted, ours = _matcher(self.names), _matcher(recorded)
-        for path in self._below():
+    def _refuse_foreign_files(self, recorded: list[str]) -> None:
+        """Refuse to replace a file that is not in the record, or to write through a link."""
+        is_wanted, is_recorded = _matcher(self.names), _matcher(recorded)
+        for path in self._paths_below():
             if (self.path / path).is_symlink() and _concerns(path, [*self.names, *recorded]):
                 raise FileExistsError(
-                    f"{self.path / path} is a link, and nothing is written through links: remove it, or choose another "
-                    f"{self.flag}"
-                )
-            if wanted(path) and not ours(path):
-                raise FileExistsError(
-                    f"{self.path / path} is not of an earlier {self.kind}, so it is not replaced: move it away, or "
+                    f"{self.path / path} is a link, and nothing is written through links: remove it, or "
                     f"choose another {self.flag}"
                 )
+            if is_wanted(path) and not is_recorded(path):
+                raise FileExistsError(
+                    f"{self.path / path} is not a file of an earlier {self.purpose}, so it is not replaced: "
+                    f"move it away, or choose another {self.flag}"
+                )
 
-    def _below(self) -> list[str]:
-        """Paths of everything below the folder but its record, its lock and drafts; links are not followed."""
-        found: list[str] = []
+    def _paths_below(self) -> list[str]:
+        """Return the paths of all files and links below the folder, except for record, lock and drafts."""
+        paths: list[str] = []
         for folder, folders, files in os.walk(self.path):
-            below = Path(folder)
-            links = [name for name in folders if (below / name).is_symlink()]
-            for name in (*links, *files):
-                if not is_draft(below / name):
-                    found.append((below / name).relative_to(self.path).as_posix())
-            folders[:] = [name for name in folders if not is_draft(below / name)]
-        return sorted(path for path in found if path not in (RECORD, LOCK))
+            links = [name for name in folders if (Path(folder) / name).is_symlink()]
+            for path in (Path(folder) / name for name in (*links, *files)):
+                if not is_draft(path):
+                    paths.append(path.relative_to(self.path).as_posix())
+            folders[:] = [name for name in folders if not is_draft(Path(folder) / name)]
+        return sorted(path for path in paths if path not in (RECORD, LOCK))
 
     def _delete(self, names: list[str]) -> None:
-        """Delete the recorded files, those named last first, and the folders that this leaves empty."""
-        position = _positions(names)
-        ours = {path: position(path) for path in self._below() if not (self.path / path).is_symlink()}
-        ours = {path: place for path, place in ours.items() if place is not None}
-        for path in sorted(ours, key=ours.__getitem__, reverse=True):
+        """Delete the recorded files, the last names first, and the folders that become empty."""
+        position_of = _position_finder(names)
+        positions = {}
+        for path in self._paths_below():
+            position = position_of(path)
+            if position is not None and not (self.path / path).is_symlink():
+                positions[path] = position
+        for path in sorted(positions, key=positions.__getitem__, reverse=True):
             (self.path / path).unlink(missing_ok=True)
-        parents = {parent for path in ours for parent in Path(path).parents if parent != Path()}
+        parents = {parent for path in positions for parent in Path(path).parents if parent != Path()}
         for parent in sorted(parents, key=lambda folder: len(folder.parts), reverse=True):
             remove_drafts(self.path / parent)
             if not any((self.path / parent).iterdir()):
                 (self.path / parent).rmdir()
 
-    def _folders_of_ours(self, names: list[str]) -> list[Path]:
-        """The folder itself, and every folder below it in which files of ours may lie."""
-        below = [Path(folder) for folder, _, _ in os.walk(self.path)]
-        return [folder for folder in below if _concerns(folder.relative_to(self.path).as_posix(), names)]
+
+def _with_article(purpose: str) -> str:
+    return f"{'an' if purpose[:1] in 'aeiou' else 'a'} {purpose}"
 
 
-def _with_article(kind: str) -> str:
-    return f"{'an' if kind[:1] in 'aeiou' else 'a'} {kind}"
+def _position_finder(patterns: list[str]) -> Callable[[str], int | None]:
+    """Return a function that finds the position of the first pattern that a path matches, or None.
 
-
-def _positions(patterns: list[str]) -> Callable[[str], int | None]:
-    """A function that returns the position of the pattern that a path matches, or None.
-
-    Plain names, of which there may be thousands, are looked up at once.
+    Plain names, of which there may be thousands, are looked up in a dictionary.
     """
-    plain = {pattern: place for place, pattern in enumerate(patterns) if not set(pattern) & set("*?[")}
-    globs = [(place, re.compile(fnmatch.translate(name))) for place, name in enumerate(patterns) if name not in plain]
-    return lambda path: plain.get(path, next((place for place, glob in globs if glob.match(path)), None))
+    plain = {pattern: position for position, pattern in enumerate(patterns) if not set(pattern) & set("*?[")}
+    globs = {
+        position: re.compile(fnmatch.translate(pattern))
+        for position, pattern in enumerate(patterns)
+        if pattern not in plain
+    }
+
+    def find_position(path: str) -> int | None:
+        if path in plain:
+            return plain[path]
+        return next((position for position, glob in globs.items() if glob.match(path)), None)
+
+    return find_position
 
 
 def _matcher(patterns: list[str]) -> Callable[[str], bool]:
-    position = _positions(patterns)
-    return lambda path: position(path) is not None
+    """Return a function that tells whether a path matches a pattern."""
+    position_of = _position_finder(patterns)
+    return lambda path: position_of(path) is not None
 
 
 def _concerns(path: str, patterns: list[str]) -> bool:
-    """Whether a file that the patterns name is, or would be, at `path` or below it."""
-    inside = any(pattern.startswith(f"{path}/") for pattern in patterns)
-    return path == "." or inside or _matcher(patterns)(path)
+    """Tell whether a file that the patterns name is, or would be, at a path or below it."""
+    holds_named_file = any(pattern.startswith(f"{path}/") for pattern in patterns)
+    return path == "." or holds_named_file or _matcher(patterns)(path)

@@ -32,3 +32,31 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     """Largest error, relative to the largest expected value."""
     assert found.shape == expected.shape
     return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+@pytest.fixture(scope="session")
+def from_scratch_run(tmp_path_factory):
+    """Folder and metrics of a finished run of CAPE with a teacher that is trained beside it. Do not change them."""
+    from helpers.training import train
+
+    output = tmp_path_factory.mktemp("runs") / "from_scratch"
+    options = {"mode": "from-scratch", "trackers": "tensorboard", "color_jitter": 0.2, "erase": 0.3, "epochs": 3}
+    return output, train(output, **options, select="auc", ema=0.7)
+
+
+@pytest.fixture(scope="session")
+def vanilla_run(tmp_path_factory):
+    """Folder and metrics of a finished run of the vanilla classifier. Do not change them."""
+    from helpers.training import train
+
+    output = tmp_path_factory.mktemp("runs") / "vanilla"
+    return output, train(output, model="test_resnet")
+
+
+@pytest.fixture(scope="session")
+def post_fit_run(vanilla_run, tmp_path_factory):
+    """Folder and metrics of a finished run that fits CAPE to `vanilla_run`. Do not change them."""
+    from helpers.training import PF, train
+
+    output = tmp_path_factory.mktemp("runs") / "post_fit"
+    return output, train(output, init=str(vanilla_run[0] / "model"), **PF)

@@ -201,7 +201,7 @@ def test_a_full_disk_is_told_and_the_benchmark_goes_on_later(tmp_path):
 
 @pytest.mark.parametrize("accuracy", [False, True])
 def test_a_second_benchmark_in_the_folder_is_refused(accuracy, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(output_folder, "PATIENCE", 0.1)
+    monkeypatch.setattr(output_folder, "LOCK_TIMEOUT", 0.1)
     words = ["--accuracy", "--twin", "resnet18"] if accuracy else []
     with used_by_another_process(tmp_path):
         assert main(["benchmark", "--output", str(tmp_path), *words]) == 1
@@ -211,7 +211,7 @@ def test_a_second_benchmark_in_the_folder_is_refused(accuracy, tmp_path, capsys,
 
 @pytest.mark.slow
 def test_two_processes_keep_the_folder_until_both_have_ended(tmp_path, monkeypatch):
-    monkeypatch.setattr(output_folder, "PATIENCE", 0.1)
+    monkeypatch.setattr(output_folder, "LOCK_TIMEOUT", 0.1)
     VanillaForTraining(black_box(), False, CLASSES).save_pretrained(tmp_path / "model")
     options = {**DATA, "batch_size": 1, "shard_size": 1, "explainers": "grad-cam random", "eval_count": 24}
     ranks = start(work, tmp_path / "model", None, tmp_path / "out", options, 2, processes=2)
@@ -223,7 +223,7 @@ def test_two_processes_keep_the_folder_until_both_have_ended(tmp_path, monkeypat
         finish(ranks)
     finally:
         kill(ranks)
-    monkeypatch.setattr(output_folder, "PATIENCE", 30)
+    monkeypatch.setattr(output_folder, "LOCK_TIMEOUT", 30)
     before = (tmp_path / "out" / "rows.jsonl").stat().st_mtime_ns
     assert len(benchmark(tmp_path / "model", tmp_path / "out", **options)) == 2
     assert (tmp_path / "out" / "rows.jsonl").stat().st_mtime_ns > before

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from test_training import equal, part, settings, train, weights
+from helpers.training import equal, part, settings, train, weights
 from timm.data import resolve_data_config
 
-from softcam_hub.data.images import Images
-from softcam_hub.data.loading import load_splits, make_transforms
+from softcam_hub.data.samples import ImageDataset
+from softcam_hub.data.splits import load_splits
+from softcam_hub.data.transforms import make_transforms
 from softcam_hub.files import ABANDONED
 from softcam_hub.models.evaluation_mode import evaluation_mode
 from softcam_hub.output_folder import RECORD

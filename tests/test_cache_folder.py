@@ -69,7 +69,9 @@ def test_a_foreign_folder_with_the_name_of_the_cache_is_refused(case, tmp_path):
     made = foreign(tmp_path / "features", case)
     target = made.rename(made.with_name(cache_key(model, images, "no")))
     before = content(tmp_path / "features")
-    with pytest.raises(FileExistsError, match=rf"{target.name} is not replaced, because it is no cache: move it away"):
+    with pytest.raises(
+        FileExistsError, match=rf"{target.name} is not replaced, because it is no feature cache: move it away"
+    ):
         cached(model, images, tmp_path / "features")
     assert content(tmp_path / "features") == before
 

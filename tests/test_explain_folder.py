@@ -89,7 +89,7 @@ def test_a_photograph_that_came_later_is_not_replaced(photos, tmp_path, capsys):
     fill(out, "ear.png")
     before = content(out)
     assert explain(photos, out) == 1
-    assert "ear.png is not of an earlier explanation run, so it is not replaced" in capsys.readouterr().err
+    assert "ear.png is not a file of an earlier explanation run, so it is not replaced" in capsys.readouterr().err
     assert content(out) == before
 
 
@@ -99,7 +99,9 @@ def test_what_is_to_be_explained_is_not_drawn_over(given, photos, tmp_path, caps
     before = content(photos)
     assert explain(photos / given, photos) == 1
     said = capsys.readouterr().err
-    assert "there is no image in folder" in said if given == "." else "eye.png is to be explained, so that" in said
+    assert (
+        "there is no image in folder" in said if given == "." else "eye.png is to be explained, so no picture" in said
+    )
     assert explain(tmp_path / "out" / "ear.png", tmp_path / "out") == 1
     assert "ear.png is to be explained, so no picture may replace it" in capsys.readouterr().err
     assert content(photos) == before
@@ -162,7 +164,7 @@ def test_a_full_disk_is_told_and_the_earlier_run_stays(photos, tmp_path, capsys)
 
 
 def test_a_second_run_in_the_folder_is_refused(photos, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(output_folder, "PATIENCE", 0.1)
+    monkeypatch.setattr(output_folder, "LOCK_TIMEOUT", 0.1)
     (tmp_path / "out").mkdir()
     with used_by_another_process(tmp_path / "out"):
         assert explain(photos, tmp_path / "out") == 1

@@ -177,7 +177,10 @@ def test_paths_and_boxes_are_checked_before_they_are_needed(tmp_path):
 @pytest.mark.parametrize(
     ("boxes", "message"),
     [
-        ("[[0, 0, 99, 2.5]]", r"row 0 of split 'train'.*: the box \[0, 0, 99, 2.5\] does not fit .*expected x1 up to 12 and y1 up to 10"),
+        (
+            "[[0, 0, 99, 2.5]]",
+            r"row 0 of split 'train'.*: the box \[0, 0, 99, 2.5\] does not fit .*expected x1 up to 12 and y1 up to 10",
+        ),
         ("[[3, 3, 1, 4]]", r"row 0 of split 'train'.*: \[3, 3, 1, 4\] is not a box: expected"),
         ("[1, 2, 3]", "boxes of row 0 of split 'train'.*expected"),
         ("left", "boxes of row 0 of split 'train'.*expected"),

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_training import settings
+from helpers.training import settings
 
 from softcam_hub.training import run
 from softcam_hub.training.checks import SHARDING_VARIABLES

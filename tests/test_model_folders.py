@@ -124,8 +124,8 @@ def test_every_description_of_timm_passes():
 
 
 CONFIGS = {
-    "nothing": ("", "it is no JSON"),
-    "cut off": ('{"architecture": "softcam_te', "it is no JSON"),
+    "nothing": ("", "it is not valid JSON"),
+    "cut off": ('{"architecture": "softcam_te', "it is not valid JSON"),
     "a list": ("[1]", "must hold names and values, but holds a list"),
     "null": ("null", "must hold names and values, but holds nothing"),
     "pretrained_cfg a list": ('{"architecture": "test_resnet", "pretrained_cfg": [1]}', "must map names to values"),

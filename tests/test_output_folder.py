@@ -87,7 +87,10 @@ def test_a_file_that_came_later_is_not_replaced(tmp_path):
     folder = OutputFolder(tmp_path, "training run", [*NAMES, "photo.png"])
     fill(tmp_path, "photo.png")
     for how in ("new", "continue", "replace"):
-        with pytest.raises(FileExistsError, match=r"photo\.png is not of an earlier training run"), folder.locked(how):
+        with (
+            pytest.raises(FileExistsError, match=r"photo\.png is not a file of an earlier training run"),
+            folder.locked(how),
+        ):
             folder.claim(how)
     assert content(tmp_path)["photo.png"] == b"content of photo.png"
 
@@ -191,7 +194,7 @@ def _hold(path, ready, done):
 
 
 def test_a_second_process_is_kept_out_until_the_first_one_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(output_folder, "PATIENCE", 0.2)
+    monkeypatch.setattr(output_folder, "LOCK_TIMEOUT", 0.2)
     context = multiprocessing.get_context("fork")
     ready, done = context.Event(), context.Event()
     other = context.Process(target=_hold, args=(tmp_path, ready, done))
@@ -201,7 +204,7 @@ def test_a_second_process_is_kept_out_until_the_first_one_ends(tmp_path, monkeyp
         pass
     other.kill()
     other.join()
-    monkeypatch.setattr(output_folder, "PATIENCE", 30)
+    monkeypatch.setattr(output_folder, "LOCK_TIMEOUT", 30)
     use(tmp_path, "continue")
 
 

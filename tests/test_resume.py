@@ -14,7 +14,7 @@ import pytest
 import torch
 from helpers.killing import RANDOM
 from helpers.processes import PATIENCE, finish, free_port, kill_when, start
-from test_training import (
+from helpers.training import (
     TRAIN,
     VALIDATION,
     Noise,
@@ -304,7 +304,7 @@ def test_an_interrupted_command_says_how_to_go_on_and_does(tmp_path):
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
-    assert "interrupted; --resume goes on from the last checkpoint" in error
+    assert "interrupted; --resume continues from the last checkpoint" in error
     assert "Traceback" not in error
     out, error = command(SCRIPT, *flags(broken, **options, resume=True)).communicate(timeout=PATIENCE)
     assert "going on after update" in out, error

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from helpers.crashes import every_crash
 from helpers.outputs import content, fill, full_disk, used_by_another_process
-from test_training import SMALL, settings, train
+from helpers.training import SMALL, settings, train
 
 from softcam_hub import output_folder
 from softcam_hub.output_folder import RECORD
@@ -138,7 +138,7 @@ def test_an_unfinished_run_without_record_and_digests_goes_on(broken, finished):
 
 
 def test_two_runs_in_one_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(output_folder, "PATIENCE", 0.1)
+    monkeypatch.setattr(output_folder, "LOCK_TIMEOUT", 0.1)
     with (
         used_by_another_process(tmp_path),
         pytest.raises(BlockingIOError, match=f"another process is writing to {tmp_path}"),
@@ -227,9 +227,9 @@ def test_a_missing_best_model_is_named(broken):
     [
         ("", "must hold names and values, but holds nothing"),
         ("- a", "must hold names and values, but holds a list"),
-        ("model: {", "cannot be read, it is no YAML"),
+        ("model: {", "cannot be read, because it is not valid YAML"),
         ("epochs: 3", "does not hold the settings of a run"),
-        ("\x00", "cannot be read, it is no YAML"),
+        ("\x00", "cannot be read, because it is not valid YAML"),
     ],
 )
 def test_damaged_settings_are_named(text, message, broken):
@@ -243,7 +243,8 @@ def test_damaged_metrics_are_named(text, finished, tmp_path):
     output = shutil.copytree(finished, tmp_path / "copy")
     (output / "metrics.json").write_text(text)
     with pytest.raises(
-        ValueError, match=r"metrics\.json (cannot be read|must hold).*delete it to have the end of the run written"
+        ValueError,
+        match=r"metrics\.json (cannot be read|must hold).*delete it, and --resume writes the end of the run again",
     ):
         train(output, **TINY, resume=True)
 

@@ -1,13 +1,15 @@
 """Write checkpoints and the best model, and restore the last good checkpoint.
 
-- A folder is written under a temporary name, sealed with a digest of each file, and renamed when every process has
-  finished its part, so that a checkpoint is complete or does not exist.
-- The last two checkpoints are kept. If the last one is damaged, a warning names the file, and the run continues from
-  the one before.
-- A checkpoint names the epoch of the best model so far. That model is kept for as long as a checkpoint names it.
-- The state of random number generators is not needed: every random number of a run follows from (seed, epoch, image) or
-  (seed, update, process).
-- Model and moving average are safetensors files. Accelerate reads its optimizer state with `weights_only=True`.
+- A folder is written under a temporary name, sealed with a digest of each file, and renamed when every
+  process has finished its part, so that a checkpoint is complete or does not exist.
+- The last two checkpoints are kept. If the last one is damaged, a warning names the file, and the run
+  continues from the one before.
+- A checkpoint names the epoch of the best model so far. That model is kept for as long as a checkpoint names
+  it.
+- The state of random number generators is not needed: every random number of a run follows from (seed, epoch,
+  image) or (seed, update, process).
+- Model and moving average are safetensors files. Accelerate reads its optimizer state with
+  `weights_only=True`.
 """
 
 import hashlib
@@ -53,8 +55,8 @@ class Checkpoints:
         """Write a checkpoint, then delete what is not needed any more.
 
         Args:
-            progress: Values to return when the checkpoint is loaded, among them the number of updates (`step`) and the
-                best model so far (`best`).
+            progress: Values to return when the checkpoint is loaded, among them the number of updates
+                (`step`) and the best model so far (`best`).
         """
         target = self.folder / f"step-{progress['step']:09d}"
         draft = Path(self._from_main_process(str(draft_path(target))))
@@ -142,7 +144,7 @@ class Checkpoints:
         )
 
     def _choose_checkpoint(self) -> tuple[str | None, str]:
-        """Return the newest good checkpoint, or None, and a refusal if there are checkpoints but all are damaged."""
+        """Return the newest good checkpoint, or None, and a refusal if all checkpoints are damaged."""
         self._move_best_of_older_run()
         checkpoints, problems = self._complete_checkpoints(), []
         for path in reversed(checkpoints):
@@ -157,7 +159,7 @@ class Checkpoints:
         return None, f"{'; '.join(problems)}. Start the run again with --overwrite" if checkpoints else ""
 
     def _move_best_of_older_run(self) -> None:
-        """Move the best model of a run made before there were digests, directly in `best`, to its present place."""
+        """Move the best model of a run made before there were digests from `best` itself to its present place."""
         newest = self.last()
         best = read_best(newest) if newest and not (newest / DIGESTS).is_file() else None
         if best and (self.best / "config.json").is_file():
@@ -182,7 +184,7 @@ def _removed_after_failure(draft: Path, name: str, hint: str = "") -> Iterator[N
     """
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch raises RuntimeError where a disk is full
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch: RuntimeError on a full disk
         shutil.rmtree(draft, ignore_errors=True)
         raise OSError(f"{name} could not be written: {error}{hint}. Make room, and continue with --resume") from error
 
@@ -196,7 +198,7 @@ def read_best(checkpoint: Path) -> dict[str, Any] | None:
 
 
 def seal(folder: Path) -> None:
-    """Write the digest of every file of a folder beside the files, and wait until all of them are on the disk."""
+    """Write the digests of the files of a folder beside them, and wait until all files are on the disk."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != DIGESTS)
     digests = {path.relative_to(folder).as_posix(): _digest(path) for path in files}
     (folder / DIGESTS).write_text(json.dumps(digests, indent=2) + "\n")

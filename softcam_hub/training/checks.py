@@ -1,9 +1,9 @@
 """Check a whole run before any work: launcher, data, model and settings must fit each other.
 
-- `check_launcher` needs nothing, and comes first. `check_run` follows when data and model are loaded, and before the
-  output folder is claimed, so that a mistake costs neither an earlier run nor an hour of training.
-- A model folder records the arguments of its architecture in config.json. Arguments that JSON changes, or that timm
-  does not accept again, would otherwise show only when the finished model is loaded.
+- `check_launcher` needs nothing, and comes first. `check_run` follows when data and model are loaded, and
+  before the output folder is claimed, so that a mistake costs neither an earlier run nor an hour of training.
+- A model folder records the arguments of its architecture in config.json. Arguments that JSON changes, or
+  that timm does not accept again, would otherwise show only when the finished model is loaded.
 """
 
 import json
@@ -35,21 +35,21 @@ SHARDING_VARIABLES = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
 }
-"""Environment variables with which `accelerate launch` or a plugin asks to divide a network, and their names."""
+"""Environment variables with which `accelerate launch` or a plugin asks to divide a network."""
 
 
 def check_launcher() -> None:
     """Refuse launchers that divide the network among processes.
 
-    Evaluation, moving average and checkpoints need the whole network. Accelerate ignores these variables on a CPU, so
-    that a user would believe that the network had been divided.
+    Evaluation, moving average and checkpoints need the whole network. Accelerate ignores these variables on a
+    CPU, so that a user would believe that the network had been divided.
     """
     for variable, name in SHARDING_VARIABLES.items():
         if os.environ.get(variable, "false").lower() in ("true", "1"):
             raise ValueError(
-                f"accelerate is set to divide the network among processes with {name}, but training keeps the whole "
-                "network in every process and divides the images: launch with --multi_gpu instead (or run "
-                "`accelerate config` again without it), or use torchrun"
+                f"accelerate is set to divide the network among processes with {name}, but training keeps "
+                "the whole network in every process and divides the images: launch with --multi_gpu instead "
+                "(or run `accelerate config` again without it), or use torchrun"
             )
 
 
@@ -71,14 +71,14 @@ def check_run(config: Config, splits: Splits, model: nn.Module, processes: int) 
     least = zeroing_l1(len(splits.classes), splits.multi_label)
     if config.model.l1 >= least:
         logger.warning(
-            "l1=%g leaves nothing to learn: with %d classes, from %g on, maps of zero have the least loss; a tenth of "
-            "that kept the accuracy in docs/reproduction.md",
+            "l1=%g leaves nothing to learn: with %d classes, from %g on, maps of zero have the least loss; "
+            "a tenth of that kept the accuracy in docs/reproduction.md",
             *(config.model.l1, len(splits.classes), least),
         )
 
 
 def check_training_images(config: Config, splits: Splits, processes: int) -> None:
-    """Refuse a training split that does not admit one update, or the balancing of classes that was asked for."""
+    """Refuse a training split that does not admit a single update, or the chosen balancing of classes."""
     settings = config.optimization
     if not isinstance(splits.train, Samples):
         if settings.balance != "none":
@@ -97,10 +97,11 @@ def check_training_images(config: Config, splits: Splits, processes: int) -> Non
 
 
 def check_validation(config: Config, splits: Splits, model: nn.Module) -> None:
-    """Refuse settings that need validation images if there are none, and scores that validation does not give."""
+    """Refuse settings that need validation images if there are none, and scores that are not computed."""
     if splits.validation is None:
-        for name, needed in {"temperatures": config.model.candidates(), "calibrate": config.model.calibrate}.items():
-            if needed:
+        needs_validation = {"temperatures": config.model.candidates(), "calibrate": config.model.calibrate}
+        for name, is_set in needs_validation.items():
+            if is_set:
                 raise ValueError(
                     f"{name} needs validation images, but there are none: set hold_out, such as --hold_out 0.1"
                 )
@@ -123,9 +124,9 @@ def check_held_out(init: str, settings: dict[str, Any]) -> None:
     earlier = {**settings, **read_mapping(file, "mend the file, or copy the model out of its run")}
     if earlier.get("data") == settings["data"] and _held_out(earlier) != _held_out(settings):
         raise ValueError(
-            f"init {init} has learnt from images that are to be held out now: its run ({file}) divided the same data "
-            f"by {_held_out(earlier)}, this one by {_held_out(settings)}. Start from a run with the same division; "
-            "{fold} in init and output stands for the number of the fold"
+            f"init {init} has learnt from images that are to be held out now: its run ({file}) divided the "
+            f"same data by {_held_out(earlier)}, this one by {_held_out(settings)}. Start from a run with the "
+            "same division; {fold} in init and output stands for the number of the fold"
         )
 
 
@@ -137,7 +138,7 @@ def _held_out(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_reloads(model: nn.Module, args: dict[str, Any]) -> None:
-    """Rebuild the model from the configuration that it would be saved with, and compare names and shapes of weights.
+    """Rebuild the model from the configuration that it would be saved with, and compare the shapes of weights.
 
     Args:
         model: Self-explaining model, or a `VanillaForTraining`.
@@ -156,8 +157,8 @@ def check_reloads(model: nn.Module, args: dict[str, Any]) -> None:
                 _copy_config_without(Path(folder), Path(other), name)
                 if _problem_of_reloading(model, Path(other)) != problem:
                     raise ValueError(
-                        f"model_args: a model made with {name}={args[name]!r} can be saved, but not loaded again: "
-                        f"{problem}. Leave {name} out"
+                        f"model_args: a model made with {name}={args[name]!r} can be saved, but not loaded "
+                        f"again: {problem}. Leave {name} out"
                     )
         raise ValueError(f"a model made with model_args {args!r} can be saved, but not loaded again: {problem}")
 
@@ -205,5 +206,5 @@ def _difference(model: nn.Module, rebuilt: nn.Module) -> str | None:
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    model = getattr(model, "vanilla", model)
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if not name.startswith("teacher.")}
+    weights = getattr(model, "vanilla", model).state_dict()
+    return {name: tuple(weights[name].shape) for name in weights if not name.startswith("teacher.")}

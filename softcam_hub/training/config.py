@@ -1,8 +1,9 @@
 """The settings of a training run, checked when they are made.
 
-- The name of the model says how it is trained. `cape_*` and `softcam_*` models are trained with losses of their own,
-  and a plain timm name is trained as the vanilla classifier that they are compared with.
-- A model folder records the arguments of its architecture in config.json, so that `model_args` must survive JSON.
+- The name of the model says how it is trained. `cape_*` and `softcam_*` models are trained with losses of
+  their own, and a plain timm name is trained as the vanilla classifier that they are compared with.
+- A model folder records the arguments of its architecture in config.json, so that `model_args` must survive
+  JSON.
 """
 
 import dataclasses
@@ -90,7 +91,7 @@ class ModelConfig:
                 if name in changed and family != self.family:
                     raise ValueError(f"{name} is an option of {family}_* models, but the model is {self.model!r}")
         for temperature in self.candidates() or [self.temperature]:
-            Bootstrap(self.mode, self.alpha, self.beta, temperature)  # raises a ValueError for options that do not fit
+            Bootstrap(self.mode, self.alpha, self.beta, temperature)  # raises an error if options do not fit
         for name in ("temperature", "selective"):
             if name in changed and self.mode == "direct":
                 raise ValueError(f"{name} is an option of CAPE's teacher, and mode 'direct' has none: leave it out")
@@ -112,7 +113,7 @@ class ModelConfig:
         return self.freeze_backbone or self.mode == "post-fit"
 
     def architecture_args(self) -> dict[str, Any]:
-        """Return `model_args` as keyword arguments of `timm.create_model`, with the image size where timm needs it."""
+        """Return `model_args` as keyword arguments of `timm.create_model`, with the image size if timm needs it."""
         args = parse_model_args(self.model_args, self.pretrained)
         cfg = timm.get_pretrained_cfg(self.timm_name, allow_unregistered=True)
         if self.image_size and cfg is not None and cfg.fixed_input_size:
@@ -188,8 +189,8 @@ class RunConfig:
 
     output: str = flag(
         "",
-        "output folder, in which '{fold}' is replaced by the number of the fold; by default runs/NAME, with the name "
-        "of the recipe or model",
+        "output folder, in which '{fold}' is replaced by the number of the fold; by default runs/NAME, with "
+        "the name of the recipe or model",
     )
     resume: bool = flag(False, "continue from the last checkpoint in output, to the same result as without a break")
     overwrite: bool = flag(False, "delete the files of an earlier run in output")
@@ -232,12 +233,12 @@ class Config:
 
     def __post_init__(self) -> None:
         settings = self.optimization
-        changes_cross_entropy = {"label_smoothing": settings.label_smoothing > 0, "balance": settings.balance == "loss"}
-        for name, is_set in changes_cross_entropy.items():
+        weighted = settings.balance == "loss"
+        for name, is_set in {"label_smoothing": settings.label_smoothing > 0, "balance": weighted}.items():
             if is_set and not self.model.learns_from_labels:
                 raise ValueError(
-                    f"{name}={getattr(settings, name)} changes the cross-entropy, but mode {self.model.mode!r} learns "
-                    "from the teacher only: leave it out"
+                    f"{name}={getattr(settings, name)} changes the cross-entropy, but mode "
+                    f"{self.model.mode!r} learns from the teacher only: leave it out"
                 )
 
     def flat(self) -> dict[str, Any]:
@@ -263,8 +264,8 @@ def parse_model_args(text: str, pretrained: bool) -> dict[str, Any]:
         except (ValueError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(
-                f"model_args: the value of {pair} is not valid YAML ({reason}). Values must not contain spaces, which "
-                "separate pairs: write 'name={\"key\":1}'"
+                f"model_args: the value of {pair} is not valid YAML ({reason}). Values must not contain "
+                "spaces, which separate pairs: write 'name={\"key\":1}'"
             ) from error
     _check_model_args(args, pretrained)
     return args
@@ -278,16 +279,16 @@ def _check_model_args(args: dict[str, Any], pretrained: bool) -> None:
             )
         if name not in SOURCES and not _survives_json(value):
             raise ValueError(
-                f"model_args: {name}={value!r} cannot be saved in config.json, which holds numbers, text, lists and "
-                "mappings: leave it out, or write it in another form"
+                f"model_args: {name}={value!r} cannot be saved in config.json, which holds numbers, text, "
+                "lists and mappings: leave it out, or write it in another form"
             )
     overlay = args.get("pretrained_cfg_overlay")
     if overlay is not None and not isinstance(overlay, dict):
         raise ValueError(f"model_args: pretrained_cfg_overlay must map names to values, got {overlay!r}")
     if overlay and {"file", "url", "hf_hub_id"} & overlay.keys() and not pretrained:
         raise ValueError(
-            "model_args: pretrained_cfg_overlay names weights, but weights are only loaded with --pretrained; a local "
-            "file of weights can also be given to --init"
+            "model_args: pretrained_cfg_overlay names weights, but weights are only loaded with "
+            "--pretrained; a local file of weights can also be given to --init"
         )
     if overlay and "architecture" in overlay:
         raise ValueError("model_args: pretrained_cfg_overlay names another architecture: name it with --model")

@@ -1,11 +1,12 @@
 """Compute the features of a frozen backbone once, so that post-fitting costs one pass over the images.
 
-- A cache belongs to the weights of the backbone, the images and their preprocessing. Its folder is named by their hash.
-- Every process writes its share of the images into a file of its own. The folder gets its name when all processes have
-  finished, so that an incomplete cache is never read. Until then it is the draft of one run. Of two runs that compute
-  the same features at once, the slower one uses the cache of the other.
-- A folder is deleted only if its record, which is the first file to be written, says that it is a cache, and if it
-  holds nothing else. Drafts are deleted when nobody has written to them for a while.
+- A cache belongs to the weights of the backbone, the images and their preprocessing. Its folder is named by
+  their hash.
+- Every process writes its share of the images into a file of its own. The folder gets its name when all
+  processes have finished, so that an incomplete cache is never read. Until then it is the draft of one run.
+  Of two runs that compute the same features at once, the slower one uses the cache of the other.
+- A folder is deleted only if its record, which is the first file to be written, says that it is a cache, and
+  if it holds nothing else. Drafts are deleted when nobody has written to them for a while.
 """
 
 import hashlib
@@ -105,7 +106,8 @@ def cached_features(
         images: ImageDataset without augmentation.
         accelerator: Accelerator of this process.
         folder: Folder of all caches.
-        limit: Disk space for all caches together, in GB. Caches that were not used for longest are deleted first.
+        limit: Disk space for all caches together, in GB. Caches that were not used for longest are deleted
+            first.
         batch_size: Number of images per forward pass.
         workers: Number of processes that load images.
         keep: Another cache of the same run, which is never deleted.
@@ -220,8 +222,8 @@ def make_room(folder: Path, needed: float, limit: float, keep: Path | None = Non
     least = needed + sizes.get(keep, 0.0)
     if least > limit:
         raise ValueError(
-            f"the features would take {least:.1f} GB, more than cache_limit={limit:g}: raise it, or compute features "
-            "at every epoch with --cache_features False"
+            f"the features would take {least:.1f} GB, more than cache_limit={limit:g}: raise it, or compute "
+            "features at every epoch with --cache_features False"
         )
     complete = [path for path in sizes if path != keep and CACHE_NAME.fullmatch(path.name)]
     for path in sorted(complete, key=lambda path: path.stat().st_mtime):

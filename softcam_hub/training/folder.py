@@ -1,4 +1,4 @@
-"""The output folder of a training run: its files, its settings, and the question whether a new run may use it.
+"""The output folder of a training run: its files, its settings, and the checks before a run uses it.
 
 - Nothing of an earlier run is removed before data, model and disk have passed all checks.
 """
@@ -59,11 +59,11 @@ def is_older_run(path: Path) -> bool:
         settings = read_settings(path / SETTINGS_FILE)
     except (ValueError, OSError):
         return False
-    checkpoints = [file.name for file in (path / "checkpoints").iterdir()] if (path / "checkpoints").is_dir() else []
-    best = path / "best"
+    checkpoints, best = path / "checkpoints", path / "best"
+    names = [file.name for file in checkpoints.iterdir()] if checkpoints.is_dir() else []
     return (
         {"model", "data", "mode", "epochs", "seed", "output"} <= settings.keys() <= Config().flat().keys()
-        and all(CHECKPOINT.fullmatch(name) for name in checkpoints)
+        and all(CHECKPOINT.fullmatch(name) for name in names)
         and (not best.exists() or (best / "config.json").is_file())
     )
 
@@ -89,8 +89,8 @@ def check_settings(config: Config) -> None:
     for name, value in config.flat().items():
         if name not in FREE_TO_CHANGE and earlier[name] != value:
             raise ValueError(
-                f"cannot resume: {file} says {name}={earlier[name]!r}, but now it is {value!r}; use the same settings, "
-                "or --overwrite"
+                f"cannot resume: {file} says {name}={earlier[name]!r}, but now it is {value!r}; use the same "
+                "settings, or --overwrite"
             )
 
 
@@ -109,8 +109,8 @@ def check_shared(output: Path) -> None:
     """Refuse an output folder in which this process does not see the files of the main process."""
     if not (output / SETTINGS_FILE).exists():
         raise FileNotFoundError(
-            f"this process does not see {output / SETTINGS_FILE}, which the main process wrote: all processes need one "
-            "shared storage for --output, also those on other machines"
+            f"this process does not see {output / SETTINGS_FILE}, which the main process wrote: all "
+            "processes need one shared storage for --output, also those on other machines"
         )
 
 
@@ -120,6 +120,6 @@ def check_disk_space(model: nn.Module, output: Path) -> None:
     needed, free = (3 * 4 + 4) * size, shutil.disk_usage(output).free
     if free < needed:
         raise OSError(
-            f"{output} has {free / 1e9:.1f} GB left, but checkpoints and models take up to {needed / 1e9:.1f} GB: "
-            "choose another --output"
+            f"{output} has {free / 1e9:.1f} GB left, but checkpoints and models take up to "
+            f"{needed / 1e9:.1f} GB: choose another --output"
         )

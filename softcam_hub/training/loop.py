@@ -1,9 +1,9 @@
 """The training loop with Accelerate: epochs, validation, checkpoints.
 
-- Every random number follows from (seed, epoch, image) or (seed, update, process), so that a run that was killed and
-  resumed ends with the same bits as a run without a break.
-- An update sees the same images whatever the number of processes and of accumulated batches, if their product with the
-  batch size is the same.
+- Every random number follows from (seed, epoch, image) or (seed, update, process), so that a run that was
+  killed and resumed ends with the same bits as a run without a break.
+- An update sees the same images whatever the number of processes and of accumulated batches, if their product
+  with the batch size is the same.
 """
 
 import math
@@ -64,7 +64,7 @@ class Training:
             num_classes = model.vanilla.num_classes if hasattr(model, "vanilla") else model.num_classes
             weights = class_balancing_weights(labels, num_classes)
 
-        # the network: moving average, compilation and wrapping, in the order in which they build on one another
+        # the network: each of these steps builds on the one before
         objective = Objective(model, settings.label_smoothing, weights if settings.balance == "loss" else None)
         if config.run.channels_last:
             objective = objective.to(memory_format=torch.channels_last)
@@ -90,11 +90,13 @@ class Training:
 
         Args:
             train: Samples of the training split.
-            frequencies: Relative frequencies (N,) with which images are drawn, if classes are balanced in this way.
+            frequencies: Relative frequencies (N,) with which images are drawn, if classes are balanced in
+                this way.
         """
         settings = self.config.optimization
         if isinstance(train, IterableDataset):
-            self.updates, self.sampler, self.stream, self.stream_images = settings.steps_per_epoch, None, None, train
+            self.updates, self.sampler = settings.steps_per_epoch, None
+            self.stream_images, self.stream = train, None
             return prepare_loader(train, self.config, self.accelerator)
         images_per_update = settings.batch_size * self.accelerator.num_processes * settings.accumulation
         self.updates = len(train) // images_per_update
@@ -127,7 +129,7 @@ class Training:
         if progress is not None:
             self.epoch, self.step, self.best = progress["epoch"], progress["step"], progress["best"]
             self.began -= progress["seconds"]
-            if self.accelerator.is_main_process:  # the totals are sums over all processes: the others begin at zero
+            if self.accelerator.is_main_process:  # totals are sums over all processes: others begin at zero
                 self.totals = Counter(progress["totals"])
         for tracker in self.accelerator.trackers:
             if isinstance(tracker, JSONLines):
@@ -158,12 +160,12 @@ class Training:
         settings = self.config.optimization
         updates_done = self.step - self.epoch * self.updates
         self.objective.train()
-        bar = tqdm(
-            total=self.updates, initial=updates_done, desc=f"epoch {self.epoch + 1}/{settings.epochs}", leave=False
-        )
+        title = f"epoch {self.epoch + 1}/{settings.epochs}"
+        bar = tqdm(total=self.updates, initial=updates_done, desc=title, leave=False)
+        seed, process = self.config.run.seed, self.accelerator.process_index
         for number, batch in self._batches(updates_done * settings.accumulation):
             index = batch.pop("index")
-            torch.manual_seed(derive_seed(self.config.run.seed, self.step, number, self.accelerator.process_index))
+            torch.manual_seed(derive_seed(seed, self.step, number, process))
             with self.accelerator.accumulate(self.objective):
                 step = self.objective(**batch)
                 self._check_loss(step.loss, index)
@@ -202,7 +204,8 @@ class Training:
             self.average.update(self._bare_objective, self.step)
         bar.update()
         if self.step % self.config.run.log_steps == 0:
-            values = {"loss": float(loss.detach()), "lr": max(group["lr"] for group in self.optimizer.param_groups)}
+            lr = max(group["lr"] for group in self.optimizer.param_groups)
+            values = {"loss": float(loss.detach()), "lr": lr}
             bar.set_postfix(loss=f"{values['loss']:.3f}")
             self.accelerator.log(values, step=self.step)
         within_epoch = self.step % self.updates
@@ -212,9 +215,9 @@ class Training:
     def _check_loss(self, loss: Tensor, index: Tensor) -> None:
         if not torch.isfinite(loss):
             raise NotFinite(
-                f"the loss is {float(loss.detach())} at update {self.step + 1} (epoch {self.epoch + 1}), on the images "
-                f"{index.tolist()} of the training split; {self.checkpoints.describe_last()}. Lower lr, set clip_grad, "
-                "or look at these images"
+                f"the loss is {float(loss.detach())} at update {self.step + 1} (epoch {self.epoch + 1}), on "
+                f"the images {index.tolist()} of the training split; {self.checkpoints.describe_last()}. "
+                "Lower lr, set clip_grad, or look at these images"
             )
 
     def check_finite(self, name: str, value: float) -> None:
@@ -226,15 +229,16 @@ class Training:
         """
         if not math.isfinite(value):
             raise NotFinite(
-                f"{name} is {value} after update {self.step}; {self.checkpoints.describe_last()}. Lower lr or set "
-                "clip_grad"
+                f"{name} is {value} after update {self.step}; {self.checkpoints.describe_last()}. Lower lr "
+                "or set clip_grad"
             )
 
     def _count(self, step: Step, labels: Tensor) -> None:
         """Add the statistics of a batch to the totals of the epoch."""
         statistics = prediction_statistics(self.network, step.logits.detach(), step.teacher_logits, labels)
         statistics["loss"] = step.loss.detach().expand(len(labels))
-        sums = torch.stack([values.float().sum() for values in statistics.values()]).tolist()  # one wait for the device
+        # one tensor, so that the loop waits for the device only once
+        sums = torch.stack([values.float().sum() for values in statistics.values()]).tolist()
         self.totals.update(dict(zip(statistics, sums, strict=True)), images=len(labels))
 
     def _sum_totals(self) -> dict[str, float]:
@@ -305,6 +309,6 @@ def _return_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _has_unused_parameters(model: nn.Module) -> bool:
-    """Tell whether parameters may get no gradient, as those of a class token do; looking for them costs time."""
+    """Tell whether some parameters may get no gradient, such as those of a class token."""
     anatomy = getattr(model, "anatomy", None)
     return anatomy is not None and anatomy.kind == "tokens"

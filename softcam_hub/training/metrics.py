@@ -1,7 +1,7 @@
 """Measure how well a model predicts a whole split, and how well its maps explain the predictions.
 
-- The scores of a split are pure functions of all its predictions at once. A class that no image has is left out of the
-  means over classes.
+- The scores of a split are pure functions of all its predictions at once. A class that no image has is left
+  out of the means over classes.
 - `score_model` collects the predictions of all processes, in which every image counts once.
 """
 
@@ -70,7 +70,7 @@ def score_names(model: nn.Module, multi_label: bool) -> list[str]:
 def prediction_statistics(
     model: nn.Module, logits: Tensor, teacher_logits: Tensor | None, labels: Tensor
 ) -> dict[str, Tensor]:
-    """Return accuracy and confidence of each image (B,), for model and teacher, and where the two disagree."""
+    """Return accuracy and confidence of each image (B,), of model and teacher, and where they disagree."""
     statistics = _accuracy_and_confidence(model.probabilities(logits), labels)
     if teacher_logits is not None:
         teacher = teacher_logits.detach().float().softmax(dim=1)
@@ -151,8 +151,8 @@ def quadratic_kappa(confusion: Tensor) -> float:
 def auc(scores: Tensor, present: Tensor) -> float:
     """Compute the area under the ROC curve of one class against the rest, averaged over classes.
 
-    The area is the share of (present, absent) pairs of images that the scores put in the right order; ties count half.
-    Classes that all images have, or none, are left out. The result is NaN if no class is left.
+    The area is the share of (present, absent) pairs of images that the scores put in the right order; ties
+    count half. Classes that all images have, or none, are left out. The result is NaN if no class is left.
 
     Args:
         scores: Scores (N, C).

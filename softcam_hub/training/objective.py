@@ -162,7 +162,8 @@ def _make_model(settings: ModelConfig, splits: Splits) -> nn.Module:
         return VanillaForTraining(_make_vanilla(settings, len(classes)), splits.multi_label, classes)
     model_class = MODELS[settings.family]
     loss_options = _loss_options(settings, splits.multi_label)
-    labels = {"id2label": dict(enumerate(classes)), "label2id": {name: index for index, name in enumerate(classes)}}
+    label2id = {name: index for index, name in enumerate(classes)}
+    labels = {"id2label": dict(enumerate(classes)), "label2id": label2id}
 
     # fresh weights, those of timm, or those of a file
     if settings.init is None or _is_file(settings.init):
@@ -185,7 +186,8 @@ def _make_model(settings: ModelConfig, splits: Splits) -> nn.Module:
 
 
 def _loss_options(settings: ModelConfig, multi_label: bool) -> dict[str, Any]:
-    names = {"softcam": ("l1", "l2"), "cape": ("mode", "alpha", "beta", "temperature", "selective")}[settings.family]
+    cape = ("mode", "alpha", "beta", "temperature", "selective")
+    names = {"softcam": ("l1", "l2"), "cape": cape}[settings.family]
     options = {name: getattr(settings, name) for name in (*names, "freeze_backbone")}
     return {**options, "problem_type": MULTI_LABEL if multi_label else SINGLE_LABEL}
 
@@ -226,7 +228,8 @@ def _is_file(init: str) -> bool:
 def _file_args(settings: ModelConfig, num_classes: int) -> dict[str, Any]:
     """Return the arguments with which timm loads the weights of the file in `init`, if there is one.
 
-    A classifier for another number of classes than the data have is replaced by a fresh one, as with `pretrained`.
+    A classifier for another number of classes than the data have is replaced by a fresh one, as with
+    `pretrained`.
     """
     if settings.init is None:
         return {}
@@ -235,8 +238,8 @@ def _file_args(settings: ModelConfig, num_classes: int) -> dict[str, Any]:
     overlay = {**(args.pop("pretrained_cfg_overlay", None) or {}), **description}
     num_classes_of_file = overlay.get("num_classes")
     if num_classes_of_file != num_classes:
-        # For another number of classes, timm loads the weights that fit and is silent about the rest. A model with the
-        # classes of the file takes all weights or raises an error.
+        # For another number of classes, timm loads the weights that fit and is silent about the rest. A model
+        # with the classes of the file takes all weights or raises an error.
         create = timm.create_model if settings.family is None else build
         if num_classes_of_file is not None:
             args["num_classes"] = num_classes_of_file
@@ -245,7 +248,7 @@ def _file_args(settings: ModelConfig, num_classes: int) -> dict[str, Any]:
 
 
 def _check_architecture(architecture: str | None, settings: ModelConfig) -> None:
-    """Refuse to load the weights of one architecture into another, or to train another model than the settings name."""
+    """Refuse weights of another architecture than the settings name."""
     if architecture != settings.timm_name.split(".")[0]:
         raise ValueError(f"{settings.init} holds a {architecture}, but the model to train is {settings.model}")
 
@@ -256,8 +259,8 @@ def _check_args(config: PreTrainedConfig, settings: ModelConfig) -> None:
     for name, value in settings.architecture_args().items():
         if saved.get(name) != value:
             raise ValueError(
-                f"{settings.init} was made with {name}={saved.get(name)!r}, but model_args and image_size make it "
-                f"{value!r}: leave them out, or start from another model"
+                f"{settings.init} was made with {name}={saved.get(name)!r}, but model_args and image_size "
+                f"make it {value!r}: leave them out, or start from another model"
             )
 
 

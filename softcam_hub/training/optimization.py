@@ -1,7 +1,7 @@
 """Choose the images, the optimizer and the learning rate of every update.
 
-- The order of the images is a function of (seed, epoch) alone, so that it is the same in every process and after a
-  restart.
+- The order of the images is a function of (seed, epoch) alone, so that it is the same in every process and
+  after a restart.
 - Optimizers and schedules are those of timm.
 """
 
@@ -30,8 +30,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
         count: Number of images in the data set.
         length: Number of images in an epoch, a whole number of updates.
         seed: Seed of the run.
-        weights: Relative frequencies (count,) with which images are drawn, with replacement. Without weights, no image
-            is drawn twice.
+        weights: Relative frequencies (count,) with which images are drawn, with replacement. Without weights,
+            no image is drawn twice.
     """
 
     def __init__(self, count: int, length: int, seed: int, weights: Tensor | None = None) -> None:

@@ -1,9 +1,9 @@
 """Read the settings of a run from the command line, or from a recipe with flags over it.
 
-- Recipes are YAML files with one setting per line, in `recipes/` or written by the user. A recipe may name another
-  recipe as its `base` and change some of its settings.
-- The settings of a recipe are read as if they stood on the command line before the flags, so that both are checked in
-  the same way.
+- Recipes are YAML files with one setting per line, in `recipes/` or written by the user. A recipe may name
+  another recipe as its `base` and change some of its settings.
+- The settings of a recipe are read as if they stood on the command line before the flags, so that both are
+  checked in the same way.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from .config import Config
 RECIPES = Path(__file__).parent / "recipes"
 
 NOTES, BASE = "notes", "base"
-"""Keys of a recipe that are not settings: remarks on hardware, time and score; and the recipe that it changes."""
+"""Keys of a recipe that are not settings: remarks on hardware, time and score; and another recipe."""
 
 GROUPS = [group.default_factory for group in dataclasses.fields(Config)]
 """Dataclasses of the settings, in the order of `Config`."""
@@ -32,7 +32,10 @@ SETTING_NAMES = [item.name for group in GROUPS for item in dataclasses.fields(gr
 
 
 def make_config(**settings: Any) -> Config:
-    """Return checked settings from keyword arguments, such as `make_config(model="cape_resnet18", epochs=3)`."""
+    """Check settings and return them as a `Config`.
+
+    make_config(model="cape_resnet18", epochs=3)
+    """
     return parse(as_flags(settings, "make_config()"))
 
 
@@ -40,7 +43,8 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
     """Parse the settings of a run.
 
     Args:
-        arguments: Flags, such as `["--recipe", "lesions-cape", "--epochs", "3"]`. The default is `sys.argv[1:]`.
+        arguments: Flags, such as `["--recipe", "lesions-cape", "--epochs", "3"]`. The default is
+            `sys.argv[1:]`.
     """
     flags = sys.argv[1:] if arguments is None else list(arguments)
     parser = make_parser()
@@ -133,7 +137,8 @@ def read_recipe(name: str, dependents: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read the settings of a recipe, over those of the recipe that it is based on.
 
     Args:
-        name: Name of a recipe of the package, or a YAML file. A file that a recipe names lies beside that recipe.
+        name: Name of a recipe of the package, or a YAML file. A file that a recipe names lies beside that
+            recipe.
         dependents: Files of the recipes that are based on this one, the nearest last.
     """
     file = _recipe_file(name, dependents)

@@ -108,7 +108,8 @@ def check_trackers(names: str) -> list[str]:
 
 def start_trackers(accelerator: Accelerator, settings: dict[str, Any]) -> None:
     """Begin the log with the settings of the run."""
-    values = {name: value for name, value in settings.items() if value is not None}  # TensorBoard refuses None
+    # TensorBoard refuses None
+    values = {name: value for name, value in settings.items() if value is not None}
     accelerator.init_trackers(TRACKER_FOLDER, values)
 
 
@@ -118,7 +119,7 @@ def write_metrics(values: dict[str, Any], file: Path) -> None:
 
 
 def draw_curve(log_file: Path, file: Path) -> None:
-    """Draw accuracy and loss of every epoch, of CAPE and its teacher where there are two (Fig. 4 of the CAPE paper).
+    """Draw accuracy and loss of every epoch, for CAPE and its teacher as in Fig. 4 of the CAPE paper.
 
     Args:
         log_file: Log of the run.

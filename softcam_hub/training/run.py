@@ -1,14 +1,12 @@
 """Run a whole training: data and model, checks, training, test, and the output folder.
 
 output/
-  model/             the result with its card; timm, transformers and pipelines load it, `softcam-hub push` publishes it
-  vanilla/           modes from-scratch and post-fit: the vanilla classifier that CAPE has learnt from
-  metrics.json       scores of the result on the test split, with time and versions
-  curve.png          accuracy and loss of every epoch
-  examples.png       explained test images, with their ground truth
-  log.jsonl          every logged value
-  settings.yaml      a recipe that repeats the run
-  checkpoints/       the last checkpoints, for --resume
+  model/             the result with its card; timm, transformers and pipelines load it, `softcam-hub push`
+  publishes it vanilla/           modes from-scratch and post-fit: the vanilla classifier that CAPE has learnt
+  from metrics.json       scores of the result on the test split, with time and versions curve.png
+  accuracy and loss of every epoch examples.png       explained test images, with their ground truth log.jsonl
+  every logged value settings.yaml      a recipe that repeats the run checkpoints/       the last checkpoints,
+  for --resume
 """
 
 import logging
@@ -88,7 +86,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def _run_in_folder(config: Config, splits: Splits | None = None) -> dict[str, Any]:
-    """Lock one output folder and run in it. The search for a temperature calls this for the folder of each value."""
+    """Lock one output folder and run in it; the search for a temperature has a folder for each value."""
     began = time.monotonic()
     accelerator = make_accelerator(config, Path(config.run.output))
     folder = output_folder(config)
@@ -125,7 +123,7 @@ def _check_and_train(
     if config.run.resume and (output / METRICS).exists():
         accelerator.print(f"{output} holds a finished run")
         if accelerator.is_main_process and (output / RECORD).is_file():
-            shutil.rmtree(output / "best", ignore_errors=True)  # a kill at the very end of the run has left it
+            shutil.rmtree(output / "best", ignore_errors=True)  # left by a kill at the very end of the run
         return read_metrics(output)
 
     # nothing is written before data, model and settings have been found to fit each other
@@ -145,14 +143,15 @@ def _check_and_train(
 
 
 def _choose_temperature(config: Config, accelerator: Accelerator, splits: Splits) -> dict[str, Any]:
-    """Train with each temperature in a folder of its own, and copy the result that is best on validation images."""
+    """Train with each temperature in a folder of its own, and copy the result with the best validation."""
     output = Path(config.run.output)
     metrics_by_temperature = {}
     for temperature in config.model.candidates():
         model = replace(config.model, temperature=temperature, temperatures="")
         cache_dir = config.run.cache_dir or str(output / "features")  # the features do not depend on T
         run_config = replace(config.run, output=str(output / f"T={temperature:g}"), cache_dir=cache_dir)
-        metrics_by_temperature[temperature] = _run_in_folder(replace(config, model=model, run=run_config), splits)
+        one_config = replace(config, model=model, run=run_config)
+        metrics_by_temperature[temperature] = _run_in_folder(one_config, splits)
 
     name = f"validation_{config.run.select}"
     scores = {temperature: metrics[name] for temperature, metrics in metrics_by_temperature.items()}
@@ -194,7 +193,8 @@ def _train(config: Config, accelerator: Accelerator, splits: Splits, model: nn.M
     if config.model.calibrate:
         metrics["fitted_temperature"] = _fit_temperature(training, result)
     metrics |= _score_result(training, result, splits)
-    metrics |= {"seconds": round(training.seconds, 1), "processes": accelerator.num_processes, **_describe_machine()}
+    metrics |= {"seconds": round(training.seconds, 1), "processes": accelerator.num_processes}
+    metrics |= _describe_machine()
 
     accelerator.wait_for_everyone()  # all processes have loaded the model that is deleted now
     if accelerator.is_main_process:
@@ -217,12 +217,12 @@ def prepare_training(config: Config, accelerator: Accelerator, splits: Splits, m
         train, labels = EndlessImageDataset(stream, config.optimization.batch_size), None
     validation = None if splits.validation is None else ImageDataset(splits.validation, eval_transform)
 
-    same_features_in_every_epoch = (
-        config.model.frozen and config.model.family is not None and not (config.augmentation.augment or labels is None)
-    )
-    if same_features_in_every_epoch and config.run.cache_features:
+    has_frozen_backbone = config.model.frozen and config.model.family is not None
+    has_fixed_images = not config.augmentation.augment and labels is not None
+    if has_frozen_backbone and has_fixed_images and config.run.cache_features:
         folder = Path(config.run.cache_dir or output / "features")
-        options = (accelerator, folder, config.run.cache_limit, config.optimization.batch_size, config.run.workers)
+        batch_size, workers = config.optimization.batch_size, config.run.workers
+        options = (accelerator, folder, config.run.cache_limit, batch_size, workers)
         train = cached_features(model, ImageDataset(splits.train, eval_transform), *options)
         validation = None if validation is None else cached_features(model, validation, *options, keep=train)
     return Training(config, accelerator, model, train, validation, labels, output)
@@ -233,7 +233,7 @@ def _data_config(model: nn.Module) -> dict[str, Any]:
 
 
 def _save_best(training: Training) -> Path:
-    """Return the folder of the best model, which is that of the last epoch if there is no validation split."""
+    """Return the folder of the best model, or of the last one if there is no validation split."""
     if training.best is None:
         training.keep_result(training.epoch)
     training.accelerator.wait_for_everyone()
@@ -247,9 +247,11 @@ def _fit_temperature(training: Training, result: nn.Module) -> float:
     with evaluation_mode(result):
         for batch in training.validation:
             with accelerator.autocast():
-                features = batch["features"] if "features" in batch else result.forward_features(batch["pixel_values"])
-                _, evidence = result.head(features, kind="evidence")
-            losses.append(accelerator.gather_for_metrics(candidate_losses(result.head, evidence, batch["labels"])))
+                if "features" not in batch:
+                    batch["features"] = result.forward_features(batch["pixel_values"])
+                _, evidence = result.head(batch["features"], kind="evidence")
+            losses_of_batch = candidate_losses(result.head, evidence, batch["labels"])
+            losses.append(accelerator.gather_for_metrics(losses_of_batch))
     return set_temperature(result.head, torch.cat(losses))
 
 
@@ -316,7 +318,7 @@ def _save_vanilla(best_folder: Path, result: nn.Module, folder: Path, classes: l
 
 
 def _draw_pictures(training: Training, result: nn.Module, splits: Splits) -> None:
-    """Draw curve and examples. Masks and boxes are first read here: a wrong one costs a picture, not the run."""
+    """Draw curve and examples. Masks and boxes are first read here: a wrong one costs a picture only."""
     config, output = training.config, training.output
     try:
         draw_curve(output / LOG_FILE, output / "curve.png")

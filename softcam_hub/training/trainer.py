@@ -31,8 +31,8 @@ CARD_OPTIONS = ("mode", "temperature", "selective", "l1", "l2", "freeze_backbone
 class EvidenceTrainer(Trainer):
     """`Trainer` without weight decay of CAPE's temperature, and with a model card of this package.
 
-    `Trainer` chooses by name which parameters decay, and spares only biases and norms. Its weight decay would draw T'
-    towards 1, the initial value. `push_to_hub` publishes the card that `create_model_card` writes.
+    `Trainer` chooses by name which parameters decay, and spares only biases and norms. Its weight decay would
+    draw T' towards 1, the initial value. `push_to_hub` publishes the card that `create_model_card` writes.
     """
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:

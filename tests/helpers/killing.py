@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 from test_benchmark import DATA, black_box, save, work
-from test_training import settings
 
 from helpers.outputs import content
 from helpers.processes import finish, kill, start
+from helpers.training import settings
 from softcam_hub.cli import main
 from softcam_hub.output_folder import RECORD
 from softcam_hub.training import run

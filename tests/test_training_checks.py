@@ -1,0 +1,173 @@
+"""What is refused before a run writes anything: settings that do not fit data, model, folder or an earlier run."""
+
+import logging
+
+import pytest
+from helpers.training import CLASSES, PF, SIZE, equal, settings, table, train, weights
+
+from softcam_hub.data.splits import load_splits
+from softcam_hub.training.checks import check_run
+from softcam_hub.training.folder import check_shared, write_settings
+from softcam_hub.training.metrics import score_names
+from softcam_hub.training.objective import make_model
+from softcam_hub.training.reporting import read_log
+
+
+def test_a_file_in_the_place_of_the_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(OSError, match="cannot be written: .*; choose another --output"):
+            train(output)
+
+
+def test_a_full_disk_is_noticed_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    with pytest.raises(OSError, match="has 0.0 GB left, but checkpoints and models take up to 0.0 GB: choose another"):
+        train(tmp_path)
+    assert not (tmp_path / "log.jsonl").exists()
+
+
+def test_another_run_is_not_overwritten_unasked(tmp_path):
+    train(tmp_path, epochs=1, lr=0)
+    (tmp_path / "mine.txt").write_text("")
+    before = weights(tmp_path)
+    with pytest.raises(FileExistsError, match="holds an earlier training run .*--resume, .*--overwrite"):
+        train(tmp_path, epochs=1, seed=1)
+    assert equal(weights(tmp_path), before)
+    train(tmp_path, epochs=1, seed=1, overwrite=True)
+    assert not equal(weights(tmp_path), before)
+    assert (tmp_path / "mine.txt").exists()
+
+
+@pytest.mark.parametrize(
+    "mistake", [{"data": "/no/such/folder"}, {"model": "cape_resnet999"}, {"select": "teacher_accuracy"}], ids=str
+)
+def test_a_mistake_does_not_cost_the_run_that_was_to_be_overwritten(mistake, tmp_path):
+    train(tmp_path, epochs=1, lr=0)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises((ValueError, OSError)):
+        train(tmp_path, **mistake, overwrite=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_every_process_must_see_the_folder(tmp_path):
+    write_settings(settings(tmp_path))
+    check_shared(tmp_path)
+    (tmp_path / "settings.yaml").unlink()
+    with pytest.raises(
+        OSError, match="does not see .*settings.yaml, which the main process wrote.* one shared storage"
+    ):
+        check_shared(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"num_classes": 7}, "num_classes=7, but the data has 4 classes: \\['healthy'"),
+        ({"batch_size": 64}, "has 50 images, fewer than one update takes: 64 x 1 accumulated x 1 processes"),
+        ({"select": "teacher_accuracy"}, "'teacher_accuracy' is not a validation score here: expected loss, accuracy"),
+        ({"model": "cape_resnet999"}, "resnet999"),
+        ({"model": "resnet999"}, "resnet999"),
+        ({"optimizer": "sgdd"}, "sgdd"),
+        ({"model_args": "no_such_thing=3"}, "no_such_thing"),
+        ({"trackers": "mlflow"}, "unknown tracker 'mlflow': expected tensorboard or wandb"),
+        ({"data": "/no/such/folder"}, "there is no folder /no/such/folder"),
+        ({"train_split": "all"}, "there is no training split 'all'"),
+        ({"init": "/no/such/model"}, "/no/such/model"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_what_cannot_be_trained_is_refused(changes, expected, tmp_path):
+    with pytest.raises((ValueError, OSError), match=expected):
+        train(tmp_path / "run", **changes)
+
+
+def no_validation(folder):
+    return table(folder, [*CLASSES] * 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"select": "teacher_accuracy"}, "select='teacher_accuracy' is not a validation score here: expected loss"),
+        ({"model": "test_resnet", "select": "sparseness"}, "select='sparseness' is not a validation score here"),
+        (
+            {"model": "softcam_test_resnet", "data": "labels", "select": "kappa", "train_count": 16, "eval_count": 8},
+            "select='kappa' is not a validation score here: expected loss, accuracy, auc, sparseness",
+        ),
+        (
+            {"mode": "from-scratch", "temperatures": "1 2", "data": no_validation},
+            "there are none: set hold_out, such as",
+        ),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_what_cannot_be_chosen_by_is_refused_before_training(changes, expected, tmp_path):
+    data = changes.get("data")
+    changes = {**changes, "data": data(tmp_path / "data")} if callable(data) else changes
+    with pytest.raises(ValueError, match=expected):
+        train(tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("options", [{"mode": "from-scratch"}, {"model": "test_resnet"}, {"data": "labels"}], ids=str)
+def test_the_scores_to_choose_by_are_those_of_an_evaluation(options, tmp_path):
+    if "data" in options:
+        options = {**options, "model": "softcam_test_resnet", "train_count": 16, "eval_count": 8, "data_size": SIZE}
+    config = settings(tmp_path, **options)
+    splits = load_splits(config.data)
+    train(tmp_path, **options, epochs=1)
+    line = next(line for line in read_log(tmp_path / "log.jsonl") if "epoch" in line)
+    found = {name.removeprefix("validation_") for name in line if name.startswith("validation_")}
+    assert set(score_names(make_model(config, splits), splits.multi_label)) == found
+
+
+def test_temperatures_do_not_take_the_place_of_another_run(vanilla_run, tmp_path):
+    train(tmp_path, model="test_resnet", epochs=1)
+    before = weights(tmp_path)
+    with pytest.raises(FileExistsError, match=f"{tmp_path} holds an earlier training run"):
+        train(tmp_path, init=str(vanilla_run[0] / "model"), **PF, temperatures="1 4")
+    assert equal(weights(tmp_path), before)
+    assert not list(tmp_path.glob("T=*"))
+
+
+def test_weights_that_have_seen_what_is_held_out_are_refused(tmp_path):
+    data = table(tmp_path / "data", [*CLASSES] * 10)
+    division = {"data": data, "folds": 3, "hold_out": 0.2}
+    train(tmp_path / "vanilla", model="test_resnet", **division, fold=1, epochs=1)
+    start = {"init": str(tmp_path / "vanilla" / "model"), **PF, "epochs": 1}
+    train(tmp_path / "same", **start, **division, fold=1)
+    for change in ({"fold": 2}, {"hold_out": 0.3}, {"data_seed": 1}, {"folds": 4}, {"folds": 0, "fold": 0}):
+        with pytest.raises(ValueError, match="has learnt from images that are to be held out now: its run .*'fold': 1"):
+            train(tmp_path / "other", **start, **{**division, "fold": 1, **change})
+    train(tmp_path / "elsewhere", **start, data=table(tmp_path / "others", [*CLASSES] * 10))
+
+
+def test_empty_split(tmp_path):
+    (tmp_path / "empty.csv").write_text("image,label\n")
+    with pytest.raises(ValueError, match="empty.csv"):
+        train(tmp_path / "run", data=str(tmp_path / "empty.csv"))
+
+
+def test_init_from_other_classes_is_refused(vanilla_run, from_scratch_run, tmp_path):
+    order = table(tmp_path / "order", [*CLASSES[::-1]] * 4)
+    fewer = table(tmp_path / "fewer", ["healthy", "exudate"] * 8)
+    for source in (vanilla_run[0] / "model", from_scratch_run[0] / "model"):
+        with pytest.raises(
+            ValueError,
+            match="was trained on the classes \\['healthy', 'microaneurysm'.*, but the data has \\['exudate'",
+        ):
+            train(tmp_path / "a", init=str(source), data=order)
+        with pytest.raises(ValueError, match="classes"):
+            train(tmp_path / "b", init=str(source), data=fewer)
+    with pytest.raises(ValueError, match="holds a test_resnet, but the model to train is cape_test_convnext"):
+        train(tmp_path / "c", init=str(vanilla_run[0] / "model"), model="cape_test_convnext")
+
+
+@pytest.mark.parametrize(("l1", "warned"), [(3.0, True), (2.9, False)])
+def test_a_penalty_that_leaves_nothing_to_learn_leaves_a_warning(l1, warned, tmp_path, caplog):
+    config = settings(tmp_path, model="softcam_test_resnet", l1=l1)
+    splits = load_splits(config.data)
+    with caplog.at_level(logging.WARNING):
+        check_run(config, splits, make_model(config, splits), processes=1)
+    assert ("leaves nothing to learn: with 4 classes, from 3 on" in caplog.text) == warned
