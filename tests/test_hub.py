@@ -253,7 +253,7 @@ def test_a_run_is_not_its_model(hub, folder, tmp_path):
     "name", ["tiny", "a/b/c", "tester/", "tester/ti ny", "datasets/tester/tiny", "x--y/z", PLACEHOLDER_REPO, ""]
 )
 def test_a_bad_name_is_refused(name, hub, folder):
-    with pytest.raises(ValueError, match="is no name of a repo"):
+    with pytest.raises(ValueError, match="is not the name of a repository"):
         push(folder, name)
     assert hub.requests == []
 
@@ -279,8 +279,8 @@ def test_a_wrong_token(hub, folder):
 @pytest.mark.parametrize(
     ("status", "error", "message"),
     [
-        (403, PermissionError, "may not write to tester's repos"),
-        (409, FileExistsError, "taken by a repo that this token"),
+        (403, PermissionError, "may not write to repositories of tester"),
+        (409, FileExistsError, "belongs to a repository that this token"),
     ],
 )
 def test_a_name_that_is_not_ours(status, error, message, hub, folder):
@@ -292,7 +292,7 @@ def test_a_name_that_is_not_ours(status, error, message, hub, folder):
 
 def test_a_repo_of_another_type(hub, folder):
     hub.add_repo(REPO, {"data.csv": b"1"}, repo_type="dataset")
-    with pytest.raises(FileNotFoundError, match=r"no model repo tester/tiny \(tester/tiny is a dataset\)"):
+    with pytest.raises(FileNotFoundError, match=r"no model repository tester/tiny \(tester/tiny is a dataset\)"):
         push(folder, REPO, create_pr=True)
     assert hub.files(REPO, repo_type="dataset") == {"data.csv": b"1"}
     assert sent(hub) == []
@@ -309,7 +309,7 @@ BREAKS = {
 
 def test_what_the_hub_says_of_a_bad_request_is_passed_on(hub, folder):
     hub.fail_next("POST", "/commit/", 400)
-    with pytest.raises(ConnectionError, match="broke off: A failure that the test asked for") as refusal:
+    with pytest.raises(ConnectionError, match="was interrupted: A failure that the test asked for") as refusal:
         push(folder, REPO)
     assert str(refusal.value).endswith(f"{REPO}@main is as it was before")
     assert "\n" not in str(refusal.value)
@@ -319,7 +319,7 @@ def test_what_the_hub_says_of_a_bad_request_is_passed_on(hub, folder):
 def test_a_push_that_breaks_off_leaves_the_repo_as_it_was(case, hub, folder):
     before = hub.add_repo(REPO, {"README.md": b"old", "model-00001-of-00002.safetensors": b"old"})
     hub.fail_next(*BREAKS[case])
-    with pytest.raises(OSError, match=r"broke off: .*is as it was before") as refusal:
+    with pytest.raises(OSError, match=r"was interrupted: .*is as it was before") as refusal:
         push(folder, REPO)
     assert str(refusal.value).endswith("; push again") == (BREAKS[case][2] != 403)
     assert "\n" not in str(refusal.value)
@@ -343,7 +343,7 @@ def test_a_hub_that_is_gone(folder, monkeypatch):
         push(folder, REPO, token="hf_test")
     done = push(folder, REPO, dry_run=True)
     assert done.deleted is None
-    assert "the Hub does not tell" in done.describe()
+    assert "the Hub does not say" in done.describe()
 
 
 def test_what_others_committed_meanwhile_is_not_overwritten(hub, folder, monkeypatch):

@@ -1,9 +1,10 @@
-"""One commit on the Hub: the repo, its branch, the files, and what to say when the Hub refuses.
+"""Commit files to a repository on the Hub in one step, and say what to do when the Hub refuses.
 
-- An existing repo is never made private or public: a push that asks for private finds a public repo an error.
-- The commit names the one it builds on, so that what others commit meanwhile is not overwritten unseen.
-- Weights that an earlier push left under other names go with the commit: `from_pretrained` and timm would find them.
-  Nothing else is deleted, and nothing in Spaces.
+- An existing repository is never made private or public: a push that asks for a private repository is refused
+  if a public one exists.
+- The commit names the commit that it builds on, so that it cannot overwrite what others commit meanwhile.
+- The commit also deletes weight files that an earlier push left under other names, because `from_pretrained`
+  and timm would find them. Nothing else is deleted, and nothing in Spaces.
 """
 
 import re
@@ -17,181 +18,185 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import HfHubHTTPError
 
 RepoFiles = dict[str, Path | bytes]
-"""Path in the repo -> the file, or its content."""
+"""Path in the repository -> the file to upload, or its content."""
 
 WEIGHTS = re.compile(r"(model(-\d+-of-\d+)?\.safetensors|pytorch_model(-\d+-of-\d+)?\.bin)(\.index\.json)?")
-"""Names, at the root of a model repo, under which weights are looked for."""
+"""Names at the root of a model repository under which libraries look for weights."""
 
 REPO_TYPES = ("model", "dataset", "space")
 
 TRANSIENT = (408, 412, 429)
-"""Refusals after which the same push may pass: a timeout, a commit meanwhile, too many requests."""
+"""HTTP statuses below 500 after which the same push may succeed: timeout, commit by others, too many requests."""
 
 
 @dataclass(frozen=True)
 class Destination:
-    """Where a push goes; the fields are arguments of `hub.push`."""
+    """Repository and branch of a push. The fields are arguments of `hub.push`."""
 
     repo_id: str
-    kind: str
+    repo_type: str
     private: bool | None = None
     revision: str | None = None
     create_pr: bool = False
 
     @property
-    def named(self) -> dict[str, Any]:
-        return {"repo_id": self.repo_id, "repo_type": self.kind}
+    def repo(self) -> dict[str, str]:
+        """The arguments by which methods of `HfApi` find the repository."""
+        return {"repo_id": self.repo_id, "repo_type": self.repo_type}
 
     @property
-    def base(self) -> str:
+    def branch(self) -> str:
         return self.revision or "main"
 
+    def __str__(self) -> str:
+        return f"{self.repo_type} repository {self.repo_id}"
 
-@dataclass(frozen=True)
-class Delivered:
-    """What a commit did.
 
-    Args:
-        url: of the commit or pull request; None where the repo held all of it already.
-        deleted: weights under other names.
+def commit_files(
+    files: RepoFiles, destination: Destination, message: str, token: str | None
+) -> tuple[str | None, list[str]]:
+    """Commit files, and delete weights under other names with the same commit.
+
+    Returns:
+        Address of the commit or pull request (None if the repository held the same files already), and the
+        names of the deleted files.
     """
-
-    url: str | None
-    deleted: list[str]
-
-
-def deliver(files: RepoFiles, target: Destination, message: str, token: str | None) -> Delivered:
-    """Commit the files."""
     token = token or get_token()
     if not token:
         raise PermissionError(
-            "the Hub takes nothing without a token: run `hf auth login`, set HF_TOKEN, or give one; it needs the right "
-            "to write"
+            "no access token was found, and the Hub accepts no files without one: run `hf auth login`, set "
+            "HF_TOKEN, or pass a token with the right to write"
         )
-    api, what = HfApi(token=token), f"{target.kind} repo {target.repo_id}"
-    with _explained(target, f"{what} could not be prepared, and nothing was sent"):
-        _prepare(api, target)
-        head = api.repo_info(**target.named, revision=target.base).sha
-        stale = _stale(api, target, head, files)
+    api = HfApi(token=token)
+    with _errors_explained(api, destination):
+        _create_missing(api, destination)
+        parent = api.repo_info(**destination.repo, revision=destination.branch).sha
+        stale = _list_stale_weights(api, destination, parent, files)
     operations = [CommitOperationAdd(name, content) for name, content in files.items()]
     operations += [CommitOperationDelete(name) for name in stale]
-    try:
-        with _explained(target, f"the push to {what} broke off"):
-            options = {"create_pr": target.create_pr, "parent_commit": head, "commit_message": message}
-            done = api.create_commit(**target.named, operations=operations, revision=target.base, **options)
-    except OSError as error:
-        raise type(error)(f"{error}. {_state(api, target, head, _status(error))}") from error.__cause__
-    return Delivered(None if done.oid == head else done.pr_url or done.commit_url, stale)
+    with _errors_explained(api, destination, parent):
+        commit = api.create_commit(
+            **destination.repo,
+            operations=operations,
+            commit_message=message,
+            revision=destination.branch,
+            create_pr=destination.create_pr,
+            parent_commit=parent,
+        )
+    return None if commit.oid == parent else commit.pr_url or commit.commit_url, stale
 
 
-def find_stale(files: RepoFiles, target: Destination, token: str | None) -> list[str] | None:
-    """The weights that a push would delete; None where the Hub does not tell."""
+def find_stale_weights(files: RepoFiles, destination: Destination, token: str | None) -> list[str] | None:
+    """List the weights that a push would delete, or return None if the Hub does not answer."""
     api = HfApi(token=token)
-    for revision in dict.fromkeys([target.base, "main"]):  # a branch that is made begins as main
+    for revision in dict.fromkeys([destination.branch, "main"]):  # a new branch begins as a copy of main
         try:
-            return _stale(api, target, revision, files)
-        except Exception as error:  # of the Hub's client, of many kinds
-            if _status(error) != 404:
+            return _list_stale_weights(api, destination, revision, files)
+        except Exception as error:  # the Hub's client raises many types
+            http = _http_error(error)
+            if http is None or http.response.status_code != 404:
                 return None
     return []
 
 
-def _stale(api: HfApi, target: Destination, revision: str, files: RepoFiles) -> list[str]:
-    if target.kind != "model":
+def _list_stale_weights(api: HfApi, destination: Destination, revision: str, files: RepoFiles) -> list[str]:
+    if destination.repo_type != "model":
         return []
-    there = api.list_repo_files(**target.named, revision=revision)
-    return [name for name in there if WEIGHTS.fullmatch(name) and name not in files]
+    names = api.list_repo_files(**destination.repo, revision=revision)
+    return [name for name in names if WEIGHTS.fullmatch(name) and name not in files]
 
 
-def _prepare(api: HfApi, target: Destination) -> None:
-    """Make the repo and the branch where there are none."""
-    existing = _find(api, target.repo_id, target.kind)
+def _create_missing(api: HfApi, destination: Destination) -> None:
+    """Create the repository and the branch if they do not exist."""
+    existing = _find_repo(api, destination.repo_id, destination.repo_type)
     if existing is None:
-        if target.create_pr:
-            raise FileNotFoundError(f"{_missing(api, target)}: a pull request needs a repo; push without one first")
-        space = {"space_sdk": "gradio"} if target.kind == "space" else {}
-        api.create_repo(**target.named, private=target.private, **space)
-    elif target.private and not existing.private:
+        if destination.create_pr:
+            raise FileNotFoundError(
+                f"there is no {destination}{_describe_namesake(api, destination)}: a pull request needs an "
+                "existing repository; push without a pull request first"
+            )
+        space_sdk = "gradio" if destination.repo_type == "space" else None
+        api.create_repo(**destination.repo, private=destination.private, space_sdk=space_sdk)
+    elif destination.private and not existing.private:
         raise FileExistsError(
-            f"{target.kind} repo {target.repo_id} exists and is public: choose another name, make it private on the "
-            "Hub, or push without asking for private"
+            f"the {destination} exists and is public: choose another name, make it private on the Hub, or "
+            "push without asking for a private repository"
         )
-    if target.revision not in (None, "main") and not target.revision.startswith("refs/pr/"):
-        api.create_branch(**target.named, branch=target.revision, exist_ok=True)
+    if destination.branch != "main" and not destination.branch.startswith("refs/pr/"):
+        api.create_branch(**destination.repo, branch=destination.branch, exist_ok=True)
 
 
-def _find(api: HfApi, repo_id: str, kind: str) -> Any:
+def _find_repo(api: HfApi, repo_id: str, repo_type: str) -> Any:
+    """Return what the Hub says about a repository, or None if there is none."""
     try:
-        return api.repo_info(repo_id, repo_type=kind)
+        return api.repo_info(repo_id, repo_type=repo_type)
     except HfHubHTTPError as error:
         if error.response.status_code == 404:
             return None
         raise
 
 
-def _missing(api: HfApi, target: Destination) -> str:
-    others = [kind for kind in REPO_TYPES if kind != target.kind and _find(api, target.repo_id, kind)]
-    beside = f" ({target.repo_id} is a {others[0]})" if others else ""
-    return f"there is no {target.kind} repo {target.repo_id}{beside}"
+def _describe_namesake(api: HfApi, destination: Destination) -> str:
+    """Mention a repository of the same name and another type."""
+    for repo_type in REPO_TYPES:
+        if repo_type != destination.repo_type and _find_repo(api, destination.repo_id, repo_type):
+            return f" ({destination.repo_id} is a {repo_type})"
+    return ""
 
 
 @contextmanager
-def _explained(target: Destination, what: str) -> Iterator[None]:
-    """Turn the errors of the Hub's client, of many kinds, into ones that say what to do."""
+def _errors_explained(api: HfApi, destination: Destination, parent: str | None = None) -> Iterator[None]:
+    """Replace the errors of the Hub's client, which have many types, by ones that say what to do.
+
+    Args:
+        api: Client of the Hub.
+        destination: Repository and branch of the push.
+        parent: Last commit before the push, or None as long as nothing has been sent.
+    """
     try:
         yield
     except (FileExistsError, FileNotFoundError):
         raise
     except Exception as error:
-        kind, advice = _advice(_status(error), target)
-        raise kind(f"{what}: {advice or _reason(error)}") from error
+        http = _http_error(error)
+        status = http and http.response.status_code
+        error_type, advice = _advise(status, destination)
+        reason = advice or " ".join(((http and http.server_message) or str(error) or type(error).__name__).split())
+        if parent is None:
+            raise error_type(f"{destination} could not be prepared, and nothing was sent: {reason}") from error
+        outcome = _describe_outcome(api, destination, parent, status)
+        message = f"the push to {destination} was interrupted: {reason.rstrip('.')}. {outcome}"
+        raise error_type(message) from error
 
 
-def _advice(status: int | None, target: Destination) -> tuple[type[OSError], str]:
-    owner = target.repo_id.partition("/")[0]
+def _http_error(error: BaseException | None) -> HfHubHTTPError | None:
+    """Return the answer of the Hub behind an error, if there is one."""
+    while error is not None and not isinstance(error, HfHubHTTPError):
+        error = error.__cause__
+    return error
+
+
+def _advise(status: int | None, destination: Destination) -> tuple[type[OSError], str]:
+    """Return the type of error and the advice for an HTTP status, if the status alone says what to do."""
+    owner, repo_id = destination.repo_id.partition("/")[0], destination.repo_id
     refusals = {
-        401: (
-            PermissionError,
-            "the Hub does not accept the token; make a new one in its settings, and log in",
-        ),
-        403: (
-            PermissionError,
-            f"the token may not write to {owner}'s repos; use one of theirs that may",
-        ),
-        404: (FileNotFoundError, f"the Hub has no repo or revision {target.repo_id}@{target.base} for this token"),
-        409: (
-            FileExistsError,
-            f"{target.repo_id} is taken by a repo that this token does not see; choose another",
-        ),
+        401: (PermissionError, "the Hub does not accept the token; create a new one in its settings, and log in"),
+        403: (PermissionError, f"the token may not write to repositories of {owner}; use one that may"),
+        404: (FileNotFoundError, f"the Hub has no revision {repo_id}@{destination.branch} for this token"),
+        409: (FileExistsError, f"{repo_id} belongs to a repository that this token cannot see; choose another name"),
         412: (ConnectionError, "somebody has committed meanwhile; look at their commit and push again"),
     }
     return refusals.get(status, (ConnectionError, ""))
 
 
-def _status(error: BaseException | None) -> int | None:
-    """HTTP status of the refusal behind an error."""
-    while error is not None:
-        if isinstance(error, HfHubHTTPError):
-            return error.response.status_code
-        error = error.__cause__
-    return None
-
-
-def _reason(error: BaseException) -> str:
-    """In one line: what the Hub said, else what its client did."""
-    said, found = None, error
-    while found is not None and not said:
-        said, found = getattr(found, "server_message", None), found.__cause__
-    return " ".join((said or str(error) or type(error).__name__).split()).rstrip(".")
-
-
-def _state(api: HfApi, target: Destination, head: str, status: int | None) -> str:
-    """What a push that broke off has left behind, as far as the Hub can be asked, and what to do."""
+def _describe_outcome(api: HfApi, destination: Destination, parent: str, status: int | None) -> str:
+    """Say what an interrupted push has left behind, as far as the Hub can be asked, and what to do."""
+    target = f"{destination.repo_id}@{destination.branch}"
     try:
-        same = api.repo_info(**target.named, revision=target.base).sha == head
-    except Exception:  # whatever broke the push off
-        same = None
-    if not same:
-        return f"Look at {target.repo_id}@{target.base} before you push again: it may have changed"
-    refused = status is not None and 400 <= status < 500 and status not in TRANSIENT
-    return f"{target.repo_id}@{target.base} is as it was before" + ("" if refused else "; push again")
+        unchanged = api.repo_info(**destination.repo, revision=destination.branch).sha == parent
+    except Exception:  # for example the one that interrupted the push
+        unchanged = False
+    if not unchanged:
+        return f"Look at {target} before you push again: it may have changed"
+    is_final = status is not None and 400 <= status < 500 and status not in TRANSIENT
+    return f"{target} is as it was before" + ("" if is_final else "; push again")

@@ -1,7 +1,9 @@
-"""Publishing on the Hugging Face Hub: a model folder, or a Space of ours, in one commit.
+"""Publish a model folder, or one of our Spaces, on the Hugging Face Hub in one commit.
 
-- Everything is checked before anything is sent, and the commit is atomic: a push that breaks off changes nothing.
-- Where the folder lacks them, the code of `models/` and the card go along. Pickles never do, nor local paths.
+- Everything is checked before anything is sent, and the commit is atomic: an interrupted push changes
+  nothing.
+- The code of `models/` and a card are added if the folder lacks them. Pickled files are refused, and local
+  paths are removed from the published records.
 """
 
 from dataclasses import dataclass
@@ -19,16 +21,16 @@ from .cards import (
     read_model_config,
     render_trained_card,
 )
-from .commit import Destination, RepoFiles, deliver, find_stale
+from .commit import Destination, RepoFiles, commit_files, find_stale_weights
 
 PUBLISHED_SUFFIXES = (
     *(".json", ".jsonl", ".md", ".onnx", ".py", ".safetensors", ".txt", ".yaml"),
     *(".jpeg", ".jpg", ".png", ".webp"),
 )
-"""What a repo of ours is made of."""
+"""Suffixes of the files that are published; others stay behind."""
 
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".h5", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth")
-"""What runs code when it is read, or can."""
+"""Suffixes of files that can run code when they are read."""
 
 PACKAGE = Path(__file__).parents[1]
 CODE = PACKAGE / "models"
@@ -36,12 +38,12 @@ CODE = PACKAGE / "models"
 
 @dataclass(frozen=True)
 class Space:
-    """A folder that is pushed as a Space; its README names itself `<user>/<name of the folder>`.
+    """A folder of the package that can be pushed as a Space.
 
     Args:
-        folder: what is pushed.
-        evaluated: whether it is an `evaluate` module, which is found by the name of the repo.
-        with_package: whether our package goes along, for it to import.
+        folder: Folder to push. Its README calls the Space `<user>/<name of the folder>`.
+        evaluated: The Space is an `evaluate` module, which is found by the name of its repository.
+        with_package: Push our package too, for the Space to import.
     """
 
     folder: Path
@@ -53,19 +55,18 @@ SPACES = {
     "scores": Space(PACKAGE / "explanation_scores", evaluated=True),
     "demo": Space(PACKAGE / "hub" / "spaces" / "demo", with_package=True),
 }
-"""The Spaces that can be pushed, by name."""
+"""Name of a Space for `push_space` -> the Space."""
 
 
 @dataclass(frozen=True)
 class PushResult:
-    """What went to the Hub, or would go.
+    """Files that a push sent to the Hub, or would send.
 
     Args:
-        repo_id: where.
-        files: path in the repo -> bytes.
-        url: of the commit, or of the pull request; None on a dry run, and where the repo held all of it already.
-        deleted: weights that lay in the repo under other names, where they would be found beside the new ones; None
-            where a dry run could not ask the Hub.
+        repo_id: Repository of the push.
+        files: Path in the repository -> size in bytes.
+        url: Address of the commit or pull request; None after a dry run, and if nothing had changed.
+        deleted: Names of older weight files that the commit deleted; None if a dry run could not ask the Hub.
     """
 
     repo_id: str
@@ -74,10 +75,11 @@ class PushResult:
     deleted: list[str] | None = None
 
     def describe(self) -> str:
+        """List the files with their sizes, and the deleted weights, one in a line."""
         lines = [f"{size:>12,}  {name}" for name, size in self.files.items()]
         lines.append(f"{sum(self.files.values()):>12,}  bytes in {len(self.files)} files")
         if self.deleted is None:
-            lines.append(f"the Hub does not tell whether {self.repo_id} holds weights that would be deleted")
+            lines.append(f"the Hub does not say whether {self.repo_id} holds older weights that would be deleted")
         else:
             lines += [f"{'delete':>12}  {name}, weights under another name" for name in self.deleted]
         return "\n".join(lines)
@@ -94,28 +96,28 @@ def push(
     token: str | None = None,
     dry_run: bool = False,
 ) -> PushResult:
-    """Publish a model folder: weights, configuration, code, card, pictures, metrics.
+    """Publish a model folder on the Hub: weights, configuration, code, card, pictures and metrics.
 
-    Weights that an earlier push left at the root of the repo under other names are deleted with the same commit.
+    The commit also deletes weight files that an earlier push left at the root of the repository under other
+    names.
 
         softcam_hub.push("runs/lesions-cape/model", "you/lesions", dry_run=True).describe()
 
     Args:
-        folder: what `save_pretrained` or a training run wrote; its subfolders stay behind.
-        repo_id: `user/name`; the repo is made if there is none.
-        private: of a repo that is made; an existing public one is refused.
-        revision: a branch, which is made if there is none.
-        create_pr: open a pull request instead of committing.
-        message: of the commit.
-        token: by default that of `hf auth login`, or HF_TOKEN.
-        dry_run: check everything, ask the Hub what would be deleted, and send nothing.
+        folder: Folder that `save_pretrained` or a training run wrote. Its subfolders are not published.
+        repo_id: Repository to push to, such as "you/lesions". It is created if it does not exist.
+        private: Create the repository as private. An existing public repository is refused.
+        revision: Branch to commit to; by default "main". It is created if it does not exist.
+        create_pr: Open a pull request instead of committing.
+        message: Commit message.
+        token: Access token; by default the one of `hf auth login`, or HF_TOKEN.
+        dry_run: Check everything and ask the Hub what would be deleted, but send nothing.
     """
     check_repo_id(repo_id)
-    files = model_files(Path(folder), repo_id)
-    target = Destination(repo_id, "model", private, revision, create_pr)
-    return _deliver(
-        files, target, message or f"Upload {read_model_config(Path(folder))['architecture']}", token, dry_run
-    )
+    folder = Path(folder)
+    files = model_files(folder, repo_id)
+    destination = Destination(repo_id, "model", private, revision, create_pr)
+    return _push(files, destination, message or f"Upload {read_model_config(folder)['architecture']}", token, dry_run)
 
 
 def push_space(
@@ -129,81 +131,110 @@ def push_space(
     token: str | None = None,
     dry_run: bool = False,
 ) -> PushResult:
-    """Publish a Space: `scores`, the page and `evaluate` module of the explanation scores. Arguments as of `push`."""
+    """Publish a Space: the explanation scores as an `evaluate` module with a page, or the demo page.
+
+    Args:
+        name: Name of the Space, "scores" or "demo".
+        repo_id: Repository to push to, such as "you/explanation_scores". It is created if it does not exist.
+        private: Create the repository as private. An existing public repository is refused.
+        revision: Branch to commit to; by default "main". It is created if it does not exist.
+        create_pr: Open a pull request instead of committing.
+        message: Commit message.
+        token: Access token; by default the one of `hf auth login`, or HF_TOKEN.
+        dry_run: List the files, but send nothing.
+    """
     check_repo_id(repo_id)
     files = space_files(name, repo_id)
-    target = Destination(repo_id, "space", private, revision, create_pr)
-    return _deliver(files, target, message or f"Upload {name}", token, dry_run)
+    destination = Destination(repo_id, "space", private, revision, create_pr)
+    return _push(files, destination, message or f"Upload {name}", token, dry_run)
 
 
-def _deliver(files: RepoFiles, target: Destination, message: str, token: str | None, dry_run: bool) -> PushResult:
-    sizes = {name: len(made) if isinstance(made, bytes) else made.stat().st_size for name, made in files.items()}
+def _push(files: RepoFiles, destination: Destination, message: str, token: str | None, dry_run: bool) -> PushResult:
+    sizes = {name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in files.items()}
     if dry_run:
-        return PushResult(target.repo_id, sizes, deleted=find_stale(files, target, token))
-    done = deliver(files, target, message, token)
-    return PushResult(target.repo_id, sizes, done.url, done.deleted)
+        return PushResult(destination.repo_id, sizes, deleted=find_stale_weights(files, destination, token))
+    return PushResult(destination.repo_id, sizes, *commit_files(files, destination, message, token))
 
 
 def check_repo_id(repo_id: str) -> None:
+    """Refuse anything but the name of a repository with its owner."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ValueError(f"{repo_id!r} is no name of a repo: {error}") from error
+        raise ValueError(f"{repo_id!r} is not the name of a repository: {error}") from error
     if repo_id.count("/") != 1 or repo_id == PLACEHOLDER_REPO:
-        raise ValueError(f"{repo_id!r} is no name of a repo: expected your user or organisation, a slash and a name")
+        raise ValueError(
+            f"{repo_id!r} is not the name of a repository: expected your user or organisation, a slash and a name"
+        )
 
 
 def model_files(folder: Path, repo_id: str) -> RepoFiles:
-    """Everything that a model's repo holds, checked."""
+    """Collect and check everything that the repository of a model will hold.
+
+    Args:
+        folder: Model folder.
+        repo_id: Repository that the card names.
+    """
     config = read_model_config(folder)
     if "AutoModelForImageClassification" not in config.get("auto_map", {}):
         raise ValueError(
-            f"{folder} was not written by save_pretrained of our models (its config.json names no code), so that "
-            "transformers could not load it from the Hub: load it with our class and save it again"
+            f"transformers could not load {folder} from the Hub, because its config.json names no code: the "
+            "folder was not written by save_pretrained of our models. Load it with our class and save it "
+            "again"
         )
-    found = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
-    pickled = [file.name for file in found if file.suffix in PICKLE_SUFFIXES]
+    candidates = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+    pickled = [file.name for file in candidates if file.suffix in PICKLE_SUFFIXES]
     if pickled:
         raise ValueError(
-            f"{folder} holds {', '.join(pickled)}: pickled files can run code when they are read, and are not "
-            "published. Delete them, or save the model anew with save_pretrained"
+            f"{folder} holds {', '.join(pickled)}: pickled files can run code when they are read, and are "
+            "not published. Delete them, or save the model again with save_pretrained"
         )
-    if not any(file.suffix == ".safetensors" for file in found):
+    if not any(file.suffix == ".safetensors" for file in candidates):
         raise FileNotFoundError(f"{folder} holds no weights: expected model.safetensors, which save_pretrained writes")
-    files: RepoFiles = {file.name: file for file in found if file.suffix in PUBLISHED_SUFFIXES}
+    files: RepoFiles = {file.name: file for file in candidates if _is_published(file)}
     files |= published_records(folder)
     for code in sorted(CODE.glob("*.py")):
         if code.name != "__init__.py":
             files.setdefault(code.name, code)
-    files["README.md"] = _card(folder, repo_id, set(files)).encode()
+    files["README.md"] = _finish_card(folder, repo_id, set(files)).encode()
     return dict(sorted(files.items()))
 
 
-def _card(folder: Path, repo_id: str, present: set[str]) -> str:
+def _finish_card(folder: Path, repo_id: str, present: set[str]) -> str:
+    """Return the card of a model folder with the name of its repository, and check it."""
     file = folder / "README.md"
     card = file.read_text(encoding="utf-8") if file.exists() else render_trained_card(load_model_record(folder))
     card = card.replace(PLACEHOLDER_REPO, repo_id)
     try:
         check_card(card, present=present)
     except ValueError as error:
-        raise ValueError(f"README.md of {folder}: {error}. `softcam-hub card` writes a card anew") from error
+        raise ValueError(f"README.md of {folder}: {error}. `softcam-hub card` writes a new card") from error
     return card
 
 
 def space_files(name: str, repo_id: str) -> RepoFiles:
-    """Everything that a Space's repo holds."""
+    """Collect everything that the repository of a Space will hold.
+
+    Args:
+        name: Name of the Space.
+        repo_id: Repository that the README names.
+    """
     if name not in SPACES:
         raise ValueError(f"there is no Space {name!r}: expected one of {', '.join(SPACES)}")
-    folder, (user, own) = SPACES[name].folder, repo_id.split("/")
-    if SPACES[name].evaluated and own != folder.name:
-        raise ValueError(f"evaluate.load({repo_id!r}) would look for {own}.py: name the Space {user}/{folder.name}")
-    files: RepoFiles = {
-        file.name: file for file in sorted(folder.iterdir()) if file.suffix in PUBLISHED_SUFFIXES and not is_draft(file)
-    }
-    if SPACES[name].with_package:
-        ours = (file for file in sorted(PACKAGE.rglob("*")) if file.suffix in PUBLISHED_SUFFIXES and not is_draft(file))
-        files |= {str(PurePosixPath(PACKAGE.name, file.relative_to(PACKAGE))): file for file in ours}
-    files["README.md"] = (
-        (folder / "README.md").read_text(encoding="utf-8").replace(f"<user>/{folder.name}", repo_id).encode()
-    )
+    space, (user, repo_name) = SPACES[name], repo_id.split("/")
+    if space.evaluated and repo_name != space.folder.name:
+        raise ValueError(
+            f"evaluate.load({repo_id!r}) would look for {repo_name}.py: name the Space {user}/{space.folder.name}"
+        )
+    files: RepoFiles = {file.name: file for file in sorted(space.folder.iterdir()) if _is_published(file)}
+    if space.with_package:
+        for file in sorted(PACKAGE.rglob("*")):
+            if _is_published(file):
+                files[str(PurePosixPath(PACKAGE.name, file.relative_to(PACKAGE)))] = file
+    readme = (space.folder / "README.md").read_text(encoding="utf-8")
+    files["README.md"] = readme.replace(f"<user>/{space.folder.name}", repo_id).encode()
     return files
+
+
+def _is_published(file: Path) -> bool:
+    return file.suffix in PUBLISHED_SUFFIXES and not is_draft(file)

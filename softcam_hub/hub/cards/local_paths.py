@@ -1,6 +1,6 @@
-"""Where things lie on the machine of whoever trained, which is nobody else's business.
+"""Keep the places of files on somebody's machine out of cards and of the records that are published with them.
 
-- Of a local path the last part is told, by the card and by the records that are pushed with it.
+Only the last part of a local path is shown.
 """
 
 import json
@@ -12,35 +12,39 @@ import yaml
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from .records import EXPLANATIONS, METRICS, RECIPE, Row, read_rows, read_values
+from .records import EXPLANATIONS, METRICS, RECIPE, Row, read_optional_mapping, read_rows
 
 
-def is_hub_id(data: str) -> bool:
-    """Whether data are those of a user on the Hub; a local path may look the same, and is there."""
+def is_hub_id(name: str) -> bool:
+    """Tell whether a name is that of a repository on the Hub; a local path may look the same, and then exists."""
     try:
-        validate_repo_id(data)
+        validate_repo_id(name)
     except HFValidationError:
         return False
-    return data.count("/") == 1 and not Path(data).exists()
+    return name.count("/") == 1 and not Path(name).exists()
 
 
-def hide_local_path(data: Any) -> Any:
-    """A name as others may read it."""
-    if not isinstance(data, str) or "/" not in data or "://" in data or is_hub_id(data.removeprefix("hf-hub:")):
-        return data
-    return Path(data).name
+def hide_local_path(value: Any) -> Any:
+    """Return the last part of a local path, and any other value as it is."""
+    if not isinstance(value, str) or "/" not in value or "://" in value or is_hub_id(value.removeprefix("hf-hub:")):
+        return value
+    return Path(value).name
 
 
 def published_records(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Those of scores, recipe and rows in a model folder that name local paths, as others may read them."""
-    metrics, recipe = read_values(folder / METRICS, json.loads), read_values(folder / RECIPE, yaml.safe_load)
+    """Yield name and new content of each record in a model folder that names local paths.
+
+    Args:
+        folder: Model folder with, perhaps, metrics, a recipe and the rows of a benchmark.
+    """
+    metrics, recipe = read_optional_mapping(folder / METRICS), read_optional_mapping(folder / RECIPE)
     rows = read_rows(folder / EXPLANATIONS) if (folder / EXPLANATIONS).exists() else []
-    if (told := _hide_local_paths(metrics)) != metrics:
-        yield METRICS, f"{json.dumps(told, indent=2)}\n".encode()
-    if (told := _hide_local_paths(recipe)) != recipe:
-        yield RECIPE, yaml.safe_dump(told, sort_keys=False).encode()
-    if (lines := [_hide_local_paths(row) for row in rows]) != rows:
-        yield EXPLANATIONS, "".join(f"{json.dumps(line)}\n" for line in lines).encode()
+    if (published := _hide_local_paths(metrics)) != metrics:
+        yield METRICS, f"{json.dumps(published, indent=2)}\n".encode()
+    if (published := _hide_local_paths(recipe)) != recipe:
+        yield RECIPE, yaml.safe_dump(published, sort_keys=False).encode()
+    if (published := [_hide_local_paths(row) for row in rows]) != rows:
+        yield EXPLANATIONS, "".join(f"{json.dumps(row)}\n" for row in published).encode()
 
 
 def _hide_local_paths(row: Row) -> Row:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ...files import read_mapping
 
 Row = dict[str, Any]
 
@@ -55,8 +55,8 @@ def load_model_record(folder: str | Path, license: str | None = None) -> ModelRe
     lines = folder / EXPLANATIONS
     return ModelRecord(
         config=read_model_config(folder),
-        metrics=read_values(folder / METRICS, json.loads),
-        settings=read_values(folder / RECIPE, yaml.safe_load),
+        metrics=read_optional_mapping(folder / METRICS),
+        settings=read_optional_mapping(folder / RECIPE),
         explanations=read_explanations(lines) if lines.exists() else [],
         pictures=tuple(name for name in PICTURES if (folder / name).exists()),
         license=license,
@@ -69,7 +69,7 @@ def read_model_config(folder: Path) -> Row:
         inside = folder / "model"
         hint = f"did you mean {inside}?" if (inside / "config.json").is_file() else "save_pretrained writes one"
         raise FileNotFoundError(f"{folder} is no model folder, it has no config.json: {hint}")
-    config = read_values(folder / "config.json", json.loads)
+    config = read_mapping(folder / "config.json")
     if str(config.get("architecture")).partition("_")[0] not in CLASSES:
         raise ValueError(
             f"{folder} holds no model of ours: its architecture is {config.get('architecture')!r}, expected "
@@ -78,17 +78,9 @@ def read_model_config(folder: Path) -> Row:
     return config
 
 
-def read_values(file: Path, parse: Any) -> Row:
-    """What a file of names and values holds; nothing where there is none."""
-    if not file.exists():
-        return {}
-    try:
-        found = parse(file.read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{file} must hold names and values, got {type(found).__name__}")
-    return found
+def read_optional_mapping(file: Path) -> Row:
+    """Read a JSON or YAML file of names and values; a file that does not exist has none."""
+    return read_mapping(file) if file.exists() else {}
 
 
 def read_explanations(file: Path) -> list[Row]:
