@@ -28,6 +28,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForImageClassification, pipeline
 
+from softcam_hub.figures.charts import COLOURS
 from softcam_hub.hub.cards import check_card, load_model_record
 from softcam_hub.output_folder import LOCK, RECORD
 from softcam_hub.training import parse
@@ -111,7 +112,7 @@ def test_tensorboard_has_every_value_of_the_log(from_scratch_run):
 def test_the_curve_shows_both_heads(from_scratch_run):
     pixels = np.asarray(Image.open(from_scratch_run[0] / "curve.png").convert("RGB"))
     assert pixels.shape[1] == 2 * 560
-    for colour in ((0, 90, 170), (215, 95, 0), (0, 140, 100), (190, 80, 150)):
+    for colour in (tuple(bytes.fromhex(code[1:])) for code in COLOURS[:4]):
         assert (pixels[:360, :560] == colour).all(axis=2).sum() > 50
     assert len(np.unique(pixels[:360, 560:].reshape(-1, 3), axis=0)) > 5
 
