@@ -1,6 +1,5 @@
-"""Features of a frozen backbone: what is read is what would have been computed, of these images and weights, or nothing."""
+"""Cached features of a frozen backbone: they are those that would have been computed, or are computed again."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -9,34 +8,13 @@ import time
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
-from helpers.training import equal, part, settings, train, weights
-from timm.data import resolve_data_config
+from helpers.caches import FROZEN, MB, cached, folder_of_caches, frozen, key, names_in, write_cache
+from helpers.training import equal, part, train, weights
 
-from softcam_hub.data.samples import ImageDataset
-from softcam_hub.data.splits import load_splits
-from softcam_hub.data.transforms import make_transforms
 from softcam_hub.files import ABANDONED
 from softcam_hub.models.evaluation_mode import evaluation_mode
-from softcam_hub.output_folder import RECORD
 from softcam_hub.training import feature_cache
-from softcam_hub.training.feature_cache import INDEX, CachedFeatures, cache_key, cached_features, make_room
-from softcam_hub.training.objective import make_model
-
-FROZEN = {"model": "softcam_test_resnet", "freeze_backbone": True, "augment": False, "lr": 1.0}
-
-
-def frozen(output, **changes):
-    """A model with a frozen backbone, and its images."""
-    config = settings(output, **{**FROZEN, **changes})
-    splits = load_splits(config.data)
-    model = make_model(config, splits)
-    data = resolve_data_config({}, pretrained_cfg=dict(model.pretrained_cfg))
-    return model, ImageDataset(splits.validation, make_transforms(data, config.augmentation)[1])
-
-
-def cached(model, images, folder, limit=1.0, **options):
-    return cached_features(model, images, Accelerator(), folder, limit, 8, **options)
+from softcam_hub.training.feature_cache import INDEX, CachedFeatures, cache_key, make_room
 
 
 @pytest.fixture
@@ -139,7 +117,7 @@ def test_two_runs_that_compute_the_same_at_once(whole, tmp_path, monkeypatch):
     with torch.no_grad(), evaluation_mode(model):
         expected = model.forward_features(images[20]["pixel_values"][None])[0]
     assert torch.allclose(first[20]["features"], expected, atol=1e-6)
-    assert names(tmp_path / "features") == {first.folder.name}
+    assert names_in(tmp_path / "features") == {first.folder.name}
 
 
 CHANGES = {
@@ -172,59 +150,31 @@ def test_one_statistic_of_the_backbone_is_enough(cache):
     assert cache_key(model, images, "no") != before
 
 
-MB = 1e-3
-
-
-def key(name):
-    """The name of a cache."""
-    return hashlib.md5(name.encode()).hexdigest()
-
-
-def fill(folder, recorded=True):
-    folder.mkdir(parents=True)
-    (folder / "0.bin").write_bytes(bytes(1_000_000))
-    if recorded:
-        record = {"kind": "feature cache", "format": 1, "key": folder.name[:32]}
-        (folder / RECORD).write_text(json.dumps(record))
-    return folder
-
-
-def kept(folder, **ages):
-    """Caches of one megabyte that were used so many days ago."""
-    for name, age in ages.items():
-        os.utime(fill(folder / key(name)), (1e9 - 86400 * age,) * 2)
-    return folder
-
-
-def names(folder):
-    return {path.name for path in folder.iterdir()}
-
-
 def keys(*names):
     return {key(name) for name in names}
 
 
 def test_the_caches_not_used_for_longest_make_room(tmp_path):
-    folder = kept(tmp_path, young=1, oldest=9, old=5)
+    folder = folder_of_caches(tmp_path, young=1, oldest=9, old=5)
     make_room(folder, MB, limit=4.1 * MB)
-    assert names(folder) == keys("young", "old", "oldest")
+    assert names_in(folder) == keys("young", "old", "oldest")
     make_room(folder, MB, limit=3.1 * MB)
-    assert names(folder) == keys("young", "old")
+    assert names_in(folder) == keys("young", "old")
     make_room(folder, 2.5 * MB, limit=3.1 * MB)
-    assert names(folder) == set()
+    assert names_in(folder) == set()
 
 
 def test_the_other_cache_of_the_run_stays(tmp_path):
-    folder = kept(tmp_path, mine=9, young=1)
+    folder = folder_of_caches(tmp_path, mine=9, young=1)
     make_room(folder, MB, limit=2.1 * MB, keep=folder / key("mine"))
-    assert names(folder) == keys("mine")
+    assert names_in(folder) == keys("mine")
     with pytest.raises(ValueError, match="would take .* GB, more than cache_limit"):
         make_room(folder, 1.5 * MB, limit=2.1 * MB, keep=folder / key("mine"))
-    assert names(folder) == keys("mine")
+    assert names_in(folder) == keys("mine")
 
 
 def test_what_cannot_fit_is_refused_before_anything_is_deleted(tmp_path, monkeypatch):
-    folder = kept(tmp_path, old=5)
+    folder = folder_of_caches(tmp_path, old=5)
     with pytest.raises(ValueError, match="would take 3.0 GB, more than cache_limit=2: raise it, or .*--cache_features"):
         make_room(folder, 3, limit=2)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 5e8})())
@@ -232,24 +182,24 @@ def test_what_cannot_fit_is_refused_before_anything_is_deleted(tmp_path, monkeyp
         OSError, match="would take 1.0 GB, but .* has 0.5 GB left: .* --cache_dir, or .*--cache_features"
     ):
         make_room(folder, 1, limit=2)
-    assert names(folder) == keys("old")
+    assert names_in(folder) == keys("old")
 
 
 def test_only_caches_and_old_drafts_make_room(tmp_path):
-    folder = kept(tmp_path, old=5, young=1)
+    folder = folder_of_caches(tmp_path, old=5, young=1)
     theirs = {"photos", "0123abcd", f"{key('x')}.backup", f"{key('x')}-2"}
     for name in theirs:
-        fill(folder / name)
+        write_cache(folder / name)
     unrecorded = {key("theirs"), f"{key('theirs')}.0123abcd.unfinished"}
     for name in unrecorded:
-        for file in (fill(folder / name, recorded=False), folder / name / "0.bin"):
+        for file in (write_cache(folder / name, recorded=False), folder / name / "0.bin"):
             os.utime(file, (0, 0))
     theirs |= unrecorded
-    new, stale = (fill(folder / f"{key(name)}.0123abcd.unfinished") for name in ("new", "stale"))
+    new, stale = (write_cache(folder / f"{key(name)}.0123abcd.unfinished") for name in ("new", "stale"))
     for file in stale.iterdir():
         os.utime(file, (time.time() - 2 * ABANDONED,) * 2)
     make_room(folder, MB, limit=3.1 * MB)  # of which what is not ours takes nothing
-    assert names(folder) == theirs | keys("young") | {new.name}
+    assert names_in(folder) == theirs | keys("young") | {new.name}
 
 
 def test_a_limit_stops_the_run_before_training(tmp_path):
@@ -260,10 +210,10 @@ def test_a_limit_stops_the_run_before_training(tmp_path):
 
 def test_runs_share_a_cache(tmp_path):
     train(tmp_path / "a", **FROZEN, epochs=1, cache_dir=str(tmp_path / "features"))
-    first = names(tmp_path / "features")
+    first = names_in(tmp_path / "features")
     assert len(first) == 2, "training and validation images"
     train(tmp_path / "b", **{**FROZEN, "lr": 0.5}, epochs=1, cache_dir=str(tmp_path / "features"))
-    assert names(tmp_path / "features") == first
+    assert names_in(tmp_path / "features") == first
     assert equal(part(weights(tmp_path / "a"), "backbone."), part(weights(tmp_path / "b"), "backbone."))
     shutil.rmtree(tmp_path / "features")
     train(tmp_path / "c", **{**FROZEN, "lr": 0.5}, epochs=1)

@@ -1,14 +1,14 @@
-"""The folder of feature caches: what is not certainly ours stays, and full disks and kills cost one cache at most."""
+"""The folder of feature caches: files of other people stay, and full disks and kills cost one cache at most."""
 
 import json
 import os
 
 import pytest
 import torch
+from helpers.caches import MB, cached, folder_of_caches, frozen, key, names_in, write_cache
 from helpers.crashes import every_crash
 from helpers.outputs import content, full_disk
 from helpers.processes import finish, start
-from test_cache import MB, cached, fill, frozen, kept, key, names
 
 from softcam_hub.output_folder import RECORD
 from softcam_hub.training import feature_cache
@@ -20,7 +20,7 @@ INDEX_OF_OLD = {"shape": [1, 1, 1], "processes": 1, "images": 250_000}
 
 def foreign(folder, case):
     """A folder with the name of a cache that is not certainly one of ours."""
-    made = fill(folder / key("x"), recorded=False)
+    made = write_cache(folder / key("x"), recorded=False)
     if case == "record of another kind":
         (made / RECORD).write_text(json.dumps({**OURS, "kind": "benchmark"}))
     elif case == "record of another cache":
@@ -83,10 +83,10 @@ def test_caches_of_earlier_releases_are_read_and_make_room(tmp_path):
     before = content(tmp_path / "features")
     assert torch.equal(cached(model, images, tmp_path / "features")[3]["features"], found[3]["features"])
     assert content(tmp_path / "features") == before
-    old = fill(tmp_path / "old" / key("x"), recorded=False)
+    old = write_cache(tmp_path / "old" / key("x"), recorded=False)
     (old / INDEX).write_text(json.dumps(INDEX_OF_OLD))
     make_room(tmp_path / "old", MB, limit=1.5 * MB)
-    assert names(tmp_path / "old") == set()
+    assert names_in(tmp_path / "old") == set()
 
 
 def test_the_record_is_written_first(tmp_path, monkeypatch):
@@ -112,7 +112,7 @@ def test_a_full_disk_is_told_and_costs_nothing(tmp_path):
     with full_disk(1000), pytest.raises(OSError, match=message):
         cached(model, images, tmp_path / "features")
     assert content(tmp_path / "features") == before
-    assert names(tmp_path / "features") == {other.folder.name}
+    assert names_in(tmp_path / "features") == {other.folder.name}
     assert torch.equal(
         cached(model, images, tmp_path / "features")[20]["features"],
         cached(model, images, tmp_path / "elsewhere")[20]["features"],
@@ -131,7 +131,7 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path):
 @pytest.mark.parametrize("room", ["enough", "too little"])
 def test_a_cache_that_is_killed_at_any_moment_is_computed_again(room, tmp_path):
     model, images = frozen(tmp_path / "run")
-    features = kept(tmp_path / "features", other=5)
+    features = folder_of_caches(tmp_path / "features", other=5)
     limit = 1.0 if room == "enough" else 1.02 * MB
     target = cache_key(model, images, "no")
 
@@ -141,8 +141,8 @@ def test_a_cache_that_is_killed_at_any_moment_is_computed_again(room, tmp_path):
     assert every_crash(features, lambda: cached(model, images, features, limit), read=read) > 10
     for file in features.rglob("*"):
         os.utime(file, (0, 0))
-    make_room(features, 0.0, limit=1.0, kept=features / target)
-    assert names(features) == {target} | ({key("other")} if room == "enough" else set())
+    make_room(features, 0.0, limit=1.0, keep=features / target)
+    assert names_in(features) == {target} | ({key("other")} if room == "enough" else set())
 
 
 def _without_room(model, images, folder):
@@ -154,4 +154,4 @@ def _without_room(model, images, folder):
 def test_a_full_disk_ends_both_processes(tmp_path):
     model, images = frozen(tmp_path)
     finish(start(_without_room, model, images, tmp_path / "features", processes=2))
-    assert names(tmp_path / "features") == set()
+    assert names_in(tmp_path / "features") == set()
