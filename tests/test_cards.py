@@ -4,10 +4,8 @@ import argparse
 import dataclasses
 import importlib.util
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,9 +13,7 @@ import pytest
 import timm
 import torch
 import yaml
-from helpers.hub_server import HubServer
 from huggingface_hub import ModelCard
-from safetensors.torch import save
 
 import softcam_hub
 from softcam_hub.commands import card as card_command
@@ -47,10 +43,6 @@ EXPLANATIONS = [
 ]
 
 
-def blocks(card):
-    return re.findall(r"^```python\n(.*?)^```", card, flags=re.DOTALL | re.MULTILINE)
-
-
 def tool(name):
     spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
@@ -63,7 +55,7 @@ def folder(tmp_path):
     return Path(shutil.copytree(softcam_hub.CAPE_LESIONS, tmp_path / "model"))
 
 
-# The committed cards.
+# --- the committed cards -----------------------------------------------------------------------------------------------
 
 
 def test_the_committed_cards_are_those_of_their_rows():
@@ -120,7 +112,43 @@ def test_scores_of_the_shipped_model_are_in_its_model_index():
     assert f"torch {LESIONS['torch']}" in card.text
 
 
-# What a card is made of.
+def test_a_card_shows_speed_only_where_it_was_measured():
+    assert "all maps" in CARDS["cape_resnet50"]
+    assert "Nothing but what stands under *Exactness*" in CARDS["cape_vgg16"]
+    assert "ms" not in render_family_card(FAMILIES["cape_resnet50"], []).split("## Results")[1].split("##")[0].split()
+
+
+@pytest.mark.parametrize("edit", ["number", "gap", "stray", "missing"])
+def test_lint_fails_on_a_card_that_was_edited(edit, tmp_path, monkeypatch):
+    render = tool("render_cards")
+    monkeypatch.setattr(render, "ROOT", tmp_path)
+    monkeypatch.setattr(render, "CARDS", tmp_path / "model_cards")
+    shutil.copytree(ROOT / "model_cards", tmp_path / "model_cards")
+    monkeypatch.setattr(render, "CAPE_LESIONS", Path(shutil.copytree(softcam_hub.CAPE_LESIONS, tmp_path / "lesions")))
+    monkeypatch.setattr(sys, "argv", ["render_cards.py", "--check"])
+    assert render.main() == 0
+    card = tmp_path / "model_cards" / "cape_lesions.md"
+    {
+        "number": lambda: card.write_text(card.read_text().replace("98.", "99.")),
+        "gap": lambda: card.write_text(card.read_text() + "\n## Later\n"),
+        "stray": lambda: (tmp_path / "model_cards" / "mine.md").write_text("# Mine"),
+        "missing": card.unlink,
+    }[edit]()
+    assert render.main() == 1
+
+
+def test_lint_fails_on_a_row_that_changed(tmp_path, monkeypatch, capsys):
+    render = tool("render_cards")
+    rows = shutil.copytree(RESULTS, tmp_path / "results")
+    lesions = rows / "lesions.jsonl"
+    lesions.write_text(lesions.read_text().replace(str(LESIONS["test_auc"]), "0.5"))
+    monkeypatch.setattr(render, "RESULTS", rows)
+    found = list(render.problems(list(render.rendered())))
+    assert len(found) == 2
+    assert all("but no row has that number" in problem for problem in found)
+
+
+# --- the content of a card ---------------------------------------------------------------------------------------------
 
 
 def test_explanation_scores_of_the_own_maps_go_into_the_model_index_and_all_into_a_table(folder):
@@ -278,117 +306,12 @@ def test_cape_and_softcam_cards_say_different_things():
     assert softcam.index("djoumessi") < softcam.index("chowdhury")
 
 
-# What makes a card invalid.
-
-CARD = """---
-license: mit
-library_name: transformers
-pipeline_tag: image-classification
-tags: [timm]
-model-index:
-- name: m
-  results:
-  - task: {type: image-classification}
-    dataset: {name: d, type: d}
-    metrics: [{type: accuracy, value: 0.875}]
----
-# Model
-
-In 2024 we had 3 ideas, and 12.5 % of them worked, in `0.777` s. See [paper](https://x.org/1.5).
-
-| score | value |
-| --- | ---: |
-| batch 8 | 87.5 % |
-| time | 31 ms (0.0310 s) |
-| error | 8.2e-08 |
-
-```python
-print(0.123)
-```
-"""
-ROWS = [{"accuracy": 0.875, "nested": [{"worked": 0.125}], "batch": 8, "seconds": 0.03098, "error": 8.1857e-08}]
+def test_a_card_names_a_place_until_it_is_pushed(folder):
+    assert PLACEHOLDER_REPO in (folder / "README.md").read_text()
+    assert PLACEHOLDER_REPO.encode() not in model_files(folder, "ada/eyes")["README.md"]
 
 
-def test_a_good_card_passes():
-    check_card(CARD, ROWS)
-    check_card(CARD)
-
-
-SPOILED = {
-    "number in a table": (("87.5 %", "88.5 %"), "says 88.5 %"),
-    "one digit off": (("31 ms", "32 ms"), "says 32 ms"),
-    "more digits than the row": (("0.0310 s", "0.0311 s"), "says 0.0311"),
-    "number in a sentence": (("12.5 %", "12.6 %"), "says 12.6 %"),
-    "decimal in a sentence": (("3 ideas", "3.5 ideas"), "says 3.5"),
-    "exponent": (("8.2e-08", "8.2e-07"), "says 8.2e-07"),
-    "whole number in a table": (("batch 8", "batch 9"), "says 9"),
-    "number in the model-index": (("value: 0.875", "value: 0.8751"), "says 0.8751"),
-    "empty cell": (("| 87.5 % |", "|  |"), "empty cell"),
-    "empty metadata": (("license: mit", "license: ''"), "lacks license"),
-    "missing metadata": (("tags: [timm]\n", ""), "lacks tags"),
-    "empty list in metadata": (("tags: [timm]", "tags: [timm]\ndatasets: []"), "leaves datasets empty"),
-    "empty name in the model-index": (("name: d,", "name: '',"), "leaves model-index.0.results.0.dataset.name empty"),
-    "placeholder": (("3 ideas", "{{ ideas }} ideas"), "gap"),
-    "more information": (("3 ideas", "[More Information Needed]"), "gap"),
-    "no value": (("87.5 % |", "None |"), "gap"),
-    "empty section": (("# Model", "# Empty\n\n# Model"), "says nothing under '# Empty'"),
-    "empty last section": (("```python\nprint(0.123)\n```\n", "## End\n"), "says nothing under '## End'"),
-    "broken code": (("print(0.123)", "print(0.123"), "does not parse"),
-    "open block": (("0.123)\n```", "0.123)"), "does not close"),
-    "no heading": (("# Model", "Model"), "no heading"),
-}
-
-
-@pytest.mark.parametrize("case", SPOILED)
-def test_a_spoiled_card_fails(case):
-    (before, after), message = SPOILED[case]
-    assert CARD.count(before) == 1
-    with pytest.raises(ValueError, match=re.escape(message)):
-        check_card(CARD.replace(before, after), ROWS)
-
-
-def test_pictures_must_be_there():
-    card = CARD + "\n![x](a.png) ![y](https://x.org/b.png)\n"
-    check_card(card, ROWS, {"a.png"})
-    with pytest.raises(ValueError, match=r"shows a\.png"):
-        check_card(card, ROWS, set())
-
-
-def test_a_heading_above_a_heading_of_a_lower_level_is_no_gap():
-    check_card(CARD.replace("# Model", "# Model\n\n## Part"), ROWS)
-
-
-@pytest.mark.parametrize("edit", ["number", "gap", "stray", "missing"])
-def test_lint_fails_on_a_card_that_was_edited(edit, tmp_path, monkeypatch):
-    render = tool("render_cards")
-    monkeypatch.setattr(render, "ROOT", tmp_path)
-    monkeypatch.setattr(render, "CARDS", tmp_path / "model_cards")
-    shutil.copytree(ROOT / "model_cards", tmp_path / "model_cards")
-    monkeypatch.setattr(render, "CAPE_LESIONS", Path(shutil.copytree(softcam_hub.CAPE_LESIONS, tmp_path / "lesions")))
-    monkeypatch.setattr(sys, "argv", ["render_cards.py", "--check"])
-    assert render.main() == 0
-    card = tmp_path / "model_cards" / "cape_lesions.md"
-    {
-        "number": lambda: card.write_text(card.read_text().replace("98.", "99.")),
-        "gap": lambda: card.write_text(card.read_text() + "\n## Later\n"),
-        "stray": lambda: (tmp_path / "model_cards" / "mine.md").write_text("# Mine"),
-        "missing": card.unlink,
-    }[edit]()
-    assert render.main() == 1
-
-
-def test_lint_fails_on_a_row_that_changed(tmp_path, monkeypatch, capsys):
-    render = tool("render_cards")
-    rows = shutil.copytree(RESULTS, tmp_path / "results")
-    lesions = rows / "lesions.jsonl"
-    lesions.write_text(lesions.read_text().replace(str(LESIONS["test_auc"]), "0.5"))
-    monkeypatch.setattr(render, "RESULTS", rows)
-    found = list(render.problems(list(render.rendered())))
-    assert len(found) == 2
-    assert all("but no row has that number" in problem for problem in found)
-
-
-# The command line.
+# --- the command -------------------------------------------------------------------------------------------------------
 
 
 def command(*words):
@@ -423,64 +346,3 @@ def test_broken_records_are_named(name, text, folder):
     (folder / name).write_text(text)
     with pytest.raises(ValueError, match=name):
         write_card(folder, overwrite=True)
-
-
-# The code blocks, as a reader runs them.
-
-
-def run(script, hub, home):
-    home.mkdir(exist_ok=True)
-    (home / "card.py").write_text(script)
-    environment = {**os.environ, **hub.env(home)}
-    line = [sys.executable, "card.py"]
-    done = subprocess.run(line, capture_output=True, text=True, check=False, env=environment, cwd=home)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-ABSENT = "import sys\nsys.modules['softcam_hub'] = None\n"
-
-
-def run_blocks(cards, hub, home):
-    """All blocks in one process, and the last one that needs nothing of ours in another, without our package."""
-    found = [block for card in cards for block in blocks(card)]
-    told = run("\n".join(found), hub, home)
-    return told, run(ABSENT + [block for block in found if "trust_remote_code" in block][-1], hub, home)
-
-
-@pytest.mark.slow
-def test_the_blocks_of_the_shipped_models_card_run(tmp_path):
-    with HubServer() as hub:
-        files = model_files(Path(softcam_hub.CAPE_LESIONS), "tester/tiny")
-        content = {name: made if isinstance(made, bytes) else made.read_bytes() for name, made in files.items()}
-        hub.add_repo("tester/tiny", content)
-        told, alone = run_blocks([content["README.md"].decode()], hub, tmp_path / "home")
-    assert told.count("microaneurysm") >= 1
-    assert "torch.Size([1, 4]) torch.Size([1, 4, 16, 16])" in alone
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("backbone", ["resnet50", "vgg16", "swinv2_b"])
-def test_the_blocks_of_the_families_cards_run(backbone, tmp_path):
-    row = FAMILIES[f"cape_{backbone}"]
-    weights = timm.create_model(row["base_model"].removeprefix("timm/")).state_dict()
-    with HubServer() as hub:
-        content = save({key: value.contiguous() for key, value in weights.items()})
-        hub.add_repo(row["base_model"], {"model.safetensors": content})
-        cards = [CARDS[f"{family}_{backbone}"] for family in ("softcam", "cape")]
-        told, alone = run_blocks(cards, hub, tmp_path / "home")
-    maps = f"torch.Size([1, 2, {row['map_size'][0]}, {row['map_size'][1]}])"
-    assert told.count(f"{maps}\ntensor") == 2  # of timm's weights
-    assert told.count(f"torch.Size([1, 2]) {maps}") == 2  # of the Auto classes
-    assert f"torch.Size([1, 2]) {maps}" in alone
-
-
-def test_a_card_shows_speed_only_where_it_was_measured():
-    assert "all maps" in CARDS["cape_resnet50"]
-    assert "Nothing but what stands under *Exactness*" in CARDS["cape_vgg16"]
-    assert "ms" not in render_family_card(FAMILIES["cape_resnet50"], []).split("## Results")[1].split("##")[0].split()
-
-
-def test_a_card_names_a_place_until_it_is_pushed(folder):
-    assert PLACEHOLDER_REPO in (folder / "README.md").read_text()
-    assert PLACEHOLDER_REPO.encode() not in model_files(folder, "ada/eyes")["README.md"]

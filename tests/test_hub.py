@@ -1,52 +1,37 @@
-"""Publishing, by the real client over HTTP on a loopback Hub: what arrives, what is refused, what a broken push leaves."""
+"""Pushes by the real client over HTTP: what arrives, and what is refused before anything is sent."""
 
 import argparse
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from helpers.hub_server import DROPPED, HubServer
-from huggingface_hub import HfApi, constants
+from helpers.pushing import CODE, REPO, loopback_hub, shipped_model, writes
+from huggingface_hub import HfApi
 from transformers import AutoModelForImageClassification, TrainingArguments
 
 import softcam_hub
 from softcam_hub import SoftCAMForImageClassification
 from softcam_hub.commands import push as push_command
-from softcam_hub.hub import PushResult, push, push_space
+from softcam_hub.hub import push, push_space
 from softcam_hub.hub.cards import PLACEHOLDER_REPO, check_card, read_rows
 from softcam_hub.training import EvidenceTrainer, ExplanationCallback
-
-REPO = "tester/tiny"
-CODE = {file.name for file in (Path(softcam_hub.__file__).parent / "models").glob("*.py")} - {"__init__.py"}
 
 
 @pytest.fixture
 def hub(monkeypatch):
-    with HubServer() as server:
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setenv("HF_TOKEN", "hf_test")
+    with loopback_hub(monkeypatch) as server:
         yield server
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A copy of the model that comes with the package; its code is left out, as there."""
-    return Path(shutil.copytree(softcam_hub.CAPE_LESIONS, tmp_path / "model"))
+    return shipped_model(tmp_path)
 
 
-def sent(hub):
-    """Requests that changed something, or would have."""
-    return [path for method, path in hub.requests if method != "GET"]
-
-
-# What arrives.
+# --- what arrives ------------------------------------------------------------------------------------------------------
 
 
 def test_a_model_arrives_whole(hub, folder, monkeypatch):
@@ -90,7 +75,7 @@ def test_local_paths_stay_behind(hub, folder):
 
 def test_one_commit_and_none_where_nothing_changed(hub, folder):
     push(folder, REPO)
-    assert sum("/commit/" in path for path in sent(hub)) == 1
+    assert sum("/commit/" in path for path in writes(hub)) == 1
     assert push(folder, REPO).url is None
 
 
@@ -125,7 +110,7 @@ def test_weights_under_other_names_do_not_stay_beside_the_new_and_what_others_ke
     hub.add_repo(REPO, dict.fromkeys((*OLD, *THEIRS), b"old"))
     assert sorted(push(folder, REPO, dry_run=True).deleted) == sorted(OLD)
     assert sorted(push(folder, REPO, dry_run=True, revision="new").deleted) == sorted(OLD)
-    assert sent(hub) == []
+    assert writes(hub) == []
     done = push(folder, REPO)
     assert hub.files(REPO).keys() == {file.name for file in folder.iterdir()} | CODE | set(THEIRS)
     assert sorted(done.deleted) == sorted(OLD)
@@ -186,7 +171,7 @@ def test_a_public_repo_is_no_private_one(hub, folder):
     with pytest.raises(FileExistsError, match="exists and is public"):
         push(folder, REPO, private=True)
     assert hub.files(REPO) == {"notes.txt": b"mine"}
-    assert sent(hub) == []
+    assert writes(hub) == []
 
 
 def test_a_dry_run_lists_and_sends_nothing(hub, folder, monkeypatch):
@@ -200,7 +185,7 @@ def test_a_dry_run_lists_and_sends_nothing(hub, folder, monkeypatch):
     assert done.url is None
 
 
-# What is refused, before anything is sent.
+# --- what is refused before anything is sent ---------------------------------------------------------------------------
 
 
 def break_code(folder):
@@ -265,104 +250,7 @@ def test_no_token(hub, folder, monkeypatch):
     assert hub.requests == []
 
 
-# What the Hub refuses, and pushes that break off.
-
-
-def test_a_wrong_token(hub, folder):
-    hub.add_repo(REPO, {"notes.txt": b"mine"})
-    for repo in (REPO, "tester/new"):
-        with pytest.raises(PermissionError, match="does not accept the token"):
-            push(folder, repo, token="hf_wrong")
-    assert hub.files(REPO) == {"notes.txt": b"mine"}
-
-
-@pytest.mark.parametrize(
-    ("status", "error", "message"),
-    [
-        (403, PermissionError, "may not write to repositories of tester"),
-        (409, FileExistsError, "belongs to a repository that this token"),
-    ],
-)
-def test_a_name_that_is_not_ours(status, error, message, hub, folder):
-    hub.fail_next("POST", "/api/repos/create", status)
-    with pytest.raises(error, match=message):
-        push(folder, REPO)
-    assert not any("/commit/" in path or "/lfs/" in path for path in sent(hub))
-
-
-def test_a_repo_of_another_type(hub, folder):
-    hub.add_repo(REPO, {"data.csv": b"1"}, repo_type="dataset")
-    with pytest.raises(FileNotFoundError, match=r"no model repository tester/tiny \(tester/tiny is a dataset\)"):
-        push(folder, REPO, create_pr=True)
-    assert hub.files(REPO, repo_type="dataset") == {"data.csv": b"1"}
-    assert sent(hub) == []
-
-
-BREAKS = {
-    "weights refused": ("PUT", "/lfs/", 403),
-    "commit refused": ("POST", "/commit/", 403),
-    "commit fails": ("POST", "/commit/", 500),
-    "connection lost": ("POST", "/commit/", DROPPED),
-    "before the weights": ("POST", "/preupload/", 403),
-}
-
-
-def test_what_the_hub_says_of_a_bad_request_is_passed_on(hub, folder):
-    hub.fail_next("POST", "/commit/", 400)
-    with pytest.raises(ConnectionError, match="was interrupted: A failure that the test asked for") as refusal:
-        push(folder, REPO)
-    assert str(refusal.value).endswith(f"{REPO}@main is as it was before")
-    assert "\n" not in str(refusal.value)
-
-
-@pytest.mark.parametrize("case", BREAKS)
-def test_a_push_that_breaks_off_leaves_the_repo_as_it_was(case, hub, folder):
-    before = hub.add_repo(REPO, {"README.md": b"old", "model-00001-of-00002.safetensors": b"old"})
-    hub.fail_next(*BREAKS[case])
-    with pytest.raises(OSError, match=r"was interrupted: .*is as it was before") as refusal:
-        push(folder, REPO)
-    assert str(refusal.value).endswith("; push again") == (BREAKS[case][2] != 403)
-    assert "\n" not in str(refusal.value)
-    assert hub.files(REPO) == {"README.md": b"old", "model-00001-of-00002.safetensors": b"old"}
-    assert HfApi(endpoint=hub.url).repo_info(REPO).sha == before
-    push(folder, REPO)
-    assert "model.safetensors" in hub.files(REPO)
-
-
-def test_a_new_repo_stays_empty_when_its_first_push_breaks_off(hub, folder):
-    hub.fail_next("POST", "/commit/", 500)
-    with pytest.raises(ConnectionError, match="is as it was before"):
-        push(folder, REPO)
-    assert hub.files(REPO) == {}
-
-
-def test_a_hub_that_is_gone(folder, monkeypatch):
-    with HubServer() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    with pytest.raises(ConnectionError, match="could not be prepared, and nothing was sent"):
-        push(folder, REPO, token="hf_test")
-    done = push(folder, REPO, dry_run=True)
-    assert done.deleted is None
-    assert "the Hub does not say" in done.describe()
-
-
-def test_what_others_committed_meanwhile_is_not_overwritten(hub, folder, monkeypatch):
-    hub.add_repo(REPO, {"notes.txt": b"mine"})
-    listed = HfApi.list_repo_files
-
-    def and_then_somebody_commits(api, *args, **kwargs):
-        found = listed(api, *args, **kwargs)
-        api.upload_file(path_or_fileobj=b"theirs", path_in_repo="notes.txt", repo_id=REPO)
-        return found
-
-    monkeypatch.setattr(HfApi, "list_repo_files", and_then_somebody_commits)
-    with pytest.raises(ConnectionError, match="somebody has committed meanwhile") as refusal:
-        push(folder, REPO)
-    assert "may have changed" in str(refusal.value)
-    assert hub.files(REPO) == {"notes.txt": b"theirs"}
-
-
-# Spaces.
+# --- Spaces ------------------------------------------------------------------------------------------------------------
 
 
 def test_the_scores_become_a_space(hub):
@@ -390,7 +278,7 @@ def test_a_space_is_named_like_its_module(hub):
     assert hub.requests == []
 
 
-# The command line.
+# --- the command -------------------------------------------------------------------------------------------------------
 
 
 def command(*words):
@@ -402,7 +290,7 @@ def command(*words):
 def test_the_command(hub, folder, capsys):
     command(folder, REPO, "--dry_run")
     assert "nothing was sent" in capsys.readouterr().out
-    assert sent(hub) == []
+    assert writes(hub) == []
     command("--private", "--branch", "v2", folder, REPO, "--message", "first")
     assert "model.safetensors" in hub.files(REPO, "v2")
     assert f"{hub.url}/{REPO}/commit/" in capsys.readouterr().out
@@ -412,7 +300,7 @@ def test_the_command(hub, folder, capsys):
     assert "app.py" in hub.files("tester/explanation_scores", repo_type="space")
 
 
-# Trainer.
+# --- Trainer -----------------------------------------------------------------------------------------------------------
 
 
 def test_trainers_own_push_takes_our_card(hub, tmp_path):
@@ -433,70 +321,3 @@ def test_trainers_own_push_takes_our_card(hub, tmp_path):
     assert "max_steps: 1" in card
     assert "datasets:\n- tester/pictures" in card
     assert "runtime" not in card
-
-
-# Through every door, in processes that see nothing but the Hub.
-
-LOAD = """
-import json, sys
-import torch
-import yaml
-from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
-from PIL import Image
-repo, revision = sys.argv[1:]
-picture = Image.linear_gradient("L").convert("RGB")
-trust = {"trust_remote_code": True, "revision": revision}
-inputs = AutoImageProcessor.from_pretrained(repo, **trust)(picture, return_tensors="pt")
-logits = {"auto": AutoModelForImageClassification.from_pretrained(repo, **trust).eval()(**inputs).logits}
-assert not any(name.partition(".")[0] == "softcam_hub" for name in sys.modules)
-import softcam_hub, timm
-logits["timm"] = timm.create_model(f"hf-hub:{repo}@{revision}", pretrained=True).eval()(inputs["pixel_values"])
-logits["ours"] = softcam_hub.CAPEForImageClassification.from_pretrained(repo, revision=revision)(**inputs).logits
-found = pipeline("image-explanation", model=repo, revision=revision)(picture, classes=list(range(4)))
-logits["pipeline"] = torch.tensor([[row["score"] for row in found]]).log()
-print(json.dumps({name: value.tolist() for name, value in logits.items()}))
-"""
-
-
-def fresh(hub, home, script, *arguments):
-    environment = {**os.environ, **hub.env(home)}
-    line = [sys.executable, "-c", script, *arguments]
-    home.mkdir(exist_ok=True)
-    done = subprocess.run(line, capture_output=True, text=True, check=False, env=environment, cwd=home)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("options", "revision"), [({}, "main"), ({"revision": "v2", "private": True}, "v2"), (None, "refs/pr/1")]
-)
-def test_a_pushed_model_loads_through_every_door(options, revision, hub, folder, tmp_path):
-    if options is None:
-        hub.add_repo(REPO, {})
-        options = {"create_pr": True}
-    assert isinstance(push(folder, REPO, **options), PushResult)
-    logits = json.loads(fresh(hub, tmp_path / "home", LOAD, REPO, revision).splitlines()[-1])
-    assert logits.keys() == {"auto", "timm", "ours", "pipeline"}
-    expected = torch.tensor(logits["ours"])
-    for door, found in logits.items():
-        assert torch.allclose(torch.tensor(found), expected, atol=1e-5), door
-
-
-SCORE = """
-import sys
-sys.modules["softcam_hub"] = None
-import evaluate, torch
-metric = evaluate.load("tester/explanation_scores", module_type="metric")
-maps = torch.rand(2, 16, 16)
-print(metric.compute(maps=maps, kept_maps=maps, second_maps=maps, masks=maps > 0.5, confidence=[1, 1], kept=[1, 0.5]))
-"""
-
-
-@pytest.mark.slow
-def test_evaluate_loads_the_pushed_scores(hub, tmp_path):
-    push_space("scores", "tester/explanation_scores")
-    told = fresh(hub, tmp_path / "home", SCORE)
-    assert "'average_drop': 25.0" in told
-    assert "'miou': 100.0" in told
-    assert ("GET", "/spaces/tester/explanation_scores/resolve/main/faithfulness.py") in hub.requests

@@ -1,34 +1,45 @@
-"""Names that other people chose, such as those of classes, as text in Markdown: never markup, gaps or numbers."""
+"""Write names that other people chose, such as those of classes, as text in Markdown: never markup, gaps or scores."""
 
 import re
 
-LONGEST = 80
-"""Characters of a name that a card shows."""
+from .checks import GAP_WORDS, NUMBER
 
-_MARKUP = re.compile(r"[^\w .,;:'()-]")
-_WORDS = re.compile(r"TODO|TBD|FIXME|https?(?=:)")
-"""Words that a check takes for a gap, or a reader's program for a link."""
+LONGEST = 80
+"""Number of characters of a name that a card shows."""
+
+_PLAIN = re.compile(r"[\w ./:@~+=-]+")
+"""Names that a code span shows as they are."""
+
+_ESCAPED = (
+    re.compile(r"[^\w .,;:'()@+/-]"),  # markup
+    re.compile(r"(?<![^\W_])_|_(?![^\W_])"),  # emphasis: within a word, an underscore is no markup
+    re.compile(r"^[-+]"),  # a list
+    re.compile("|".join([*GAP_WORDS, r"https?(?=:)", r"www(?=\.)"])),  # gaps, and what readers show as links
+    NUMBER,  # a list, or what a check takes for a score
+)
+"""Patterns whose first character becomes an HTML entity."""
 
 
 def as_text(name: object) -> str:
-    """Write a name so that Markdown shows its characters: markup becomes HTML entities, breaks become spaces."""
-    text = _shortened(name)
-    text = _MARKUP.sub(lambda found: f"&#{ord(found[0])};", text)
-    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", "&#95;", text)  # within a word an underscore is no markup
-    text = re.sub(r"(?<=\d)\.(?=\d)", "&#46;", text)  # a decimal would be taken for a score
-    text = _WORDS.sub(lambda found: f"&#{ord(found[0][0])};{found[0][1:]}", text)
-    return re.sub(r"^([-+]|\d+[.)])", lambda found: f"&#{ord(found[0][0])};{found[0][1:]}", text)
+    """Write a name so that Markdown shows its characters: markup becomes HTML entities, line breaks become spaces."""
+    text = _shorten(name)
+    escaped = {match.start() for pattern in _ESCAPED for match in pattern.finditer(text)}
+    return "".join(f"&#{ord(char)};" if position in escaped else char for position, char in enumerate(text))
 
 
 def as_code(name: object) -> str:
-    """Write a name as a code span, with a fence longer than the backticks in it; nothing for an empty name."""
-    text = _shortened(name)
-    if not text or (re.fullmatch(r"[\w ./:@~+=-]+", text) and not _WORDS.search(text)):
-        return f"`{text}`" if text else ""
-    return as_text(text)
+    """Write a name as a code span, or as text if it has characters that end a code span; nothing for an empty name."""
+    text = _shorten(name)
+    if not text:
+        return ""
+    return f"`{text}`" if _PLAIN.fullmatch(text) and not re.search("|".join(GAP_WORDS), text) else as_text(text)
 
 
-def _shortened(name: object) -> str:
-    """The name on one line, without control characters, and cut where it is long."""
-    text = " ".join("".join(char if char.isprintable() else " " for char in str(name)).split())
+def on_one_line(value: object) -> str:
+    """Return a value as text without line breaks and control characters."""
+    return " ".join("".join(char if char.isprintable() else " " for char in str(value)).split())
+
+
+def _shorten(name: object) -> str:
+    text = on_one_line(name)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
