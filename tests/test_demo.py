@@ -1,4 +1,4 @@
-"""The demo page without a browser: what the models are asked, what the page says, and its functions over HTTP."""
+"""The demo page without a browser: its models, its HTML, and its functions over HTTP."""
 
 import html
 import os
@@ -24,9 +24,8 @@ from softcam_hub import CAPE_LESIONS, Explanation, create_explainer
 from softcam_hub.cli import main
 from softcam_hub.data.lesions import draw
 from softcam_hub.demo import open_page, views
-from softcam_hub.demo.answers import Answers
+from softcam_hub.demo.models import DemoModel, ExplainedImage
 from softcam_hub.demo.page import Page
-from softcam_hub.demo.viewer import Viewer
 from softcam_hub.evaluation.models import DEFAULT_POST_HOC
 
 SPACE = Path(softcam_hub.__file__).parent / "hub" / "spaces" / "demo"
@@ -34,7 +33,7 @@ SPACE = Path(softcam_hub.__file__).parent / "hub" / "spaces" / "demo"
 
 @pytest.fixture(scope="module")
 def softcam_folder(tmp_path_factory):
-    """A SoftCAM model with random weights, which is exact and so has a twin."""
+    """A SoftCAM model with random weights, which is exact and so can be turned back into its vanilla classifier."""
     torch.manual_seed(1)
     folder = tmp_path_factory.mktemp("softcam") / "model"
     config = softcam_hub.SoftCAMConfig(architecture="softcam_test_resnet", id2label={0: "cat", 1: "dog", 2: "<b>cow"})
@@ -43,16 +42,26 @@ def softcam_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def answers(softcam_folder):
-    return Answers([CAPE_LESIONS, softcam_folder])
+def cape():
+    return DemoModel(CAPE_LESIONS)
+
+
+@pytest.fixture(scope="module")
+def softcam(softcam_folder):
+    return DemoModel(softcam_folder)
 
 
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory):
-    """A picture about which the shipped model is in some doubt."""
+    """The file of a picture about which the shipped model is in some doubt."""
     file = tmp_path_factory.mktemp("pictures") / "eye.png"
     draw(3, "test", 256).image.rotate(20).resize((130, 120)).save(file)
     return file
+
+
+@pytest.fixture(scope="module")
+def image(picture):
+    return Image.open(picture).convert("RGB")
 
 
 @pytest.fixture(scope="module")
@@ -63,188 +72,189 @@ def page(softcam_folder):
 
 
 def text_of(fragment):
-    """The words of some HTML."""
+    """Return the words of some HTML."""
     return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", fragment)).split())
 
 
 def expected(picture, classes=None, top_k=2, kind=None):
-    """The shipped model's explanation, by the Hugging Face door alone."""
+    """Explain a picture by the shipped model through the Hugging Face class alone."""
     model = softcam_hub.CAPEForImageClassification.from_pretrained(CAPE_LESIONS)
     config = timm.data.resolve_data_config({}, pretrained_cfg=model.pretrained_cfg)
     pixels = timm.data.create_transform(**config)(Image.open(picture).convert("RGB"))[None]
     return model.explain(pixels, classes, top_k=top_k, kind=kind)
 
 
-def test_a_viewer_asks_the_model_about_its_own_pixels(picture):
-    viewer = Viewer(CAPE_LESIONS)
-    pixels = viewer.see(Image.open(picture).convert("RGB"))
-    assert viewer.labels == ["healthy", "microaneurysm", "haemorrhage", "exudate"]
-    assert viewer.probabilities(pixels).sum() == pytest.approx(1)
-    found, reference = viewer.explain(pixels, [3, 0]), expected(picture, [[3, 0]])
-    assert list(found) == ["cape", "mu-cape"]
-    torch.testing.assert_close(found["cape"].maps, reference.maps)
-    torch.testing.assert_close(found["mu-cape"].maps, expected(picture, [[3, 0]], kind="mu-cape").maps)
-    assert viewer.seen(pixels).size == (128, 128)
+def test_a_model_explains_a_picture_as_its_hugging_face_class_does(cape, image, picture):
+    explained = cape.explain(image)
+    assert explained.labels == ["healthy", "microaneurysm", "haemorrhage", "exudate"]
+    assert explained.probabilities.sum() == pytest.approx(1)
+    assert explained.image.size == (128, 128)
+    assert explained.classes == expected(picture).classes[0].tolist()
+    explanations = cape.explain_classes(explained, [3, 0]).explanations
+    assert list(explanations) == ["cape", "mu-cape"]
+    for kind, explanation in explanations.items():
+        torch.testing.assert_close(explanation.maps, expected(picture, [[3, 0]], kind=kind).maps)
 
 
-def test_without_a_twin_post_hoc_maps_are_those_of_the_model(picture):
-    viewer = Viewer(CAPE_LESIONS)
-    assert viewer.twin is None
-    pixels = viewer.see(Image.open(picture).convert("RGB"))
-    found, left_out = viewer.post_hoc(pixels, 2)
-    assert set(found) == set(DEFAULT_POST_HOC) - {"lift-cam", "fd-cam"}
-    assert "DeepLIFT's contributions miss" in left_out["lift-cam"]
-    torch.testing.assert_close(found["grad-cam"].maps, create_explainer("grad-cam", viewer.model)(pixels, 2))
-    assert float(found["grad-cam"].probabilities) == pytest.approx(float(viewer.probabilities(pixels)[2]))
+def test_without_a_vanilla_classifier_post_hoc_maps_explain_the_model(cape, image):
+    assert cape.vanilla is None
+    explained = cape.explain_classes(cape.explain(image), [2])
+    explanations, reasons = cape.post_hoc(explained)
+    assert set(explanations) == set(DEFAULT_POST_HOC) - {"lift-cam", "fd-cam"}
+    assert "DeepLIFT's contributions miss" in reasons["lift-cam"]
+    reference = create_explainer("grad-cam", cape.model)(explained.pixels, 2)
+    torch.testing.assert_close(explanations["grad-cam"].maps, reference)
+    assert float(explanations["grad-cam"].probabilities) == pytest.approx(float(explained.probabilities[2]))
 
 
-def test_a_softcam_model_is_turned_back_into_its_twin(softcam_folder, picture):
-    viewer = Viewer(softcam_folder)
-    pixels = viewer.see(Image.open(picture).convert("RGB"))
-    assert not isinstance(viewer.twin.model, softcam_hub.Classifier)
-    torch.testing.assert_close(viewer.twin.model(pixels).softmax(dim=1)[0], viewer.probabilities(pixels))
-    found, left_out = viewer.post_hoc(pixels, 0)
-    assert set(found) == set(DEFAULT_POST_HOC)
-    assert left_out == {}
+def test_a_softcam_model_is_turned_back_into_its_vanilla_classifier(softcam, image):
+    explained = softcam.explain(image)
+    assert not isinstance(softcam.vanilla.model, softcam_hub.Classifier)
+    logits = softcam.vanilla.model(explained.pixels)
+    torch.testing.assert_close(logits.softmax(dim=1)[0], explained.probabilities)
+    explanations, reasons = softcam.post_hoc(explained)
+    assert set(explanations) == set(DEFAULT_POST_HOC)
+    assert reasons == {}
 
 
-@pytest.mark.parametrize("folder", ["vanilla", "twin"])  # `twin` in runs made before
-def test_the_vanilla_classifier_beside_the_model_is_what_post_hoc_methods_explain(folder, picture, tmp_path):
+@pytest.mark.parametrize("folder", ["vanilla", "twin"])  # `twin` in older runs
+def test_post_hoc_methods_explain_the_vanilla_classifier_beside_the_model(folder, image, tmp_path):
     shutil.copytree(CAPE_LESIONS, tmp_path / "model")
-    twin = timm.create_model("test_resnet", num_classes=4)
-    timm.models.save_for_hf(twin, tmp_path / folder, model_config={"num_classes": 4}, safe_serialization=True)
-    viewer = Viewer(tmp_path / "model")
-    pixels = viewer.see(Image.open(picture).convert("RGB"))
-    found = viewer.post_hoc(pixels, 1)[0]["grad-cam"]
-    torch.testing.assert_close(found.maps, create_explainer("grad-cam", twin)(pixels, 1))
-    assert float(found.probabilities) == pytest.approx(float(twin.eval()(pixels).softmax(dim=1)[0, 1]))
-    answers = Answers([tmp_path / "model"])
-    answer, _ = answers.look(picture, str(tmp_path / "model"))
-    assert "explain the vanilla twin of this model" in text_of(answers.post_hoc(answer))
+    vanilla = timm.create_model("test_resnet", num_classes=4)
+    timm.models.save_for_hf(vanilla, tmp_path / folder, model_config={"num_classes": 4}, safe_serialization=True)
+    model = DemoModel(tmp_path / "model")
+    explained = model.explain_classes(model.explain(image), [1])
+    explanations, reasons = model.post_hoc(explained)
+    maps = create_explainer("grad-cam", vanilla)(explained.pixels, 1)
+    torch.testing.assert_close(explanations["grad-cam"].maps, maps)
+    probability = vanilla.eval()(explained.pixels).softmax(dim=1)[0, 1]
+    assert float(explanations["grad-cam"].probabilities) == pytest.approx(float(probability))
+    text = text_of(views.render_post_hoc(explained, explanations, reasons, is_vanilla=True))
+    assert "explain the vanilla classifier of this model" in text
 
 
-def test_a_black_box_is_refused(tmp_path):
-    twin = timm.create_model("test_resnet", num_classes=4)
-    timm.models.save_for_hf(twin, tmp_path / "plain", model_config={"num_classes": 4}, safe_serialization=True)
-    with pytest.raises(ValueError, match="plain is a black box, which has no maps of its own: name a softcam_"):
-        Viewer(tmp_path / "plain")
+def test_a_vanilla_classifier_is_refused(tmp_path):
+    vanilla = timm.create_model("test_resnet", num_classes=4)
+    timm.models.save_for_hf(vanilla, tmp_path / "plain", model_config={"num_classes": 4}, safe_serialization=True)
+    with pytest.raises(ValueError, match="plain is a vanilla classifier, which has no maps of its own: name a softcam"):
+        DemoModel(tmp_path / "plain")
 
 
-def test_the_prediction_is_the_models(answers, picture):
-    answer, remark = answers.look(picture, "cape_lesions")
-    reference, words = expected(picture, top_k=4), text_of(answers.prediction(answer))
-    names = ["healthy", "microaneurysm", "haemorrhage", "exudate"]
+def test_the_table_shows_the_probabilities_of_the_model(cape, image, picture):
+    explained = cape.explain(image)
+    reference, words = expected(picture, top_k=4), text_of(views.render_prediction(explained))
     for index, probability in zip(reference.classes[0].tolist(), reference.probabilities[0].tolist(), strict=True):
-        said = f"{probability:.2%}" if probability >= 5e-5 else "under 0.01%"
-        assert f"{names[index]} {said}" in words
-    assert remark == ""
-    assert answer.classes == reference.classes[0, :2].tolist()
+        percent = f"{probability:.2%}" if probability >= 5e-5 else "under 0.01%"
+        assert f"{explained.labels[index]} {percent}" in words
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.05, 0.5, 0.95])
-def test_the_regions_are_those_of_the_library(answers, picture, threshold):
-    answer, _ = answers.look(picture, "cape_lesions")
-    reference, words = expected(picture).regions(threshold), text_of(answers.regions(answer, threshold))
+def test_the_regions_are_those_of_the_library(cape, image, picture, threshold):
+    reference = expected(picture).regions(threshold)
+    words = text_of(views.render_regions(cape.explain(image), threshold))
     for rank in (0, 1):
         assert reference.describe(rank=rank) in words
 
 
-def test_the_lit_part_of_the_picture_is_the_region():
+def test_the_bright_part_of_the_picture_is_the_region():
     maps = torch.tensor([[[[0.6, 0.0], [0.05, 0.0]]]])
     explanation = Explanation(maps, torch.tensor([[0]]), torch.tensor([[0.65]]), "cape")
-    seen = Image.new("RGB", (64, 64), "white")
-    lit = views._lit(seen, explanation.regions(0.05), 0)
-    pixels = {place: lit.getpixel(place) for place in ((10, 10), (50, 10), (10, 50), (50, 50))}
+    highlighted = views._highlight(Image.new("RGB", (64, 64), "white"), explanation.regions(0.05), 0)
+    pixels = {place: highlighted.getpixel(place) for place in ((10, 10), (50, 10), (10, 50), (50, 50))}
     assert pixels == {(10, 10): (255,) * 3, (50, 10): (85,) * 3, (10, 50): (255,) * 3, (50, 50): (85,) * 3}
 
 
-def test_the_difference_adds_up(answers, picture):
-    answer, _ = answers.look(picture, "cape_lesions")
-    answer = answers.choose(answer, [0, 3])
+def test_the_difference_adds_up(cape, image, picture):
+    words = text_of(views.render_difference(cape.explain_classes(cape.explain(image), [0, 3])))
     reference = expected(picture, [[0, 3]])
     a, b = reference.probabilities[0].tolist()
-    words = text_of(answers.difference(answer))
     assert "healthy minus exudate" in words
     assert f"All cells add up to the difference of the probabilities: {a - b:+.2%}" in words
     strongest = (-reference.difference()[0]).flatten().topk(5).values
     assert f"For exudate: top 5 (5 cells): {strongest.sum():.2%}" in words
 
 
-def test_one_class_has_nothing_to_be_compared_with(answers, picture):
-    answer, _ = answers.look(picture, "cape_lesions")
-    answer = answers.choose(answer, [1])
-    assert text_of(answers.difference(answer)) == "Choose two different classes to compare them."
-    assert answers.maps(answer).count("<figure>") == 2  # one class, two kinds of map
+def test_one_class_has_no_difference(cape, image):
+    explained = cape.explain_classes(cape.explain(image), [1])
+    assert text_of(views.render_difference(explained)) == "Choose two different classes to compare them."
+    assert views.render_maps(explained).count("<figure>") == 2  # one class, two kinds of map
 
 
-def test_softcam_maps_have_logits_and_no_regions(answers, softcam_folder, picture):
-    answer, _ = answers.look(picture, str(softcam_folder))
-    assert answers.regions(answer, 0.05) == ""
-    logits = [float(values.mean()) for values in answer.own.maps[0]]
-    assert f"logit {logits[0]:+.2f}" in text_of(answers.maps(answer))
-    assert f"is the difference of the logits: {logits[0] - logits[1]:+.2f}" in text_of(answers.difference(answer))
-    assert "explain the vanilla twin of this model" in text_of(answers.post_hoc(answer))
+def test_softcam_maps_have_logits_and_no_regions(softcam, image):
+    explained = softcam.explain(image)
+    assert views.render_regions(explained, 0.05) == ""
+    logits = [float(values.mean()) for values in explained.explanation.maps[0]]
+    assert f"logit {logits[0]:+.2f}" in text_of(views.render_maps(explained))
+    difference = f"is the difference of the logits: {logits[0] - logits[1]:+.2f}"
+    assert difference in text_of(views.render_difference(explained))
 
 
-def test_names_of_classes_are_text_and_not_markup(answers, softcam_folder, picture):
-    answer, _ = answers.look(picture, str(softcam_folder))
-    answer = answers.choose(answer, [2, 0])
+def test_class_names_are_text_and_not_markup(softcam, image):
+    explained = softcam.explain_classes(softcam.explain(image), [2, 0])
     for fragment in (
-        answers.prediction(answer),
-        answers.maps(answer),
-        answers.difference(answer),
-        answers.post_hoc(answer),
+        views.render_prediction(explained),
+        views.render_maps(explained),
+        views.render_difference(explained),
+        views.render_post_hoc(explained, {}, {}, is_vanilla=True),
     ):
         assert "<b>cow" not in fragment
         assert "&lt;b&gt;cow" in fragment
 
 
+def explained_image(labels, probabilities, explanation):
+    """Make an explained image of the parts that the views show."""
+    blank = Image.new("RGB", (8, 8))
+    return ExplainedImage("model", labels, torch.zeros(1, 3, 8, 8), blank, probabilities, {"cape": explanation})
+
+
+def constant_explanation(value):
+    return Explanation(torch.full((1, 1, 2, 2), value), torch.tensor([[0]]), torch.ones(1, 1), "cape")
+
+
 def test_many_classes_are_counted():
-    words = text_of(
-        views.prediction(Image.new("RGB", (8, 8)), [f"class {i}" for i in range(1000)], torch.arange(1000) / 1000)
-    )
+    labels = [f"class {index}" for index in range(1000)]
+    explained = explained_image(labels, torch.arange(1000) / 1000, constant_explanation(0.25))
+    words = text_of(views.render_prediction(explained))
     assert words.startswith("what the model saw class 999 99.90% class 998")
     assert words.endswith("and 995 less probable classes")
 
 
-def test_a_map_without_contrast_says_so():
-    own, other = (
-        Explanation(torch.full((1, 1, 2, 2), v), torch.tensor([[0]]), torch.ones(1, 1), "cape") for v in (0.25, 0.0)
-    )
-    words = text_of(views.side_by_side(Image.new("RGB", (8, 8)), own, {"grad-cam": other}))
+def test_a_map_without_contrast_is_named():
+    explained = explained_image(["cat"], torch.ones(1), constant_explanation(0.25))
+    words = text_of(views._render_heatmaps(explained, {"grad-cam": constant_explanation(0.0)}))
     assert words == "CAPE nothing stands out grad-cam nothing stands out"
 
 
 def test_the_page_over_http(page, picture):
     client = Client(page.local_url, verbose=False, analytics_enabled=False)
-    client.predict(handle_file(picture), api_name="/take")
-    notice, _, first, second, _, regions, _, _ = client.predict("cape_lesions", 0.05, api_name="/look")
+    client.predict(handle_file(picture), api_name="/upload")
+    notice, _, first, second, _, regions, _, _ = client.predict("cape_lesions", 0.05, api_name="/explain")
     reference = expected(picture)
     assert notice == ""
     assert [first["value"], second["value"]] == reference.classes[0].tolist()
     assert reference.regions(0.05).describe() in text_of(regions)
-    moved = client.predict(0.6, api_name="/slide")
+    moved = client.predict(0.6, api_name="/move_threshold")
     assert reference.regions(0.6).describe(rank=1) in text_of(moved)
-    chosen = client.predict(0, 3, 0.3, api_name="/choose")
+    chosen = client.predict(0, 3, 0.3, api_name="/choose_classes")
     assert expected(picture, [[0, 3]]).regions(0.3).describe(rank=1) in text_of(chosen[1])
 
 
-def test_a_bad_upload_over_http_clears_the_answer(page, tmp_path):
+def test_a_bad_upload_over_http_hides_the_results(page, tmp_path):
     (tmp_path / "diary.png").write_text("dear diary")
     client = Client(page.local_url, verbose=False, analytics_enabled=False)
-    client.predict(handle_file(tmp_path / "diary.png"), api_name="/take")
-    notice, prediction, *_ = client.predict("cape_lesions", 0.05, api_name="/look")
-    assert text_of(notice).startswith("diary.png cannot be read: it is no image")
+    client.predict(handle_file(tmp_path / "diary.png"), api_name="/upload")
+    notice, prediction, *_ = client.predict("cape_lesions", 0.05, api_name="/explain")
+    assert text_of(notice).startswith("diary.png cannot be read: it is not an image")
     assert 'role="alert"' in notice
     assert prediction == ""
-    assert client.predict(0.5, api_name="/slide") == ""
+    assert client.predict(0.5, api_name="/move_threshold") == ""
 
 
-def test_an_answer_that_is_no_longer_kept_is_said_to_be_gone(answers):
-    page = Page(answers)
+def test_an_expired_picture_must_be_uploaded_again(cape):
+    page = Page([cape])
     with pytest.raises(gr.Error, match="This picture is no longer here: upload it again"):
-        page.choose(None, 0, 1, 0.5)
-    assert page.slide(None, 0.5) == ""
+        page.choose_classes(None, 0, 1, 0.5)
+    assert page.move_threshold(None, 0.5) == ""
 
 
 def test_the_page_names_no_other_host(page):
@@ -288,7 +298,7 @@ def test_mistakes_on_the_command_line(words, sentence, capsys):
 
 def test_requirements_of_the_space_are_those_of_the_package():
     tomllib = pytest.importorskip("tomllib", reason="Python 3.10 does not read TOML")
-    project = tomllib.loads((SPACE.parents[2] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((Path(softcam_hub.__file__).parents[1] / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["demo"]]
     assert (SPACE / "requirements.txt").read_text().split() == wanted
 
@@ -344,8 +354,8 @@ def test_the_space_runs_on_its_own_copy_of_the_package(tmp_path, picture):
     process, _ = started([sys.executable, "-c", code], str(tmp_path), cwd=tmp_path, env=environment)
     try:
         client = connected(f"http://127.0.0.1:{port}/", process)
-        client.predict(handle_file(picture), api_name="/take")
-        regions = client.predict("cape_lesions", 0.05, api_name="/look")[5]
+        client.predict(handle_file(picture), api_name="/upload")
+        regions = client.predict("cape_lesions", 0.05, api_name="/explain")[5]
         assert expected(picture).regions(0.05).describe() in text_of(regions)
     finally:
         process.terminate()

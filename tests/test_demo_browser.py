@@ -141,7 +141,7 @@ def test_an_example_and_another_model(visit, softcam_folder):
     expect(page.locator("#maps h3")).to_have_text(["SoftCAM"], timeout=WAIT)
     expect(page.locator("#threshold")).to_be_hidden()
     expect(page.locator("#difference")).to_contain_text("is the difference of the logits")
-    expect(page.locator("#post_hoc")).to_contain_text("explain the vanilla twin of this model")
+    expect(page.locator("#post_hoc")).to_contain_text("explain the vanilla classifier of this model")
     choose(page, "model", "cape_lesions")
     expect(page.locator("#maps h3")).to_have_text(["CAPE", "μ-CAPE"], timeout=WAIT)
     expect(page.locator("#threshold")).to_be_visible()
@@ -162,7 +162,7 @@ def make(folder):
     return {
         "truncated.png": "truncated.png cannot be read: image file is truncated",
         "fat.png": "fat.png cannot be read: the file has more than 20 MB",
-        "text.png": "text.png cannot be read: it is no image",
+        "text.png": "text.png cannot be read: it is not an image",
         "huge.png": "huge.png cannot be read: it has 10000×10000 = 100 million pixels",
         "moving.gif": "moving.gif has 3 pictures, and this is the first of them.",
         "cmyk.jpg": "",

@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoModelForImageClassification, pipeline
 import softcam_hub
 from softcam_hub import SoftCAMConfig, SoftCAMForImageClassification
 from softcam_hub.cli import main
-from softcam_hub.demo.viewer import Viewer
+from softcam_hub.demo.models import DemoModel
 from softcam_hub.evaluation.models import Pair, fingerprint, several_labels
 from softcam_hub.loading import load_classifier
 from softcam_hub.models.label_kind import MULTI_LABEL, SINGLE_LABEL, is_multi_label, written_multi_label
@@ -97,12 +97,12 @@ def test_the_pipeline_the_page_and_the_command_line_agree(written, folders, tmp_
     root, _ = folders
     picture = Image.new("RGB", (64, 64), (200, 30, 90))
     picture.save(tmp_path / "a.png")
-    viewer = Viewer(root / written)
-    pixels = viewer.see(picture)
-    expected = viewer.model(pixels).detach().cpu()[0].sigmoid()
-    assert torch.allclose(viewer.probabilities(pixels), expected, atol=1e-6)
-    found, _ = viewer.post_hoc(pixels, 1)
-    assert torch.allclose(found["cam"].probabilities.cpu(), expected[1], atol=1e-5)
+    model = DemoModel(root / written)
+    explained = model.explain(picture)
+    expected = model.model(explained.pixels).detach().cpu()[0].sigmoid()
+    assert torch.allclose(explained.probabilities, expected, atol=1e-6)
+    explanations, _ = model.post_hoc(model.explain_classes(explained, [1]))
+    assert torch.allclose(explanations["cam"].probabilities.cpu(), expected[1], atol=1e-5)
     rows = pipeline("image-explanation", model=str(root / written))(picture, classes=[0, 1, 2])
     assert [row["score"] for row in rows] == pytest.approx(expected.tolist(), abs=1e-5)
     for number, options in enumerate(([], ["--explainer", "grad-cam"])):

@@ -11,7 +11,7 @@ from timm.models import PretrainedCfg
 import softcam_hub
 from softcam_hub import CAPEForImageClassification, SoftCAMForImageClassification
 from softcam_hub.cli import main
-from softcam_hub.demo.viewer import Viewer
+from softcam_hub.demo.models import DemoModel
 from softcam_hub.loading import load_classifier
 from softcam_hub.models.preprocessing import check_pretrained_cfg
 from softcam_hub.training.objective import VanillaForTraining
@@ -104,7 +104,7 @@ def test_commands_end_with_a_sentence_on_an_impossible_folder(words, folders, tm
     assert main([*words, str(folder)]) == 1
     assert "unknown interpolation 'cubic': expected one of" in capsys.readouterr().err
     with pytest.raises(ValueError, match="unknown interpolation 'cubic'"):
-        Viewer(folder)  # the page
+        DemoModel(folder)
 
 
 def test_possible_folders_load(folders, tmp_path):

@@ -1,4 +1,4 @@
-"""The demo page: pictures explained in a browser, with gradio (extra `[demo]`)."""
+"""The demo page, which explains pictures in a browser. It needs gradio (extra `[demo]`)."""
 
 from .page import HINT, open_page
 

@@ -1,9 +1,9 @@
-"""The page: what is asked, in which order, and what each answer changes.
+"""The demo page: its controls, and the parts of the page that each of them changes.
 
-- Whatever a visitor can put right is answered with a sentence on the page, and what was shown before goes away.
-- An upload and an example both set `picture`, and only what follows a change of it looks at it. The upload field is
-  emptied at once, so that it takes the next file.
-- Nothing on the page comes from another host, and gradio reports nothing: it works without a network.
+- Every mistake that a visitor can correct is answered with a sentence on the page, and the earlier result is hidden.
+- An upload and an example both set `picture`, and a change of `picture` starts the explanation. The upload field is
+  emptied at once, so that it accepts the next file.
+- Nothing on the page comes from another host, and gradio sends no statistics: the page works without a network.
 """
 
 import os
@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.images import MAX_USER_BYTES, MAX_USER_PIXELS
+from ..data.images import MAX_USER_BYTES, MAX_USER_PIXELS, read_user_image
 from ..data.lesions import VARIANTS, draw
 from . import views
-from .answers import Answer, Answers
+from .models import DemoModel, ExplainedImage
 
 HINT = "the demo page needs an extra package: pip install 'softcam-hub[demo]'"
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # gradio reads it when it is imported
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # gradio reads the variable when it is imported
 try:
     import gradio as gr
 except ImportError as error:
@@ -28,12 +28,12 @@ except ImportError as error:
 HOUR = 3600
 EXAMPLES, EXAMPLE_SIDE = 8, 256
 LARGEST_UPLOAD = 3 * MAX_USER_BYTES
-"""What gradio refuses, in words of its own; below that we do."""
+"""Bytes from which on gradio refuses an upload with its own message. Smaller files get the message of this page."""
 
 INTRODUCTION = f"""
 # Image classifiers that explain themselves
 
-Upload a picture or pick an example: the model predicts, and shows the evidence that its prediction is made of. Uploads
+Upload a picture or choose an example: the model predicts, and shows the evidence for its prediction. Uploads
 may have {MAX_USER_BYTES // 2**20} MB and {MAX_USER_PIXELS // 10**6} million pixels, and are deleted within two hours.
 The examples are generated, and nothing here is a diagnosis.
 """
@@ -62,35 +62,38 @@ figcaption {font-size: 0.85em; line-height: 1.35; margin-top: 4px; overflow-wrap
 #examples .thumbnail-item {aspect-ratio: 1; height: auto}
 """
 
-ASKING = {"concurrency_id": "models", "concurrency_limit": 1}
-"""One visitor at a time: explainers put hooks on a model while they run."""
+ONE_AT_A_TIME = {"concurrency_id": "models", "concurrency_limit": 1}
+"""Options of events that run a model. Explainers put hooks on a model, so that only one may run at a time."""
 
 
 class Page:
-    """The controls, and what they do.
+    """The controls of the page, and the functions that answer them.
 
     Args:
-        answers: of the models.
+        models: Models to choose from.
     """
 
-    def __init__(self, answers: Answers) -> None:
-        self.answers = answers
-        self.folder = tempfile.TemporaryDirectory(prefix="softcam-hub-")  # there as long as the page is
+    def __init__(self, models: Sequence[DemoModel]) -> None:
+        self.models = {model.name: model for model in models}
+        self.folder = tempfile.TemporaryDirectory(prefix="softcam-hub-")  # exists as long as the page
         self.examples = _draw_examples(Path(self.folder.name))
         with gr.Blocks(title="softcam_hub", analytics_enabled=False, delete_cache=(HOUR, HOUR)) as self.blocks:
             gr.Markdown(INTRODUCTION)
             with gr.Row():
                 with gr.Column(scale=1, min_width=300):
-                    self._lay_out_questions()
-                with gr.Column(scale=2, min_width=300, visible=False) as self.shown:
-                    self._lay_out_answer()
+                    self._lay_out_inputs()
+                with gr.Column(scale=2, min_width=300, visible=False) as self.results:
+                    self._lay_out_results()
             self.picture = gr.State(self.examples[2])
-            self.kept = gr.State(time_to_live=HOUR)
-            self.of_classes = [self.kept, self.maps, self.sliding, self.regions, self.difference, self.post_hoc]
+            self.explained = gr.State(time_to_live=HOUR)
+            self.class_outputs = [
+                *(self.explained, self.maps, self.region_section),
+                *(self.regions, self.difference, self.post_hoc),
+            ]
             self._connect()
 
-    def _lay_out_questions(self) -> None:
-        names = list(self.answers.viewers)
+    def _lay_out_inputs(self) -> None:
+        names = list(self.models)
         self.file = gr.File(label="Your picture", file_types=["image"], type="filepath", height=140, elem_id="picture")
         self.notice = gr.HTML(elem_id="notice", padding=False)
         self.gallery = gr.Gallery(
@@ -98,14 +101,14 @@ class Page:
         )
         self.model = gr.Dropdown(names, value=names[0], label="Model", elem_id="model")
 
-    def _lay_out_answer(self) -> None:
+    def _lay_out_results(self) -> None:
         gr.Markdown("### Prediction")
         self.prediction = gr.HTML(elem_id="prediction", padding=False)
         with gr.Row():
             self.first = gr.Dropdown(label="Class", min_width=180, elem_id="first")
             self.second = gr.Dropdown(label="compared with", min_width=180, elem_id="second")
         self.maps = gr.HTML(elem_id="maps", padding=False)
-        with gr.Column(visible=False) as self.sliding:
+        with gr.Column(visible=False) as self.region_section:
             gr.Markdown("### Regions that carry the probability")
             label = "Locations above this fraction of the map's largest value"
             self.threshold = gr.Slider(0, 0.95, 0.05, step=0.01, label=label, elem_id="threshold")
@@ -116,69 +119,87 @@ class Page:
         self.post_hoc = gr.HTML(elem_id="post_hoc", padding=False)
 
     def _connect(self) -> None:
-        everything = [self.notice, self.shown, self.prediction, self.first, self.second, *self.of_classes]
-        looking = {"inputs": [self.picture, self.model, self.threshold], "outputs": everything, **ASKING}
-        self.file.upload(self.take, self.file, [self.picture, self.file], api_name="take")
-        self.gallery.select(self.pick, outputs=self.picture, api_name=False)
-        self.picture.change(self.look, **looking, api_name="look")
-        self.model.input(self.look, **looking, api_name=False)
-        self.blocks.load(self.look, **looking, api_name=False)
-        chosen = [self.kept, self.first, self.second, self.threshold]
-        for menu in (self.first, self.second):
-            name = "choose" if menu is self.first else False
-            menu.input(self.choose, chosen, self.of_classes, api_name=name, **ASKING)
-        moving = {"trigger_mode": "always_last", "show_progress": "hidden", "api_name": "slide"}
-        self.threshold.change(self.slide, [self.kept, self.threshold], self.regions, **moving)
+        """Connect every control with its function and the parts of the page that the function changes."""
+        explain = {
+            "inputs": [self.picture, self.model, self.threshold],
+            "outputs": [self.notice, self.results, self.prediction, self.first, self.second, *self.class_outputs],
+            **ONE_AT_A_TIME,
+        }
+        self.file.upload(self.upload, self.file, [self.picture, self.file], api_name="upload")
+        self.gallery.select(self.choose_example, outputs=self.picture, api_name=False)
+        self.picture.change(self.explain, **explain, api_name="explain")
+        self.model.input(self.explain, **explain, api_name=False)
+        self.blocks.load(self.explain, **explain, api_name=False)
+        inputs = [self.explained, self.first, self.second, self.threshold]
+        self.first.input(self.choose_classes, inputs, self.class_outputs, api_name="choose_classes", **ONE_AT_A_TIME)
+        self.second.input(self.choose_classes, inputs, self.class_outputs, api_name=False, **ONE_AT_A_TIME)
+        self.threshold.change(
+            self.move_threshold,
+            [self.explained, self.threshold],
+            self.regions,
+            trigger_mode="always_last",
+            show_progress="hidden",
+            api_name="move_threshold",
+        )
 
-    def pick(self, event: gr.SelectData) -> str:
-        """The picture of an example."""
+    def choose_example(self, event: gr.SelectData) -> str:
+        """Return the file of an example."""
         return self.examples[event.index]
 
-    def take(self, path: str) -> tuple[str, None]:
-        """The picture of an upload, and an empty field for the next."""
+    def upload(self, path: str) -> tuple[str, None]:
+        """Return the file of an upload, and an empty field for the next one."""
         return path, None
 
-    def look(self, path: str, model: str, threshold: float) -> list[Any]:
-        """A new picture or another model: everything changes."""
+    def explain(self, path: str, model_name: str, threshold: float) -> list[Any]:
+        """Explain a new picture, or the same picture by another model. Everything on the page changes."""
         try:
-            answer, remark = self.answers.look(path, model)
+            picture = read_user_image(path)
         except ValueError as error:
-            return self._nothing(views.notice(str(error), mistake=True))
-        choices = [(label, index) for index, label in enumerate(self.answers.viewer_of(answer).labels)]
-        first = gr.update(choices=choices, value=answer.classes[0])
-        second = gr.update(choices=choices, value=answer.classes[-1], visible=len(choices) > 1)
-        heading = [views.notice(remark), gr.update(visible=True), self.answers.prediction(answer), first, second]
-        return [*heading, *self._of_classes(answer, threshold)]
-
-    def choose(self, answer: Answer | None, first: int, second: int, threshold: float) -> list[Any]:
-        """Other classes of the same picture."""
-        if answer is None:  # kept for an hour only
-            raise gr.Error("This picture is no longer here: upload it again.")
-        return self._of_classes(self.answers.choose(answer, list(dict.fromkeys((first, second)))), threshold)
-
-    def slide(self, answer: Answer | None, threshold: float) -> str:
-        """Another threshold."""
-        return "" if answer is None else self.answers.regions(answer, threshold)
-
-    def _of_classes(self, answer: Answer, threshold: float) -> list[Any]:
-        """For `of_classes`."""
+            return self._show_error(str(error))
+        explained = self.models[model_name].explain(picture.image)
+        choices = [(label, index) for index, label in enumerate(explained.labels)]
         return [
-            answer,
-            self.answers.maps(answer),
-            gr.update(visible=answer.adds_up),
-            self.answers.regions(answer, threshold),
-            self.answers.difference(answer),
-            self.answers.post_hoc(answer),
+            views.render_notice(picture.remark),
+            gr.update(visible=True),
+            views.render_prediction(explained),
+            gr.update(choices=choices, value=explained.classes[0]),
+            gr.update(choices=choices, value=explained.classes[-1], visible=len(choices) > 1),
+            *self._show_classes(explained, threshold),
         ]
 
-    def _nothing(self, notice: str) -> list[Any]:
-        """A notice, and no answer."""
+    def choose_classes(self, explained: ExplainedImage | None, first: int, second: int, threshold: float) -> list[Any]:
+        """Explain other classes of the same picture."""
+        if explained is None:  # pictures are kept for an hour
+            raise gr.Error("This picture is no longer here: upload it again.")
+        classes = list(dict.fromkeys((first, second)))
+        return self._show_classes(self.models[explained.model].explain_classes(explained, classes), threshold)
+
+    def move_threshold(self, explained: ExplainedImage | None, threshold: float) -> str:
+        """Render the regions above another threshold."""
+        return "" if explained is None else views.render_regions(explained, threshold)
+
+    def _show_classes(self, explained: ExplainedImage, threshold: float) -> list[Any]:
+        """Return the values of `class_outputs`."""
+        model = self.models[explained.model]
+        explanations, reasons = model.post_hoc(explained)
+        return [
+            explained,
+            views.render_maps(explained),
+            gr.update(visible=explained.adds_up),
+            views.render_regions(explained, threshold),
+            views.render_difference(explained),
+            views.render_post_hoc(explained, explanations, reasons, is_vanilla=model.vanilla is not None),
+        ]
+
+    def _show_error(self, message: str) -> list[Any]:
+        """Return a notice, and hide the results."""
         hidden = gr.update(visible=False)
+        notice = views.render_notice(message, is_error=True)
         return [notice, hidden, "", gr.skip(), gr.skip(), None, "", hidden, "", "", ""]
 
 
 def _draw_examples(folder: Path) -> list[str]:
-    """Files of generated pictures, each class in turn."""
+    """Write generated pictures of each class in turn, and return their files."""
     classes, files = VARIANTS["lesions"], []
     for index in range(EXAMPLES):
         file = folder / f"{classes[index % len(classes)]}-{index // len(classes) + 1}.png"
@@ -188,16 +209,16 @@ def _draw_examples(folder: Path) -> list[str]:
 
 
 def open_page(sources: Sequence[str | Path], host: str | None = None, port: int | None = None) -> gr.Blocks:
-    """Serve the page from a thread of its own, until `close()`.
+    """Serve the page from a thread of its own until `close()` is called.
 
         open_page([softcam_hub.CAPE_LESIONS]).local_url
 
     Args:
-        sources: models of ours: folders, timm names or Hub ids.
-        host: address to listen on; by default this machine only.
-        port: by default the first free one from 7860.
+        sources: Model folders, timm names or Hub ids of self-explaining models.
+        host: Address to listen on. This machine only by default.
+        port: Port to listen on. The first free one from 7860 by default.
     """
-    blocks = Page(Answers(sources)).blocks
+    blocks = Page([DemoModel(source) for source in sources]).blocks
     blocks.launch(
         server_name=host,
         server_port=port,

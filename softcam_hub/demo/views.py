@@ -1,7 +1,7 @@
-"""What the demo page shows of an answer, as HTML: tiles of pictures with captions, and tables.
+"""Render an explained image as HTML: tiles of pictures with captions, and tables.
 
 Every number is text beside its picture, so that it can be read aloud, copied and tested. Class names come from models,
-and are escaped as any text.
+and are escaped like all text.
 """
 
 import base64
@@ -14,161 +14,184 @@ from torch import Tensor
 
 from ..figures import Scale, outline, overlay
 from ..figures.captions import caption_of, meaning_of, scale_of
-from ..figures.difference import Tier, tiers
+from ..figures.difference import tiers
 from ..figures.drawing import enlarge, spread, tint
 from ..figures.numbers import format_share
 from ..models.explanation import Explanation, Regions
+from .models import ExplainedImage
 
 SIDE = 320
-"""Height of a tile's picture in pixels."""
+"""Height of the picture in a tile, in pixels."""
 
 TITLES = {"cape": "CAPE", "mu-cape": "μ-CAPE", "softcam": "SoftCAM"}
 
 MEANINGS = {"mu-cape": "Class evidence plus its mean over the classes, where that is positive: it ranks locations."}
-"""Kind -> a sentence, where it says more than that of figures."""
+"""Kind of map -> sentence on the meaning of its values, where the page says more than the figures do."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture and its caption, whose first line is a heading.
+    """A picture with a caption.
 
     Args:
-        caption: lines of text.
-        picture: any size.
+        caption: Lines of text. The first line is the heading.
+        picture: Picture of any size.
     """
 
     caption: str
     picture: Image.Image
 
 
-def tiles(shown: list[Tile]) -> str:
-    """Tiles side by side, as many as the screen has room for."""
-    return f'<div class="tiles">{"".join(map(_tile, shown))}</div>'
+def render_tiles(tiles: list[Tile]) -> str:
+    """Render tiles side by side, as many in a row as the screen has room for."""
+    return f'<div class="tiles">{"".join(map(_render_tile, tiles))}</div>'
 
 
-def _tile(tile: Tile) -> str:
+def _render_tile(tile: Tile) -> str:
     heading, *lines = (html.escape(line) for line in tile.caption.split("\n"))
     text = "<br>".join([f"<strong>{heading}</strong>", *lines])
-    return f'<figure><img src="{_url(tile.picture)}" alt="{heading}"><figcaption>{text}</figcaption></figure>'
+    return f'<figure><img src="{_data_url(tile.picture)}" alt="{heading}"><figcaption>{text}</figcaption></figure>'
 
 
-def _beside(tile: Tile, content: str) -> str:
-    """A tile and HTML to the right of it; below it where the screen is narrow."""
-    return f'<div class="beside">{_tile(tile)}<div>{content}</div></div>'
-
-
-def _url(picture: Image.Image) -> str:
+def _data_url(picture: Image.Image) -> str:
     content = io.BytesIO()
     picture.save(content, "WEBP", quality=90)
     return f"data:image/webp;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
-def sentence(text: str) -> str:
+def _render_beside(tile: Tile, content: str) -> str:
+    """Render a tile with HTML to its right, or below it where the screen is narrow."""
+    return f'<div class="beside">{_render_tile(tile)}<div>{content}</div></div>'
+
+
+def render_sentence(text: str) -> str:
+    """Render a paragraph, or nothing for an empty text."""
     return f"<p>{html.escape(text)}</p>" if text else ""
 
 
-def notice(text: str, mistake: bool = False) -> str:
-    """A sentence on what was handed in."""
-    return f'<p class="notice" role="{"alert" if mistake else "status"}">{html.escape(text)}</p>' if text else ""
+def render_notice(text: str, is_error: bool = False) -> str:
+    """Render a sentence on the uploaded file, or nothing for an empty text."""
+    return f'<p class="notice" role="{"alert" if is_error else "status"}">{html.escape(text)}</p>' if text else ""
 
 
-def prediction(seen: Image.Image, labels: list[str], probabilities: Tensor, most: int = 5) -> str:
-    """What the model saw, and a table of the most probable classes.
-
-    Args:
-        seen: the picture.
-        labels: of all classes.
-        probabilities: (C,).
-        most: rows.
-    """
-    values, indices = probabilities.topk(min(most, len(labels)))
+def render_prediction(explained: ExplainedImage, count: int = 5) -> str:
+    """Render the input of the model, and a table of its `count` most probable classes."""
+    labels = explained.labels
+    values, indices = explained.probabilities.topk(min(count, len(labels)))
     rows = [
-        f'<tr><th scope="row">{html.escape(labels[index])}</th><td>{_percent(value)}</td>'
+        f'<tr><th scope="row">{html.escape(labels[index])}</th><td>{_format_percent(value)}</td>'
         f'<td class="bar"><div style="width: {100 * value:.1f}%"></div></td></tr>'
         for index, value in zip(indices.tolist(), values.tolist(), strict=True)
     ]
-    left = len(labels) - len(rows)
-    table = f"<table>{''.join(rows)}</table>" + sentence(f"and {left} less probable classes" if left else "")
-    return _beside(Tile("what the model saw", enlarge(seen, SIDE)), table)
+    others = len(labels) - len(rows)
+    table = f"<table>{''.join(rows)}</table>"
+    remark = render_sentence(f"and {others} less probable classes" if others else "")
+    return _render_beside(Tile("what the model saw", enlarge(explained.image, SIDE)), table + remark)
 
 
-def _percent(value: float) -> str:
+def _format_percent(value: float) -> str:
     return f"{value:.2%}" if value >= 5e-5 else "under 0.01%"
 
 
-def own_maps(seen: Image.Image, explanations: dict[str, Explanation], labels: list[str]) -> str:
-    """The model's maps of the chosen classes, by kind; those of one kind share one scale."""
-    canvas, parts = enlarge(seen, SIDE), []
-    for kind, explanation in explanations.items():
+def render_maps(explained: ExplainedImage) -> str:
+    """Render the model's own maps of the chosen classes. All maps of one kind share one scale."""
+    canvas, parts = enlarge(explained.image, SIDE), []
+    for kind, explanation in explained.explanations.items():
         maps = explanation.maps[0].cpu()
         scale = scale_of(maps, kind)
-        shown = [
-            Tile(caption_of(explanation, labels, 0, rank), tint(canvas, spread(values, canvas), scale))
+        tiles = [
+            Tile(caption_of(explanation, explained.labels, 0, rank), tint(canvas, spread(values, canvas), scale))
             for rank, values in enumerate(maps)
         ]
         low, _, high = scale.labels()
-        limits = f"Colours from {low} to {high} in each cell."
-        parts += [f"<h3>{TITLES[kind]}</h3>", sentence(f"{MEANINGS.get(kind) or meaning_of(kind)} {limits}")]
-        parts.append(tiles(shown))
+        meaning = MEANINGS.get(kind) or meaning_of(kind)
+        parts.append(f"<h3>{TITLES[kind]}</h3>")
+        parts.append(render_sentence(f"{meaning} Colours from {low} to {high} in each cell."))
+        parts.append(render_tiles(tiles))
     return "".join(parts)
 
 
-def difference(seen: Image.Image, explanation: Explanation, labels: list[str]) -> str:
-    """Where the evidence for the first class exceeds that for the second, and what it adds up to."""
-    canvas, values = enlarge(seen, SIDE), explanation.difference()[0].float().cpu()
-    first, second = (labels[index] for index in explanation.classes[0].tolist())
-    adds_up = explanation.kind == "cape"
-    scale = Scale.of(values, diverging=True, percent=adds_up)
-    low, _, high = scale.labels()
-    tile = Tile(f"{first} minus {second}", tint(canvas, spread(values, canvas, smooth=False), scale))
-    colours = f"Orange: more evidence for {first}, up to {high} in a cell. Blue: for {second}, down to {low}."
-    if not adds_up:
-        mean = f"The mean of all cells is the difference of the logits: {float(values.double().mean()):+.2f}"
-        return _beside(tile, sentence(colours) + sentence(mean))
-    difference = format_share(float(values.double().sum()), "+", 2)
-    total = f"All cells add up to the difference of the probabilities: {difference}"
-    return _beside(tile, sentence(colours) + _sums(values, first, second) + sentence(total))
+def render_regions(explained: ExplainedImage, threshold: float) -> str:
+    """Render the locations above a threshold in colour, with the share of the class probability that they carry.
 
-
-def _sums(values: Tensor, first: str, second: str) -> str:
-    """What the strongest cells for either class add up to."""
-    return "".join(
-        f"<p>For {html.escape(name)}:</p><ul>{''.join(map(_sum, found))}</ul>"
-        for sign, name in ((1, first), (-1, second))
-        if (found := tiers(values, sign))
-    )
-
-
-def _sum(tier: Tier) -> str:
-    count, size = int(tier.cells.sum()), _percent(abs(tier.total))
-    return f"<li>{tier.title} ({count} cell{'s' if count != 1 else ''}): {size}</li>"
-
-
-def regions(seen: Image.Image, explanation: Explanation, labels: list[str], threshold: float) -> str:
-    """The locations above the threshold, in colour, and the share of each class's probability that they carry."""
-    canvas, found = enlarge(seen, SIDE), explanation.regions(threshold)
-    return tiles(
+    Nothing is rendered where the maps do not add up to the probability.
+    """
+    if not explained.adds_up:
+        return ""
+    canvas, regions = enlarge(explained.image, SIDE), explained.explanation.regions(threshold)
+    return render_tiles(
         [
-            Tile(f"{labels[index]}\n{found.describe(rank=rank)}", _lit(canvas, found, rank))
-            for rank, index in enumerate(explanation.classes[0].tolist())
+            Tile(f"{explained.labels[index]}\n{regions.describe(rank=rank)}", _highlight(canvas, regions, rank))
+            for rank, index in enumerate(explained.classes)
         ]
     )
 
 
-def _lit(canvas: Image.Image, found: Regions, rank: int) -> Image.Image:
-    """The picture, dark and grey outside of the regions."""
-    mask = found.mask[0, rank].cpu()
+def _highlight(canvas: Image.Image, regions: Regions, rank: int) -> Image.Image:
+    """Return the picture, dark and grey outside of the regions."""
+    mask = regions.mask[0, rank].cpu()
     inside = Image.fromarray((spread(mask.float(), canvas, smooth=False) * 255).byte().numpy())
     dark = canvas.convert("L").point([value // 3 for value in range(256)]).convert("RGB")
     return outline(Image.composite(canvas, dark, inside), mask, width=2)
 
 
-def side_by_side(seen: Image.Image, own: Explanation, others: dict[str, Explanation]) -> str:
-    """The model's own map of its first class, and those of post-hoc methods, each on a scale of its own."""
-    canvas, size = enlarge(seen, SIDE), (SIDE, enlarge(seen, SIDE).width)
-    every = {TITLES[own.kind]: own, **others}
-    shown = []
-    for name, explanation in every.items():
-        heat = explanation.heatmaps(size)[0, 0].cpu()
-        shown.append(Tile(name if heat.any() else f"{name}\nnothing stands out", overlay(canvas, heat)))
-    return tiles(shown)
+def render_difference(explained: ExplainedImage) -> str:
+    """Render the first chosen class minus the second, with the sum of all cells."""
+    if len(explained.classes) < 2:
+        return render_sentence("Choose two different classes to compare them.")
+    canvas, values = enlarge(explained.image, SIDE), explained.explanation.difference()[0].float().cpu()
+    first, second = (explained.labels[index] for index in explained.classes)
+    scale = Scale.of(values, diverging=True, percent=explained.adds_up)
+    low, _, high = scale.labels()
+    tile = Tile(f"{first} minus {second}", tint(canvas, spread(values, canvas, smooth=False), scale))
+    text = render_sentence(
+        f"Orange: more evidence for {first}, up to {high} in a cell. Blue: for {second}, down to {low}."
+    )
+    if explained.adds_up:
+        text += _render_tiers(values, 1, first) + _render_tiers(values, -1, second)
+        total = format_share(float(values.double().sum()), "+", 2)
+        text += render_sentence(f"All cells add up to the difference of the probabilities: {total}")
+    else:
+        mean = float(values.double().mean())
+        text += render_sentence(f"The mean of all cells is the difference of the logits: {mean:+.2f}")
+    return _render_beside(tile, text)
+
+
+def _render_tiers(values: Tensor, sign: int, name: str) -> str:
+    """Render the sums of the strongest cells for one of two classes."""
+    items = [
+        f"<li>{tier.title} ({count} cell{'s' if count != 1 else ''}): {_format_percent(abs(tier.total))}</li>"
+        for tier, count in ((tier, int(tier.cells.sum())) for tier in tiers(values, sign))
+    ]
+    return f"<p>For {html.escape(name)}:</p><ul>{''.join(items)}</ul>" if items else ""
+
+
+def render_post_hoc(
+    explained: ExplainedImage, explanations: dict[str, Explanation], reasons: dict[str, str], is_vanilla: bool
+) -> str:
+    """Render the maps of the first chosen class by post-hoc methods beside the model's own map.
+
+    Args:
+        explained: Image with the model's own maps.
+        explanations: Method -> maps of the class.
+        reasons: Method -> reason why it is left out.
+        is_vanilla: Whether the methods explain the vanilla classifier rather than the model itself.
+    """
+    label = explained.labels[explained.classes[0]]
+    texts = [f"Maps of {label}, each scaled from its own minimum to its own maximum."]
+    subject = "the vanilla classifier of this model" if is_vanilla else "this same model, through its gradients"
+    for probability in {float(explanation.probabilities[0, 0]) for explanation in explanations.values()}:
+        texts.append(f"The post-hoc methods explain {subject}, which gives it {format_share(probability)}.")
+    if reasons:
+        texts.append(f"Not possible here: {', '.join(reasons)}.")
+    return render_sentence(" ".join(texts)) + _render_heatmaps(explained, explanations)
+
+
+def _render_heatmaps(explained: ExplainedImage, others: dict[str, Explanation]) -> str:
+    """Render heat maps of the first chosen class, each on a scale of its own."""
+    canvas, tiles = enlarge(explained.image, SIDE), []
+    own = explained.explanation
+    for name, explanation in {TITLES[own.kind]: own, **others}.items():
+        heat = explanation.heatmaps((SIDE, canvas.width))[0, 0].cpu()
+        tiles.append(Tile(name if heat.any() else f"{name}\nnothing stands out", overlay(canvas, heat)))
+    return render_tiles(tiles)

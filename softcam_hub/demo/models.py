@@ -1,0 +1,137 @@
+"""The models of the demo page, which explain a picture by their own maps and by post-hoc methods.
+
+- Post-hoc maps explain the *vanilla* classifier of a model: the folder `vanilla` beside the model's (`twin` in older
+  runs), or the classifier that the model can be turned back into. Where there is none, they explain the model's own
+  logits, through their gradients.
+- A post-hoc method that does not fit the model is left out, with the reason. That may depend on the picture.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torch import Tensor
+
+from .. import CAPE_LESIONS
+from ..evaluation.models import DEFAULT_POST_HOC, Explained, pair_up
+from ..explainers.methods import own_map_kinds
+from ..figures import denormalise
+from ..loading import LoadedClassifier, load_classifier
+from ..models.explanation import Explanation
+from ..models.self_explaining import SelfExplaining
+
+
+@dataclass(frozen=True)
+class ExplainedImage:
+    """The picture of a visitor with its prediction and maps, kept for the menus and the slider.
+
+    Args:
+        model: Name of the model in the menu.
+        labels: Names of all classes.
+        pixels: Input of the model, (1, 3, H, W).
+        image: The same input as a picture.
+        probabilities: Probabilities of all classes, (C,).
+        explanations: Kind of map -> maps of the chosen classes. The first kind composes the prediction.
+    """
+
+    model: str
+    labels: list[str]
+    pixels: Tensor
+    image: Image.Image
+    probabilities: Tensor
+    explanations: dict[str, Explanation]
+
+    @property
+    def explanation(self) -> Explanation:
+        """The maps that compose the prediction."""
+        return next(iter(self.explanations.values()))
+
+    @property
+    def classes(self) -> list[int]:
+        """Indices of the chosen classes."""
+        return self.explanation.classes[0].tolist()
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether the maps are probabilities."""
+        return self.explanation.kind == "cape"
+
+
+class DemoModel:
+    """A self-explaining model that the page can show.
+
+    Args:
+        source: Model folder, timm name or Hub id of a `softcam_*` or `cape_*` model.
+    """
+
+    def __init__(self, source: str | Path) -> None:
+        classifier = load_classifier(source)
+        if not isinstance(classifier.model, SelfExplaining):
+            raise ValueError(
+                f"{source} is a vanilla classifier, which has no maps of its own: name a softcam_* or cape_* model, or "
+                "make one with softcam_hub.convert and save it"
+            )
+        self.name = Path(source).name if Path(source) == Path(CAPE_LESIONS) else str(source)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.vanilla = _find_vanilla(classifier, source)
+        self.model = classifier.model.to(self.device)
+        self.preprocessing = classifier.preprocessing
+        self.transform = create_transform(**self.preprocessing)
+        self.labels = classifier.labels
+        self.kinds = tuple(kind for kind in self.model.head.kinds if kind in own_map_kinds())
+        # Without a vanilla classifier FD-CAM needs one pass per channel, which takes half a minute.
+        slow = () if self.vanilla else ("fd-cam",)
+        methods = [name for name in DEFAULT_POST_HOC if name not in slow]
+        explained = self.vanilla or classifier
+        explained.model.to(self.device)
+        multi_label = self.model.multi_label if explained.multi_label is None else explained.multi_label
+        self.explained = Explained("twin", explained, methods, multi_label)
+
+    @torch.no_grad()
+    def explain(self, image: Image.Image) -> ExplainedImage:
+        """Predict the classes of an RGB image, and explain the two most probable ones."""
+        pixels = self.transform(image)[None].to(self.device)
+        logits = getattr(output := self.model(pixels), "logits", output)
+        probabilities = self.model.probabilities(logits)[0].cpu()
+        classes = probabilities.topk(min(2, len(self.labels))).indices.tolist()
+        model_input = denormalise(pixels[0], self.preprocessing["mean"], self.preprocessing["std"])
+        explanations = self._own_maps(pixels, classes)
+        return ExplainedImage(self.name, self.labels, pixels, model_input, probabilities, explanations)
+
+    def explain_classes(self, explained: ExplainedImage, classes: list[int]) -> ExplainedImage:
+        """Explain other classes of the same picture."""
+        return replace(explained, explanations=self._own_maps(explained.pixels, classes))
+
+    def _own_maps(self, pixels: Tensor, classes: list[int]) -> dict[str, Explanation]:
+        return {kind: self.model.explain(pixels, [classes], kind=kind) for kind in self.kinds}
+
+    def post_hoc(self, explained: ExplainedImage) -> tuple[dict[str, Explanation], dict[str, str]]:
+        """Explain the first chosen class by post-hoc methods.
+
+        Returns:
+            Method -> maps, with the class probability of the model that the method explains, and method -> reason why
+            it is left out.
+        """
+        pixels, index = explained.pixels, explained.classes[0]
+        probabilities = self.explained.predict(pixels) if self.vanilla else explained.probabilities[None]
+        classes = torch.tensor([[index]], device=self.device)
+        activations = self.explained.explained_model.record(pixels)
+        explanations, reasons = {}, {}
+        for name in self.explained.names:
+            try:
+                maps = self.explained.maps([name], activations, classes)[name].relu()
+                explanations[name] = Explanation(maps, classes, probabilities[:, [index]], name)
+            except (ValueError, ImportError) as error:
+                reasons[name] = str(error)
+        return explanations, reasons
+
+
+def _find_vanilla(classifier: LoadedClassifier, source: str | Path) -> LoadedClassifier | None:
+    """Load the vanilla classifier that training wrote beside the model, or turn the model back into one."""
+    run = Path(source).expanduser().resolve().parent
+    folders = [run / name for name in ("vanilla", "twin")]  # older runs called the folder `twin`
+    beside = [folder for folder in folders if (folder / "config.json").is_file()]
+    vanilla = load_classifier(beside[0]) if Path(source).is_dir() and beside else None
+    return pair_up(classifier, vanilla).twin
