@@ -2,27 +2,30 @@
 
 from pathlib import Path as _Path
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
-from transformers.models.timm_wrapper import TimmWrapperImageProcessor
-
 from .evaluation import benchmark
 from .evaluation.placement import Placement
 from .explainers.methods import create_explainer, list_explainers
 from .explanation_scores import load_scores
 from .export import export_onnx
 from .hub import push, push_space
+from .models.card_text import CardText
 from .models.classifier import Classifier, build
-from .models.configuration import CAPEConfig, SoftCAMConfig
+from .models.configuration import CAPEConfig, EvidenceConfig, SoftCAMConfig
 from .models.conversion import convert, to_vanilla
 from .models.explanation import Explanation, Regions
+from .models.heads import EvidenceHead
+from .models.map_kind import MapKind
 from .models.modeling import (
     CAPEForImageClassification,
     CAPEModel,
+    EvidenceForImageClassification,
+    EvidenceModel,
     SoftCAMForImageClassification,
     SoftCAMModel,
 )
 from .pipeline import register as _register_pipeline
-from .registry import register as _register_architectures
+from .registry import register as _register_models
+from .registry import register_head
 from .temperature import fit_temperature
 
 __version__ = "0.1.0"
@@ -35,8 +38,14 @@ __all__ = [
     "CAPEConfig",
     "CAPEForImageClassification",
     "CAPEModel",
+    "CardText",
     "Classifier",
+    "EvidenceConfig",
+    "EvidenceForImageClassification",
+    "EvidenceHead",
+    "EvidenceModel",
     "Explanation",
+    "MapKind",
     "Placement",
     "Regions",
     "SoftCAMConfig",
@@ -52,16 +61,9 @@ __all__ = [
     "load_scores",
     "push",
     "push_space",
+    "register_head",
     "to_vanilla",
 ]
 
-_register_architectures()
+_register_models()
 _register_pipeline()
-for _config, _model, _classifier in (
-    (SoftCAMConfig, SoftCAMModel, SoftCAMForImageClassification),
-    (CAPEConfig, CAPEModel, CAPEForImageClassification),
-):
-    AutoConfig.register(_config.model_type, _config, exist_ok=True)
-    AutoModel.register(_config, _model, exist_ok=True)
-    AutoModelForImageClassification.register(_config, _classifier, exist_ok=True)
-    AutoImageProcessor.register(_config, slow_image_processor_class=TimmWrapperImageProcessor, exist_ok=True)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from .files import ABANDONED, DRAFT, FULL, check_replaceable, flush, remove_drafts, unwritable
 from .models.evaluation_mode import evaluation_mode
-from .models.heads import HEADS
 from .models.self_explaining import SelfExplaining
 
 HINT = "ONNX export needs extra packages: pip install 'softcam-hub[onnx]'"
@@ -23,7 +22,7 @@ class _LogitsAndMaps(nn.Module):
         self.model = model
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        kind = HEADS[self.model.family].kinds[0]
+        kind = self.model.head_class.kinds[0]
         return self.model.head(self.model.forward_features(pixel_values), kind=kind)
 
 

@@ -24,6 +24,7 @@ from .files import read_mapping
 from .models.classifier import Classifier
 from .models.label_kind import is_multi_label, written_multi_label
 from .models.preprocessing import check_model_args, check_pretrained_cfg
+from .models.saved_format import check_registered
 from .models.self_explaining import SelfExplaining
 
 CONFIG = "config.json"
@@ -193,6 +194,7 @@ def read_config(name: str) -> dict[str, Any]:
         check_model_args(config.get("model_args"))
     except ValueError as error:
         raise ValueError(f"{CONFIG} of {source} describes no model: {error}") from error
+    check_registered(config.get("architecture"), config.get("model_args"))
     return config
 
 

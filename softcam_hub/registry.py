@@ -1,4 +1,4 @@
-"""`softcam_*` and `cape_*` as timm architectures, with timm's own pretrained tags.
+"""`softcam_*`, `cape_*` and the families of other packages, as timm architectures with timm's own pretrained tags.
 
 - Which architectures admit evidence maps stands in `architectures.json`, written by `tools/probe_timm.py`. Names that
   the installed timm does not have are skipped, and names that it has beyond them can still be made with `build`.
@@ -9,44 +9,128 @@ import json
 from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 from timm.models import generate_default_cfgs, get_pretrained_cfg, register_model
 from timm.models._registry import get_arch_pretrained_cfgs
 from torch import nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
+from transformers.models.timm_wrapper import TimmWrapperImageProcessor
 
+from .explainers.methods import list_explainers
 from .models.classifier import ALIASES, build
-from .models.heads import HEADS
+from .models.configuration import CAPEConfig, EvidenceConfig, SoftCAMConfig
+from .models.head_contract import check_head
+from .models.heads import HEADS, EvidenceHead
+from .models.modeling import (
+    MODELS,
+    CAPEForImageClassification,
+    CAPEModel,
+    EvidenceForImageClassification,
+    EvidenceModel,
+    SoftCAMForImageClassification,
+    SoftCAMModel,
+)
 from .models.weights import derive_cfg
 
 EXACT = ("linear", "affine", "norm")
 
+Head = TypeVar("Head", bound=type[EvidenceHead])
+
 default_cfgs: dict[str, Any] = {}
-"""Where timm's `register_model` looks for the pretrained tags of this module's architectures."""
+"""Pretrained tags of this module's architectures, under the name by which timm's `register_model` looks for them."""
 
 
 @cache
 def architectures() -> dict[str, str]:
-    """timm architecture -> how its head reads the features (`models.backbone.Anatomy.kind`)."""
+    """Return timm architecture -> how its head reads the features (`models.backbone.Anatomy.kind`)."""
     table = json.loads(files(__package__).joinpath("architectures.json").read_text())
     return {name: kind for kind, names in table["kinds"].items() for name in names}
 
 
 def register() -> None:
-    """Make every `softcam_*` and `cape_*` name known to timm."""
+    """Make the models of this package known to timm and transformers."""
+    for family in HEADS:
+        _register_with_timm(family)
+    _register_with_transformers(SoftCAMConfig, SoftCAMModel, SoftCAMForImageClassification)
+    _register_with_transformers(CAPEConfig, CAPEModel, CAPEForImageClassification)
+    _register_with_transformers(EvidenceConfig, EvidenceModel, EvidenceForImageClassification)
+
+
+def register_head(
+    head: Head,
+    config: type[EvidenceConfig] | None = None,
+    model: type[EvidenceModel] | None = None,
+    classifier: type[EvidenceForImageClassification] | None = None,
+) -> Head:
+    """Make a head of your own available as `<family>_<timm name>` everywhere, and return it.
+
+        @softcam_hub.register_head
+        class MyHead(softcam_hub.EvidenceHead): ...
+
+    Without classes of its own for transformers, a head is trained with cross-entropy, or binary cross-entropy for
+    several labels per image, plus its `penalty`. Such a model folder holds no code. Register the head, by importing
+    your module, before you load the folder.
+
+    Args:
+        head: Class derived from `EvidenceHead`.
+        config: Configuration of the family for transformers; give all three classes or none.
+        model: Model without a loss for transformers.
+        classifier: Model with a loss for transformers, and for training.
+    """
+    check_head(head)
+    _check_names(head)
+    own = (config, model, classifier)
+    if any(own) and not all(own):
+        raise TypeError("register_head() takes config, model and classifier together, or none of them")
+    if config is not None and config.model_type != head.family:
+        raise ValueError(f"model_type of {config.__name__} must be the family {head.family!r}: {config.model_type!r}")
+    HEADS[head.family] = head
+    _register_with_timm(head.family)
+    if config is not None:
+        MODELS[head.family] = classifier
+        _register_with_transformers(config, model, classifier)
+    return head
+
+
+def _check_names(head: type[EvidenceHead]) -> None:
+    """Refuse names that would hide models of timm or explainers."""
+    if head.family in HEADS:
+        return
+    hidden = timm.list_models(f"{head.family}_*")
+    if hidden:
+        raise ValueError(
+            f"the family {head.family!r} is taken, timm has models such as {hidden[0]}: give {head.__name__} another "
+            "name"
+        )
+    for kind in head.map_kinds:
+        if kind.native and kind.name in list_explainers():
+            raise ValueError(f"there is an explainer called {kind.name!r}: rename the map kind of {head.__name__}")
+
+
+def _register_with_timm(family: str) -> None:
     names = {name: name for name in architectures() if timm.is_model(name)}
     names |= {alias: name for alias, name in ALIASES.items() if name in names}
     for short, architecture in names.items():
-        cfgs = _pretrained_tags(architecture)
-        for family in HEADS:
-            name = f"{family}_{short}"
-            default_cfgs.update(generate_default_cfgs({f"{name}{tag}": cfg for tag, cfg in cfgs.items()}))
-            globals()[name] = register_model(_entrypoint(name))
+        name = f"{family}_{short}"
+        tags = {f"{name}{tag}": cfg for tag, cfg in _pretrained_tags(architecture).items()}
+        default_cfgs.update(generate_default_cfgs(tags))
+        globals()[name] = register_model(_entrypoint(name))
 
 
+def _register_with_transformers(
+    config: type[EvidenceConfig], model: type[EvidenceModel], classifier: type[EvidenceForImageClassification]
+) -> None:
+    AutoConfig.register(config.model_type, config, exist_ok=True)
+    AutoModel.register(config, model, exist_ok=True)
+    AutoModelForImageClassification.register(config, classifier, exist_ok=True)
+    AutoImageProcessor.register(config, slow_image_processor_class=TimmWrapperImageProcessor, exist_ok=True)
+
+
+@cache
 def _pretrained_tags(architecture: str) -> dict[str, Any]:
-    """`.tag` -> description of weights, timm's default first; shared by both families, as timm fills in the name."""
+    """Return `.tag` -> description of weights, timm's default first; all families share them, as timm adds the name."""
     default = get_pretrained_cfg(architecture)
     cfgs = get_arch_pretrained_cfgs(architecture)
     tags = sorted(cfgs.values(), key=lambda cfg: default is None or cfg.tag != default.tag)

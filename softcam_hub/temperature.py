@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .models.evaluation_mode import evaluation_mode
 from .models.heads import at_least_float32
 from .models.losses import check_labels
+from .models.self_explaining import SelfExplaining
 
 GRID = [step / 8 for step in range(-32, 33)]
 """Candidates for log T'; between them a parabola tells the minimum."""
@@ -31,7 +32,7 @@ def fit_temperature(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) 
         model: of the CAPE family.
         batches: images (B, 3, H, W) as the model takes them, and labels (B,).
     """
-    if getattr(model, "family", None) != "cape":
+    if not isinstance(model, SelfExplaining) or not model.head_class.has_temperature:
         raise ValueError(f"only CAPE has a temperature to fit, got {type(model).__name__}")
     device, losses = next(model.parameters()).device, []
     with evaluation_mode(model):

@@ -64,7 +64,7 @@ def test_convert_refuses_what_it_cannot_convert():
         softcam_hub.convert(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="^test_resnet has num_classes=0: there is no classifier to convert$"):
         softcam_hub.convert(timm.create_model("test_resnet", num_classes=0))
-    with pytest.raises(ValueError, match="^unknown kind 'gradcam': expected one of softcam, cape$"):
+    with pytest.raises(ValueError, match="^unknown family 'gradcam': expected one of softcam, cape$"):
         softcam_hub.convert(timm.create_model("test_resnet"), "gradcam")
 
 
@@ -286,7 +286,7 @@ MISTAKES = {
     ),
     "naive SoftCAM": (
         lambda: softcam(naive=True),
-        "naive is a variant of CAPE (eq. 4), softcam has none: build cape_test_resnet",
+        "naive is an option of CAPE, and SoftCAM has no such option: leave it out, or build cape_<timm name>",
     ),
     "misspelt": (
         lambda: softcam_hub.build("cape_resnet5O"),

@@ -192,10 +192,11 @@ class ImageExplainer:
         import torch
         from timm.data import create_transform
 
-        from ..explainers.methods import create_explainer, own_map_kinds
+        from ..explainers.methods import create_explainer
+        from ..models.heads import native_kinds
         from ..models.self_explaining import SelfExplaining
 
-        own = arguments.explainer in own_map_kinds()
+        own = arguments.explainer in native_kinds()
         self.kind, self.method = (arguments.explainer, None) if own else (arguments.kind, arguments.explainer)
         model = classifier.model
         if not self.method and not isinstance(model, SelfExplaining):
@@ -205,7 +206,7 @@ class ImageExplainer:
         self.multi_label = bool(classifier.multi_label)
         self.explainer = create_explainer(self.method, self.model) if self.method else None
         if not self.method:
-            model.head.check_kind(self.kind)
+            model.head_class.check_kind(self.kind)
         self.config = classifier.preprocessing
         self.transform = create_transform(**self.config)
         self.labels = classifier.labels

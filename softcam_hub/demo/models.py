@@ -16,7 +16,6 @@ from torch import Tensor
 
 from .. import CAPE_LESIONS
 from ..evaluation.models import DEFAULT_POST_HOC, Explained, pair_up
-from ..explainers.methods import own_map_kinds
 from ..figures import denormalise
 from ..loading import LoadedClassifier, load_classifier
 from ..models.explanation import Explanation
@@ -56,7 +55,7 @@ class ExplainedImage:
     @property
     def adds_up(self) -> bool:
         """Whether the maps are probabilities."""
-        return self.explanation.kind == "cape"
+        return self.explanation.map_kind.sums_to_probability
 
 
 class DemoModel:
@@ -80,7 +79,7 @@ class DemoModel:
         self.preprocessing = classifier.preprocessing
         self.transform = create_transform(**self.preprocessing)
         self.labels = classifier.labels
-        self.kinds = tuple(kind for kind in self.model.head.kinds if kind in own_map_kinds())
+        self.kinds = tuple(kind.name for kind in self.model.head_class.map_kinds if kind.native)
         # Without a vanilla classifier FD-CAM needs one pass per channel, which takes half a minute.
         slow = () if self.vanilla else ("fd-cam",)
         methods = [name for name in DEFAULT_POST_HOC if name not in slow]

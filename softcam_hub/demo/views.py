@@ -23,11 +23,6 @@ from .models import ExplainedImage
 SIDE = 320
 """Height of the picture in a tile, in pixels."""
 
-TITLES = {"cape": "CAPE", "mu-cape": "μ-CAPE", "softcam": "SoftCAM"}
-
-MEANINGS = {"mu-cape": "Class evidence plus its mean over the classes, where that is positive: it ranks locations."}
-"""Kind of map -> sentence on the meaning of its values, where the page says more than the figures do."""
-
 
 @dataclass(frozen=True)
 class Tile:
@@ -104,9 +99,8 @@ def render_maps(explained: ExplainedImage) -> str:
             for rank, values in enumerate(maps)
         ]
         low, _, high = scale.labels()
-        meaning = MEANINGS.get(kind) or meaning_of(kind)
-        parts.append(f"<h3>{TITLES[kind]}</h3>")
-        parts.append(render_sentence(f"{meaning} Colours from {low} to {high} in each cell."))
+        parts.append(f"<h3>{explanation.map_kind.title}</h3>")
+        parts.append(render_sentence(f"{meaning_of(kind)} Colours from {low} to {high} in each cell."))
         parts.append(render_tiles(tiles))
     return "".join(parts)
 
@@ -191,7 +185,7 @@ def _render_heatmaps(explained: ExplainedImage, others: dict[str, Explanation]) 
     """Render heat maps of the first chosen class, each on a scale of its own."""
     canvas, tiles = enlarge(explained.image, SIDE), []
     own = explained.explanation
-    for name, explanation in {TITLES[own.kind]: own, **others}.items():
+    for name, explanation in {own.map_kind.title: own, **others}.items():
         heat = explanation.heatmaps((SIDE, canvas.width))[0, 0].cpu()
         tiles.append(Tile(name if heat.any() else f"{name}\nnothing stands out", overlay(canvas, heat)))
     return render_tiles(tiles)

@@ -18,13 +18,15 @@ from ..data.samples import Samples
 from ..files import read_mapping
 from ..loading import LoadedClassifier
 from ..models.conversion import convert
+from ..models.heads import HEADS
+from ..models.modeling import model_class
 from .models import ONE_LABEL
 from .report import markdown
 from .results import Row
 from .shards import make_dataset
 
 MODES = {"direct": "direct", "post-fit": "post-fit (PF)", "from-scratch": "from scratch (TS)"}
-ORDER = ("vanilla", "naive", "off-the-shelf", *MODES.values(), "softcam")
+ORDER = ("vanilla", "naive", "off-the-shelf", *MODES.values())
 REMEDY = "leave this run out, or train it again"
 COLUMNS = ("accuracy", "disagreement", "confidence", "teacher_accuracy", "teacher_confidence")
 
@@ -46,10 +48,16 @@ def _row_of_run(run: Path) -> Row:
         value = metrics.get(f"test_{name}")
         if value is not None and not isinstance(value, int | float):
             raise ValueError(f"{run / 'metrics.json'} says test_{name}={value!r}, which is no number: {REMEDY}")
-    family = settings["model"].partition("_")[0]
-    variant = MODES[settings["mode"]] if family == "cape" else "softcam" if family == "softcam" else "vanilla"
+    variant = _variant(settings["model"].partition("_")[0], settings["mode"])
     scores = {name: 100 * metrics[f"test_{name}"] for name in COLUMNS if metrics.get(f"test_{name}") is not None}
     return {"variant": variant, "model": settings["model"], "data": settings["data"], "run": str(run), **scores}
+
+
+def _variant(family: str, mode: str) -> str:
+    """Return the name of a trained variant in the table: its mode where the family has several, or the family."""
+    if family not in HEADS:
+        return "vanilla"
+    return MODES[mode] if "mode" in model_class(family).config_class.loss_settings else family
 
 
 @torch.no_grad()
@@ -104,7 +112,7 @@ def _scores(columns: dict[str, Tensor], variant: str) -> Row:
 def table2(rows: list[Row]) -> str:
     """One line per variant, in the paper's order."""
     header = ["variant", "accuracy", "disagreement", "mean confidence", "vanilla accuracy", "vanilla confidence"]
-    ordered = sorted(rows, key=lambda row: ORDER.index(row["variant"]))
+    ordered = sorted(rows, key=lambda row: ORDER.index(row["variant"]) if row["variant"] in ORDER else len(ORDER))
     body = [
         [f"{row['variant']} (`{row['model']}`)", *(f"{row[name]:.2f}" if name in row else "-" for name in COLUMNS)]
         for row in ordered

@@ -38,6 +38,7 @@ from ..explanation_scores.perturbation import (
     topk_sensitivity,
 )
 from ..explanation_scores.road import road
+from ..models.heads import describe_kind
 from .config import GRID, LOCALISATION, SENSITIVITY, SINGLE_DELETION, TABLE, BenchmarkConfig
 from .models import Explained
 
@@ -157,7 +158,7 @@ def _of_maps(batch: Batch, name: str, asked: Sequence[str], settings: BenchmarkC
     if TABLE in asked:
         if batch.top.shape[1] == 2:  # a model of one class has no second one to tell apart
             found["iou"] = top_two_iou(batch.heats[name][:, 0], batch.heats[name][:, 1])
-        if name in ("softcam", "cape"):
+        if describe_kind(name).composition is not None:
             found["completeness_error"] = _completeness(batch, name)
     if LOCALISATION in asked:
         found |= _localisation(batch, batch.of_label(name), settings.patch)
@@ -193,11 +194,10 @@ def _explain(batch: Batch, name: str) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def _completeness(batch: Batch, name: str) -> Tensor:
-    """How far the map misses what it is made to add up to: the probability (CAPE), or as a mean the logit (SoftCAM)."""
-    maps = batch.maps[name][:, 0]
-    if name == "cape":
-        return completeness_error(maps.sum(dim=(1, 2)), batch.confidence)
-    return completeness_error(maps.mean(dim=(1, 2)), batch.of_predicted(batch.logits))
+    """Compute the difference between each prediction and the sum or mean of the map that it is made of."""
+    kind = describe_kind(name)
+    predicted = batch.of_predicted(kind.target(batch.logits, batch.probabilities))
+    return completeness_error(kind.compose(batch.maps[name][:, 0]), predicted)
 
 
 def _localisation(batch: Batch, maps: Tensor, patch: int | None) -> dict[str, Tensor]:

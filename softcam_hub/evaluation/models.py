@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from ..explainers.explained_model import Activations, ExplainedModel
-from ..explainers.methods import UNINFORMED, Explainers, list_explainers, own_map_kinds
+from ..explainers.methods import UNINFORMED, Explainers, list_explainers
 from ..loading import LoadedClassifier, load_classifier
 from ..models.classifier import Classifier
 from ..models.conversion import to_vanilla
 from ..models.evaluation_mode import evaluation_mode
+from ..models.heads import native_kinds
 from ..models.label_kind import MULTI_LABEL, class_probabilities
 from ..models.self_explaining import SelfExplaining
 
@@ -46,7 +47,8 @@ def fingerprint(classifier: LoadedClassifier) -> int:
     model = classifier.model
     naive = getattr(getattr(model, "head", None), "naive", None)
     labels = ("multi_label",) if classifier.multi_label else ()
-    network = repr((model, getattr(model, "_model_args", None), naive, classifier.preprocessing, *labels))
+    args = getattr(model, "made_with", getattr(model, "_model_args", None))
+    network = repr((model, args, naive, classifier.preprocessing, *labels))
     checksum = zlib.crc32(re.sub(" at 0x[0-9a-f]+", "", network).encode())  # the address of a function says nothing
     for name, tensor in model.state_dict().items():
         checksum = zlib.crc32(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy(), checksum)
@@ -80,7 +82,7 @@ def pair_up(classifier: LoadedClassifier, twin: LoadedClassifier | None) -> Pair
         if isinstance(twin.model, SelfExplaining):
             raise ValueError("the twin is a self-explaining model: expected a vanilla timm model, such as RUN/vanilla")
         return Pair(classifier, twin)
-    if model.family == "softcam" and model.exact and isinstance(model, Classifier):
+    if model.head_class.keeps_logits and model.exact and isinstance(model, Classifier):
         return Pair(classifier, load_classifier(to_vanilla(model).eval()))
     reason = "it classifies otherwise than a pooled linear layer" if model.exact else "its head is not the vanilla one"
     missing = f"this {model.family} model has no vanilla twin of its own ({reason}): name one with twin"
@@ -100,7 +102,7 @@ def several_labels(pair: Pair, role: str, in_data: bool) -> bool:
     known = [one.multi_label for one in (getattr(pair, role), pair.model) if one is not None]
     several = next((answer for answer in known if answer is not None), in_data)
     if in_data and not several:
-        if pair.model is not None and pair.model.model.family == "cape":
+        if pair.model is not None and not pair.model.model.head_class.multi_label:
             raise ValueError(ONE_LABEL)
         raise ValueError(
             f"the {role} gives one label per image (a softmax), and these data have several: train it on such data, or "
@@ -116,16 +118,17 @@ def divide(names: tuple[str, ...] | None, pair: Pair) -> tuple[dict[str, list[st
         names: explainers asked for; None for the default; one of them may be `all`.
         pair: the models.
     """
-    kinds = () if pair.model is None else tuple(kind for kind in pair.model.model.head.kinds if kind in own_map_kinds())
+    native = native_kinds()
+    kinds = () if pair.model is None else tuple(kind for kind in pair.model.model.head_class.kinds if kind in native)
     wanted = names or (*kinds, *DEFAULT_POST_HOC, *UNINFORMED)
     free = names is None or "all" in names
     if "all" in wanted:
-        wanted = tuple(dict.fromkeys([*kinds, *(name for name in list_explainers() if name not in own_map_kinds())]))
+        wanted = tuple(dict.fromkeys([*kinds, *(name for name in list_explainers() if name not in native)]))
     parts: dict[str, list[str]] = {"model": [], "twin": []}
     left_out = {}
     for name in wanted:
-        if name in own_map_kinds():
-            role, reason = "model", "" if name in kinds else f"{name!r} maps need a {name.removeprefix('mu-')} model"
+        if name in native:
+            role, reason = "model", "" if name in kinds else f"{name!r} maps need a {native[name].family} model"
         elif name in UNINFORMED and pair.twin is None:
             role, reason = "model", ""
         else:

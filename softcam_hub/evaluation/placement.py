@@ -113,11 +113,7 @@ def region_shares(explanation: Explanation, masks: Tensor) -> Tensor:
     Returns:
         Shares that are 1 together for each class of each image, in float64; NaN where a map is all zero.
     """
-    if explanation.kind != "cape":
-        raise ValueError(
-            "placement adds up probabilities, and only 'cape' maps hold any: "
-            f"this explanation is {explanation.kind!r}; use a cape_* model with kind='cape'"
-        )
+    explanation.check_probabilities("placement adds up")
     maps = explanation.maps.detach().cpu().double()
     if len(maps) != len(masks):
         raise ValueError(f"expected masks for the {len(maps)} explained images, got {len(masks)}")

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import torch
 
-from ..explainers.methods import UNINFORMED, own_map_kinds
+from ..explainers.methods import UNINFORMED
 from ..explanation_scores.faithfulness import borda_count
 from ..figures import stack_vertically
 from ..figures.charts import Points, curves
 from ..files import draft_of
+from ..models.heads import native_kinds
 from .results import CURVES, Row
 
 BORDA = {
@@ -133,7 +134,7 @@ def draw_curves(rows: list[Row], file: Path) -> bool:
 
 def _panels(rows: list[Row], name: str) -> dict[str, dict[str, Points]]:
     lines = {row["explainer"]: list(enumerate(row[f"{name}_curve"], 1)) for row in rows if f"{name}_curve" in row}
-    always = [one for one in lines if one in own_map_kinds() or one == "random"]
+    always = [one for one in lines if one in native_kinds() or one == "random"]
     others = [one for one in lines if one not in always]
     groups = [others[first : first + LINES] for first in range(0, len(others), LINES)] or [[]]
     title = f"{COLUMNS[name][0][:-2]} in % ({'higher' if COLUMNS[name][1] else 'lower'} is better)"

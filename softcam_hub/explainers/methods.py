@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.evaluation_mode import evaluation_mode
-from ..models.heads import HEADS, at_least_float32, select
+from ..models.heads import at_least_float32, native_kinds, select
 from ..models.self_explaining import SelfExplaining, check_images, choose_classes
 from .cams import cam, fd_cam, grad_cam, grad_cam_pp, layer_cam, lift_cam, score_cam, smooth_grad_cam_pp
 from .explained_model import Activations, ExplainedModel
@@ -29,9 +29,9 @@ from .pixels import guided_backprop, integrated_gradients
 def own_maps(activations: Activations, kind: str) -> Tensor:
     """Return the maps that a self-explaining model predicts with, of one kind."""
     model = activations.model
-    if not isinstance(model.classifier, SelfExplaining) or kind not in HEADS[model.classifier.family].kinds:
-        families = " or ".join(family for family, head in HEADS.items() if kind in head.kinds)
-        raise ValueError(f"{kind!r} maps need a {families} model: see softcam_hub.convert and build")
+    if not isinstance(model.classifier, SelfExplaining) or kind not in model.classifier.head_class.kinds:
+        family = native_kinds()[kind].family
+        raise ValueError(f"{kind!r} maps need a {family} model: see softcam_hub.convert and build")
     if model.layer is not None:
         raise ValueError(f"{kind!r} maps are those of the head and have no layer: leave layer out")
     with torch.no_grad():
@@ -84,14 +84,9 @@ PIXELS: dict[str, Callable[..., Tensor]] = {
 """Post-hoc methods that read an `ExplainedModel`, images (B, 3, H, W) and classes (B, k)."""
 
 
-def own_map_kinds() -> list[str]:
-    """Return the kinds of maps that the registered heads predict with."""
-    return [kind for head in HEADS.values() for kind in head.kinds if kind not in CLASS_ACTIVATION]
-
-
 def _methods() -> dict[str, Callable[..., Tensor]]:
     """Return every method by its name; a head that a user registers adds its kinds of maps."""
-    own = {kind: partial(own_maps, kind=kind) for kind in own_map_kinds()}
+    own = {kind: partial(own_maps, kind=kind) for kind in native_kinds()}
     return {**CLASS_ACTIVATION, **own, **UNINFORMED, **PIXELS}
 
 

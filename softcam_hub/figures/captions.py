@@ -7,14 +7,12 @@ from PIL import Image
 from torch import Tensor
 
 from ..models.explanation import Explanation
+from ..models.heads import describe_kind
 from .drawing import Scale, outline
 from .numbers import format_share
 
 Names = Sequence[str] | Mapping[int, str]
 """Name of every class, by class index."""
-
-SIGNED = ("softcam", "cam")
-"""Kinds of maps in which a location may speak against the class."""
 
 
 def maps_of(image: Image.Image, explanation: Explanation, index: int) -> Tensor:
@@ -37,20 +35,6 @@ def maps_of(image: Image.Image, explanation: Explanation, index: int) -> Tensor:
             f"the maps of image {index} contain NaN or infinity: check the weights of the model and the image"
         )
     return maps
-
-
-def check_probabilities(explanation: Explanation, purpose: str) -> None:
-    """Refuse maps whose values are not probabilities.
-
-    Args:
-        explanation: Explanation to check.
-        purpose: Beginning of the error message, such as "top_two() compares".
-    """
-    if explanation.kind != "cape":
-        raise ValueError(
-            f"{purpose} probabilities, and only 'cape' maps hold probabilities: this explanation is "
-            f"{explanation.kind!r}. Use a cape_* model with kind='cape', or draw the maps with per_class()"
-        )
 
 
 def name_of(names: Names, index: int) -> str:
@@ -83,11 +67,12 @@ def outline_annotation(image: Image.Image, mask: Tensor | None) -> Image.Image:
 
 def scale_of(maps: Tensor, kind: str) -> Scale:
     """Return the colour scale that holds all values of maps of a kind."""
-    return Scale.of(maps, diverging=kind in SIGNED, percent=kind == "cape")
+    description = describe_kind(kind)
+    return Scale.of(maps, diverging=description.signed, percent=description.sums_to_probability)
 
 
 def caption_of(explanation: Explanation, names: Names, index: int, rank: int) -> str:
-    """Write the name of an explained class and its probability; for `softcam` maps, also the logit.
+    """Write the name of an explained class and its probability; where the map averages to the logit, also the logit.
 
     Args:
         explanation: Explanation of a batch.
@@ -97,16 +82,19 @@ def caption_of(explanation: Explanation, names: Names, index: int, rank: int) ->
     """
     name = name_of(names, int(explanation.classes[index, rank]))
     numbers = format_share(float(explanation.probabilities[index, rank].detach()))
-    if explanation.kind == "softcam":
+    if explanation.map_kind.averages_to_logit:
         numbers += f", logit {float(explanation.maps[index, rank].detach().float().mean()):+.2f}"
     return f"{name}\n{numbers}"
 
 
 def meaning_of(kind: str) -> str:
     """Say in a sentence what the values of a kind of map mean."""
-    sentences = {
-        "cape": "The cells of a map add up to the probability of its class.",
-        "softcam": "Orange speaks for the class and blue against it; the mean of a map is the logit of its class.",
-        "cam": "Orange speaks for the class and blue against it.",
-    }
-    return sentences.get(kind, "The brighter a location is, the more it matters to the class.")
+    description = describe_kind(kind)
+    if description.caption:
+        return description.caption
+    if description.sums_to_probability:
+        return description.statement
+    if description.signed:
+        mean = "; the mean of a map is the logit of its class" if description.averages_to_logit else ""
+        return f"Orange speaks for the class and blue against it{mean}."
+    return "The brighter a location is, the more it matters to the class."

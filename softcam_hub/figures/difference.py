@@ -14,7 +14,6 @@ from ..models.explanation import Explanation
 from .captions import (
     Names,
     caption_of,
-    check_probabilities,
     maps_of,
     meaning_of,
     name_of,
@@ -104,7 +103,7 @@ def top_two(
         threshold: Fraction of a map's maximum above which a cell counts, as in `Explanation.regions`.
         side: Height of a panel in pixels.
     """
-    check_probabilities(explanation, "top_two() compares")
+    explanation.check_probabilities("top_two() compares", "draw the maps with per_class()")
     maps = maps_of(image, explanation, index)
     if len(maps) < 2:
         raise ValueError(

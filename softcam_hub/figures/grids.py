@@ -14,7 +14,7 @@ from torch import Tensor
 from ..explanation_scores.localization import activation_precision, activation_sensitivity
 from ..explanation_scores.maps import heat
 from ..models.explanation import Explanation
-from .captions import Names, caption_of, check_probabilities, maps_of, meaning_of, outline_annotation, scale_of
+from .captions import Names, caption_of, maps_of, meaning_of, outline_annotation, scale_of
 from .drawing import Scale, enlarge, spread, tint, write_numbers
 from .layout import captioned_row, colour_bar, note, stack_vertically
 from .numbers import format_cells
@@ -47,7 +47,7 @@ def single(
     """
     maps = maps_of(image, explanation, index)
     if numbers:
-        check_probabilities(explanation, "numbers=True prints")
+        explanation.check_probabilities("numbers=True prints", "draw the maps with per_class()")
     if not 0 <= rank < len(maps):
         raise IndexError(
             f"rank {rank} is not among the {len(maps)} explained classes: explain more classes with a larger top_k"

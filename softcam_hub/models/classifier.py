@@ -21,14 +21,10 @@ from .features import OPTIONS, extract_features
 from .heads import HEADS
 from .label_kind import recorded_multi_label
 from .preprocessing import check_model_args, check_pretrained_cfg
+from .saved_format import plain_args, read_saved_args, written_args
 from .self_explaining import SelfExplaining
 from .tracing import trace
-from .weights import (
-    adopt,
-    below_backbone,
-    checkpoint_filter_fn,
-    derive_cfg,
-)
+from .weights import adopt, below_backbone, checkpoint_filter_fn, derive_cfg
 
 ALIASES = {"swinv2_b": "swinv2_base_window8_256"}
 """Short names of timm architectures."""
@@ -39,8 +35,11 @@ def split_name(name: str) -> tuple[str, str]:
     family, _, architecture = name.partition("_")
     if family not in HEADS:
         near = [f"{head}_{name}" for head in HEADS] if timm.is_model(name) else []
-        expected = f"did you mean {' or '.join(near)}?" if near else "expected softcam_<timm name> or cape_<timm name>"
-        raise ValueError(f"unknown architecture {name!r}: {expected}")
+        names = " or ".join(f"{head}_<timm name>" for head in HEADS)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"expected {names}"
+        if timm.is_model(architecture):
+            hint += f". If another package brings the head {family!r}, import the module that registers it first"
+        raise ValueError(f"unknown architecture {name!r}: {hint}")
     architecture = ALIASES.get(architecture, architecture)
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
@@ -57,15 +56,17 @@ class Classifier(SelfExplaining):
     """A timm model whose prediction is composed of class maps.
 
     Args:
-        family: `softcam` or `cape`.
+        family: Family of the head, such as `softcam` or `cape`.
         architecture: timm name of the backbone.
-        num_classes: C; 0 gives pooled features instead of logits.
-        in_chans: channels of the images.
-        drop_rate: dropout before the head; the architecture's own by default.
+        num_classes: Number C of classes; 0 gives pooled features instead of logits.
+        in_chans: Number of channels of the images.
+        drop_rate: Dropout before the head. The default is that of the architecture.
         global_pool: `avg`, as evidence is always averaged; with `num_classes=0` also "", for features (B, K, H, W).
-        naive: CAPE with uniform saliency (eq. 4).
         multi_label: An image may have several labels, so that each class has a probability of its own.
-        backbone_args: what the timm architecture takes (`img_size`, `output_stride`, `drop_path_rate`, ...).
+        device: Device of the parameters.
+        dtype: Data type of the parameters.
+        other_args: Options of the head (`naive` of CAPE, eq. 4) and arguments of the timm architecture (`img_size`,
+            `output_stride`, `drop_path_rate`, ...).
     """
 
     num_prefix_tokens = 0
@@ -79,29 +80,25 @@ class Classifier(SelfExplaining):
         in_chans: int = 3,
         drop_rate: float | None = None,
         global_pool: str | None = None,
-        naive: bool = False,
         multi_label: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **backbone_args: Any,
+        **other_args: Any,
     ) -> None:
         super().__init__()
-        if naive and family != "cape":
-            raise ValueError(f"naive is a variant of CAPE (eq. 4), {family} has none: build cape_{architecture}")
-        if multi_label and family == "cape":
+        if multi_label and not HEADS[family].multi_label:
             raise ValueError(
-                "CAPE's class probabilities sum to one, so multi_label=True is not possible: use SoftCAM for several "
-                "labels per image"
+                f"{HEADS[family].title}'s class probabilities sum to one, so multi_label=True is not possible: use "
+                "SoftCAM for several labels per image"
             )
         self.family, self.architecture = family, architecture
         self.multi_label = multi_label
-        if multi_label:
-            self._model_args = {"multi_label": True}  # timm's save_for_hf writes these arguments to config.json
         self.num_classes, self.in_chans = num_classes, in_chans
+        self.head_args, backbone_args = split_head_args(family, other_args)
+        self.made_with = dict(self.head_args)
         self.backbone_args = {"in_chans": in_chans, **backbone_args}
         if drop_rate is not None:
             self.backbone_args["drop_rate"] = drop_rate
-        self.head_args = {"naive": True} if naive else {}
         self.anatomy = examine_or_explain(f"{family}_{architecture}", architecture, self.backbone_args)
         self.backbone = make_backbone(architecture, self.anatomy, device=device, dtype=dtype, **self.backbone_args)
         self.drop_rate = getattr(self.backbone, "drop_rate", 0.0) if drop_rate is None else drop_rate
@@ -110,6 +107,15 @@ class Classifier(SelfExplaining):
         self._traits = {**traits, "first_conv": below_backbone(traits.get("first_conv"))}
         self.global_pool = "avg"
         self.reset_classifier(num_classes, global_pool)
+
+    @property
+    def _model_args(self) -> dict[str, Any]:
+        """The arguments that timm's `save_for_hf` writes to config.json, and hands back when it loads the folder."""
+        return written_args(self.made_with, self.family) | ({"multi_label": True} if self.multi_label else {})
+
+    @_model_args.setter
+    def _model_args(self, model_args: dict[str, Any]) -> None:
+        self.made_with = plain_args(model_args)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(images))
@@ -126,13 +132,14 @@ class Classifier(SelfExplaining):
         images = self.prepare_images(images)
         if not hasattr(self.backbone, "forward_intermediates"):
             raise ValueError(f"timm's {self.architecture} gives no intermediate features")
-        found = self.backbone(images, indices=indices, method="forward_intermediates", **options)
+        output = self.backbone(images, indices=indices, method="forward_intermediates", **options)
         if options.get("intermediates_only") or options.get("stop_early"):
-            return found
+            return output
         size = images.shape[-2:]
-        if isinstance(found, dict):
-            return {**found, "image_features": self.anatomy.localise(self.backbone, found["image_features"], size)}
-        return self.anatomy.localise(self.backbone, found[0], size), found[1]
+        if isinstance(output, dict):
+            return {**output, "image_features": self.anatomy.localise(self.backbone, output["image_features"], size)}
+        final, intermediates = output
+        return self.anatomy.localise(self.backbone, final, size), intermediates
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True, **options: Any
@@ -205,7 +212,7 @@ class Classifier(SelfExplaining):
             theirs(img_size=img_size, **options)
             changed = {key: v for key, v in self.backbone._model_args.items() if before.get(key) != v}
             self._traits = {**self._traits, "img_size": self.backbone._traits["img_size"]}
-            self._model_args = {**getattr(self, "_model_args", {}), **changed}
+            self._model_args = {**self._model_args, **changed}
             self.backbone_args |= changed
 
         return set_input_size
@@ -219,6 +226,27 @@ class Classifier(SelfExplaining):
         return super().load_state_dict(adopt(state_dict, self), strict=strict, assign=assign)
 
 
+def split_head_args(family: str, args: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split arguments into those of the head and those of the backbone.
+
+    An option that only another head has is refused, as timm's message would not say whose it is.
+
+    Args:
+        family: Family of the head.
+        args: Options of the head, and arguments of the timm architecture.
+    """
+    own = HEADS[family].options()
+    others = {option: head for head in HEADS.values() for option in head.options() if option not in own}
+    for option, head in others.items():
+        if args.get(option):
+            raise ValueError(
+                f"{option} is an option of {head.title}, and {HEADS[family].title} has no such option: leave it out, "
+                f"or build {head.family}_<timm name>"
+            )
+    head_args = {name: value for name, value in args.items() if name in own}
+    return head_args, {name: value for name, value in args.items() if name not in (*own, *others)}
+
+
 def check_pool(global_pool: str | None, num_classes: int) -> None:
     if global_pool not in (None, "avg") and not (global_pool == "" and num_classes == 0):
         also = "" if num_classes else ", or '' for features that are not pooled"
@@ -230,6 +258,10 @@ def check_pool(global_pool: str | None, num_classes: int) -> None:
 def examine_or_explain(name: str, architecture: str, model_args: dict[str, Any]) -> Anatomy:
     try:
         return examine(architecture, **model_args)
+    except TypeError as error:  # of the architecture's constructor
+        raise TypeError(
+            f"neither timm's {architecture} nor the head of {name} takes these arguments: {error}"
+        ) from error
     except NoEvidenceMap as error:
         raise NoEvidenceMap(
             f"{name} is not possible: {architecture} admits no evidence map, because {error}. "
@@ -239,15 +271,17 @@ def examine_or_explain(name: str, architecture: str, model_args: dict[str, Any])
 
 
 def build(architecture: str, pretrained: bool = False, **options: Any) -> nn.Module:
-    """Make a `softcam_*` or `cape_*` classifier.
+    """Make a self-explaining classifier, such as `softcam_resnet50` or `cape_resnet50`.
 
     Args:
-        architecture: family and timm name, such as `cape_resnet50`; a tag may follow (`cape_resnet50.a1_in1k`).
-        pretrained: load timm's weights, and for an exact architecture timm's classifier.
-        options: what `timm.create_model` passes on, and what the timm architecture takes.
+        architecture: Family and timm name, such as `cape_resnet50`; a tag may follow (`cape_resnet50.a1_in1k`).
+        pretrained: Load timm's weights, and for an exact architecture timm's classifier.
+        options: Arguments that `timm.create_model` passes on, options of the head (`naive`), and arguments of the timm
+            architecture.
     """
     name, _, tag = architecture.partition(".")
     family, timm_name = split_name(name)
+    options = read_saved_args(options, name)
     cfg = options.pop("pretrained_cfg", None) or tag
     if isinstance(cfg, str):  # a tag, or none; anything else describes our own weights already
         cfg = derive_cfg(get_pretrained_cfg(f"{timm_name}.{cfg}" if cfg else timm_name), f"{family}_{timm_name}")

@@ -6,15 +6,17 @@
 
 import copy
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from .classifier import split_name
+from .heads import HEADS
 from .label_kind import MULTI_LABEL, PROBLEM_TYPES, written_multi_label
 from .losses import Bootstrap
 from .preprocessing import check_classes
+from .saved_format import read_saved_args, written_args
 from .weights import SOURCES
 
 _NOT_MODEL_ARGS = ("num_classes", "global_pool", "multi_label", *SOURCES)
@@ -33,15 +35,25 @@ _NOT_PREPROCESSING = (
 
 @strict
 class EvidenceConfig(PreTrainedConfig):
-    """What both families share.
+    """Describe a model of any family. Families with settings of their own have a subclass.
 
     Args:
-        architecture: a name that `softcam_hub.build` takes, such as `cape_resnet50`.
-        model_args: what the timm architecture takes (`img_size`, `output_stride`, `in_chans`, ...).
+        architecture: Name that `softcam_hub.build` takes, such as `cape_resnet50`.
+        model_args: Options of the head (`naive`), and arguments of the timm architecture (`img_size`, `output_stride`,
+            `in_chans`, ...).
         pretrained_cfg: timm's description of input size, mean, std, crop and interpolation.
-        output_maps: give the maps beside the logits by default.
-        freeze_backbone: train the head alone; the backbone also keeps its batch statistics.
+        output_maps: Return the maps beside the logits by default.
+        freeze_backbone: Train the head alone; the backbone also keeps its batch statistics.
     """
+
+    model_type = "softcam_hub"
+    """The family for those that have a configuration of their own; this one serves all others."""
+
+    loss_settings: ClassVar[tuple[str, ...]] = ()
+    """Names of the fields that shape the loss."""
+
+    auto_classes: ClassVar[dict[str, str]] = {}
+    """transformers' `auto_map`: the classes in the code that travels with the weights, if any travels."""
 
     keys_to_ignore_at_inference = [  # noqa: RUF012, transformers reads this class attribute
         *("maps", "hidden_states", "teacher_logits")
@@ -65,7 +77,8 @@ class EvidenceConfig(PreTrainedConfig):
             self.problem_type = MULTI_LABEL
         self.label2id = self.label2id or {name: index for index, name in self.id2label.items()}
         if self.model_args:
-            self.model_args = {k: v for k, v in self.model_args.items() if k not in _NOT_MODEL_ARGS}
+            args = read_saved_args(self.model_args, self.architecture)
+            self.model_args = {name: value for name, value in args.items() if name not in _NOT_MODEL_ARGS}
         if self.pretrained_cfg:
             self.pretrained_cfg = self.without_sources(self.pretrained_cfg)
         self.validate_settings()
@@ -78,7 +91,7 @@ class EvidenceConfig(PreTrainedConfig):
         when it is saved, since transformers then runs every method named `validate_*`.
         """
         family, architecture = split_name(self.architecture)
-        if family != self.model_type:
+        if self.model_type in HEADS and family != self.model_type:
             raise ValueError(
                 f"a {self.model_type} configuration describes {self.model_type}_* architectures, got "
                 f"{self.architecture!r}: use {self.model_type}_{architecture}, or the configuration of {family}"
@@ -92,6 +105,11 @@ class EvidenceConfig(PreTrainedConfig):
             raise ValueError(
                 f"problem_type={self.problem_type!r} is not possible, evidence maps are maps of classes: expected "
                 f"{' or '.join(PROBLEM_TYPES)}"
+            )
+        if self.problem_type == MULTI_LABEL and not HEADS[family].multi_label:
+            raise ValueError(
+                f"{HEADS[family].title}'s class probabilities sum to one, so problem_type={self.problem_type!r} is not "
+                "possible: use SoftCAM for several labels per image"
             )
         if self.num_labels == 1 and self.problem_type != MULTI_LABEL:
             raise ValueError(
@@ -144,23 +162,14 @@ class EvidenceConfig(PreTrainedConfig):
         output["num_classes"] = self.num_labels
         output["label_names"] = self._label_names()
         output["image_processor_type"] = "TimmWrapperImageProcessor"
-        output["auto_map"] = self._auto_map()
+        if self.auto_classes:
+            output["auto_map"] = self.auto_classes
+        output["model_args"] = written_args(self.model_args or {}, split_name(self.architecture)[0])
         if self.problem_type == MULTI_LABEL:
-            output["model_args"] = {**(output.get("model_args") or {}), "multi_label": True}  # for timm's loader
-        for key in ("model_args", "pretrained_cfg"):
-            if not output.get(key):
-                output.pop(key, None)
+            output["model_args"]["multi_label"] = True  # for timm's loader
+        if not output.get("pretrained_cfg"):
+            output.pop("pretrained_cfg", None)
         return output
-
-    @classmethod
-    def _auto_map(cls) -> dict[str, str]:
-        """Where the classes stand in the code that travels with the weights."""
-        family = cls.__name__.removesuffix("Config")
-        return {
-            "AutoConfig": f"configuration.{cls.__name__}",
-            "AutoModel": f"modeling.{family}Model",
-            "AutoModelForImageClassification": f"modeling.{family}ForImageClassification",
-        }
 
 
 def _with_id2label(config_dict: dict[str, Any]) -> dict[str, Any]:
@@ -195,6 +204,12 @@ class SoftCAMConfig(EvidenceConfig):
     """
 
     model_type = "softcam"
+    loss_settings = ("l1", "l2")
+    auto_classes: ClassVar[dict[str, str]] = {
+        "AutoConfig": "configuration.SoftCAMConfig",
+        "AutoModel": "modeling.SoftCAMModel",
+        "AutoModelForImageClassification": "modeling.SoftCAMForImageClassification",
+    }
 
     architecture: str = "softcam_resnet50"
     l1: float | int = 0.0
@@ -222,6 +237,12 @@ class CAPEConfig(EvidenceConfig):
     """
 
     model_type = "cape"
+    loss_settings = ("mode", "alpha", "beta", "temperature", "selective")
+    auto_classes: ClassVar[dict[str, str]] = {
+        "AutoConfig": "configuration.CAPEConfig",
+        "AutoModel": "modeling.CAPEModel",
+        "AutoModelForImageClassification": "modeling.CAPEForImageClassification",
+    }
 
     architecture: str = "cape_resnet50"
     mode: str = "direct"
@@ -233,11 +254,6 @@ class CAPEConfig(EvidenceConfig):
     def validate_settings(self) -> None:
         super().validate_settings()
         self.bootstrap  # noqa: B018, refuses contradictory values
-        if self.problem_type not in (None, "single_label_classification"):
-            raise ValueError(
-                f"CAPE's class probabilities sum to one, so problem_type={self.problem_type!r} is not possible: "
-                "use SoftCAM for several labels per image"
-            )
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

@@ -13,15 +13,16 @@ from .label_kind import is_multi_label
 from .weights import converted_weights, derive_cfg, restore_cfg, set_linear_classifier
 
 
-def convert(vanilla: nn.Module, kind: str = "softcam") -> Classifier:
-    """A timm classifier, made self-explaining with its own weights.
+def convert(vanilla: nn.Module, family: str = "softcam") -> Classifier:
+    """Make a timm classifier self-explaining, with its own weights.
 
     Args:
-        vanilla: a model from `timm.create_model`.
-        kind: `softcam` (the same logits) or `cape` (the paper's off-the-shelf configuration).
+        vanilla: Model from `timm.create_model`.
+        family: Family of the head, such as `softcam` (the same logits) or `cape` (the paper's off-the-shelf
+            configuration).
     """
-    if kind not in HEADS:
-        raise ValueError(f"unknown kind {kind!r}: expected one of {', '.join(HEADS)}")
+    if family not in HEADS:
+        raise ValueError(f"unknown family {family!r}: expected one of {', '.join(HEADS)}")
     architecture = getattr(vanilla, "pretrained_cfg", {}).get("architecture")
     if architecture is None or not timm.is_model(architecture):
         raise TypeError(f"convert() takes a model from timm.create_model, got {type(vanilla).__name__}")
@@ -32,7 +33,7 @@ def convert(vanilla: nn.Module, kind: str = "softcam") -> Classifier:
     if is_multi_label(vanilla):
         args["multi_label"] = True
     cfg = PretrainedCfg(**{k: v for k, v in vanilla.pretrained_cfg.items() if k != "state_dict"})
-    model = build(f"{kind}_{architecture}", pretrained_cfg=derive_cfg(cfg, f"{kind}_{architecture}"), **args)
+    model = build(f"{family}_{architecture}", pretrained_cfg=derive_cfg(cfg, f"{family}_{architecture}"), **args)
     _refuse_inexact(model, f"{architecture} cannot be converted with its classifier")
     weight = next(vanilla.parameters())
     model = model.to(weight.device, weight.dtype).train(vanilla.training)

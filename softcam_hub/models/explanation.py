@@ -11,15 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .heads import at_least_float32, describe_kind, native_kinds
+from .map_kind import MapKind
+
 
 @dataclass(frozen=True)
 class Regions:
-    """The locations that matter to a class, and how much of its probability they carry.
+    """The locations that matter to a class, and the share of its probability that they carry.
 
     Args:
-        mask: (B, k, H, W), true at the locations.
-        share: (B, k), the part of the class's probability that falls on them, in [0, 1].
-        probabilities: (B, k), the class probabilities themselves.
+        mask: Boolean (B, k, H, W), true at the locations.
+        share: Part of the class probability that falls on the locations, (B, k) in [0, 1].
+        probabilities: Class probabilities, (B, k).
     """
 
     mask: Tensor
@@ -27,7 +30,12 @@ class Regions:
     probabilities: Tensor
 
     def describe(self, image: int = 0, rank: int = 0) -> str:
-        """One sentence on one class of one image."""
+        """Describe one class of one image in a sentence.
+
+        Args:
+            image: Index of the image in the batch.
+            rank: Index of the class among those explained for the image.
+        """
         count, total = int(self.mask[image, rank].sum()), self.mask[image, rank].numel()
         share, probability = float(self.share[image, rank]), float(self.probabilities[image, rank])
         return f"{count} of {total} locations carry {share:.1%} of this class's {probability:.1%}"
@@ -38,10 +46,10 @@ class Explanation:
     """Maps of k classes for each of B images.
 
     Args:
-        maps: (B, k, H, W), at their own resolution.
-        classes: (B, k), the class that each map speaks of.
-        probabilities: (B, k), what the model predicts for it.
-        kind: `softcam`, `cape`, `mu-cape` or `cam`.
+        maps: Maps (B, k, H, W) at their own resolution.
+        classes: Class index of each map, (B, k).
+        probabilities: Predicted probability of each class, (B, k).
+        kind: Name of the map kind, such as `softcam`, `cape`, `mu-cape` or `cam`, or of a post-hoc method.
     """
 
     maps: Tensor
@@ -49,41 +57,46 @@ class Explanation:
     probabilities: Tensor
     kind: str
 
+    @property
+    def map_kind(self) -> MapKind:
+        """What the maps mean: whether they are signed, and how they make up the prediction."""
+        return describe_kind(self.kind)
+
     def heatmaps(self, size: int | tuple[int, int]) -> Tensor:
-        """φ of the papers: positive part, upsampled, then min-max scaled to [0, 1] for display.
+        """Make heat maps, φ of the papers: positive part, upsampled, then min-max scaled to [0, 1].
 
         Args:
-            size: height and width of the result, usually the image's.
+            size: Side, or height and width, of the result; usually the image's.
 
         Returns:
             (B, k, *size); all zero where a map has no contrast.
         """
         size = (size, size) if isinstance(size, int) else tuple(size)
-        positive = self.maps.to(torch.promote_types(self.maps.dtype, torch.float32)).relu()
+        positive = at_least_float32(self.maps).relu()
         large = F.interpolate(positive, size=size, mode="bilinear", align_corners=False)
         low, high = large.amin(dim=(2, 3), keepdim=True), large.amax(dim=(2, 3), keepdim=True)
         return torch.where(high > low, (large - low) / (high - low).clamp_min(torch.finfo(large.dtype).tiny), 0.0)
 
     def difference(self, a: int | None = None, b: int | None = None) -> Tensor:
-        """Class a minus class b, signed, (B, H, W); for `cape` it sums to the difference of their probabilities.
+        """Subtract the map of class b from that of class a: signed, (B, H, W).
+
+        For `cape` maps the result sums to the difference of the two probabilities.
 
         Args:
-            a: class index, among those explained for every image; the first explained class by default.
-            b: likewise; the second explained class by default.
+            a: Class index, explained for every image. The default is the first explained class.
+            b: Class index, explained for every image. The default is the second explained class.
         """
         return self._map_of(a, rank=0) - self._map_of(b, rank=1)
 
-    def regions(self, threshold: float = 0.05) -> Regions:
-        """The locations above `threshold` times each map's maximum, and the share of the probability they carry.
+    def regions(self, threshold: float | None = None) -> Regions:
+        """Find the locations above a fraction of each map's maximum, and the share of the probability they carry.
 
         Args:
-            threshold: fraction of the maximum, in [0, 1); the CAPE paper takes 0.05.
+            threshold: Fraction of the maximum, in [0, 1). The default is that of the map kind: 0.05 for `cape`, as in
+                the paper.
         """
-        if self.kind != "cape":
-            raise ValueError(
-                f"regions() adds up probabilities, and only 'cape' maps hold any: this explanation is {self.kind!r}; "
-                "use a cape_* model with kind='cape', or heatmaps() to rank locations"
-            )
+        self.check_probabilities("regions() adds up", "rank locations with heatmaps()")
+        threshold = self.map_kind.threshold if threshold is None else threshold
         if not 0 <= threshold < 1:
             raise ValueError(f"threshold must be a fraction of the maximum in [0, 1), got {threshold}")
         mask = self.maps > threshold * self.maps.amax(dim=(2, 3), keepdim=True)
@@ -91,16 +104,35 @@ class Explanation:
         share = (self.maps * mask).sum(dim=(2, 3)) / total.clamp_min(torch.finfo(total.dtype).tiny)
         return Regions(mask, share, self.probabilities)
 
+    def check_probabilities(self, purpose: str, alternative: str = "") -> None:
+        """Raise ValueError unless the maps are probabilities that add up to the prediction.
+
+        Args:
+            purpose: Beginning of the message, such as "regions() adds up".
+            alternative: End of the message: an advice for other maps, such as "draw the maps with per_class()".
+        """
+        if self.map_kind.sums_to_probability:
+            return
+        families = {
+            name: head.family for name, head in native_kinds().items() if describe_kind(name).sums_to_probability
+        }
+        name = next(iter(families))
+        hint = f"Use a {families[name]}_* model with kind={name!r}" + (alternative and f", or {alternative}")
+        raise ValueError(
+            f"{purpose} probabilities, and only {' and '.join(map(repr, families))} maps hold probabilities: this "
+            f"explanation is {self.kind!r}. {hint}"
+        )
+
     def _map_of(self, index: int | None, rank: int) -> Tensor:
         if index is None:
             if self.maps.shape[1] <= rank:
                 raise ValueError("difference() needs two explained classes: call explain(..., top_k=2) or name classes")
             return self.maps[:, rank]
-        found = self.classes == index
-        missing = (~found.any(dim=1)).nonzero().flatten().tolist()
+        matches = self.classes == index
+        missing = (~matches.any(dim=1)).nonzero().flatten().tolist()
         if missing:
             raise ValueError(
                 f"class {index} is not explained for image {missing[0]}, which has classes "
                 f"{self.classes[missing[0]].tolist()}: name it in explain(..., classes=...)"
             )
-        return self.maps[torch.arange(len(self.maps), device=self.maps.device), found.int().argmax(dim=1)]
+        return self.maps[torch.arange(len(self.maps), device=self.maps.device), matches.int().argmax(dim=1)]

@@ -7,8 +7,10 @@
 - One temperature T' divides the evidence everywhere and stays at inference, as in the paper. The authors' code has
   three, and drops one of them at evaluation.
 - Softmaxes are float32 at least, whatever the features are, and no (B, C, HW, HW) tensor is ever made.
+- What a family means (its map kinds, its labels, its card) is written on its head and nowhere else.
 """
 
+import inspect
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
@@ -16,20 +18,51 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .card_text import CAPE_CARD, SOFTCAM_CARD, CardText
+from .map_kind import CAM, MapKind
+
 
 class EvidenceHead(nn.Module, ABC):
-    """A linear classifier that can be applied at every location: `weight` (C, K) and `bias` (C) as in the vanilla head.
+    """A linear classifier that can be applied at every location.
+
+    `weight` (C, K) and `bias` (C) are those of the vanilla classifier. A subclass names its family and its maps in the
+    class attributes, and says in `compose` how evidence becomes logits; `softcam_hub.register_head` does the rest.
 
     Args:
-        in_features: K.
-        num_classes: C.
-        device: of the parameters.
-        dtype: of the parameters.
+        in_features: Number K of feature channels.
+        num_classes: Number C of classes.
+        device: Device of the parameters.
+        dtype: Data type of the parameters.
     """
 
     family: ClassVar[str]
+    """First part of the names of the architectures: `cape` makes `cape_resnet50`. It has no underscore."""
+
+    title: ClassVar[str]
+    """Name of the family for readers, such as `CAPE`."""
+
+    map_kinds: ClassVar[tuple[MapKind, ...]]
+    """Maps that this head can draw. The first kind is the one that the prediction is made of."""
+
     kinds: ClassVar[tuple[str, ...]]
-    """The kinds of maps that this head can return; the first kind composes the prediction."""
+    """Names of `map_kinds`."""
+
+    card: ClassVar[CardText] = CardText()
+    """What a model card says of the family."""
+
+    multi_label: ClassVar[bool] = True
+    """Whether the logits can give each class a probability of its own, for several labels per image."""
+
+    keeps_logits: ClassVar[bool] = False
+    """Whether the head gives the vanilla logits when it holds the vanilla weights, so that the model is its own
+    vanilla counterpart."""
+
+    has_temperature: ClassVar[bool] = False
+    """Whether evidence is divided by a learnt temperature: a parameter `log_temperature` that weight decay spares."""
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.kinds = tuple(kind.name for kind in getattr(cls, "map_kinds", ()))
 
     def __init__(
         self,
@@ -45,21 +78,20 @@ class EvidenceHead(nn.Module, ABC):
         self.bias = nn.Parameter(torch.empty(num_classes, device=device, dtype=dtype))
         self.reset_parameters()
 
+    @classmethod
+    def options(cls) -> tuple[str, ...]:
+        """Return the names of the constructor's arguments that are variants of this family, such as `naive`."""
+        arguments = inspect.signature(cls.__init__).parameters
+        common = inspect.signature(EvidenceHead.__init__).parameters
+        return tuple(name for name in arguments if name not in common)
+
     def reset_parameters(self) -> None:
-        """Draw fresh parameters, as for a classifier that has seen nothing."""
+        """Draw fresh parameters, as for a classifier that has seen no image."""
         nn.init.trunc_normal_(self.weight, std=0.02)
         nn.init.zeros_(self.bias)
 
-    def reset(self, num_classes: int) -> None:
-        """Replace the classifier by a fresh one for `num_classes` classes."""
-        like = {"device": self.weight.device, "dtype": self.weight.dtype}
-        self.num_classes = num_classes
-        self.weight = nn.Parameter(torch.empty(num_classes, self.in_features, **like))
-        self.bias = nn.Parameter(torch.empty(num_classes, **like))
-        self.reset_parameters()
-
     def evidence(self, features: Tensor) -> Tensor:
-        """`M' = W·F + b`, in the compute dtype: (B, K, H, W) -> (B, C, H, W)."""
+        """Compute `M' = W·F + b` in the compute dtype: (B, K, H, W) -> (B, C, H, W)."""
         return F.conv2d(features, self.weight[:, :, None, None], self.bias)
 
     def forward(self, features: Tensor, *, kind: str | None = None) -> Tensor | tuple[Tensor, Tensor]:
@@ -83,7 +115,7 @@ class EvidenceHead(nn.Module, ABC):
         Args:
             features: Features of the backbone, (B, K, H, W).
             classes: Class indices for each image, (B, k).
-            kind: One of `kinds`. The default is the kind that composes the prediction.
+            kind: One of `kinds`. The default is the kind that the prediction is made of.
 
         Returns:
             (B, k, H, W), or (B, C, H, W) without `classes`.
@@ -93,7 +125,7 @@ class EvidenceHead(nn.Module, ABC):
 
     @classmethod
     def check_kind(cls, kind: str | None) -> str:
-        """Return the kind of map that was named, or by default the kind that composes the prediction."""
+        """Return the kind of map that was named, or by default the kind that the prediction is made of."""
         if kind is None:
             return cls.kinds[0]
         if kind not in cls.kinds:
@@ -102,29 +134,37 @@ class EvidenceHead(nn.Module, ABC):
 
     @abstractmethod
     def compose(self, evidence: Tensor) -> Tensor:
-        """Logits (B, C) from evidence (B, C, H, W)."""
+        """Compute logits (B, C) from evidence (B, C, H, W)."""
 
     def draw(self, evidence: Tensor, kind: str) -> Tensor:
         """Return the maps (B, C, H, W) of a kind; `cam` (eq. 2) leaves the bias out, as CAM always did."""
         if kind == "evidence":
             return evidence
         self.check_kind(kind)
-        return (evidence - self.bias[:, None, None]).relu() if kind == "cam" else evidence
+        return (evidence - self.bias[:, None, None]).relu() if kind == CAM.name else evidence
+
+    @staticmethod
+    def penalty(maps: Tensor) -> Tensor:
+        """Compute a scalar that training adds to the cross-entropy, for heads that override this method.
+
+        Args:
+            maps: Maps (B, C, H, W) of the first map kind.
+        """
+        return maps.new_zeros(())
 
     def extra_repr(self) -> str:
+        """Describe the head in `print(model)`."""
         return f"{self.in_features}, {self.num_classes}"
 
 
 class SoftCAMHead(EvidenceHead):
-    """logits = mean over locations of `M'`; maps = `M'`.
-
-    Args:
-        in_features: K.
-        num_classes: C.
-    """
+    """Average the evidence: logits = mean over locations of `M'`; maps = `M'`."""
 
     family = "softcam"
-    kinds = ("softcam", "cam")
+    title = "SoftCAM"
+    map_kinds = (MapKind("softcam", "SoftCAM", composition="mean", signed=True), CAM)
+    keeps_logits = True
+    card = SOFTCAM_CARD
 
     def forward(self, features: Tensor, *, kind: str | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Return logits, or logits and maps; logits alone cost what the vanilla head costs: pool, multiply once."""
@@ -140,15 +180,27 @@ class CAPEHead(EvidenceHead):
     """`P[c,ij] = softmax_c(M'/T')[c,ij] · softmax_ij(mean_c M'/T')[ij]`, `p̂ = Σ_ij P`, logits = log p̂.
 
     Args:
-        in_features: K.
-        num_classes: C.
-        naive: every location counts the same (eq. 4), instead of by its saliency (eq. 7).
-        device: of the parameters.
-        dtype: of the parameters.
+        in_features: Number K of feature channels.
+        num_classes: Number C of classes.
+        naive: Weigh all locations equally (eq. 4) instead of by their saliency (eq. 7).
+        device: Device of the parameters.
+        dtype: Data type of the parameters.
     """
 
     family = "cape"
-    kinds = ("cape", "mu-cape", "cam")
+    title = "CAPE"
+    map_kinds = (
+        MapKind("cape", "CAPE", composition="sum"),
+        MapKind(
+            "mu-cape",
+            "μ-CAPE",
+            caption="Class evidence plus its mean over the classes, where that is positive: it ranks locations.",
+        ),
+        CAM,
+    )
+    multi_label = False  # the class probabilities sum to one
+    has_temperature = True
+    card = CAPE_CARD
 
     def __init__(
         self,
@@ -179,7 +231,7 @@ class CAPEHead(EvidenceHead):
         return parts.flatten(2).logsumexp(dim=2), parts.exp()
 
     def log_parts(self, evidence: Tensor) -> Tensor:
-        """log P (B, C, H, W): the product of eq. 8 in log space."""
+        """Compute log P (B, C, H, W), the product of eq. 8, in log space."""
         scaled = at_least_float32(evidence) * (-at_least_float32(self.log_temperature)).exp()
         # torch's log_softmax over a strided dimension adds up serially on a CPU, which costs digits with many classes;
         # with the maximum taken off, the sum is at least 1 and large evidence keeps its digits
@@ -188,7 +240,7 @@ class CAPEHead(EvidenceHead):
         return shifted - (log_sum - self.log_saliency(scaled))
 
     def log_saliency(self, scaled: Tensor) -> Tensor:
-        """log p(location), (B, 1, H, W): softmax over locations of the mean evidence (eq. 7), or uniform (eq. 4)."""
+        """Compute log p(location), (B, 1, H, W): a softmax of the mean evidence (eq. 7), or uniform (eq. 4)."""
         mean = scaled.mean(dim=1, keepdim=True)
         if self.naive:
             mean = torch.zeros_like(mean)
@@ -203,15 +255,33 @@ class CAPEHead(EvidenceHead):
 
 @torch.fx.wrap  # a tracer does not know the dtype
 def at_least_float32(values: Tensor) -> Tensor:
+    """Return the values in float32, or as they are where they are more precise already."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def select(maps: Tensor, classes: Tensor | None) -> Tensor:
-    """The maps of `classes` (B, k) out of (B, C, H, W); all of them without `classes`."""
+    """Return the maps of `classes` (B, k) out of (B, C, H, W), or all maps without `classes`."""
     if classes is None:
         return maps
     index = classes[:, :, None, None].expand(-1, -1, *maps.shape[2:])
     return maps.gather(1, index)
 
 
-HEADS: dict[str, type[EvidenceHead]] = {head.family: head for head in (SoftCAMHead, CAPEHead)}
+BUILT_IN = (SoftCAMHead, CAPEHead)
+
+HEADS: dict[str, type[EvidenceHead]] = {head.family: head for head in BUILT_IN}
+"""Family -> its head. `softcam_hub.register_head` adds heads of other packages."""
+
+
+def native_kinds() -> dict[str, type[EvidenceHead]]:
+    """Return the map kinds that only a head can draw, by name, each with its head."""
+    return {kind.name: head for head in HEADS.values() for kind in head.map_kinds if kind.native}
+
+
+def describe_kind(name: str) -> MapKind:
+    """Return the description of a map kind; maps of post-hoc methods only rank locations."""
+    for head in HEADS.values():
+        for kind in head.map_kinds:
+            if kind.name == name:
+                return kind
+    return MapKind(name, native=False)

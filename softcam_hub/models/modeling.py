@@ -22,7 +22,7 @@ from transformers.utils import ModelOutput
 from .classifier import Classifier, build
 from .configuration import CAPEConfig, EvidenceConfig, SoftCAMConfig
 from .conversion import convert
-from .heads import HEADS, EvidenceHead
+from .heads import EvidenceHead
 from .label_kind import MULTI_LABEL
 from .losses import check_labels, check_multi_hot, cross_entropy, elastic_net
 from .self_explaining import SelfExplaining
@@ -247,14 +247,14 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
 
     def _predict(self, features: Tensor, output_maps: bool) -> tuple[Tensor, Tensor | None]:
         if output_maps:
-            return self.head(features, kind=HEADS[self.family].kinds[0])
+            return self.head(features, kind=self.head_class.kinds[0])
         return self.head(features), None
 
 
 class EvidenceModel(EvidencePreTrainedModel):
-    """Features first, then the maps and logits made of them."""
+    """Return features first, then the maps and logits made of them."""
 
-    _auto_class = "AutoModel"  # so that transformers saves this code beside the weights
+    config_class = EvidenceConfig
 
     def forward(
         self,
@@ -272,9 +272,9 @@ class EvidenceModel(EvidencePreTrainedModel):
 
 
 class EvidenceForImageClassification(EvidencePreTrainedModel):
-    """Loss, logits and maps."""
+    """Return loss, logits and maps; the loss is the cross-entropy, and the penalty of a head that has one."""
 
-    _auto_class = "AutoModelForImageClassification"
+    config_class = EvidenceConfig
 
     def forward(
         self,
@@ -325,7 +325,14 @@ class EvidenceForImageClassification(EvidencePreTrainedModel):
 
     @property
     def penalises_maps(self) -> bool:
-        return False
+        """Whether the loss needs the maps."""
+        return self.head_class.penalty is not EvidenceHead.penalty
+
+    def _loss(
+        self, logits: Tensor, labels: Tensor, maps: Tensor | None, teacher_logits: Tensor | None, options: dict
+    ) -> Tensor:
+        loss = cross_entropy(logits, labels, multi_label=self.multi_label, **options)
+        return loss + self.head_class.penalty(maps) if self.penalises_maps else loss
 
     def _student_features(self, features: Tensor) -> Tensor:
         return features
@@ -338,12 +345,14 @@ class SoftCAMModel(EvidenceModel):
     """SoftCAM without a loss."""
 
     config_class = SoftCAMConfig
+    _auto_class = "AutoModel"  # so that transformers saves this code beside the weights
 
 
 class CAPEModel(EvidenceModel):
     """CAPE without a loss, and so without a teacher."""
 
     config_class = CAPEConfig
+    _auto_class = "AutoModel"
 
     def __init__(self, config: CAPEConfig, classifier: Classifier | None = None) -> None:
         super().__init__(config.for_inference(), classifier)
@@ -353,6 +362,7 @@ class SoftCAMForImageClassification(EvidenceForImageClassification):
     """SoftCAM: maps whose mean is the logits; cross-entropy plus ElasticNet on the maps."""
 
     config_class = SoftCAMConfig
+    _auto_class = "AutoModelForImageClassification"
 
     @property
     def penalises_maps(self) -> bool:
@@ -369,6 +379,7 @@ class CAPEForImageClassification(EvidenceForImageClassification):
     """CAPE: maps that sum to the prediction; in the bootstrap modes a vanilla linear `teacher` is trained or kept."""
 
     config_class = CAPEConfig
+    _auto_class = "AutoModelForImageClassification"
 
     def _make_teacher(self) -> nn.Linear | None:
         if not self.config.bootstrap.needs_teacher:
@@ -408,6 +419,17 @@ class CAPEForImageClassification(EvidenceForImageClassification):
         self, logits: Tensor, labels: Tensor, maps: Tensor | None, teacher_logits: Tensor | None, options: dict
     ) -> Tensor:
         return self.config.bootstrap.loss(logits, teacher_logits, labels, **options)
+
+
+MODELS: dict[str, type[EvidenceForImageClassification]] = {
+    model.config_class.model_type: model for model in (SoftCAMForImageClassification, CAPEForImageClassification)
+}
+"""Family -> its model with a loss. `softcam_hub.register_head` adds models of other packages."""
+
+
+def model_class(family: str) -> type[EvidenceForImageClassification]:
+    """Return the model with a loss that trains a family: its own, or the one that serves every head."""
+    return MODELS.get(family, EvidenceForImageClassification)
 
 
 def _flush(file: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .backbone import Anatomy, input_size
 from .evaluation_mode import evaluation_mode
 from .explanation import Explanation
-from .heads import HEADS, select
+from .heads import HEADS, EvidenceHead, select
 from .label_kind import class_probabilities
 
 
@@ -28,6 +28,11 @@ class SelfExplaining(nn.Module):
     pretrained_cfg: dict[str, Any]
     backbone_args: dict[str, Any]
     multi_label: bool
+
+    @property
+    def head_class(self) -> type[EvidenceHead]:
+        """Class of the head, also where a wrapper such as PEFT's stands in the place of `head`."""
+        return HEADS[self.family]
 
     @property
     def exact(self) -> bool:
@@ -60,7 +65,8 @@ class SelfExplaining(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay must spare."""
         names = self.backbone.no_weight_decay() if hasattr(self.backbone, "no_weight_decay") else set()
-        return {f"backbone.{name}" for name in names} | {"head.log_temperature"}
+        own = {"head.log_temperature"} if self.head_class.has_temperature else set()
+        return {f"backbone.{name}" for name in names} | own
 
     @property
     def group_matcher(self) -> Callable[..., Any]:
@@ -91,7 +97,7 @@ class SelfExplaining(nn.Module):
         """
         if not self.num_classes:
             raise ValueError("explain() needs classes: this model has num_classes=0; call reset_classifier(n) first")
-        kind = HEADS[self.family].check_kind(kind)  # asked of the class, since a wrapper may stand in for the head
+        kind = self.head_class.check_kind(kind)
         check_images(images, self.in_chans)
         if not torch.isfinite(images).all():
             raise ValueError("explain() got images with NaN or infinite values: check the preprocessing")

@@ -20,6 +20,7 @@ from ..data.transforms import AugmentationConfig
 from ..models.classifier import split_name
 from ..models.heads import HEADS
 from ..models.losses import MODES, Bootstrap
+from ..models.modeling import model_class
 from ..models.preprocessing import check_model_args, check_pretrained_cfg
 from ..models.weights import SOURCES
 
@@ -39,6 +40,18 @@ _SET_ELSEWHERE = {
     "dtype": "set --mixed_precision",
 }
 """Arguments of `timm.create_model` that `model_args` refuses, with what to do instead."""
+
+
+def options_of(family: str | None) -> tuple[str, ...]:
+    """Return the names of the options that one family has and others lack."""
+    if family is None:
+        return ()
+    names = model_class(family).config_class.loss_settings
+    if "temperature" in names:
+        names += ("temperatures",)
+    if HEADS[family].has_temperature:
+        names += ("calibrate",)
+    return names
 
 
 @dataclass
@@ -83,12 +96,12 @@ class ModelConfig:
 
     def _check_options_of_families(self) -> None:
         """Refuse options that belong to another family than the model's, or that its mode does not use."""
-        cape = ("mode", "alpha", "beta", "temperature", "temperatures", "calibrate", "selective")
         defaults = {item.name: item.default for item in dataclasses.fields(self)}
         changed = [name for name in defaults if getattr(self, name) != defaults[name]]
-        for family, options in {"cape": cape, "softcam": ("l1", "l2")}.items():
-            for name in options:
-                if name in changed and family != self.family:
+        for family in HEADS:
+            others = set(options_of(family)) - set(options_of(self.family))
+            for name in changed:
+                if name in others:
                     raise ValueError(f"{name} is an option of {family}_* models, but the model is {self.model!r}")
         for temperature in self.candidates() or [self.temperature]:
             Bootstrap(self.mode, self.alpha, self.beta, temperature)  # raises an error if options do not fit
@@ -105,7 +118,7 @@ class ModelConfig:
     @property
     def learns_from_labels(self) -> bool:
         """True if the loss has a cross-entropy; post-fitting has none unless `alpha` asks for it."""
-        return self.family != "cape" or Bootstrap(self.mode, self.alpha, self.beta).learns_from_labels
+        return Bootstrap(self.mode, self.alpha, self.beta).learns_from_labels
 
     @property
     def frozen(self) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..explanation_scores.faithfulness import completeness_error, gini_sparseness
 from ..models.evaluation_mode import evaluation_mode
 from ..models.losses import cross_entropy
+from ..models.map_kind import MapKind
 
 
 @torch.no_grad()
@@ -48,7 +49,7 @@ def _predict(model: nn.Module, batch: dict[str, Tensor], accelerator: Accelerato
     values = {"labels": batch["labels"], "logits": logits, "probabilities": probabilities}
     values |= prediction_statistics(model, logits, output.teacher_logits, batch["labels"])
     if output.maps is not None:
-        values |= map_statistics(model.family, output.maps, logits, probabilities)
+        values |= map_statistics(model.head_class.map_kinds[0], output.maps, logits, probabilities)
     return values
 
 
@@ -64,7 +65,11 @@ def score_names(model: nn.Module, multi_label: bool) -> list[str]:
         names += ["balanced_accuracy", "kappa", "calibration_error", "confidence"]
     if getattr(model, "teacher", None) is not None:
         names += ["teacher_accuracy", "teacher_confidence", "disagreement"]
-    return names if model.family is None else [*names, "sparseness", "completeness_error"]
+    if model.family is not None:
+        names.append("sparseness")
+        if model.head_class.map_kinds[0].composition is not None:
+            names.append("completeness_error")
+    return names
 
 
 def prediction_statistics(
@@ -87,25 +92,24 @@ def _accuracy_and_confidence(probabilities: Tensor, labels: Tensor) -> dict[str,
     return {"accuracy": predicted == labels, "confidence": confidence}
 
 
-def map_statistics(family: str, maps: Tensor, logits: Tensor, probabilities: Tensor) -> dict[str, Tensor]:
+def map_statistics(kind: MapKind, maps: Tensor, logits: Tensor, probabilities: Tensor) -> dict[str, Tensor]:
     """Return sparseness and completeness error of each image (B,), for the map of its most probable class.
 
+    Maps that the prediction is not made of have no completeness error.
+
     Args:
-        family: Family of the model. Maps of CAPE add up to probabilities, other maps average to logits.
+        kind: Description of the maps.
         maps: Maps (B, C, H, W).
         logits: Logits (B, C).
         probabilities: Probabilities (B, C).
     """
     top = probabilities.argmax(dim=1, keepdim=True)
     top_maps = maps.gather(1, top[:, :, None, None].expand(-1, 1, *maps.shape[2:]))[:, 0].float()  # (B, H, W)
-    if family == "cape":
-        composed, predicted = top_maps.sum(dim=(1, 2)), probabilities.gather(1, top)[:, 0]
-    else:
-        composed, predicted = top_maps.mean(dim=(1, 2)), logits.float().gather(1, top)[:, 0]
-    return {
-        "sparseness": gini_sparseness(top_maps),
-        "completeness_error": completeness_error(composed, predicted),
-    }
+    statistics = {"sparseness": gini_sparseness(top_maps)}
+    if kind.composition is not None:
+        predicted = kind.target(logits.float(), probabilities).gather(1, top)[:, 0]
+        statistics["completeness_error"] = completeness_error(kind.compose(top_maps), predicted)
+    return statistics
 
 
 def classification_scores(probabilities: Tensor, labels: Tensor) -> dict[str, float]:

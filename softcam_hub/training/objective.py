@@ -24,15 +24,10 @@ from ..models.classifier import build, split_name
 from ..models.heads import HEADS
 from ..models.label_kind import MULTI_LABEL, SINGLE_LABEL, class_probabilities
 from ..models.losses import cross_entropy
-from ..models.modeling import CAPEForImageClassification, EvidenceForImageClassification, SoftCAMForImageClassification
+from ..models.modeling import model_class
 from ..models.preprocessing import check_pretrained_cfg
 from ..models.weights import describe_file
 from .config import Config, ModelConfig
-
-MODELS: dict[str, type[EvidenceForImageClassification]] = {
-    "softcam": SoftCAMForImageClassification,
-    "cape": CAPEForImageClassification,
-}
 
 _ERRORS_OF_TIMM = (RuntimeError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
 """Errors that timm's architectures raise for arguments and weights that do not fit."""
@@ -160,7 +155,7 @@ def _make_model(settings: ModelConfig, splits: Splits) -> nn.Module:
     classes = splits.classes
     if settings.family is None:
         return VanillaForTraining(_make_vanilla(settings, len(classes)), splits.multi_label, classes)
-    model_class = MODELS[settings.family]
+    self_explaining = model_class(settings.family)
     loss_options = _loss_options(settings, splits.multi_label)
     label2id = {name: index for index, name in enumerate(classes)}
     labels = {"id2label": dict(enumerate(classes)), "label2id": label2id}
@@ -169,11 +164,11 @@ def _make_model(settings: ModelConfig, splits: Splits) -> nn.Module:
     if settings.init is None or _is_file(settings.init):
         args = {**settings.architecture_args(), **_file_args(settings, len(classes))}
         pretrained = settings.pretrained or settings.init is not None
-        return model_class.from_timm(settings.model, pretrained, model_args=args, **labels, **loss_options)
+        return self_explaining.from_timm(settings.model, pretrained, model_args=args, **labels, **loss_options)
 
     # a folder or repository with a model of the same family
     if _family_of(settings.init) == settings.family:
-        model = model_class.from_pretrained(settings.init, **loss_options)
+        model = self_explaining.from_pretrained(settings.init, **loss_options)
         _check_classes(list(model.config.id2label.values()), classes, settings.init)
         _check_architecture(split_name(model.config.architecture)[1].split(".")[0], settings)
         _check_args(model.config, settings)
@@ -182,12 +177,11 @@ def _make_model(settings: ModelConfig, splits: Splits) -> nn.Module:
     # a folder or repository with a vanilla classifier
     vanilla = _make_vanilla(settings, len(classes))
     _check_classes(vanilla.pretrained_cfg.get("label_names"), classes, settings.init)
-    return model_class.from_timm(vanilla, **labels, **loss_options)
+    return self_explaining.from_timm(vanilla, **labels, **loss_options)
 
 
 def _loss_options(settings: ModelConfig, multi_label: bool) -> dict[str, Any]:
-    cape = ("mode", "alpha", "beta", "temperature", "selective")
-    names = {"softcam": ("l1", "l2"), "cape": cape}[settings.family]
+    names = model_class(settings.family).config_class.loss_settings
     options = {name: getattr(settings, name) for name in (*names, "freeze_backbone")}
     return {**options, "problem_type": MULTI_LABEL if multi_label else SINGLE_LABEL}
 
@@ -196,15 +190,15 @@ def load_model(folder: Path, splits: Splits) -> nn.Module:
     """Load the model of a folder that a run has written, with its teacher if it has one."""
     family = _family_of(folder)
     if family is not None:
-        return MODELS[family].from_pretrained(folder)
+        return model_class(family).from_pretrained(folder)
     vanilla = load_classifier(folder, timm_names=False).model
     return VanillaForTraining(vanilla, splits.multi_label, splits.classes)
 
 
 def _family_of(source: str | Path) -> str | None:
     """Return the family of the model in a folder or repository, or None for a vanilla classifier."""
-    model_type = read_config(find_model(source, timm_names=False)).get("model_type")
-    return model_type if model_type in HEADS else None
+    family = str(read_config(find_model(source, timm_names=False)).get("architecture")).partition("_")[0]
+    return family if family in HEADS else None
 
 
 def _make_vanilla(settings: ModelConfig, num_classes: int) -> nn.Module:

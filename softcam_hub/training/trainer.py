@@ -139,5 +139,5 @@ def score_maps(model: Any, images: Tensor) -> dict[str, Tensor]:
         output = model(pixel_values=images.to(model.device), output_maps=True)
     logits = output.logits.float()
     probabilities = model.probabilities(logits)
-    statistics = map_statistics(model.family, output.maps, logits, probabilities)
+    statistics = map_statistics(model.head_class.map_kinds[0], output.maps, logits, probabilities)
     return {**statistics, "confidence": probabilities.amax(dim=1)}

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ...files import read_mapping
+from ...models.heads import HEADS
+from ...models.saved_format import check_registered
 
 Row = dict[str, Any]
 
@@ -17,9 +19,6 @@ PICTURES = {
     "curve.png": "Accuracy and loss of every epoch",
 }
 """Files beside a model that its card shows, if they are there -> caption."""
-
-CLASSES = {"softcam": "SoftCAMForImageClassification", "cape": "CAPEForImageClassification"}
-"""Family -> its Hugging Face class."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +69,11 @@ def read_model_config(folder: Path) -> Row:
         hint = f"did you mean {inside}?" if (inside / "config.json").is_file() else "save_pretrained writes one"
         raise FileNotFoundError(f"{folder} is no model folder, it has no config.json: {hint}")
     config = read_mapping(folder / "config.json")
-    if str(config.get("architecture")).partition("_")[0] not in CLASSES:
+    check_registered(config.get("architecture"), config.get("model_args"))
+    if str(config.get("architecture")).partition("_")[0] not in HEADS:
         raise ValueError(
             f"{folder} holds no model of ours: its architecture is {config.get('architecture')!r}, expected "
-            "softcam_<timm name> or cape_<timm name>"
+            f"{' or '.join(f'{family}_<timm name>' for family in HEADS)}"
         )
     return config
 

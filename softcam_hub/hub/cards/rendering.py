@@ -22,20 +22,19 @@ from timm.models import PretrainedCfg, get_pretrained_cfg, is_model
 
 from ...data.config import DataConfig
 from ...files import ABANDONED, check_replaceable, remove_drafts, write_text
+from ...models.heads import BUILT_IN, HEADS, native_kinds
 from ...models.label_kind import written_multi_label
+from ...models.modeling import model_class
 from .checks import check_card
 from .escaping import as_code, as_text
 from .local_paths import hide_local_path, is_hub_id
-from .records import CLASSES, PICTURES, ModelRecord, Row, load_model_record
+from .records import PICTURES, ModelRecord, Row, load_model_record
 
 PLACEHOLDER_REPO = "your-name/your-model"
 """What a card calls a repo that does not exist yet."""
 
 SPLITS = ("test", "eval", "validation")
 """Prefixes of scores in `metrics.json`; the first that occurs is shown."""
-
-NATIVE = ("softcam", "cape", "mu-cape")
-"""Maps that are the model's own; their scores go into the model-index."""
 
 NOT_SCORES = ("runtime", "_per_second", "_time")
 """How Trainer's names of durations end."""
@@ -110,7 +109,8 @@ def render_trained_card(model: ModelRecord, name: str = "", note: str = "") -> s
         "trained": True,
         "title": as_text(title),
         "note": note,
-        "family": family,
+        **_family_text(family),
+        "head_module": str((config.get("model_args") or {}).get("head", "")).rpartition(".")[0],
         "architecture": config["architecture"],
         "data": as_code(data),
         "several": written_multi_label(config),
@@ -144,9 +144,11 @@ def render_family_card(row: Row, timings: list[Row]) -> str:
     metadata = _metadata(row["family"], row["license"], row["base_model"], row["datasets"])
     facts = {
         **row,
+        **_family_text(row["family"]),
+        "head_module": "",
         "trained": False,
         "title": row["model"],
-        "cls": CLASSES[row["family"]],
+        "cls": model_class(row["family"]).__name__,
         "pictures": [],
         "timings": [_timing(timing) for timing in timings],
         "timed_where": _where(timings[0]) if timings else "",
@@ -156,6 +158,20 @@ def render_family_card(row: Row, timings: list[Row]) -> str:
         "generated": False,
     }
     return _render(metadata, facts, row["model"], [])
+
+
+def _family_text(family: str) -> Row:
+    """Return what the head of a family says for its card: texts, and citations with its own first."""
+    head = HEADS[family]
+    meaning = head.card.meaning or head.map_kinds[0].statement
+    citations = dict.fromkeys([head.card.citation, *(other.card.citation for other in BUILT_IN)])
+    return {
+        "meaning": meaning,
+        "cautions": head.card.cautions,
+        "pretrained_text": head.card.pretrained,
+        "softmax_or_sigmoid": head.multi_label,
+        "citations": [citation for citation in citations if citation],
+    }
 
 
 def _render(metadata: Row, facts: Row, name: str, results: list[EvalResult]) -> str:
@@ -287,7 +303,7 @@ def _results(data: str, split: str, scores: Row, explanations: list[Row]) -> lis
         EvalResult(**where, metric_type=name, metric_value=v, metric_name=_words(name)) for name, v in scores.items()
     ]
     for row in explanations:
-        if row["explainer"] in NATIVE:
+        if row["explainer"] in native_kinds():
             measured_on = _on(str(hide_local_path(row.get("data") or data)), row.get("split") or split)
             titles = {name: f"{_words(name)} of {row['explainer']} maps" for name in row}
             own = {name: value for name, value in row.items() if _is_explanation(name, value)}
