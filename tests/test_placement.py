@@ -129,7 +129,7 @@ def test_nothing_added_gives_an_empty_table():
 @pytest.mark.parametrize(
     ("kind", "masks", "message"),
     [
-        ("softcam", two_regions(2), "only 'cape' maps hold any: this explanation is 'softcam'"),
+        ("softcam", two_regions(2), "only 'cape' maps hold probabilities: this explanation is 'softcam'"),
         ("mu-cape", two_regions(2), "kind='cape'"),
         ("cape", two_regions(3), "masks for the 2 explained images, got 3"),
         ("cape", two_regions(2)[:, :1], "masks of 2 regions .corner, edge., got 1"),
