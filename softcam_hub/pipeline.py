@@ -1,4 +1,4 @@
-"""`pipeline("image-explanation")`: label, score, map and heat-map image for the classes of each image."""
+"""Explain images with `pipeline("image-explanation")`: label, score, map and heat-map picture of each class."""
 
 import base64
 import os
@@ -12,35 +12,35 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .data.downloads import download
 from .data.images import UnreadableImage, decode, name_image, open_local, read_user_image, to_rgb, turn_upright
-from .data.text import printable
+from .data.text import abbreviate, printable
 from .figures import denormalise, overlay
 
 TASK = "image-explanation"
 
-EXPECTED = "a PIL image, an array (H, W, 3) of bytes, the path of a file, an http(s) URL or a base64 string"
+ACCEPTED_INPUTS = "a PIL image, an array (H, W, 3) of bytes, the path of a file, an http(s) URL or a base64 string"
 
-LONGEST = 200
+MAX_SHOWN_CHARACTERS = 200
 """Characters of an unknown text that a message shows."""
 
 
 class ImageExplanationPipeline(Pipeline):
-    """A prediction with its evidence.
+    """Predict the classes of images, and explain each prediction with a map.
 
         explain = pipeline("image-explanation", model="you/repo")
         explain("photo.jpg", top_k=2)[0]["heatmap"].save("why.png")
 
-    Inputs are PIL images, paths, URLs or (H, W, 3) arrays of bytes, one or a list, read as in training.
-    A URL may give 64 MB and 50 million pixels, and take 60 s.
+    Inputs are PIL images, paths, URLs or arrays (H, W, 3) of bytes, one or a list, and are read as in training.
+    The image at a URL may have 64 MB and 50 million pixels, and its download may take 60 s.
 
     Args:
-        top_k: how many of the most probable classes to explain; 1 by default.
-        classes: labels or indices to explain instead.
-        kind: the kind of map (`softcam`, `cape`, `mu-cape`, `cam`).
+        top_k: Number of most probable classes to explain, 1 by default.
+        classes: Labels or indices of the classes to explain instead.
+        kind: Kind of map: `softcam`, `cape`, `mu-cape` or `cam`.
         timeout: Seconds that the download of a URL may take in all, in place of 60.
 
     Returns:
-        For each image a list with, per class, `label`, `score`, `map` (a tensor (H, W) at its own resolution) and
-        `heatmap` (the map over what the model saw of the image, a PIL image).
+        A list for each image, with a dictionary for each class: `label`, `score`, `map` (a tensor (H, W) at the
+        resolution of the features) and `heatmap` (a PIL image of the map over the input of the model).
     """
 
     _load_processor = False
@@ -61,28 +61,30 @@ class ImageExplanationPipeline(Pipeline):
         kind: str | None = None,
         timeout: float | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        given = {"top_k": top_k, "classes": None if classes is None else self._indices(classes), "kind": kind}
-        forward = {name: value for name, value in given.items() if value is not None}
-        return {} if timeout is None else {"timeout": timeout}, forward, {}
+        """Divide the options of a call among `preprocess`, `_forward` and `postprocess`."""
+        indices = None if classes is None else self._class_indices(classes)
+        options = {"top_k": top_k, "classes": indices, "kind": kind}
+        forward_options = {name: value for name, value in options.items() if value is not None}
+        return {} if timeout is None else {"timeout": timeout}, forward_options, {}
 
-    def _indices(self, classes: int | str | list[int | str]) -> list[int]:
-        """Class indices of labels or indices."""
-        named = [classes] if isinstance(classes, int | str) else list(classes)
-        known = self.model.config.label2id or {}
-        unknown = [name for name in named if isinstance(name, str) and name not in known]
-        if unknown:
-            labels = list(known)
-            listed = ", ".join(labels[:10]) + (", ..." if len(labels) > 10 else "")
-            raise ValueError(f"unknown class {unknown[0]!r}: this model's {len(labels)} labels are {listed}")
-        return [known[name] if isinstance(name, str) else name for name in named]
+    def _class_indices(self, classes: int | str | list[int | str]) -> list[int]:
+        """Return the class indices of labels or indices."""
+        label2id = self.model.config.label2id or {}
+        names = [classes] if isinstance(classes, int | str) else list(classes)
+        for name in names:
+            if isinstance(name, str) and name not in label2id:
+                labels = abbreviate(list(label2id), 10)
+                raise ValueError(f"unknown class {name!r}: the labels of this model are {labels}")
+        return [label2id[name] if isinstance(name, str) else name for name in names]
 
     def preprocess(self, image: Any, timeout: float | None = None) -> dict[str, Tensor]:
-        inputs = self.image_processor(images=as_picture(image, timeout), return_tensors="pt")
+        """Read one image, and transform it to the input of the model."""
+        inputs = self.image_processor(images=read_input(image, timeout), return_tensors="pt")
         return {"pixel_values": inputs["pixel_values"].to(self.dtype)}
 
     def _forward(self, inputs: dict[str, Tensor], top_k: int = 1, **options: Any) -> dict[str, Tensor]:
         if "classes" in options:
-            options["classes"] = [options["classes"]]  # the same for every image of the batch
+            options["classes"] = [options["classes"]]  # the same classes for every image of the batch
         images = inputs["pixel_values"]
         explanation = self.model.explain(images, top_k=top_k, **options)
         return {
@@ -94,35 +96,33 @@ class ImageExplanationPipeline(Pipeline):
         }
 
     def postprocess(self, outputs: dict[str, Tensor]) -> list[dict[str, Any]]:
-        data = self.image_processor.data_config
-        seen = denormalise(outputs["images"][0], data["mean"], data["std"])
-        ranks = range(outputs["classes"].shape[1])
+        """Return a dictionary for each explained class of one image."""
+        preprocessing = self.image_processor.data_config
+        model_input = denormalise(outputs["images"][0], preprocessing["mean"], preprocessing["std"])
         return [
             {
                 "label": self.model.config.id2label[int(outputs["classes"][0, rank])],
                 "score": float(outputs["probabilities"][0, rank]),
                 "map": outputs["maps"][0, rank],
-                "heatmap": overlay(seen, outputs["heatmaps"][0, rank]),
+                "heatmap": overlay(model_input, outputs["heatmaps"][0, rank]),
             }
-            for rank in ranks
+            for rank in range(outputs["classes"].shape[1])
         ]
 
 
-def as_picture(image: Any, timeout: float | None) -> Image.Image:
-    """Read what a user may pass for an image, as RGB.
+def read_input(image: Any, timeout: float | None) -> Image.Image:
+    """Read an image in any of the accepted forms as RGB.
 
     Args:
         image: PIL image, array of bytes, path, http(s) URL, or base64 text with or without "data:image/png;base64,".
-        timeout: Seconds that a download may take in all; by default `softcam_hub.data.downloads.MAX_SECONDS`.
+        timeout: Seconds that a download may take in all. `softcam_hub.data.downloads.MAX_SECONDS` by default.
     """
-    size = image.shape[:2] if isinstance(image, np.ndarray) else image.size if isinstance(image, Image.Image) else ()
-    if 0 in size or (isinstance(image, str | bytes) and not image):
-        raise ValueError("the image is empty: expected a picture of at least one pixel, or the path or URL of one")
+    _check_not_empty(image)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3):
             raise ValueError(
                 f"expected an image array of bytes (H, W, 3), got {image.dtype} of shape {image.shape}: "
-                "scale it to 0..255 and convert with .astype('uint8')"
+                "scale it to 0..255 and convert it with .astype('uint8')"
             )
         return to_rgb(Image.fromarray(image))
     if isinstance(image, Image.Image):
@@ -132,12 +132,19 @@ def as_picture(image: Any, timeout: float | None) -> Image.Image:
         with name_image(printable(os.fspath(image))), open_local(image) as file:
             return to_rgb(decode(file))
     if isinstance(image, str):
-        return _picture_of_text(image, timeout)
-    raise TypeError(f"expected {EXPECTED}, got {type(image).__name__}")
+        return _read_text(image, timeout)
+    raise TypeError(f"expected {ACCEPTED_INPUTS}, got {type(image).__name__}")
 
 
-def _picture_of_text(text: str, timeout: float | None) -> Image.Image:
-    """Read a URL, or an image written as base64."""
+def _check_not_empty(image: Any) -> None:
+    """Raise ValueError for an image without pixels, and for an empty text."""
+    size = image.shape[:2] if isinstance(image, np.ndarray) else image.size if isinstance(image, Image.Image) else ()
+    if 0 in size or (isinstance(image, str | bytes) and not image):
+        raise ValueError("the image is empty: expected an image of at least one pixel, or the path or URL of one")
+
+
+def _read_text(text: str, timeout: float | None) -> Image.Image:
+    """Read the image at a URL, or an image written as base64."""
     if text.lower().startswith(("http://", "https://")):
         return read_user_image(download(text, seconds=timeout), text).image
     try:
@@ -146,13 +153,13 @@ def _picture_of_text(text: str, timeout: float | None) -> Image.Image:
     except ValueError as error:
         if isinstance(error, UnreadableImage) and text.startswith("data:"):
             raise
-        # a file name of a few letters is base64 too, of no image
-        shown = printable(text if len(text) <= LONGEST else f"{text[:LONGEST]}...")
-        raise UnreadableImage(f"{shown} cannot be read: expected {EXPECTED}.") from error
+        # The name of a missing file may be valid base64 too, so the message covers both.
+        beginning = text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]}..."
+        raise UnreadableImage(f"{printable(beginning)} cannot be read: expected {ACCEPTED_INPUTS}.") from error
 
 
 def register() -> None:
-    """Make the task known to `transformers.pipeline`."""
+    """Register the task with `transformers.pipeline`."""
     if TASK not in PIPELINE_REGISTRY.get_supported_tasks():
         PIPELINE_REGISTRY.register_pipeline(
             TASK, ImageExplanationPipeline, pt_model=AutoModelForImageClassification, type="image"
@@ -161,7 +168,7 @@ def register() -> None:
 
 
 class _NoDefaultModel(dict[str, Any]):
-    """The default models of the task: there are none, and transformers is told so in words when it looks for one."""
+    """Raise an error with a sentence where transformers looks for the default model of the task: there is none."""
 
     def __contains__(self, _: object) -> bool:
         raise ValueError(

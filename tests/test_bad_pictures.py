@@ -19,7 +19,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 import softcam_hub
 from softcam_hub.cli import main
-from softcam_hub.commands.explain import LONGEST_NAME, ImageExplainer, find_images, name_pictures, writable_name
+from softcam_hub.commands.explain import MAX_NAME_BYTES, ImageExplainer, find_images, name_pictures, writable_name
 from softcam_hub.data.columns import Columns
 from softcam_hub.data.images import FORMATS, SUFFIXES, UndecodableImage, UnreadableImage, decode, read_user_image
 from softcam_hub.data.locations import Locations
@@ -28,7 +28,7 @@ from softcam_hub.data.samples import Samples
 from softcam_hub.data.streaming import StreamedImageDataset
 from softcam_hub.data.text import as_unicode, printable
 from softcam_hub.loading import load_classifier
-from softcam_hub.pipeline import as_picture
+from softcam_hub.pipeline import read_input
 
 PACKAGE = Path(softcam_hub.__file__).parent
 
@@ -103,13 +103,12 @@ def stream_of(folder):
 
 
 def explain_command(path):
-    explain = ImageExplainer(
+    explainer = ImageExplainer(
         load_classifier(softcam_hub.CAPE_LESIONS),
         argparse.Namespace(explainer=None, kind=None, classes=None, top_k=None, batch_size=1),
     )
-    problems = []
-    assert not list(explain.read([path], problems, []))
-    raise UnreadableImage(*problems)
+    assert not list(explainer.explain_files([path]))
+    raise UnreadableImage(*explainer.problems)
 
 
 DOORS = {
@@ -122,9 +121,9 @@ DOORS = {
     ),
     "mask": lambda path: read_mask({"mask": str(path)}, Columns("i", "l", "mask"), (9, 9), Locations(), "row 0"),
     "stream": lambda path: stream_of(path.parent),
-    "pipeline-path": lambda path: as_picture(str(path), None),
-    "pipeline-base64": lambda path: as_picture(base64.b64encode(path.read_bytes()).decode(), None),
-    "pipeline-data": lambda path: as_picture(
+    "pipeline-path": lambda path: read_input(str(path), None),
+    "pipeline-base64": lambda path: read_input(base64.b64encode(path.read_bytes()).decode(), None),
+    "pipeline-data": lambda path: read_input(
         "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode(), None
     ),
 }
@@ -240,20 +239,20 @@ def test_text_that_utf_8_can_encode_stays_as_it_is():
 def test_a_file_with_a_hurtful_name_is_read_or_refused_by_name(kind, tmp_path):
     path = tmp_path / f"{stem_of(kind)}.png"
     path.write_bytes(POSTSCRIPT)
-    for read in (read_user_image, lambda path: as_picture(path, None), lambda path: as_picture(str(path), None)):
+    for read in (read_user_image, lambda path: read_input(path, None), lambda path: read_input(str(path), None)):
         with pytest.raises(UnreadableImage) as caught:
             read(path)
         assert str(caught.value).isprintable()
         assert f"{SHOWN.get(kind, stem_of(kind))}.png cannot be read: " in str(caught.value)
     paint(path)
-    assert read_user_image(path).image.size == as_picture(path, None).size == (12, 10)
+    assert read_user_image(path).image.size == read_input(path, None).size == (12, 10)
 
 
 @pytest.mark.parametrize("kind", HURTFUL)
 def test_the_picture_of_a_file_with_a_hurtful_name_can_be_written(kind, tmp_path):
     for ending in (".png", "-1234.png"):
         name = writable_name(stem_of(kind), ending)
-        assert len(name.encode()) <= LONGEST_NAME
+        assert len(name.encode()) <= MAX_NAME_BYTES
         assert name.isprintable()
         assert name.endswith(ending)
         (tmp_path / f".{name}.{'x' * 40}").touch()

@@ -19,7 +19,7 @@ from test_bad_pictures import bomb
 from softcam_hub.data import downloads
 from softcam_hub.data.downloads import DownloadError, download
 from softcam_hub.data.images import UnreadableImage
-from softcam_hub.pipeline import as_picture
+from softcam_hub.pipeline import read_input
 
 LIMITS = (downloads.MAX_BYTES, downloads.MAX_SECONDS)
 
@@ -230,16 +230,16 @@ def test_the_limits_are_those_that_the_documentation_names():
 @pytest.mark.parametrize("kind", ["good", "nolength", "chunked", "gzip", "deflate", "redirect/10", "just"])
 def test_what_is_read(url, kind):
     assert download(f"{url}/{kind}").startswith(GOOD)
-    assert as_picture(f"{url}/{kind}", None).size == (12, 10)
+    assert read_input(f"{url}/{kind}", None).size == (12, 10)
 
 
 def test_servers_are_asked_for_plain_content(url, server):
-    as_picture(f"{url}/good", None)
+    read_input(f"{url}/good", None)
     assert set(server.accepted) == {"identity"}
 
 
 def test_the_content_of_a_redirect_is_not_read(url):
-    assert as_picture(f"{url}/bomb_of_a_redirect", None).size == (12, 10)
+    assert read_input(f"{url}/bomb_of_a_redirect", None).size == (12, 10)
 
 
 REFUSED = {
@@ -272,7 +272,7 @@ REFUSED = {
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_is_refused_while_it_is_downloaded(url, kind):
     with pytest.raises(DownloadError) as caught:
-        as_picture(f"{url}/{kind}", None)
+        read_input(f"{url}/{kind}", None)
     assert str(caught.value).startswith(f"{url}/{kind} cannot be downloaded: ")
     assert REFUSED[kind] in str(caught.value)
     assert str(caught.value).isprintable()
@@ -293,7 +293,7 @@ NO_IMAGES = {
 @pytest.mark.parametrize("kind", NO_IMAGES)
 def test_what_comes_and_is_no_image(url, kind):
     with pytest.raises(UnreadableImage) as caught:
-        as_picture(f"{url}/{kind}", None)
+        read_input(f"{url}/{kind}", None)
     assert str(caught.value).startswith(f"{url}/{kind} cannot be read: {NO_IMAGES[kind]}")
     assert str(caught.value).isprintable()
 
@@ -306,27 +306,27 @@ def test_slow_servers_are_left_when_the_time_is_over(url, kind, monkeypatch):
     monkeypatch.setattr(downloads, "MAX_REDIRECTS", 1000)
     began = time.monotonic()
     with pytest.raises(DownloadError) as caught:
-        as_picture(f"{url}/{kind}", SECONDS)
+        read_input(f"{url}/{kind}", SECONDS)
     assert SECONDS <= time.monotonic() - began < SECONDS + 1
     assert str(caught.value) == f"{url}/{kind} cannot be downloaded: it took longer than {SECONDS} s."
 
 
 def test_a_redirect_that_drips_is_followed_at_once(url):
     with pytest.raises(DownloadError, match="took longer than 0.4 s"):
-        as_picture(f"{url}/drip_of_a_redirect", SECONDS)
+        read_input(f"{url}/drip_of_a_redirect", SECONDS)
 
 
 def test_the_time_limit_holds_by_itself(url, monkeypatch):
     monkeypatch.setattr(downloads, "MAX_SECONDS", SECONDS)
     with pytest.raises(DownloadError, match="took longer than 0.4 s"):
-        as_picture(f"{url}/drip", None)
+        read_input(f"{url}/drip", None)
 
 
 @pytest.mark.parametrize("kind", SLOW)
 def test_a_thread_that_nobody_waits_for_ends(url, kind):
     before = set(threading.enumerate())
     with pytest.raises(DownloadError):
-        as_picture(f"{url}/{kind}", 0.1)
+        read_input(f"{url}/{kind}", 0.1)
     for thread in set(threading.enumerate()) - before:
         if thread.name == "download":
             thread.join(5)
@@ -355,7 +355,7 @@ def closed_port():
 )
 def test_addresses_that_lead_nowhere(address):
     with pytest.raises(DownloadError) as caught:
-        as_picture(address.format(port=closed_port()), None)
+        read_input(address.format(port=closed_port()), None)
     assert "cannot be downloaded: " in str(caught.value)
     assert str(caught.value).isprintable()
 
@@ -379,7 +379,7 @@ TEXTS = [
 @pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
 def test_text_that_is_no_image_is_refused_with_a_short_sentence(text):
     with pytest.raises(UnreadableImage, match="cannot be read: ") as caught:
-        as_picture(text, None)
+        read_input(text, None)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 500
 
@@ -389,10 +389,10 @@ def test_text_that_is_no_image_is_refused_with_a_short_sentence(text):
 )
 def test_values_that_are_no_image_are_refused_by_their_type(value):
     with pytest.raises(TypeError, match=f"expected a PIL image, .*, got {type(value).__name__}"):
-        as_picture(value, None)
+        read_input(value, None)
 
 
 def test_base64_is_read_with_and_without_line_breaks():
     text = base64.encodebytes(GOOD).decode()
     for given in (text, "".join(text.split()), f"data:image/png;base64,{text}"):
-        assert np.asarray(as_picture(given, None)).shape == (10, 12, 3)
+        assert np.asarray(read_input(given, None)).shape == (10, 12, 3)

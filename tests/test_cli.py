@@ -14,7 +14,7 @@ from PIL import Image
 
 import softcam_hub
 from softcam_hub.cli import COMMANDS, main
-from softcam_hub.commands.explain import ImageExplainer, index_of
+from softcam_hub.commands.explain import ImageExplainer, find_class
 from softcam_hub.data.lesions import load_lesions
 from softcam_hub.loading import load_classifier
 from softcam_hub.output_folder import LOCK, RECORD
@@ -66,7 +66,7 @@ def test_unreadable_images_are_named_counted_and_skipped(explained):
     assert code == 1
     assert "4 of 11 could not be read" in said
     for name, reason in {
-        "text.png": "is no image",
+        "text.png": "is not an image",
         "cut.png": "truncated",
         "huge.png": "100 million pixels",
         "missing.png": "there is no such file",
@@ -190,7 +190,7 @@ def test_labels_that_classes_share_are_told_apart():
     assert len(set(labels)) == 1000
     assert {"crane (134)", "crane (517)"} <= set(labels)
     with pytest.raises(ValueError, match=r"did you mean 'crane \(134\)' or 'crane \(517\)'"):
-        index_of("crane", labels)
+        find_class("crane", labels)
 
 
 def test_pictures_show_both_signs_and_stay_narrow(images, tmp_path):
@@ -214,14 +214,17 @@ def test_photographs_are_kept_no_larger_than_the_model_takes_them(images):
         load_classifier(softcam_hub.CAPE_LESIONS),
         argparse.Namespace(explainer=None, kind=None, classes=None, top_k=None, batch_size=16),
     )
-    (found,) = explain.read([images / "plain.png"], [], [])
-    assert found[1].shape == (3, 128, 128)
+    ((_, pixels),) = explain._read([images / "plain.png"])
+    assert pixels.shape == (3, 128, 128)
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["explain", "{image}", "--out", "{out}", "--classes", "cat"], "unknown class 'cat': this model's 4 labels"),
+        (
+            ["explain", "{image}", "--out", "{out}", "--classes", "cat"],
+            "unknown class 'cat': the labels of this model are",
+        ),
         (["explain", "{image}", "--out", "{out}", "--classes", "7"], "unknown class '7'"),
         (["explain", "{image}", "--out", "{out}", "--top_k", "0"], "top_k must be at least 1"),
         (["explain", "{image}", "--out", "{out}", "--top_k", "2", "--classes", "0"], "give one of them"),

@@ -46,6 +46,7 @@ def expected_logits(vanilla):
     return vanilla(torch.linspace(-1, 1, 2 * 3 * 160 * 160).reshape(2, 3, 160, 160))
 
 
+@pytest.mark.slow
 def test_softcam_downloads_timms_weights_and_gives_timms_logits(hub, vanilla, tmp_path):
     done = run("softcam_test_resnet", hub.env(tmp_path), tmp_path)
     assert done.returncode == 0, done.stderr

@@ -113,6 +113,7 @@ def batch(split, count, size):
     return images, torch.tensor([m.label for m in made])
 
 
+@pytest.mark.slow
 def test_the_mean_colour_does_not_give_the_class_away():
     (train, labels), (test, answers) = batch("train", 800, 64), batch("test", 400, 64)
     features = [torch.cat([x.mean(dim=(2, 3)), x.std(dim=(2, 3))], dim=1) for x in (train, test)]

@@ -154,7 +154,7 @@ def test_the_stock_pipeline_agrees(explain, folder, picture):
 MISTAKES = {
     "label": (
         lambda explain: explain(Image.new("RGB", (9, 9)), classes="cow"),
-        "unknown class 'cow': this model's 3 labels are cat, dog, owl",
+        "unknown class 'cow': the labels of this model are cat, dog, owl",
     ),
     "index": (
         lambda explain: explain(Image.new("RGB", (9, 9)), classes=3),
@@ -167,7 +167,7 @@ MISTAKES = {
     "array": (
         lambda explain: explain(np.zeros((9, 9, 3))),
         "expected an image array of bytes (H, W, 3), got float64 of shape (9, 9, 3): scale it to 0..255 and convert "
-        "with .astype('uint8')",
+        "it with .astype('uint8')",
     ),
 }
 
@@ -182,10 +182,10 @@ def test_a_mistake_is_answered_in_words(explain, mistake):
 
 EMPTY = {
     "list": ([], "there is no image to explain: expected an image or a list of images, got an empty list"),
-    "array": (np.zeros((0, 8, 3), np.uint8), "the image is empty: expected a picture of at least one pixel"),
-    "column": (np.zeros((8, 0, 3), np.uint8), "the image is empty: expected a picture of at least one pixel"),
-    "picture": (Image.new("RGB", (0, 0)), "the image is empty: expected a picture of at least one pixel"),
-    "name": ("", "the image is empty: expected a picture of at least one pixel"),
+    "array": (np.zeros((0, 8, 3), np.uint8), "the image is empty: expected an image of at least one pixel"),
+    "column": (np.zeros((8, 0, 3), np.uint8), "the image is empty: expected an image of at least one pixel"),
+    "picture": (Image.new("RGB", (0, 0)), "the image is empty: expected an image of at least one pixel"),
+    "name": ("", "the image is empty: expected an image of at least one pixel"),
     "picture in a list": ([Image.new("RGB", (9, 9)), Image.new("RGB", (0, 5))], "the image is empty"),
 }
 

@@ -76,7 +76,7 @@ def test_a_card_with_a_gap_is_not_written(folder, monkeypatch):
 
     before = content(folder)
     monkeypatch.setattr(rendering, "render_trained_card", lambda model: "---\nlicense: mit\n---\n# TODO\n")
-    with pytest.raises(ValueError, match="metadata lacks library_name"):
+    with pytest.raises(ValueError, match="the metadata of the card lacks library_name"):
         write_card(folder, overwrite=True)
     assert content(folder) == before
 

@@ -1,8 +1,8 @@
-"""`softcam-hub explain`: images in; a picture and a line of JSON for each out.
+"""`softcam-hub explain`: explain images, each with a picture and a line of JSON.
 
-- Every readable image is explained; those that cannot be read are named at the end, with exit code 1.
-- The folder's record names the pictures before they are drawn. Pictures of an earlier run are replaced, other files
-  never. The earlier lines stay until all new ones are written.
+- Every readable image is explained. Images that cannot be read are named at the end, with exit code 1.
+- The record of the output folder names the pictures before they are drawn. Pictures of an earlier run are replaced,
+  other files never. The lines of an earlier run stay until all new lines are written.
 """
 
 import argparse
@@ -26,162 +26,168 @@ if TYPE_CHECKING:
     from ..loading import LoadedClassifier
     from ..models.explanation import Explanation
 
-HELP = "explain images: a picture and a line of JSON for each"
+HELP = "Explain images, each with a picture and a line of JSON."
 
 LINES = "predictions.jsonl"
 
-LONGEST_NAME = 200
-"""Bytes in the name of a picture: file systems take 255 at most, and some fewer."""
+MAX_NAME_BYTES = 200
+"""Bytes in the file name of a picture. File systems allow 255 at most, and some fewer."""
 
-MOST = 39
-"""Maps in a picture: with the image, ten rows of four."""
+MAX_MAPS = 39
+"""Maps in a picture: together with the image they fill ten rows of four."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of them")
+    """Add the options of the command to its parser."""
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="Image files, or folders of images.")
     parser.add_argument(
-        "--model", default=CAPE_LESIONS, help="model folder, timm name or Hub id [a small lesions model]"
+        "--model", default=CAPE_LESIONS, help="Model folder, timm name or Hub id. [a small lesions model]"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=f"Folder for pictures and {LINES}.")
+    parser.add_argument(
+        "--classes", nargs="+", help="Labels or indices of the classes to explain. The most probable ones by default."
     )
     parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help=f"folder for pictures and {LINES}",
+        "--top_k", type=int, help=f"Number of most probable classes to explain; up to {MAX_MAPS} are drawn. [2]"
     )
-    parser.add_argument("--classes", nargs="+", help="labels or indices to explain; by default the most probable ones")
-    parser.add_argument("--top_k", type=int, help=f"how many of the most probable classes [2]; up to {MOST} are drawn")
-    parser.add_argument("--kind", help="kind of map of a model of ours: softcam, cape, mu-cape, cam")
-    parser.add_argument("--explainer", help="a post-hoc method instead, such as grad-cam; needed for a black box")
-    parser.add_argument("--batch_size", type=int, default=16, help="images at a time [16]")
+    parser.add_argument("--kind", help="Kind of map of a self-explaining model: softcam, cape, mu-cape, cam.")
+    parser.add_argument(
+        "--explainer", help="Post-hoc method to use instead, such as grad-cam. A vanilla classifier needs one."
+    )
+    parser.add_argument("--batch_size", type=int, default=16, help="Number of images per batch. [16]")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Run the command, and return its exit code."""
     from ..data.text import printable
     from ..loading import load_classifier
 
-    check(arguments)
-    files = find_images(arguments.images, arguments.out)
-    pictures = name_pictures(files)
-    keep_photographs(pictures, arguments.out)
+    check_arguments(arguments)
+    pictures = name_pictures(find_images(arguments.images, arguments.out))
+    check_images_are_kept(pictures, arguments.out)
     names = [LINES, *(glob.escape(name) for name in pictures.values())]
     folder = OutputFolder(arguments.out, "explanation run", names, flag="--out")
-    problems: list[str] = []
-    remarks: list[str] = []
     with folder.locked("continue"):
-        explain = ImageExplainer(load_classifier(arguments.model), arguments)
+        explainer = ImageExplainer(load_classifier(arguments.model), arguments)
         folder.claim("continue")
         with draft_of(folder.path / LINES) as draft:
-            write_explanations(explain, pictures, draft, problems, remarks)
-    print("\n".join([f"{len(files) - len(problems)} images explained in {printable(arguments.out)}", *remarks]))
-    if problems:
-        raise unreadable(problems, files)
+            write_explanations(explainer, pictures, draft)
+            if len(explainer.problems) == len(pictures):
+                raise unreadable_images(explainer.problems, len(pictures))  # the earlier lines stay
+    count = len(pictures) - len(explainer.problems)
+    print("\n".join([f"{count} images explained in {printable(arguments.out)}", *explainer.remarks]))
+    if explainer.problems:
+        raise unreadable_images(explainer.problems, len(pictures))
     return 0
 
 
-def write_explanations(
-    explain: "ImageExplainer", pictures: dict[Path, str], draft: Path, problems: list[str], remarks: list[str]
-) -> None:
-    """Write a picture and a line for each image that can be read.
-
-    Args:
-        explain: Maker of lines and pictures.
-        pictures: Image file -> name of its picture, which is written beside `draft`.
-        draft: File for the lines.
-        problems: List that gets a sentence on each image that cannot be read.
-        remarks: List that gets a sentence on each image of which something was left out.
-    """
-    from tqdm import tqdm
-
-    files = list(pictures)
-    with draft.open("w", encoding="utf-8") as lines, tqdm(total=len(files), desc="images") as bar:
-        for first in range(0, len(files), explain.batch_size):
-            some = files[first : first + explain.batch_size]
-            for file, line, picture in explain(list(explain.read(some, problems, remarks))):
-                line["picture"] = pictures[file]
-                with draft_of(draft.with_name(line["picture"])) as unfinished:
-                    picture.save(unfinished)
-                lines.write(json.dumps(line) + "\n")
-            bar.update(len(some))
-    if len(problems) == len(files):
-        raise unreadable(problems, files)
-
-
-def check(arguments: argparse.Namespace) -> None:
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Raise ValueError for options that contradict each other or are out of range."""
     for name in ("top_k", "batch_size"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     if arguments.classes and arguments.top_k:
-        raise ValueError("classes and top_k both say what to explain: give one of them")
+        raise ValueError("classes and top_k both choose the classes to explain: give one of them")
     if arguments.kind and arguments.explainer:
-        raise ValueError("kind is of a model's own maps and explainer another method: give one of them")
+        raise ValueError("kind chooses one of the model's own maps and explainer another method: give one of them")
 
 
 def find_images(paths: list[Path], out: Path) -> list[Path]:
-    """Files as they are named, and all images in folders but those in `out`, where an earlier run has drawn."""
+    """Return the named files, and all images in the named folders except for those in `out`, which an earlier run drew.
+
+    Args:
+        paths: Files and folders.
+        out: Output folder of the command.
+    """
     from ..data.images import SUFFIXES
     from ..data.text import printable
 
-    found, drawn = [], out.resolve()
+    images: list[Path] = []
     for path in paths:
-        if os.path.isdir(path):  # unlike Path.is_dir, false for a name that is too long
-            every = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-            every = [file for file in every if not is_draft(file)]
-            inside = [file for file in every if drawn not in file.resolve().parents]
-            if not inside:
-                outside = f" outside of --out {printable(out)}: choose another --out" if every else ""
-                raise FileNotFoundError(f"there is no image in folder {printable(path)}{outside}")
-            found += inside
-        else:
-            found.append(path)
-    return list(dict.fromkeys(found))
+        if not os.path.isdir(path):  # unlike Path.is_dir, isdir is False for a name that is too long
+            images.append(path)
+            continue
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        files = [file for file in files if not is_draft(file)]
+        outside = [file for file in files if out.resolve() not in file.resolve().parents]
+        if not outside:
+            place = f" outside of --out {printable(out)}: choose another --out" if files else ""
+            raise FileNotFoundError(f"there is no image in folder {printable(path)}{place}")
+        images += outside
+    return list(dict.fromkeys(images))
 
 
-def name_pictures(files: list[Path]) -> dict[Path, str]:
-    """Return file -> name of its picture: the image's, with a number where several images share one."""
+def name_pictures(images: list[Path]) -> dict[Path, str]:
+    """Return image file -> name of its picture, with a number where several images have the same name."""
     names: dict[Path, str] = {}
-    taken: set[str] = set()
-    for file in files:
-        stem = f"_{file.stem}" if file.stem.startswith(DRAFT) else file.stem  # drafts are deleted by later runs
+    used: set[str] = set()
+    for image in images:
+        stem = f"_{image.stem}" if image.stem.startswith(DRAFT) else image.stem  # later runs delete drafts
         name, number = writable_name(stem, ".png"), 1
-        while name.lower() in taken:  # folders of macOS and Windows do not tell a.png from A.png
+        while name.lower() in used:  # a.png and A.png are one file on macOS and Windows
             number += 1
             name = writable_name(stem, f"-{number}.png")
-        taken.add(name.lower())
-        names[file] = name
+        used.add(name.lower())
+        names[image] = name
     return names
 
 
 def writable_name(stem: str, ending: str) -> str:
-    """Return a file name that every file system takes and every terminal shows.
+    """Return a file name that every file system accepts and every terminal can show.
 
     Args:
-        stem: Name of the image without its suffix; it may be anything, and as long as a file name may be.
-        ending: Characters that stay whole at the end.
+        stem: Name of the image without its suffix. It may hold any character, and be as long as a file name may be.
+        ending: End of the name, which is never shortened.
     """
     printable = "".join(character if character.isprintable() else "_" for character in stem)
-    return printable.encode()[: LONGEST_NAME - len(ending)].decode(errors="ignore") + ending
+    return printable.encode()[: MAX_NAME_BYTES - len(ending)].decode(errors="ignore") + ending
 
 
-def keep_photographs(pictures: dict[Path, str], out: Path) -> None:
-    """Refuse to draw a picture over an image that is to be explained."""
+def check_images_are_kept(pictures: dict[Path, str], out: Path) -> None:
+    """Raise FileExistsError if a picture would replace an image that is to be explained."""
     from ..data.text import printable
 
-    given = {file.resolve() for file in pictures}
+    images = {image.resolve() for image in pictures}
     for name in pictures.values():
-        if (out / name).resolve() in given:
+        if (out / name).resolve() in images:
             raise FileExistsError(
                 f"{printable(out / name)} is to be explained, so no picture may replace it: choose another --out"
             )
 
 
-def unreadable(problems: list[str], files: list[Path]) -> ValueError:
-    return ValueError("\n  ".join([f"{len(problems)} of {len(files)} could not be read:", *problems]))
+def write_explanations(explainer: "ImageExplainer", pictures: dict[Path, str], draft: Path) -> None:
+    """Write a picture and a line for each image that can be read.
+
+    Args:
+        explainer: Explainer of batches of images.
+        pictures: Image file -> name of its picture, which is written beside `draft`.
+        draft: File for the lines.
+    """
+    from tqdm import tqdm
+
+    images = list(pictures)
+    with draft.open("w", encoding="utf-8") as lines, tqdm(total=len(images), desc="images") as bar:
+        for first in range(0, len(images), explainer.batch_size):
+            batch = images[first : first + explainer.batch_size]
+            for file, line, picture in explainer.explain_files(batch):
+                line["picture"] = pictures[file]
+                with draft_of(draft.with_name(line["picture"])) as unfinished:
+                    picture.save(unfinished)
+                lines.write(json.dumps(line) + "\n")
+            bar.update(len(batch))
+
+
+def unreadable_images(problems: list[str], count: int) -> ValueError:
+    """Make the error for `count` images of which some could not be read, with a sentence on each of them."""
+    return ValueError("\n  ".join([f"{len(problems)} of {count} could not be read:", *problems]))
 
 
 class ImageExplainer:
-    """Turn batches of images into lines and pictures.
+    """Turn batches of image files into lines of JSON and pictures.
+
+    `problems` collects a sentence on each image that cannot be read, and `remarks` a sentence on each image of which
+    something was left out.
 
     Args:
         classifier: Classifier to explain.
@@ -196,66 +202,72 @@ class ImageExplainer:
         from ..models.heads import native_kinds
         from ..models.self_explaining import SelfExplaining
 
-        own = arguments.explainer in native_kinds()
-        self.kind, self.method = (arguments.explainer, None) if own else (arguments.kind, arguments.explainer)
+        if arguments.explainer in native_kinds():
+            self.kind, self.method = arguments.explainer, None
+        else:
+            self.kind, self.method = arguments.kind, arguments.explainer
         model = classifier.model
         if not self.method and not isinstance(model, SelfExplaining):
-            raise ValueError("this model is a black box: name a method with --explainer, such as grad-cam")
+            raise ValueError(
+                "this model is a vanilla classifier without maps: name a method with --explainer, such as grad-cam"
+            )
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model.to(self.device)
         self.multi_label = bool(classifier.multi_label)
         self.explainer = create_explainer(self.method, self.model) if self.method else None
         if not self.method:
             model.head_class.check_kind(self.kind)
-        self.config = classifier.preprocessing
-        self.transform = create_transform(**self.config)
+        self.preprocessing = classifier.preprocessing
+        self.transform = create_transform(**self.preprocessing)
         self.labels = classifier.labels
-        self.classes = None if not arguments.classes else [index_of(name, self.labels) for name in arguments.classes]
+        self.classes = [find_class(name, self.labels) for name in arguments.classes or []]
         self.top_k, self.batch_size = min(arguments.top_k or 2, len(self.labels)), arguments.batch_size
+        self.problems: list[str] = []
+        self.remarks: list[str] = []
 
-    def read(self, files: list[Path], problems: list[str], remarks: list[str]) -> "Iterator[tuple[Path, Tensor]]":
-        """Files with what the model takes of them, (3, H, W).
-
-        Args:
-            files: of images.
-            problems: takes a sentence on each that cannot be read.
-            remarks: takes a sentence on each of which something was left out.
-        """
-        from ..data.images import UnreadableImage, read_user_image
-
-        for file in files:
-            try:
-                picture = read_user_image(file, str(file))
-            except UnreadableImage as error:
-                problems.append(str(error))
-                continue
-            remarks += [picture.remark] if picture.remark else []
-            yield file, self.transform(picture.image)
-
-    def __call__(self, images: "list[tuple[Path, Tensor]]") -> Iterator[tuple[Path, dict[str, Any], Image.Image]]:
-        """Yield the file, a line and a picture for each image."""
+    def explain_files(self, files: list[Path]) -> Iterator[tuple[Path, dict[str, Any], Image.Image]]:
+        """Yield the file, a line and a picture for each image of a batch that can be read."""
         import torch
 
         from ..data.text import as_unicode
 
+        images = list(self._read(files))
         if not images:
             return
-        pixels = torch.stack([one for _, one in images]).to(self.device)
+        pixels = torch.stack([image for _, image in images]).to(self.device)
         explanation, probabilities = self.explain(pixels)
-        for place, (file, _) in enumerate(images):
-            top = int(probabilities[place].argmax())
+        for index, (file, _) in enumerate(images):
+            predicted = int(probabilities[index].argmax())
             line = {
                 "file": as_unicode(file),
-                "label": self.labels[top],
-                "score": float(probabilities[place, top]),
-                "probabilities": dict(zip(self.labels, probabilities[place].tolist(), strict=True)),
-                "explained": [self.labels[index] for index in explanation.classes[place].tolist()],
+                "label": self.labels[predicted],
+                "score": float(probabilities[index, predicted]),
+                "probabilities": dict(zip(self.labels, probabilities[index].tolist(), strict=True)),
+                "explained": [self.labels[class_] for class_ in explanation.classes[index].tolist()],
                 "kind": explanation.kind,
             }
-            yield file, line, self.draw(pixels[place], explanation, place)
+            yield file, line, self._draw(pixels[index], explanation, index)
+
+    def _read(self, files: list[Path]) -> "Iterator[tuple[Path, Tensor]]":
+        """Yield each readable file with the input of the model, (3, H, W)."""
+        from ..data.images import UnreadableImage, read_user_image
+
+        for file in files:
+            try:
+                image = read_user_image(file, str(file))
+            except UnreadableImage as error:
+                self.problems.append(str(error))
+                continue
+            if image.remark:
+                self.remarks.append(image.remark)
+            yield file, self.transform(image.image)
 
     def explain(self, pixels: "Tensor") -> "tuple[Explanation, Tensor]":
-        """Maps of the chosen classes, and the probabilities (B, C) of all of them."""
+        """Return the maps of the chosen classes, and the probabilities (B, C) of all classes.
+
+        Args:
+            pixels: Images (B, 3, H, W).
+        """
         import torch
 
         from ..models.explanation import Explanation
@@ -264,32 +276,34 @@ class ImageExplainer:
         with torch.no_grad():
             logits = getattr(output := self.model(pixels), "logits", output)
             probabilities = class_probabilities(logits, self.multi_label)
-        if self.classes is None:
-            classes = probabilities.topk(self.top_k, dim=1).indices
-        else:
+        if self.classes:
             classes = torch.tensor([self.classes] * len(pixels), device=pixels.device)
+        else:
+            classes = probabilities.topk(self.top_k, dim=1).indices
         if self.explainer is None:
             return self.model.explain(pixels, classes, kind=self.kind), probabilities
         maps = self.explainer(pixels, classes)
         return Explanation(maps, classes, probabilities.gather(1, classes), self.method), probabilities
 
-    def draw(self, pixels: "Tensor", explanation: "Explanation", place: int) -> Image.Image:
-        """What the model saw, and beside it the map of every explained class."""
+    def _draw(self, pixels: "Tensor", explanation: "Explanation", index: int) -> Image.Image:
+        """Draw the input of the model, and beside it the map of every explained class."""
         from ..figures import denormalise, per_class
 
-        seen = denormalise(pixels, self.config["mean"], self.config["std"])
-        if self.method:  # whose maps are never signed, also where a kind of ours has the same name
+        model_input = denormalise(pixels, self.preprocessing["mean"], self.preprocessing["std"])
+        if self.method:  # a post-hoc map is never signed, even if one of our kinds has the same name
             explanation = replace(explanation, kind=f"post-hoc {self.method}")
-        return per_class(seen, explanation, self.labels, place, most=MOST)
+        return per_class(model_input, explanation, self.labels, index, most=MAX_MAPS)
 
 
-def index_of(name: str, labels: list[str]) -> int:
+def find_class(name: str, labels: list[str]) -> int:
+    """Return the index of a class that a user names by its label or by its index."""
+    from ..data.text import abbreviate
+
     if name in labels:
         return labels.index(name)
     if name.isdecimal() and int(name) < len(labels):
         return int(name)
-    near = [label for label in labels if name in label][:5]
-    if near:
-        raise ValueError(f"unknown class {name!r}: did you mean {' or '.join(map(repr, near))}?")
-    listed = ", ".join(labels[:10]) + (", ..." if len(labels) > 10 else "")
-    raise ValueError(f"unknown class {name!r}: this model's {len(labels)} labels are {listed}")
+    similar = [label for label in labels if name in label][:5]
+    if similar:
+        raise ValueError(f"unknown class {name!r}: did you mean {' or '.join(map(repr, similar))}?")
+    raise ValueError(f"unknown class {name!r}: the labels of this model are {abbreviate(labels, 10)}")

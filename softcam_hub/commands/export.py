@@ -1,22 +1,24 @@
-"""`softcam-hub export`: ONNX with logits and maps."""
+"""`softcam-hub export`: write an ONNX file with logits and maps."""
 
 import argparse
 from pathlib import Path
 
 from .. import CAPE_LESIONS
 
-HELP = "write a model of ours as an ONNX file with logits and maps"
+HELP = "Write a self-explaining model as an ONNX file with logits and maps."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     parser.add_argument(
-        "--model", default=CAPE_LESIONS, help="model folder, timm name or Hub id [a small lesions model]"
+        "--model", default=CAPE_LESIONS, help="Model folder, timm name or Hub id. [a small lesions model]"
     )
-    parser.add_argument("--out", required=True, metavar="FILE", help="the file to write, such as model.onnx")
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    parser.add_argument("--out", required=True, metavar="FILE", help="File to write, such as model.onnx.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace an existing file.")
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Run the command."""
     from ..export import export_onnx
     from ..files import check_replaceable
     from ..loading import load_classifier
@@ -28,6 +30,6 @@ def run(arguments: argparse.Namespace) -> None:
     check_replaceable(file, arguments.overwrite)
     model = load_classifier(arguments.model).model
     if not isinstance(model, SelfExplaining):
-        raise ValueError(f"{arguments.model} is a black box without maps: export a softcam_* or cape_* model")
+        raise ValueError(f"{arguments.model} is a vanilla classifier without maps: export a softcam_* or cape_* model")
     export_onnx(model, file, overwrite=arguments.overwrite)
-    print(f"{file}: {file.stat().st_size / 1e6:.1f} MB, the same outputs in onnxruntime as in torch")
+    print(f"{file}: {file.stat().st_size / 1e6:.1f} MB, with the same outputs in onnxruntime as in torch")

@@ -1,70 +1,88 @@
-"""`softcam-hub list`: which architectures there are, and what their maps look like."""
+"""`softcam-hub list`: list the architectures, and the sizes of their maps."""
 
 import argparse
 import fnmatch
 import json
 from typing import Any
 
-HELP = "list the timm architectures that can explain themselves"
+HELP = "List the timm architectures that can explain themselves."
 
-MEASURED = 20
-"""Map sizes are measured for up to so many architectures, as each must be built for it."""
+MAX_MEASURED = 20
+"""Number of architectures up to which map sizes are measured without a request. Each architecture must be built."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     parser.add_argument(
-        "pattern", nargs="?", default="*", help="names to list, such as 'resnet*' or 'cape_swin*' [all]"
+        "pattern", nargs="?", default="*", help="Names to list, such as 'resnet*' or 'cape_swin*'. [all]"
     )
     exactness = parser.add_mutually_exclusive_group()
-    exactness.add_argument("--exact", action="store_true", help="only those whose pretrained classifier makes the maps")
-    exactness.add_argument("--trained", action="store_true", help="only those whose head must be trained first")
-    parser.add_argument("--map_size", action="store_true", help=f"measure map sizes of more than {MEASURED} names too")
-    parser.add_argument("--json", action="store_true", help="JSON, one object per architecture")
+    exactness.add_argument(
+        "--exact", action="store_true", help="List only architectures whose pretrained classifier makes the maps."
+    )
+    exactness.add_argument(
+        "--trained", action="store_true", help="List only architectures whose head must be trained first."
+    )
+    parser.add_argument(
+        "--map_size", action="store_true", help=f"Measure the map sizes of more than {MAX_MEASURED} architectures too."
+    )
+    parser.add_argument("--json", action="store_true", help="Print JSON, with one object per architecture.")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    found = matching(arguments.pattern, arguments.exact, arguments.trained)
-    if not found:
-        raise ValueError(nothing_found(arguments))
-    if arguments.map_size or len(found) <= MEASURED:
-        for row in found:
-            row |= measured(row["architecture"])
+    """Run the command."""
+    architectures = find_architectures(arguments.pattern, arguments.exact, arguments.trained)
+    if not architectures:
+        raise ValueError(explain_no_match(arguments))
+    if arguments.map_size or len(architectures) <= MAX_MEASURED:
+        for architecture in architectures:
+            architecture |= measure_sizes(architecture["architecture"])
     if arguments.json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(architectures, indent=1))
         return
-    width = max(len(row["architecture"]) for row in found)
-    for row in found:
-        sizes = "{}x{} at {} px".format(*row["map_size"], row["input_size"][1]) if "map_size" in row else ""
-        print(f"{row['architecture']:{width}}  {'exact' if row['exact'] else 'head to train':13}  {sizes}".rstrip())
-    hint = "" if "map_size" in found[0] else "; --map_size also measures their maps"
-    print(f"{len(found)} architectures, each as softcam_NAME and cape_NAME{hint}")
+    width = max(len(architecture["architecture"]) for architecture in architectures)
+    for architecture in architectures:
+        sizes = ""
+        if "map_size" in architecture:
+            sizes = "{}x{} at {} px".format(*architecture["map_size"], architecture["input_size"][1])
+        exactness = "exact" if architecture["exact"] else "head to train"
+        print(f"{architecture['architecture']:{width}}  {exactness:13}  {sizes}".rstrip())
+    hint = "" if "map_size" in architectures[0] else "; --map_size also measures their maps"
+    print(f"{len(architectures)} architectures, each as softcam_NAME and cape_NAME{hint}")
 
 
-def nothing_found(arguments: argparse.Namespace) -> str:
-    others = len(matching(arguments.pattern, exact=False, trained=False))
+def explain_no_match(arguments: argparse.Namespace) -> str:
+    """Say why no architecture matches, and which option to change."""
+    others = len(find_architectures(arguments.pattern, exact=False, trained=False))
     if not others:
         return f"no architecture matches {arguments.pattern!r}: try a pattern with *, such as 'resnet*'"
-    kind, option = ("exact", "--exact") if arguments.exact else ("one whose head must be trained", "--trained")
-    return f"{others} architectures match {arguments.pattern!r}, but none is {kind}: leave out {option}"
+    exactness, option = ("exact", "--exact") if arguments.exact else ("one whose head must be trained", "--trained")
+    return f"{others} architectures match {arguments.pattern!r}, but none is {exactness}: leave out {option}"
 
 
-def matching(pattern: str, exact: bool, trained: bool) -> list[dict[str, Any]]:
-    """Architectures by name, with or without the family before it."""
+def find_architectures(pattern: str, exact: bool, trained: bool) -> list[dict[str, Any]]:
+    """Find architectures by name, with or without a family in front of it.
+
+    Args:
+        pattern: Name, with * and ? as wildcards.
+        exact: Return only architectures whose pretrained classifier makes the maps.
+        trained: Return only architectures whose head must be trained first.
+    """
     from ..models.heads import HEADS
     from ..registry import EXACT, architectures
 
-    family, _, rest = pattern.partition("_")
-    pattern = rest if family in HEADS else pattern
-    rows = [
-        {"architecture": name, "exact": kind in EXACT, "head": kind}
-        for name, kind in sorted(architectures().items())
+    family, _, name = pattern.partition("_")
+    pattern = name if family in HEADS else pattern
+    matches = [
+        {"architecture": name, "exact": head in EXACT, "head": head}
+        for name, head in sorted(architectures().items())
         if fnmatch.fnmatchcase(name, pattern)
     ]
-    return [row for row in rows if not (exact and not row["exact"]) and not (trained and row["exact"])]
+    return [match for match in matches if not (exact and not match["exact"]) and not (trained and match["exact"])]
 
 
-def measured(architecture: str) -> dict[str, Any]:
-    """Input and map size at the default input, from a network without weights."""
+def measure_sizes(architecture: str) -> dict[str, Any]:
+    """Return the default input size and the size of the maps, measured on a network without weights."""
     import torch
 
     from ..models.classifier import build

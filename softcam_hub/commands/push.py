@@ -4,24 +4,28 @@ import argparse
 
 from ..hub import SPACES, push, push_space
 
-HELP = "publish a model folder with its card, code and pictures on the Hugging Face Hub"
+HELP = "Publish a model folder with its card, code and pictures on the Hugging Face Hub."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", help="a model folder, such as RUN/model; with --space the name of a Space")
-    parser.add_argument("repo", help="where to: user/name; made if there is none")
-    parser.add_argument("--space", action="store_true", help=f"push a Space of ours instead: {', '.join(SPACES)}")
-    parser.add_argument("--private", action="store_true", help="make the repo a private one")
-    parser.add_argument("--branch", metavar="NAME", help="commit to this branch, made if there is none")
-    parser.add_argument("--pr", action="store_true", help="open a pull request instead of committing")
-    parser.add_argument("--message", help="of the commit")
-    parser.add_argument("--token", help="by default that of `hf auth login`, or HF_TOKEN")
-    parser.add_argument("--dry_run", "--dry-run", action="store_true", help="check and list, send nothing")
+    """Add the options of the command to its parser."""
+    parser.add_argument("folder", help="Model folder, such as RUN/model; with --space the name of a Space.")
+    parser.add_argument("repo", help="Repository to push to, such as user/name. It is created if it does not exist.")
+    parser.add_argument(
+        "--space", action="store_true", help=f"Push a Space of this package instead: {', '.join(SPACES)}."
+    )
+    parser.add_argument("--private", action="store_true", help="Create the repository as private.")
+    parser.add_argument("--branch", metavar="NAME", help="Branch to commit to. It is created if it does not exist.")
+    parser.add_argument("--pr", action="store_true", help="Open a pull request instead of committing.")
+    parser.add_argument("--message", help="Message of the commit.")
+    parser.add_argument("--token", help="Token to use. That of `hf auth login`, or HF_TOKEN, by default.")
+    parser.add_argument("--dry_run", "--dry-run", action="store_true", help="Check and list all files, send nothing.")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    send = push_space if arguments.space else push
-    done = send(
+    """Run the command."""
+    publish = push_space if arguments.space else push
+    result = publish(
         arguments.folder,
         arguments.repo,
         private=True if arguments.private else None,
@@ -31,8 +35,8 @@ def run(arguments: argparse.Namespace) -> None:
         token=arguments.token,
         dry_run=arguments.dry_run,
     )
-    print(done.describe())
+    print(result.describe())
     if arguments.dry_run:
-        print(f"nothing was sent to {done.repo_id}")
+        print(f"nothing was sent to {result.repo_id}")
     else:
-        print(done.url or f"{done.repo_id} holds all of this already")
+        print(result.url or f"{result.repo_id} holds all of this already")
