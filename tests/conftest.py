@@ -41,7 +41,7 @@ def from_scratch_run(tmp_path_factory):
 
     output = tmp_path_factory.mktemp("runs") / "from_scratch"
     options = {"mode": "from-scratch", "trackers": "tensorboard", "color_jitter": 0.2, "erase": 0.3, "epochs": 3}
-    return output, train(output, **options, select="auc", ema=0.7)
+    return output, train(output, draw=True, **options, select="auc", ema=0.7)
 
 
 @pytest.fixture(scope="session")

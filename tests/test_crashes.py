@@ -87,7 +87,7 @@ def test_writers_that_a_kill_harms_are_found(operation, message, tmp_path):
         every_crash(tmp_path, twice)
 
 
-def test_a_rerun_that_fails_and_what_was_lost_meanwhile_are_told(tmp_path):
+def test_failed_reruns_and_lost_files_are_reported(tmp_path):
     (tmp_path / "old").write_text("old")
 
     def check():

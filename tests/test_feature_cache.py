@@ -32,7 +32,7 @@ def write(folder, features, processes):
     (folder / INDEX).write_text(json.dumps(index))
 
 
-def test_cached_features_are_the_backbones(cache):
+def test_cached_features_are_those_of_the_backbone(cache):
     model, images, folder, found = cache
     assert len(found) == len(images) == 21
     pixels = torch.stack([images[index]["pixel_values"] for index in range(21)])
@@ -48,14 +48,14 @@ def test_cached_features_are_the_backbones(cache):
     assert [path.name for path in folder.iterdir()] == [again.folder.name]
 
 
-def test_a_second_run_does_not_compute(cache, monkeypatch):
+def test_a_second_run_reads_the_cache(cache, monkeypatch):
     model, images, folder, found = cache
     (found.folder / "0.bin").write_bytes(np.full((21, *found.shape), 7, np.float32).tobytes())
     assert cached(model, images, folder)[0]["features"].unique().tolist() == [7]
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 5, 30])
-def test_any_number_of_processes_may_have_written_it(processes, tmp_path):
+def test_a_cache_of_any_number_of_processes_is_read(processes, tmp_path):
     features = np.random.default_rng(0).normal(size=(21, 4, 2, 3)).astype(np.float32)
     write(tmp_path / "cache", features, processes)
     found = CachedFeatures(tmp_path / "cache", torch.arange(21))
@@ -72,7 +72,7 @@ def test_a_cut_off_file_is_refused_by_name(cache):
         cached(model, images, folder)
 
 
-def test_without_its_index_it_is_computed_again(cache):
+def test_a_cache_without_its_index_is_computed_again(cache):
     model, images, folder, found = cache
     expected = found[5]["features"].clone()
     (found.folder / INDEX).unlink()
@@ -91,7 +91,7 @@ def drafted(found, age):
 
 
 @pytest.mark.parametrize("age", [0, 2 * ABANDONED])
-def test_what_was_cut_off_while_computing_is_never_read_and_goes_when_it_is_old(age, cache):
+def test_an_unfinished_cache_is_never_read_and_is_deleted_when_it_is_old(age, cache):
     model, images, folder, found = cache
     expected, draft = found[5]["features"].clone(), drafted(found, age)
     assert torch.equal(cached(model, images, folder)[5]["features"], expected)
@@ -99,7 +99,7 @@ def test_what_was_cut_off_while_computing_is_never_read_and_goes_when_it_is_old(
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_two_runs_that_compute_the_same_at_once(whole, tmp_path, monkeypatch):
+def test_two_runs_compute_the_same_cache_at_once(whole, tmp_path, monkeypatch):
     model, images = frozen(tmp_path)
     features, calls = feature_cache._features, []
 
@@ -130,7 +130,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_another_backbone_or_other_images_are_another_cache(change, tmp_path):
+def test_another_backbone_or_other_images_have_another_cache(change, tmp_path):
     model, images = frozen(tmp_path)
     changes = CHANGES[change] | ({"test_split": ""} if change == "data" else {})
     other_model, other_images = frozen(tmp_path, **changes)
@@ -140,7 +140,7 @@ def test_another_backbone_or_other_images_are_another_cache(change, tmp_path):
     assert cache_key(model, images, "no") == cache_key(same_model, same_images, "no")
 
 
-def test_one_statistic_of_the_backbone_is_enough(cache):
+def test_the_key_depends_on_every_statistic_of_the_backbone(cache):
     model, images, *_ = cache
     before = cache_key(model, images, "no")
     with torch.no_grad():
@@ -154,7 +154,7 @@ def keys(*names):
     return {key(name) for name in names}
 
 
-def test_the_caches_not_used_for_longest_make_room(tmp_path):
+def test_the_caches_not_used_for_longest_are_deleted_first(tmp_path):
     folder = folder_of_caches(tmp_path, young=1, oldest=9, old=5)
     make_room(folder, MB, limit=4.1 * MB)
     assert names_in(folder) == keys("young", "old", "oldest")
@@ -164,7 +164,7 @@ def test_the_caches_not_used_for_longest_make_room(tmp_path):
     assert names_in(folder) == set()
 
 
-def test_the_other_cache_of_the_run_stays(tmp_path):
+def test_the_other_cache_of_a_run_is_kept(tmp_path):
     folder = folder_of_caches(tmp_path, mine=9, young=1)
     make_room(folder, MB, limit=2.1 * MB, keep=folder / key("mine"))
     assert names_in(folder) == keys("mine")
@@ -173,7 +173,7 @@ def test_the_other_cache_of_the_run_stays(tmp_path):
     assert names_in(folder) == keys("mine")
 
 
-def test_what_cannot_fit_is_refused_before_anything_is_deleted(tmp_path, monkeypatch):
+def test_features_that_cannot_fit_are_refused_before_anything_is_deleted(tmp_path, monkeypatch):
     folder = folder_of_caches(tmp_path, old=5)
     with pytest.raises(ValueError, match="would take 3.0 GB, more than cache_limit=2: raise it, or .*--cache_features"):
         make_room(folder, 3, limit=2)
@@ -185,7 +185,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_deleted(tmp_path, monkeyp
     assert names_in(folder) == keys("old")
 
 
-def test_only_caches_and_old_drafts_make_room(tmp_path):
+def test_only_caches_and_old_drafts_are_deleted(tmp_path):
     folder = folder_of_caches(tmp_path, old=5, young=1)
     theirs = {"photos", "0123abcd", f"{key('x')}.backup", f"{key('x')}-2"}
     for name in theirs:
@@ -220,6 +220,6 @@ def test_runs_share_a_cache(tmp_path):
     assert equal(weights(tmp_path / "b"), weights(tmp_path / "c"))
 
 
-def test_augmentation_does_without(tmp_path):
+def test_a_run_with_augmentation_has_no_cache(tmp_path):
     train(tmp_path, **{**FROZEN, "augment": True}, epochs=1)
     assert not (tmp_path / "features").exists()

@@ -50,7 +50,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_not_certainly_a_cache_does_not_make_room(case, tmp_path):
+def test_folders_that_are_not_certainly_caches_are_never_deleted(case, tmp_path):
     made, before = foreign(tmp_path, case), content(tmp_path)
     os.utime(made, (0, 0))
     make_room(tmp_path, MB, limit=1.5 * MB)
@@ -76,7 +76,7 @@ def test_a_foreign_folder_with_the_name_of_the_cache_is_refused(case, tmp_path):
     assert content(tmp_path / "features") == before
 
 
-def test_caches_of_earlier_releases_are_read_and_make_room(tmp_path):
+def test_caches_of_earlier_releases_are_read_and_deleted(tmp_path):
     model, images = frozen(tmp_path)
     found = cached(model, images, tmp_path / "features")
     (found.folder / RECORD).unlink()
@@ -103,7 +103,7 @@ def test_the_record_is_written_first(tmp_path, monkeypatch):
     assert json.loads((found.folder / RECORD).read_text()) == {**OURS, "key": found.folder.name}
 
 
-def test_a_full_disk_is_told_and_costs_nothing(tmp_path):
+def test_a_full_disk_is_reported_and_other_caches_stay(tmp_path):
     model, images = frozen(tmp_path)
     other_model, other_images = frozen(tmp_path, seed=1)
     other = cached(other_model, other_images, tmp_path / "features")
@@ -119,7 +119,7 @@ def test_a_full_disk_is_told_and_costs_nothing(tmp_path):
     )
 
 
-def test_a_place_that_cannot_be_written_is_told(tmp_path):
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path):
     model, images = frozen(tmp_path)
     (tmp_path / "features").write_text("a file")
     with pytest.raises(OSError, match=r"cannot be written to \S*features \(File exists\): .* --cache_dir, or"):

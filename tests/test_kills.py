@@ -43,7 +43,7 @@ def test_a_killed_command_that_is_run_again_ends_with_the_same_bits(command, con
         ({"a": b"1", "b": b"2"}, True, (False, 1)),
     ],
 )
-def test_what_differs_and_what_is_lost_is_told(found, noted, expected):
+def test_differing_and_lost_files_are_reported(found, noted, expected):
     assert compare(found, {"a": b"1", "b": b"2"}, noted) == expected
 
 

@@ -51,7 +51,7 @@ def test_a_class_that_no_image_has_is_left_out_of_the_means():
     assert metrics.quadratic_kappa(confusion) == pytest.approx(expected)
 
 
-def test_ties_count_half():
+def test_ties_count_half_in_the_auc():
     scores = torch.tensor([[0.5], [0.5], [0.5], [0.2], [0.2], [0.9]])
     present = torch.tensor([[1], [0], [0], [1], [0], [1]])
     pairs = [(p, a) for p in (0.5, 0.2, 0.9) for a in (0.5, 0.5, 0.2)]
@@ -61,7 +61,7 @@ def test_ties_count_half():
     assert metrics.auc(torch.zeros(6, 1), present) == 0.5
 
 
-def test_several_labels_per_image():
+def test_scores_of_several_labels_per_image():
     generator = torch.Generator().manual_seed(0)
     labels = (torch.rand(60, 3, generator=generator) < 0.3).float()
     labels[:, 2] = 1.0  # every image has it: no AUC
@@ -95,7 +95,7 @@ def test_calibration_error_by_hand():
     assert metrics.calibration_error(probabilities, labels) == pytest.approx((1 + 0.4) / 4)
 
 
-def test_one_class_alone():
+def test_scores_of_a_single_class():
     probabilities, labels = torch.ones(3, 1), torch.zeros(3, dtype=torch.long)
     found = metrics.classification_scores(probabilities, labels)
     assert math.isnan(found.pop("auc"))

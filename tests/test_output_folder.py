@@ -32,7 +32,7 @@ def use(path, how, **options):
 
 @pytest.mark.parametrize("how", ["new", "continue", "replace"])
 @pytest.mark.parametrize("theirs", ["notes.txt", "result.json", "parts/1.json", "parts/", "model/a.safetensors"])
-def test_a_folder_without_a_record_is_refused_and_left_as_it_was(theirs, how, tmp_path):
+def test_a_folder_without_a_record_is_refused_and_unchanged(theirs, how, tmp_path):
     if theirs.endswith("/"):
         (tmp_path / theirs).mkdir()
     else:
@@ -62,7 +62,7 @@ def test_the_record_is_the_first_file(tmp_path):
         assert list(content(tmp_path / "out")) == [RECORD]
 
 
-def test_replacing_deletes_what_the_record_names_and_nothing_else(tmp_path):
+def test_replacing_deletes_only_files_of_the_record(tmp_path):
     use(tmp_path, "new")
     fill(tmp_path, "result.json", "parts/1.json", "parts/deep/2.json", "model/a.safetensors")
     fill(tmp_path, "notes.txt", "model/notes.md", "photographs/cat.jpg", "parts-of-mine/1.json")
@@ -72,7 +72,7 @@ def test_replacing_deletes_what_the_record_names_and_nothing_else(tmp_path):
     assert not (tmp_path / "parts").exists()
 
 
-def test_a_new_run_does_not_take_the_place_of_an_earlier_one(tmp_path):
+def test_a_new_run_does_not_replace_an_earlier_one(tmp_path):
     use(tmp_path, "new")
     use(tmp_path, "new")  # the earlier one ended before it wrote anything
     fill(tmp_path, "parts/1.json")
@@ -82,7 +82,7 @@ def test_a_new_run_does_not_take_the_place_of_an_earlier_one(tmp_path):
     assert "parts/1.json" in content(tmp_path)
 
 
-def test_a_file_that_came_later_is_not_replaced(tmp_path):
+def test_a_file_that_the_user_added_later_is_not_replaced(tmp_path):
     use(tmp_path, "new")
     folder = OutputFolder(tmp_path, "training run", [*NAMES, "photo.png"])
     fill(tmp_path, "photo.png")
@@ -178,7 +178,7 @@ def test_a_folder_that_was_not_claimed_leaves_no_trace(tmp_path):
     assert list((tmp_path / "empty").iterdir()) == []
 
 
-def test_a_file_in_the_place_of_the_folder(tmp_path):
+def test_an_output_that_is_a_file_is_refused(tmp_path):
     fill(tmp_path, "out")
     with pytest.raises(OSError, match="cannot be written: File exists; choose another --out"):
         use(tmp_path / "out", "new", flag="--out")
@@ -221,7 +221,7 @@ def test_a_writer_that_fails_leaves_the_old_file(old, tmp_path):
     assert content(tmp_path) == ({} if old is None else {"file.json": b"old"})
 
 
-def test_a_full_disk_is_told_and_leaves_the_old_file(tmp_path):
+def test_a_full_disk_is_reported_and_leaves_the_old_file(tmp_path):
     target = tmp_path / "file.json"
     write_text(target, "old")
     with full_disk(1000), pytest.raises(OSError, match=r"file\.json could not be written.*unchanged"):
@@ -238,7 +238,7 @@ def test_files_have_the_permissions_that_the_umask_gives(tmp_path):
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
 
 
-def test_a_long_name_is_written(tmp_path):
+def test_a_file_with_a_long_name_is_written(tmp_path):
     write_text(tmp_path / ("n" * 250), "text")
     copy_file(tmp_path / ("n" * 250), tmp_path / ("m" * 245 + ".json"))
     assert set(content(tmp_path).values()) == {b"text"}

@@ -78,7 +78,7 @@ def resume(output, **changes):
     return train(output, **{**RANDOM, "ema": 0.7, "resume": True, **changes})
 
 
-def test_other_settings_cannot_go_on(broken):
+def test_a_run_is_not_resumed_with_other_settings(broken):
     with pytest.raises(
         ValueError, match="cannot resume: .*settings.yaml says lr=0.02, but now it is 0.5; use the same"
     ):
@@ -87,7 +87,7 @@ def test_other_settings_cannot_go_on(broken):
         resume(broken, resume=False)
 
 
-def test_what_changes_nothing_may_change(broken, cut_off, tmp_path):
+def test_settings_without_effect_on_the_result_may_change(broken, cut_off, tmp_path):
     resume(broken, log_steps=3, checkpoint_steps=5, workers=1)
     again = shutil.copytree(cut_off, tmp_path / "again")
     resume(again)
@@ -99,7 +99,7 @@ def refused(config, message):
         run(config)
 
 
-def test_another_number_of_processes_cannot_go_on(broken):
+def test_a_run_is_not_resumed_by_another_number_of_processes(broken):
     config = settings(broken, **RANDOM, ema=0.7, resume=True)
     finish(start(refused, config, "written by 1 processes, but this run has 2: resume with as many", processes=2))
 
@@ -114,7 +114,7 @@ def test_damaged_checkpoints_are_named(name, broken):
     assert all(f"{file} is damaged" in str(error.value) for file in files)
 
 
-def test_without_a_checkpoint_it_begins_again(broken, tmp_path):
+def test_a_run_without_a_checkpoint_begins_again(broken, tmp_path):
     shutil.rmtree(broken / "checkpoints")
     resume(broken)
     train(tmp_path / "whole", **RANDOM, ema=0.7)
@@ -127,7 +127,7 @@ def test_without_a_run_there_is_nothing_to_resume(tmp_path):
         resume(tmp_path / "none")
 
 
-def test_a_finished_run_stays_as_it_is(broken):
+def test_a_finished_run_is_unchanged(broken):
     metrics = resume(broken)
     before = {path: path.stat().st_mtime_ns for path in (broken / "model").iterdir()}
     assert resume(broken) == metrics
@@ -186,7 +186,7 @@ def test_every_image_counts_once_in_an_evaluation_by_two_processes(tmp_path):
     assert {name: two[name] for name in scores} == pytest.approx(scores, abs=1e-6)
 
 
-def test_what_is_scored_is_what_is_saved(tmp_path):
+def test_two_processes_score_the_model_that_is_saved(tmp_path):
     """BatchNorm's statistics are those of one process, also in the images that the other one scores."""
     for name, options in {"plain": {}, "average": {"ema": 0.7}}.items():
         metrics = run_in(2, tmp_path / name, batch_size=4, lr=0.2, select="loss", test_split="", **options)
@@ -200,7 +200,7 @@ def test_what_is_scored_is_what_is_saved(tmp_path):
 FROZEN = {"model": "softcam_test_resnet", "freeze_backbone": True, "augment": False, "lr": 1.0}
 
 
-def test_caches_of_any_number_of_processes_serve_any_other(tmp_path):
+def test_a_cache_serves_any_number_of_processes(tmp_path):
     train(tmp_path / "without", **FROZEN, cache_features=False)
     expected = weights(tmp_path / "without")
     for writers, readers in ((2, 1), (1, 2)):
@@ -257,7 +257,7 @@ def wait_until(moment, process):
         time.sleep(0.005)
 
 
-def test_accelerate_launch_killed_and_resumed(tmp_path):
+def test_a_run_of_accelerate_launch_is_killed_and_resumed(tmp_path):
     options = {**RANDOM, "epochs": 3}
     run_in(2, tmp_path / "whole", **options)
     broken = tmp_path / "broken"
@@ -269,7 +269,7 @@ def test_accelerate_launch_killed_and_resumed(tmp_path):
     process.communicate()
     process = launched(broken, **options, resume=True)
     out, error = process.communicate(timeout=PATIENCE)
-    assert "going on after update" in out, error
+    assert "continuing after update" in out, error
     assert json.loads((broken / "metrics.json").read_text())["processes"] == 2
     assert equal(weights(broken), weights(tmp_path / "whole"))
     assert read_log(broken / "log.jsonl") == read_log(tmp_path / "whole" / "log.jsonl")
@@ -288,7 +288,7 @@ def test_help_groups_the_settings():
         (["--data", "/no/such/folder", "--model", "test_resnet"], "there is no folder /no/such/folder"),
     ],
 )
-def test_a_mistake_ends_with_a_sentence(arguments, sentence, tmp_path):
+def test_a_mistake_on_the_command_line_ends_with_a_message(arguments, sentence, tmp_path):
     process = command(SCRIPT, *arguments, *(["--output", str(tmp_path)] if "--data" in arguments else []))
     _, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
@@ -296,7 +296,7 @@ def test_a_mistake_ends_with_a_sentence(arguments, sentence, tmp_path):
     assert "Traceback" not in error
 
 
-def test_an_interrupted_command_says_how_to_go_on_and_does(tmp_path):
+def test_an_interrupted_command_says_how_to_resume_and_is_resumed(tmp_path):
     options, broken = {**RANDOM, "mode": "direct", "ema": 0.7, "epochs": 6}, tmp_path / "broken"
     run_in(1, tmp_path / "whole", **options)
     process = command(SCRIPT, *flags(broken, **options))
@@ -307,7 +307,7 @@ def test_an_interrupted_command_says_how_to_go_on_and_does(tmp_path):
     assert "interrupted; --resume continues from the last checkpoint" in error
     assert "Traceback" not in error
     out, error = command(SCRIPT, *flags(broken, **options, resume=True)).communicate(timeout=PATIENCE)
-    assert "going on after update" in out, error
+    assert "continuing after update" in out, error
     assert equal(weights(broken), weights(tmp_path / "whole"))
     assert read_log(broken / "log.jsonl") == read_log(tmp_path / "whole" / "log.jsonl")
 

@@ -101,7 +101,7 @@ SAME_RUN = {
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
 @pytest.mark.parametrize("other", SAME_RUN)
 @pytest.mark.parametrize("name", SETTINGS)
-def test_accumulating_or_recomputing_changes_nothing(name, other, tmp_path):
+def test_accumulating_or_recomputing_does_not_change_the_training(name, other, tmp_path):
     start, runs = state(SETTINGS[name]()), []
     for options in ({}, SAME_RUN[other]):
         trainer = fit(SETTINGS[name](), tmp_path, max_steps=4, **{**EXACT, **options})
@@ -114,7 +114,7 @@ def test_accumulating_or_recomputing_changes_nothing(name, other, tmp_path):
 
 
 @pytest.mark.parametrize("family", CLASSES)
-def test_a_frozen_backbone_stays_put(family, tmp_path):
+def test_a_frozen_backbone_does_not_move(family, tmp_path):
     fit(make(family, "test_resnet", freeze_backbone=True), tmp_path / "run", max_steps=2).save_model(tmp_path / "saved")
     model = CLASSES[family][0].from_pretrained(tmp_path / "saved")
     before = state(model)

@@ -60,7 +60,7 @@ def test_bad_labels_are_refused(name):
 
 
 @pytest.mark.parametrize("labels", [torch.tensor([0, 1, 2, 0]), torch.tensor([0, 1, 2, 0]).int(), torch.eye(4)[:, :3]])
-def test_good_labels_of_every_kind_are_taken(labels):
+def test_good_labels_of_every_form_are_accepted(labels):
     assert torch.isfinite(make("cape")(images_of(squares(4)), labels=labels).loss)
 
 

@@ -13,7 +13,7 @@ from softcam_hub.training.objective import make_model
 from softcam_hub.training.reporting import read_log
 
 
-def test_a_file_in_the_place_of_the_folder(tmp_path):
+def test_an_output_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     for output in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(OSError, match="cannot be written: .*; choose another --output"):
@@ -27,7 +27,7 @@ def test_a_full_disk_is_noticed_before_training(tmp_path, monkeypatch):
     assert not (tmp_path / "log.jsonl").exists()
 
 
-def test_another_run_is_not_overwritten_unasked(tmp_path):
+def test_an_earlier_run_is_overwritten_only_with_overwrite(tmp_path):
     train(tmp_path, epochs=1, lr=0)
     (tmp_path / "mine.txt").write_text("")
     before = weights(tmp_path)
@@ -42,7 +42,7 @@ def test_another_run_is_not_overwritten_unasked(tmp_path):
 @pytest.mark.parametrize(
     "mistake", [{"data": "/no/such/folder"}, {"model": "cape_resnet999"}, {"select": "teacher_accuracy"}], ids=str
 )
-def test_a_mistake_does_not_cost_the_run_that_was_to_be_overwritten(mistake, tmp_path):
+def test_a_mistake_leaves_the_run_that_was_to_be_overwritten(mistake, tmp_path):
     train(tmp_path, epochs=1, lr=0)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises((ValueError, OSError)):
@@ -50,7 +50,7 @@ def test_a_mistake_does_not_cost_the_run_that_was_to_be_overwritten(mistake, tmp
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_every_process_must_see_the_folder(tmp_path):
+def test_every_process_must_see_the_output_folder(tmp_path):
     write_settings(settings(tmp_path))
     check_shared(tmp_path)
     (tmp_path / "settings.yaml").unlink()
@@ -77,7 +77,7 @@ def test_every_process_must_see_the_folder(tmp_path):
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
-def test_what_cannot_be_trained_is_refused(changes, expected, tmp_path):
+def test_settings_that_do_not_fit_are_refused(changes, expected, tmp_path):
     with pytest.raises((ValueError, OSError), match=expected):
         train(tmp_path / "run", **changes)
 
@@ -102,7 +102,7 @@ def no_validation(folder):
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
-def test_what_cannot_be_chosen_by_is_refused_before_training(changes, expected, tmp_path):
+def test_scores_that_validation_does_not_give_are_refused(changes, expected, tmp_path):
     data = changes.get("data")
     changes = {**changes, "data": data(tmp_path / "data")} if callable(data) else changes
     with pytest.raises(ValueError, match=expected):
@@ -111,7 +111,7 @@ def test_what_cannot_be_chosen_by_is_refused_before_training(changes, expected, 
 
 
 @pytest.mark.parametrize("options", [{"mode": "from-scratch"}, {"model": "test_resnet"}, {"data": "labels"}], ids=str)
-def test_the_scores_to_choose_by_are_those_of_an_evaluation(options, tmp_path):
+def test_score_names_are_those_of_a_validation(options, tmp_path):
     if "data" in options:
         options = {**options, "model": "softcam_test_resnet", "train_count": 16, "eval_count": 8, "data_size": SIZE}
     config = settings(tmp_path, **options)
@@ -122,7 +122,7 @@ def test_the_scores_to_choose_by_are_those_of_an_evaluation(options, tmp_path):
     assert set(score_names(make_model(config, splits), splits.multi_label)) == found
 
 
-def test_temperatures_do_not_take_the_place_of_another_run(vanilla_run, tmp_path):
+def test_a_search_for_a_temperature_does_not_replace_an_earlier_run(vanilla_run, tmp_path):
     train(tmp_path, model="test_resnet", epochs=1)
     before = weights(tmp_path)
     with pytest.raises(FileExistsError, match=f"{tmp_path} holds an earlier training run"):
@@ -131,7 +131,7 @@ def test_temperatures_do_not_take_the_place_of_another_run(vanilla_run, tmp_path
     assert not list(tmp_path.glob("T=*"))
 
 
-def test_weights_that_have_seen_what_is_held_out_are_refused(tmp_path):
+def test_weights_that_have_seen_held_out_images_are_refused(tmp_path):
     data = table(tmp_path / "data", [*CLASSES] * 10)
     division = {"data": data, "folds": 3, "hold_out": 0.2}
     train(tmp_path / "vanilla", model="test_resnet", **division, fold=1, epochs=1)
@@ -143,13 +143,13 @@ def test_weights_that_have_seen_what_is_held_out_are_refused(tmp_path):
     train(tmp_path / "elsewhere", **start, data=table(tmp_path / "others", [*CLASSES] * 10))
 
 
-def test_empty_split(tmp_path):
+def test_an_empty_data_set_is_refused(tmp_path):
     (tmp_path / "empty.csv").write_text("image,label\n")
     with pytest.raises(ValueError, match="empty.csv"):
         train(tmp_path / "run", data=str(tmp_path / "empty.csv"))
 
 
-def test_init_from_other_classes_is_refused(vanilla_run, from_scratch_run, tmp_path):
+def test_weights_for_other_classes_are_refused(vanilla_run, from_scratch_run, tmp_path):
     order = table(tmp_path / "order", [*CLASSES[::-1]] * 4)
     fewer = table(tmp_path / "fewer", ["healthy", "exudate"] * 8)
     for source in (vanilla_run[0] / "model", from_scratch_run[0] / "model"):
@@ -165,7 +165,7 @@ def test_init_from_other_classes_is_refused(vanilla_run, from_scratch_run, tmp_p
 
 
 @pytest.mark.parametrize(("l1", "warned"), [(3.0, True), (2.9, False)])
-def test_a_penalty_that_leaves_nothing_to_learn_leaves_a_warning(l1, warned, tmp_path, caplog):
+def test_a_penalty_that_leaves_nothing_to_learn_gives_a_warning(l1, warned, tmp_path, caplog):
     config = settings(tmp_path, model="softcam_test_resnet", l1=l1)
     splits = load_splits(config.data)
     with caplog.at_level(logging.WARNING):

@@ -31,7 +31,7 @@ def test_an_infinite_loss_names_step_images_and_checkpoint(tmp_path):
     assert not (tmp_path / "metrics.json").exists()
 
 
-def test_an_infinite_loss_before_any_checkpoint(tmp_path):
+def test_an_infinite_loss_before_any_checkpoint_says_so(tmp_path):
     with pytest.raises(NotFinite, match="there is no checkpoint yet. Lower lr"):
         train(tmp_path, lr=1e30)
 
@@ -49,7 +49,7 @@ def test_weights_that_explode_in_the_last_update_are_no_checkpoint(tmp_path):
     assert not (tmp_path / "b" / "best").exists()
 
 
-def test_a_test_loss_that_is_not_finite_is_no_result(tmp_path):
+def test_an_infinite_test_loss_ends_the_run(tmp_path):
     training = training_of(tmp_path)
     training.check_finite("the test loss", 0.5)
     training.step = 3
@@ -60,11 +60,11 @@ def test_a_test_loss_that_is_not_finite_is_no_result(tmp_path):
         training.check_finite("the test loss", math.inf)
 
 
-def test_a_score_that_cannot_be_had_is_null_in_the_log(tmp_path):
+def test_an_undefined_score_is_null_in_the_log(tmp_path):
     same = Table.from_dict({"image": [Image.new("RGB", (SIZE, SIZE))] * 6, "label": [1] * 6})
     train_rows = Table.from_dict({"image": [Image.new("RGB", (SIZE, SIZE))] * 16, "label": [0, 1] * 8})
     DatasetDict({"train": train_rows, "validation": same}).save_to_disk(tmp_path / "data")
-    train(tmp_path / "run", data=str(tmp_path / "data"), epochs=1)
+    train(tmp_path / "run", draw=True, data=str(tmp_path / "data"), epochs=1)
     text = (tmp_path / "run" / "log.jsonl").read_text()
     assert "NaN" not in text
     assert '"validation_auc": null' in text
@@ -85,7 +85,7 @@ def with_boxes(folder, last):
 
 def test_a_box_beyond_its_image_costs_a_picture_and_not_the_run(tmp_path, caplog):
     data = with_boxes(tmp_path, [0, 0, SIZE + 1, 9])
-    metrics = train(tmp_path / "run", data=data, epochs=1)
+    metrics = train(tmp_path / "run", draw=True, data=data, epochs=1)
     assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == metrics
     assert (tmp_path / "run" / "model" / "README.md").exists()
     assert not (tmp_path / "run" / "examples.png").exists()
@@ -93,6 +93,6 @@ def test_a_box_beyond_its_image_costs_a_picture_and_not_the_run(tmp_path, caplog
     assert f"row 0 of split 'test' (20.png): the box [0, 0, {SIZE + 1}, 9] does not fit its image" in caplog.text
 
 
-def test_a_box_that_is_none_is_found_before_training(tmp_path):
+def test_an_invalid_box_is_refused_before_training(tmp_path):
     with pytest.raises(ValueError, match="row 0 of split 'test' \\(20.png\\): \\[0, 9, 9, 9\\] is not a box"):
         train(tmp_path / "run", data=with_boxes(tmp_path, [0, 9, 9, 9]))

@@ -73,7 +73,7 @@ THEIRS = [
 
 @pytest.mark.parametrize("how", [{}, {"overwrite": True}, {"resume": True}], ids=["plain", "overwrite", "resume"])
 @pytest.mark.parametrize("theirs", THEIRS)
-def test_a_folder_of_somebody_is_refused_and_left_as_it_was(theirs, how, tmp_path):
+def test_a_folder_of_the_user_is_refused_and_unchanged(theirs, how, tmp_path):
     fill(tmp_path, theirs)
     before = content(tmp_path)
     with pytest.raises(FileExistsError, match=f"holds '{theirs.split('/')[0]}' but no record of a training run"):
@@ -83,7 +83,7 @@ def test_a_folder_of_somebody_is_refused_and_left_as_it_was(theirs, how, tmp_pat
 
 @pytest.mark.parametrize("text", ["", "epochs: 3", "[1, 2]", "{", "model: resnet18\ndata: x\nmine: 1"])
 @pytest.mark.parametrize("how", [{"overwrite": True}, {"resume": True}], ids=["overwrite", "resume"])
-def test_settings_of_something_else_make_no_run(text, how, tmp_path):
+def test_a_settings_file_of_another_program_makes_no_run(text, how, tmp_path):
     fill(tmp_path, "model/config.json", "checkpoints/mine.txt", "metrics.json")
     (tmp_path / "settings.yaml").write_text(text)
     before = content(tmp_path)
@@ -92,7 +92,7 @@ def test_settings_of_something_else_make_no_run(text, how, tmp_path):
     assert content(tmp_path) == before
 
 
-def test_overwriting_leaves_what_the_run_did_not_write(finished, tmp_path):
+def test_overwriting_leaves_files_that_the_run_did_not_write(finished, tmp_path):
     output = shutil.copytree(finished, tmp_path / "copy")
     fill(output, "notes.txt", "model/notes.md", "vanilla/notes.md", "mine/best/a.txt")
     mine = {name: data for name, data in content(output).items() if name not in content(finished)}
@@ -124,7 +124,7 @@ def test_a_run_without_a_record_is_resumed_but_not_overwritten(finished, tmp_pat
     assert train(output, **TINY, resume=True) == json.loads(before["metrics.json"])
 
 
-def test_an_unfinished_run_without_record_and_digests_goes_on(broken, finished):
+def test_an_unfinished_run_without_record_and_digests_is_resumed(broken, finished):
     (broken / RECORD).unlink()
     for file in broken.rglob(DIGESTS):
         file.unlink()
@@ -137,7 +137,7 @@ def test_an_unfinished_run_without_record_and_digests_goes_on(broken, finished):
     assert result(broken) == result(finished)
 
 
-def test_two_runs_in_one_folder(tmp_path, monkeypatch):
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(output_folder, "LOCK_TIMEOUT", 0.1)
     with (
         used_by_another_process(tmp_path),
@@ -198,7 +198,7 @@ NAMES = ["model.safetensors", "optimizer.bin", "progress.json", DIGESTS]
     [(flip, name) for name in NAMES] + [(cut, "model.safetensors"), (os.unlink, "optimizer.bin")],
     ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(damage, name, broken, finished, caplog):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(damage, name, broken, finished, caplog):
     before, last = sorted((broken / "checkpoints").iterdir())
     damage(last / name)
     with caplog.at_level(logging.WARNING):
@@ -208,7 +208,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(damage, name,
     assert result(broken) == result(finished)
 
 
-def test_a_damaged_best_model_is_named_and_never_delivered(broken):
+def test_a_damaged_best_model_is_named_and_never_saved(broken):
     (best,) = (broken / "best").iterdir()
     flip(best / "model.safetensors")
     with pytest.raises(ValueError, match=f"{best / 'model.safetensors'} is damaged.*--overwrite"):
@@ -252,7 +252,7 @@ def test_damaged_metrics_are_named(text, finished, tmp_path):
 # --- full disks and crashes ------------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(finished, tmp_path):
+def test_a_run_on_a_full_disk_can_be_resumed_when_there_is_room(finished, tmp_path):
     output = tmp_path / "run"
     with full_disk(200_000), pytest.raises(OSError, match="could not be written.*continue with --resume"):
         train(output, **TINY)
@@ -267,13 +267,15 @@ def test_a_run_that_crashes_at_any_change_of_the_disk_ends_with_the_same_bits(tm
     options = {"epochs": 1, "batch_size": 25, "mode": "from-scratch", "trackers": "", "ema": 0.5}
 
     def resume():
-        train(output, **options, resume=output.is_dir())
+        train(output, draw=True, **options, resume=output.is_dir())
 
-    count = every_crash(output, lambda: train(output, **options), resume, grouped=True, read=lambda root: result(root))
+    count = every_crash(
+        output, lambda: train(output, draw=True, **options), resume, grouped=True, read=lambda root: result(root)
+    )
     assert count > 30
 
 
-def test_the_small_run_of_these_tests_has_what_they_damage(unfinished):
+def test_the_checkpoints_hold_the_files_that_these_tests_damage(unfinished):
     assert SMALL["model"] == "cape_test_resnet"
     for checkpoint in (unfinished / "checkpoints").iterdir():
         assert {*NAMES} <= {file.name for file in checkpoint.iterdir()}

@@ -29,7 +29,7 @@ from softcam_hub.training.objective import Objective, make_model
 from softcam_hub.training.optimization import EpochSampler, class_balancing_weights, make_optimizer, make_schedule
 
 
-def test_every_image_once_in_an_epoch_in_another_order_each(tmp_path):
+def test_an_epoch_shows_every_image_once_in_a_new_order(tmp_path):
     samples = Noise(26)
     training_of(tmp_path, samples, epochs=3).fit()
     orders = [[index for epoch, index in samples.asked if epoch == number] for number in range(3)]
@@ -45,7 +45,7 @@ def test_every_image_once_in_an_epoch_in_another_order_each(tmp_path):
     assert other.asked != samples.asked
 
 
-def test_sgd_of_the_loop_is_sgd_by_hand(tmp_path):
+def test_an_update_is_sgd_by_hand(tmp_path):
     samples = Noise()
     options = {"model": "softcam_test_convnext", "optimizer": "momentum", "momentum": 0.0, "weight_decay": 0.1}
     training = training_of(
@@ -155,7 +155,7 @@ def test_layer_decay_shrinks_the_steps_of_lower_layers(name):
     } == rates
 
 
-def test_balanced_weights_are_those_by_hand():
+def test_class_balancing_weights_are_those_by_hand():
     labels = np.array([0, 0, 0, 1, 3, 3])
     assert class_balancing_weights(labels, 5).tolist() == pytest.approx([6 / (3 * 3), 6 / 3, 6 / 3, 6 / (3 * 2), 6 / 3])
     assert class_balancing_weights(labels, 5)[labels].mean().item() == pytest.approx(1)
@@ -163,7 +163,7 @@ def test_balanced_weights_are_those_by_hand():
     assert class_balancing_weights(several, 3).tolist() == pytest.approx([1 / 3, 3, 4])
 
 
-def test_rare_classes_count_as_much_in_the_loss():
+def test_rare_classes_count_as_much_as_common_ones_in_the_loss():
     labels = torch.tensor([0, 0, 0, 1, 2, 2])
     config = make_config(**SMALL)
     model = make_model(config, Splits(None, None, None, ["a", "b", "c"], False)).eval()
@@ -174,7 +174,7 @@ def test_rare_classes_count_as_much_in_the_loss():
     assert found.loss.item() == pytest.approx(by_class.mean().item(), rel=1e-5)
 
 
-def test_rare_classes_are_drawn_as_often():
+def test_rare_classes_are_drawn_as_often_as_common_ones():
     labels = np.array([0] * 90 + [1] * 9 + [2])
     sampler = EpochSampler(100, 100, 0, class_balancing_weights(labels, 3)[torch.as_tensor(labels)])
     drawn = Counter()
@@ -185,14 +185,14 @@ def test_rare_classes_are_drawn_as_often():
 
 
 def test_balanced_sampling_reaches_the_loop(tmp_path):
-    samples = Noise()
-    samples.labels = torch.tensor([0] * 20 + [1] * 4)
-    training_of(tmp_path, samples, epochs=20, balance="sampling", lr=0).fit()
-    share = np.mean([index >= 20 for _, index in samples.asked])
+    samples = Noise(240)
+    samples.labels = torch.tensor([0] * 200 + [1] * 40)
+    training_of(tmp_path, samples, epochs=2, balance="sampling", lr=0).fit()
+    share = np.mean([index >= 200 for _, index in samples.asked])
     assert abs(share - 0.5) < 0.1
 
 
-def test_a_sampler_goes_on_where_it_was_cut_off():
+def test_a_sampler_continues_where_it_was_interrupted():
     whole, rest = EpochSampler(20, 16, seed=3), EpochSampler(20, 16, seed=3)
     rest.skip = 6
     for epoch in range(2):
@@ -202,7 +202,7 @@ def test_a_sampler_goes_on_where_it_was_cut_off():
         assert len(rest) == len(list(rest)) == 10
 
 
-def test_the_backbone_learns_from_the_teacher_alone(from_scratch_run, tmp_path):
+def test_the_backbone_learns_from_the_teacher_only(from_scratch_run, tmp_path):
     states = {}
     for beta in (0.5, 2.0):
         training = training_of(tmp_path / str(beta), mode="from-scratch", beta=beta, epochs=1)
@@ -212,7 +212,7 @@ def test_the_backbone_learns_from_the_teacher_alone(from_scratch_run, tmp_path):
     assert not torch.equal(states[0.5]["head.weight"], states[2.0]["head.weight"])
 
 
-def test_channels_last_changes_nothing_but_the_layout(tmp_path):
+def test_channels_last_changes_only_the_layout(tmp_path):
     expected = recorded(training_of(tmp_path / "a", epochs=1, ema=0.5))[-1]
     found = recorded(training_of(tmp_path / "b", epochs=1, ema=0.5, channels_last=True))[-1]
     assert largest_difference(found, expected) < 1e-4

@@ -38,7 +38,7 @@ from softcam_hub.training.loop import Training
 from softcam_hub.training.reporting import read_log
 
 
-def test_a_run_leaves_its_folder(from_scratch_run):
+def test_a_run_writes_all_files_of_its_folder(from_scratch_run):
     output, metrics = from_scratch_run
     names = {
         "model",
@@ -163,7 +163,7 @@ def test_the_vanilla_classifier_opens_through_every_door(vanilla_run):
     assert {row["label"] for row in answer} == set(CLASSES)
 
 
-def test_post_fitting_moves_nothing_but_the_head(vanilla_run, post_fit_run):
+def test_post_fitting_moves_only_the_head(vanilla_run, post_fit_run):
     teacher, found = weights(vanilla_run[0]), weights(post_fit_run[0])
     for name, value in found.items():
         if name.startswith("backbone."):
@@ -193,7 +193,7 @@ def test_a_frozen_backbone_keeps_its_statistics_with_augmentation_too(vanilla_ru
     assert not torch.equal(found["head.weight"].flatten(), teacher["fc.weight"].flatten())
 
 
-def test_several_labels_per_image(tmp_path):
+def test_a_run_with_several_labels_per_image(tmp_path):
     options = {"data": "labels", "train_count": 32, "eval_count": 16, "data_size": SIZE, "balance": "loss"}
     metrics = train(tmp_path, model="softcam_test_resnet", **options, epochs=1)
     assert 0 <= metrics["test_accuracy"] <= 1
@@ -203,7 +203,7 @@ def test_several_labels_per_image(tmp_path):
         train(tmp_path / "b", model="softcam_test_resnet", **{**options, "balance": "sampling"})
 
 
-def test_a_stream(tmp_path):
+def test_a_run_on_streaming_data(tmp_path):
     options = {"data": "lesions", "train_count": 32, "eval_count": 12, "data_size": SIZE, "streaming": True}
     with pytest.raises(ValueError, match="say how long an epoch is with --steps_per_epoch"):
         train(tmp_path / "a", **options)
@@ -214,8 +214,8 @@ def test_a_stream(tmp_path):
     assert "test_accuracy" in metrics
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_stream_goes_on_from_epoch_to_epoch_and_after_a_break(workers, tmp_path, monkeypatch):
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_stream_continues_from_epoch_to_epoch_and_after_a_break(workers, tmp_path, monkeypatch):
     options = {"data": "lesions", "train_count": 32, "eval_count": 8, "data_size": SIZE, "streaming": True}
     options |= {"steps_per_epoch": 3, "epochs": 3, "checkpoint_steps": 1, "workers": workers, "validation_split": ""}
     shown, real = [], Training._count
@@ -248,13 +248,13 @@ def test_the_time_before_a_break_counts(tmp_path):
     assert 1000 < train(tmp_path, resume=True)["seconds"] < 1060
 
 
-def test_low_precision(tmp_path):
+def test_a_run_in_bfloat16_saves_float32(tmp_path):
     metrics = train(tmp_path, epochs=1, mixed_precision="bf16", mode="from-scratch")
     assert all(value.dtype != torch.bfloat16 for value in weights(tmp_path).values())
     assert math.isfinite(metrics["test_loss"])
 
 
-def test_the_seed_alone_decides(from_scratch_run, tmp_path):
+def test_the_seed_alone_determines_the_result(from_scratch_run, tmp_path):
     options = {"mode": "from-scratch", "color_jitter": 0.2, "erase": 0.3, "epochs": 3, "select": "auc", "ema": 0.7}
     train(tmp_path / "same", **options, workers=2)
     assert equal(weights(tmp_path / "same"), weights(from_scratch_run[0]))

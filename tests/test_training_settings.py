@@ -18,7 +18,7 @@ def test_flags_are_grouped_and_every_setting_is_explained():
 
 
 @pytest.mark.parametrize("name", recipes())
-def test_every_recipe_is_understood(name):
+def test_every_recipe_of_the_package_is_parsed(name):
     config = parse(["--recipe", name])
     assert config.run.output == f"runs/{name}" + ("/0" if config.data.folds else "")
     said = Path(name).name.partition("-")[
@@ -28,7 +28,7 @@ def test_every_recipe_is_understood(name):
     assert (config.model.family is None) == ("vanilla" in name)
 
 
-def test_flags_go_over_a_recipe_and_notes_are_no_setting(tmp_path):
+def test_flags_override_a_recipe_and_notes_are_ignored(tmp_path):
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("model: softcam_resnet18\nl1: 1e-3\nepochs: 7\nnotes: {time: one hour}\n")
     config = parse(["--recipe", str(recipe), "--epochs", "3"])
@@ -38,7 +38,7 @@ def test_flags_go_over_a_recipe_and_notes_are_no_setting(tmp_path):
     assert (config.model.model, config.model.l1, config.optimization.epochs) == ("softcam_resnet18", 0.5, 7)
 
 
-def test_a_recipe_stands_on_what_is_beside_it(tmp_path, monkeypatch):
+def test_the_base_of_a_recipe_lies_beside_it(tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     monkeypatch.chdir(tmp_path)
     for name, epochs in {"below.yaml": 9, "mine/below.yaml": 4}.items():
@@ -62,7 +62,7 @@ def test_every_fold_starts_from_its_own_vanilla_classifier():
 
 
 @pytest.mark.parametrize("name", [name for name in recipes() if name.startswith("cape-imagenet")])
-def test_no_epoch_of_imagenet_is_chosen_on_what_is_reported(name):
+def test_no_epoch_of_imagenet_is_chosen_on_the_test_images(name):
     config = parse(["--recipe", name])
     assert (config.data.hold_out, config.data.validation_split, config.data.test_split) == (0.02, "", "validation")
     assert config.data.optional_splits == ["validation"]
@@ -107,19 +107,19 @@ BAD_FLAGS = {
 
 
 @pytest.mark.parametrize("flags", BAD_FLAGS)
-def test_wrong_settings_are_refused_with_a_sentence(flags):
+def test_wrong_settings_are_refused_with_a_message(flags):
     with pytest.raises(ValueError, match=BAD_FLAGS[flags]):
         parse(flags.split())
 
 
-def test_what_a_mode_learns_from_may_be_changed():
+def test_options_that_the_mode_uses_are_accepted():
     parse(["--mode", "post-fit", "--alpha", "0.5", "--balance", "loss", "--label_smoothing", "0.1"])
     parse(["--mode", "post-fit", "--balance", "sampling", "--selective", "--temperature", "3"])
     parse(["--model", "softcam_resnet18", "--balance", "loss"])
     parse(["--model", "resnet18", "--label_smoothing", "0.1"])
 
 
-def test_a_recipe_that_is_none_is_refused(tmp_path):
+def test_an_invalid_recipe_is_refused(tmp_path):
     broken = tmp_path / "broken.yaml"
     for text, expected in {
         "epocs: 3": "sets 'epocs', which is not a setting: did you mean epochs\\?",

@@ -25,7 +25,7 @@ from .config import Config
 from .metrics import prediction_statistics, score_model
 from .objective import Objective, Step
 from .optimization import EpochSampler, class_balancing_weights, derive_seed, make_optimizer, make_schedule
-from .reporting import JSONLines
+from .reporting import JSONLines, format_scores
 
 LOWER_IS_BETTER = ("loss", "calibration_error", "completeness_error", "disagreement")
 
@@ -277,8 +277,7 @@ class Training:
     def _print(self, row: dict[str, Any]) -> None:
         """Print the most important values of an epoch."""
         shown = {k: v for k, v in row.items() if k.endswith(("loss", "accuracy", "auc", "disagreement"))}
-        text = "  ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in shown.items())
-        self.accelerator.print(f"epoch {row['epoch']}/{self.config.optimization.epochs}  {text}")
+        self.accelerator.print(f"epoch {row['epoch']}/{self.config.optimization.epochs}  {format_scores(shown)}")
 
 
 def prepare_loader(samples: Dataset, config: Config, accelerator: Accelerator, **options: Any) -> Any:

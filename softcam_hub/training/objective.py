@@ -20,7 +20,8 @@ from transformers import PreTrainedConfig
 from ..data.splits import Splits
 from ..files import DRAFT, flush
 from ..loading import find_model, load_classifier, read_config
-from ..models.classifier import build, split_name
+from ..models.classifier import Classifier, build, split_name
+from ..models.conversion import to_vanilla
 from ..models.heads import HEADS
 from ..models.label_kind import MULTI_LABEL, SINGLE_LABEL, class_probabilities
 from ..models.losses import cross_entropy
@@ -193,6 +194,22 @@ def load_model(folder: Path, splits: Splits) -> nn.Module:
         return model_class(family).from_pretrained(folder)
     vanilla = load_classifier(folder, timm_names=False).model
     return VanillaForTraining(vanilla, splits.multi_label, splits.classes)
+
+
+def save_vanilla(model: EvidenceForImageClassification, model_folder: Path, target: Path, classes: list[str]) -> None:
+    """Save the vanilla timm classifier that has the weights of the teacher.
+
+    Args:
+        model: Model with an exact head and a teacher.
+        model_folder: Folder from which the model was loaded.
+        target: Folder to write.
+        classes: Names of the classes.
+    """
+    timm_model = timm.create_model(f"local-dir:{model_folder}", pretrained=True)
+    assert isinstance(timm_model, Classifier)
+    timm_model.head.weight.data.copy_(model.teacher.weight.data)
+    timm_model.head.bias.data.copy_(model.teacher.bias.data)
+    VanillaForTraining(to_vanilla(timm_model), False, classes).save_pretrained(target)
 
 
 def _family_of(source: str | Path) -> str | None:

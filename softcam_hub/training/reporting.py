@@ -118,6 +118,30 @@ def write_metrics(values: dict[str, Any], file: Path) -> None:
     write_json(file, finite(values))
 
 
+def format_scores(values: dict[str, float]) -> str:
+    """Return scores in one line, such as `test loss 0.312  test accuracy 0.915`."""
+    return "  ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in values.items())
+
+
+def draw_pictures(output: Path, model: Any, examples: ImageDataset | None, classes: list[str]) -> None:
+    """Draw the pictures of a run, as far as they can be drawn.
+
+    Masks and boxes are first read here, so that a wrong one costs a picture, and not the run.
+
+    Args:
+        output: Output folder of the run.
+        model: Model to explain.
+        examples: Images to explain, with masks where they have some, or None to draw the curve only.
+        classes: Names of the classes.
+    """
+    try:
+        draw_curve(output / LOG_FILE, output / "curve.png")
+        if examples is not None:
+            draw_examples(model, examples, classes, output / "examples.png")
+    except Exception as error:
+        logger.warning("not all pictures of %s could be drawn: %s", output, error)
+
+
 def draw_curve(log_file: Path, file: Path) -> None:
     """Draw accuracy and loss of every epoch, for CAPE and its teacher as in Fig. 4 of the CAPE paper.
 

@@ -9,7 +9,6 @@ output/
   for --resume
 """
 
-import logging
 import platform
 import shutil
 import time
@@ -30,8 +29,6 @@ from ..data.splits import Splits, load_splits
 from ..data.streaming import EndlessImageDataset, StreamedImageDataset
 from ..data.transforms import make_transforms, mask_transform
 from ..files import copy_file
-from ..models.classifier import Classifier
-from ..models.conversion import to_vanilla
 from ..models.evaluation_mode import evaluation_mode
 from ..output_folder import LOCK, RECORD, OutputFolder
 from ..temperature import candidate_losses, set_temperature
@@ -51,19 +48,17 @@ from .folder import (
 )
 from .loop import LOWER_IS_BETTER, Training, prepare_loader
 from .metrics import score_model
-from .objective import VanillaForTraining, load_model, make_model
+from .objective import load_model, make_model, save_vanilla
 from .reporting import (
     LOG_FILE,
     JSONLines,
     check_trackers,
     complete_model_folder,
-    draw_curve,
-    draw_examples,
+    draw_pictures,
+    format_scores,
     start_trackers,
     write_metrics,
 )
-
-logger = logging.getLogger(__name__)
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -288,42 +283,15 @@ def _write_results(
     output, accelerator = training.output, training.accelerator
     if getattr(result, "teacher", None) is not None:
         if result.exact:
-            _save_vanilla(best_folder, result, output / "vanilla", splits.classes)
+            save_vanilla(result, best_folder, output / "vanilla", splits.classes)
         result.drop_teacher()
     result.save_pretrained(output / "model")
     write_metrics(metrics, output / "model" / METRICS)
-    _draw_pictures(training, result, splits)
+    has_examples = training.config.model.family is not None and splits.test is not None and not splits.multi_label
+    examples = _test_images(training.config, splits, result, with_masks=True) if has_examples else None
+    draw_pictures(output, result, examples, splits.classes)
     complete_model_folder(output, training.config.model.family is not None)
     write_metrics(metrics, output / METRICS)
     shutil.rmtree(training.checkpoints.best)
-    scores = {name: value for name, value in metrics.items() if name.startswith("test_")}
-    accelerator.print("  ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in scores.items()))
+    accelerator.print(format_scores({name: value for name, value in metrics.items() if name.startswith("test_")}))
     accelerator.print(f"model in {output / 'model'}, metrics in {output / METRICS}")
-
-
-def _save_vanilla(best_folder: Path, result: nn.Module, folder: Path, classes: list[str]) -> None:
-    """Save the vanilla timm classifier with the weights of the teacher.
-
-    Args:
-        best_folder: Folder of the best model.
-        result: Best model, with its teacher.
-        folder: Folder to write.
-        classes: Names of the classes.
-    """
-    timm_model = timm.create_model(f"local-dir:{best_folder}", pretrained=True)
-    assert isinstance(timm_model, Classifier)
-    timm_model.head.weight.data.copy_(result.teacher.weight.data)
-    timm_model.head.bias.data.copy_(result.teacher.bias.data)
-    VanillaForTraining(to_vanilla(timm_model), False, classes).save_pretrained(folder)
-
-
-def _draw_pictures(training: Training, result: nn.Module, splits: Splits) -> None:
-    """Draw curve and examples. Masks and boxes are first read here: a wrong one costs a picture only."""
-    config, output = training.config, training.output
-    try:
-        draw_curve(output / LOG_FILE, output / "curve.png")
-        if config.model.family is not None and splits.test is not None and not splits.multi_label:
-            images = _test_images(config, splits, result, with_masks=True)
-            draw_examples(result, images, splits.classes, output / "examples.png")
-    except Exception as error:
-        logger.warning("not all pictures of %s could be drawn: %s", output, error)

@@ -3,6 +3,7 @@
 The network is timm's `test_resnet` (BatchNorm), or `test_convnext` where batches are divided in different ways.
 """
 
+import importlib
 import tempfile
 from contextlib import contextmanager
 from functools import cache
@@ -49,37 +50,47 @@ def _data():
 
 
 def settings(output, **changes):
-    """A small run on 50 generated images; None stands for the default of a setting."""
+    """Return the settings of a small run on 50 generated images; None stands for the default of a setting."""
     return make_config(**{"data": _data().name, "output": str(output), **SMALL, **changes})
 
 
-def train(output, **changes):
-    """Run it as in a fresh process, and give its metrics."""
+def train(output, draw=False, **changes):
+    """Run the small run as in a fresh process, and return its metrics.
+
+    Drawing takes a third of the time of so small a run, so that only tests that look at pictures ask for it.
+    """
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
-    return run(settings(output, **changes))
+    with pytest.MonkeyPatch.context() as patch:
+        if not draw:
+            module = importlib.import_module("softcam_hub.training.run")
+            patch.setattr(module, "draw_pictures", lambda *_: None)
+        return run(settings(output, **changes))
 
 
 def weights(output, folder="model"):
+    """Return the weights that a run has saved."""
     return load_file(Path(output) / folder / "model.safetensors")
 
 
 def part(state, prefix):
+    """Return the entries whose names begin with a prefix."""
     return {name: value for name, value in state.items() if name.startswith(prefix)}
 
 
 def equal(found, expected):
-    """Bit for bit."""
+    """Tell whether two state dicts are equal bit for bit."""
     return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
 
 
 def largest_difference(found, expected):
+    """Return the largest difference between two state dicts."""
     assert found.keys() == expected.keys()
     return max((found[name].double() - expected[name].double()).abs().max().item() for name in found)
 
 
 class Noise(Dataset):
-    """Images of noise that say which of them were asked for."""
+    """Images of noise that record which of them were read."""
 
     def __init__(self, count=24, classes=3):
         generator = torch.Generator().manual_seed(1)
@@ -96,7 +107,7 @@ class Noise(Dataset):
 
 
 def training_of(output, samples=None, validation=None, **changes):
-    """A run under way on noise, without augmentation."""
+    """Return a training in progress on images of noise, without augmentation."""
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
     config = settings(output, **changes)
@@ -107,7 +118,7 @@ def training_of(output, samples=None, validation=None, **changes):
 
 
 def recorded(training):
-    """The states of the network after every update of `training.fit()`."""
+    """Train to the end, and return the states of the network after every update."""
     states, schedule = [], training.schedule
 
     def record(step):
@@ -120,22 +131,23 @@ def recorded(training):
 
 
 def images(split="test", count=VALIDATION):
+    """Return the images of a split."""
     return list(load_lesions(split, count, SIZE)["image"])
 
 
 def pixels_for(model, pictures=None):
-    """Test images, or others, as the model is to see them."""
+    """Return the test images, or other pictures, prepared for a model."""
     transform = make_transforms(resolve_data_config({}, pretrained_cfg=dict(model.pretrained_cfg)))[1]
     return torch.stack([transform(image) for image in pictures or images()])
 
 
 class CutOff(Exception):
-    """In the place of a kill."""
+    """Stands for a kill."""
 
 
 @contextmanager
 def cut_off_at(step):
-    """End a run when the checkpoint of this update is written."""
+    """End a run when the checkpoint after a number of updates has been written."""
     save = Training._save
 
     def saved(self):
@@ -150,7 +162,7 @@ def cut_off_at(step):
 
 
 def table(folder, labels):
-    """A saved training split with these labels, and images of one colour."""
+    """Save a training split with these labels and images of one colour, and return its folder."""
     pictures = [Image.new("RGB", (SIZE, SIZE), (20 * index % 255, 90, 40)) for index in range(len(labels))]
     DatasetDict({"train": Table.from_dict({"image": pictures, "label": labels})}).save_to_disk(folder)
     return str(folder)
