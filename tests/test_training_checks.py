@@ -6,7 +6,7 @@ import pytest
 from helpers.training import CLASSES, PF, SIZE, equal, settings, table, train, weights
 
 from softcam_hub.data.splits import load_splits
-from softcam_hub.training.checks import check_run
+from softcam_hub.training.checks import check_held_out, check_run
 from softcam_hub.training.folder import check_shared, write_settings
 from softcam_hub.training.metrics import score_names
 from softcam_hub.training.objective import make_model
@@ -132,15 +132,18 @@ def test_a_search_for_a_temperature_does_not_replace_an_earlier_run(vanilla_run,
 
 
 def test_weights_that_have_seen_held_out_images_are_refused(tmp_path):
-    data = table(tmp_path / "data", [*CLASSES] * 10)
-    division = {"data": data, "folds": 3, "hold_out": 0.2}
-    train(tmp_path / "vanilla", model="test_resnet", **division, fold=1, epochs=1)
-    start = {"init": str(tmp_path / "vanilla" / "model"), **PF, "epochs": 1}
-    train(tmp_path / "same", **start, **division, fold=1)
-    for change in ({"fold": 2}, {"hold_out": 0.3}, {"data_seed": 1}, {"folds": 4}, {"folds": 0, "fold": 0}):
-        with pytest.raises(ValueError, match="has learnt from images that are to be held out now: its run .*'fold': 1"):
-            train(tmp_path / "other", **start, **{**division, "fold": 1, **change})
-    train(tmp_path / "elsewhere", **start, data=table(tmp_path / "others", [*CLASSES] * 10))
+    division = {"data": table(tmp_path / "data", [*CLASSES] * 10), "folds": 3, "fold": 1, "hold_out": 0.2}
+    train(tmp_path / "vanilla", model="test_resnet", **division, epochs=1)
+    start = {"init": str(tmp_path / "vanilla" / "model"), **PF}
+    message = "has learnt from images that are to be held out now: its run .*'fold': 1"
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path / "other", **start, **{**division, "fold": 2})
+    assert not (tmp_path / "other").exists()
+    for change in ({"hold_out": 0.3}, {"data_seed": 1}, {"folds": 4}, {"folds": 0, "fold": 0}):
+        with pytest.raises(ValueError, match=message):
+            check_held_out(start["init"], settings(tmp_path, **start, **{**division, **change}).flat())
+    for accepted in (division, {"data": "elsewhere"}):
+        check_held_out(start["init"], settings(tmp_path, **start, **accepted).flat())
 
 
 def test_an_empty_data_set_is_refused(tmp_path):
