@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from .arguments import ArgumentParser
 
-COMMANDS = ("list", "explain", "benchmark", "card", "push", "export", "demo")
+COMMANDS = ("list", "explain", "benchmark", "accuracy", "card", "push", "export", "demo")
 """Names of the commands and of their modules in `commands/`."""
 
 PROGRAM = "softcam-hub"

@@ -1,12 +1,12 @@
-"""The folder of a benchmark: foreign files stay, earlier values are kept for the same question only, kills lose nothing."""
+"""The folder of a benchmark: foreign files stay, values are kept for the same settings only, kills lose nothing."""
 
 import json
 
 import pytest
+from helpers.benchmark import CLASSES, DATA, run_benchmark, vanilla_model, write_lesions
 from helpers.crashes import every_crash
 from helpers.outputs import content, fill, full_disk, used_by_another_process
 from helpers.processes import finish, kill, start
-from test_benchmark import CLASSES, DATA, black_box, work
 
 from softcam_hub import output_folder
 from softcam_hub.cli import main
@@ -21,7 +21,7 @@ FILES = {SETTINGS, "shards/00000.json", "shards/00001.json", "rows.jsonl", "tabl
 
 
 def measure(output, **changes):
-    return benchmark(black_box(), output, **{**SMALL, **changes})
+    return benchmark(vanilla_model(), output, **{**SMALL, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +115,16 @@ def test_an_earlier_benchmark_without_a_record_goes_on_but_is_not_overwritten(lo
     assert after == finished[0]
 
 
+def test_a_benchmark_that_calls_the_vanilla_classifier_twin_is_continued(finished, out):
+    (out / "rows.jsonl").unlink()
+    for file in (out / SETTINGS, *(out / "shards").iterdir()):
+        text = file.read_text()
+        assert '"vanilla"' in text
+        file.write_text(text.replace('"vanilla"', '"twin"'))
+    assert measure(out) == finished[1]
+    assert (out / "rows.jsonl").read_bytes() == finished[0]["rows.jsonl"]
+
+
 @pytest.mark.parametrize("text", ["", "[]", "null", "{}", '{"model": "x"}', "\x00\x01", '{"seed": 0, "data": "mine"}'])
 def test_settings_of_something_else_are_no_earlier_benchmark(text, out):
     (out / RECORD).unlink()
@@ -146,14 +156,7 @@ def test_foreign_shards_are_no_earlier_benchmark(name, out):
     ],
 )
 def test_a_mistake_with_overwrite_deletes_nothing(mistake, message, out, tmp_path_factory):
-    from softcam_hub.data.lesions import load_lesions
-
-    images = tmp_path_factory.mktemp("images")
-    for split in ("train", "test"):
-        for index, row in enumerate(load_lesions(split, 8, 64)):
-            place = images / split / CLASSES[row["label"]]
-            place.mkdir(parents=True, exist_ok=True)
-            row["image"].save(place / f"{index}.png")
+    images = write_lesions(tmp_path_factory.mktemp("images"))
     before = content(out)
     changes = {name: value.format(images=images) if name == "data" else value for name, value in mistake.items()}
     with pytest.raises(ValueError, match=message):
@@ -177,7 +180,7 @@ def test_damaged_settings_are_named_and_nothing_is_lost(text, out):
     assert content(out) == before
 
 
-def test_values_without_settings_are_not_taken_for_an_answer(out):
+def test_values_without_settings_are_refused(out):
     (out / SETTINGS).unlink()
     with pytest.raises(ValueError, match=r"holds values in shards but no settings\.json"):
         measure(out, seed=1)
@@ -202,9 +205,9 @@ def test_a_full_disk_is_told_and_the_benchmark_goes_on_later(tmp_path):
 @pytest.mark.parametrize("accuracy", [False, True])
 def test_a_second_benchmark_in_the_folder_is_refused(accuracy, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(output_folder, "LOCK_TIMEOUT", 0.1)
-    words = ["--accuracy", "--twin", "resnet18"] if accuracy else []
+    words = ["accuracy", "--vanilla", "resnet18"] if accuracy else ["benchmark"]
     with used_by_another_process(tmp_path):
-        assert main(["benchmark", "--output", str(tmp_path), *words]) == 1
+        assert main([*words, "--output", str(tmp_path)]) == 1
     assert f"another process is writing to {tmp_path}" in capsys.readouterr().err
     assert content(tmp_path) == {}
 
@@ -212,9 +215,9 @@ def test_a_second_benchmark_in_the_folder_is_refused(accuracy, tmp_path, capsys,
 @pytest.mark.slow
 def test_two_processes_keep_the_folder_until_both_have_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(output_folder, "LOCK_TIMEOUT", 0.1)
-    VanillaForTraining(black_box(), False, CLASSES).save_pretrained(tmp_path / "model")
+    VanillaForTraining(vanilla_model(), False, CLASSES).save_pretrained(tmp_path / "model")
     options = {**DATA, "batch_size": 1, "shard_size": 1, "explainers": "grad-cam random", "eval_count": 24}
-    ranks = start(work, tmp_path / "model", None, tmp_path / "out", options, 2, processes=2)
+    ranks = start(run_benchmark, tmp_path / "model", None, tmp_path / "out", options, 2, processes=2)
     try:
         while not list((tmp_path / "out" / "shards").glob("*.json")):
             assert all(process.is_alive() for process in ranks)
@@ -234,7 +237,7 @@ def test_two_processes_keep_the_folder_until_both_have_ended(tmp_path, monkeypat
 
 @pytest.fixture
 def run_folder(tmp_path):
-    """What `--accuracy` reads of a finished run."""
+    """The files of a finished run that `softcam-hub accuracy` reads."""
     fill(tmp_path, "run/metrics.json")
     (tmp_path / "run" / "metrics.json").write_text(json.dumps({"test_accuracy": 0.9}))
     (tmp_path / "run" / "settings.yaml").write_text("model: cape_resnet18\nmode: direct\ndata: lesions\n")
@@ -242,7 +245,7 @@ def run_folder(tmp_path):
 
 
 def accuracies(run, out):
-    return main(["benchmark", "--accuracy", str(run), "--output", str(out)])
+    return main(["accuracy", str(run), "--output", str(out)])
 
 
 def test_accuracies_come_beside_a_benchmark_and_are_replaced(run_folder, finished, tmp_path):
@@ -280,7 +283,7 @@ def test_a_benchmark_that_is_killed_at_any_moment_goes_on(finished, tmp_path):
 
 
 @pytest.mark.slow
-def test_overwriting_that_is_killed_at_any_moment_leaves_no_answers_to_the_earlier_question(out):
+def test_overwriting_that_is_killed_at_any_moment_leaves_no_values_of_the_earlier_settings(out):
     def again():
         if (out / SETTINGS).exists() and json.loads((out / SETTINGS).read_text())["seed"] == 0:
             with pytest.raises(ValueError, match="holds a benchmark with seed=0"):

@@ -1,4 +1,4 @@
-"""The pieces of a benchmark: what one that goes on may take over, and mosaics that do not depend on the pieces."""
+"""Shards of a benchmark: which of them a continued benchmark keeps, and mosaics that do not depend on shards."""
 
 import json
 import logging
@@ -8,12 +8,12 @@ import pytest
 import timm
 import torch
 from datasets import Dataset, DatasetDict
+from helpers.benchmark import DATA, vanilla_model, write_lesions
 from PIL import Image
-from test_benchmark import CLASSES, DATA, black_box
 
 from softcam_hub.data.lesions import load_lesions
 from softcam_hub.evaluation import benchmark
-from softcam_hub.evaluation.measure import quartets
+from softcam_hub.evaluation.measure import choose_quartets
 from softcam_hub.evaluation.models import fingerprint
 from softcam_hub.loading import load_classifier
 from softcam_hub.models.conversion import convert
@@ -23,28 +23,22 @@ TABLE = {"explainers": "cam", "measures": "table"}
 
 @pytest.fixture
 def folder(tmp_path):
-    """Images in folders of their classes, so that all of one class come before those of the next."""
-    for split in ("train", "test"):
-        for index, row in enumerate(load_lesions(split, 8, 64)):
-            place = tmp_path / "images" / split / CLASSES[row["label"]]
-            place.mkdir(parents=True, exist_ok=True)
-            row["image"].save(place / f"{index}.png")
-    return tmp_path / "images"
+    return write_lesions(tmp_path / "images")
 
 
 def test_other_images_or_more_of_them_are_refused(folder, tmp_path):
     options = {**TABLE, "data": folder}
-    before = benchmark(black_box(), tmp_path / "out", **options)
-    assert benchmark(black_box(), tmp_path / "out", **options) == before
+    before = benchmark(vanilla_model(), tmp_path / "out", **options)
+    assert benchmark(vanilla_model(), tmp_path / "out", **options) == before
     assert not {"pairs", "weights"} & before[0].keys()
     image = next((folder / "test").rglob("*.png"))
     content = image.read_bytes()
     image.write_bytes(next((folder / "train").rglob("*.png")).read_bytes())
     with pytest.raises(ValueError, match=r"holds a benchmark with images=.*'count': 8.*--overwrite"):
-        benchmark(black_box(), tmp_path / "out", **options)
+        benchmark(vanilla_model(), tmp_path / "out", **options)
     image.with_name("more.png").write_bytes(content)
     with pytest.raises(ValueError, match=r"but now it is .*'count': 9"):
-        benchmark(black_box(), tmp_path / "out", **options)
+        benchmark(vanilla_model(), tmp_path / "out", **options)
 
 
 @pytest.mark.parametrize("kind", ["mask", "boxes"])
@@ -61,16 +55,16 @@ def test_another_ground_truth_is_refused(kind, tmp_path):
 
     options = {"explainers": "cam", "measures": "localisation", "data": tmp_path / "data"}
     save([[0, 0, 9, 9], [5, 5, 20, 20], [1, 2, 3, 4], [6, 6, 30, 30]])
-    before = benchmark(black_box(), tmp_path / "out", **options)
-    assert benchmark(black_box(), tmp_path / "out", **options) == before
+    before = benchmark(vanilla_model(), tmp_path / "out", **options)
+    assert benchmark(vanilla_model(), tmp_path / "out", **options) == before
     shutil.rmtree(tmp_path / "data")
     save([[0, 0, 9, 9], [5, 5, 20, 20], [1, 2, 3, 5], [6, 6, 30, 30]])
     with pytest.raises(ValueError, match="holds a benchmark with images="):
-        benchmark(black_box(), tmp_path / "out", **options)
+        benchmark(vanilla_model(), tmp_path / "out", **options)
 
 
 def test_the_same_weights_in_another_network_are_refused(tmp_path):
-    model = black_box()
+    model = vanilla_model()
     benchmark(model, tmp_path, **TABLE, limit=2, **DATA)
     coarse = timm.create_model("test_resnet", num_classes=4)
     coarse.load_state_dict(model.state_dict())
@@ -80,32 +74,32 @@ def test_the_same_weights_in_another_network_are_refused(tmp_path):
     model.pretrained_cfg["mean"] = (0.0, 0.0, 0.0)
     with pytest.raises(ValueError, match="weights="):
         benchmark(model, tmp_path, **TABLE, limit=2, **DATA)
-    exchanged = black_box()
+    exchanged = vanilla_model()
     exchanged.maxpool = torch.nn.AvgPool2d(2)
-    assert fingerprint(load_classifier(exchanged)) != fingerprint(load_classifier(black_box()))
-    cape = convert(black_box(), "cape")
+    assert fingerprint(load_classifier(exchanged)) != fingerprint(load_classifier(vanilla_model()))
+    cape = convert(vanilla_model(), "cape")
     before = fingerprint(load_classifier(cape))
     cape.head.naive = True
     assert fingerprint(load_classifier(cape)) != before
 
 
 def test_the_fingerprint_of_a_loaded_model_is_always_the_same(tmp_path):
-    timm.models.save_for_hf(black_box(), tmp_path, safe_serialization=True)
+    timm.models.save_for_hf(vanilla_model(), tmp_path, safe_serialization=True)
     assert fingerprint(load_classifier(tmp_path)) == fingerprint(load_classifier(tmp_path))
 
 
 def test_a_shard_of_other_images_is_named(tmp_path):
     options = {**TABLE, "limit": 4, "shard_size": 2, **DATA}
-    benchmark(black_box(), tmp_path, **options)
+    benchmark(vanilla_model(), tmp_path, **options)
     shards = tmp_path / "shards"
     (shards / "00001.json").write_text((shards / "00000.json").read_text())
     with pytest.raises(ValueError, match=r"00001.json is not of images 2 to 3: remove it"):
-        benchmark(black_box(), tmp_path, **options)
+        benchmark(vanilla_model(), tmp_path, **options)
 
 
 def test_mosaics_are_the_same_in_shards_of_any_size(tmp_path):
     options = {"explainers": "grad-cam", "measures": "grid_pointing", "per_image": True, **DATA}
-    rows = [benchmark(black_box(), tmp_path / str(size), shard_size=size, **options)[0] for size in (2, 32)]
+    rows = [benchmark(vanilla_model(), tmp_path / str(size), shard_size=size, **options)[0] for size in (2, 32)]
     assert abs(rows[0]["grid_pointing"] - rows[1]["grid_pointing"]) < 1e-3
     lines = [json.loads(line) for line in (tmp_path / "2" / "values.jsonl").read_text().splitlines()]
     assert [line["index"] for line in lines if line.get("grid_pointing") is not None] == [0, 4]
@@ -113,23 +107,23 @@ def test_mosaics_are_the_same_in_shards_of_any_size(tmp_path):
 
 def test_mosaics_of_images_in_the_order_of_their_classes(folder, tmp_path, caplog):
     options = {"explainers": "centre", "measures": "grid_pointing", "shard_size": 2, "data": str(folder)}
-    row = benchmark(black_box(), tmp_path / "out", **options)[0]
+    row = benchmark(vanilla_model(), tmp_path / "out", **options)[0]
     assert abs(row["grid_pointing"] - 25) < 1
     with caplog.at_level(logging.WARNING):
-        row = benchmark(black_box(), tmp_path / "few", limit=3, **options)[0]
+        row = benchmark(vanilla_model(), tmp_path / "few", limit=3, **options)[0]
     assert "grid_pointing" not in row
     assert "no value of grid_pointing: none of the 3 images has a place in a mosaic of four classes" in caplog.text
 
 
 def test_quartets_are_as_many_as_there_can_be():
-    assert quartets([0, 0, 1, 2, 3, 1, 2, 3, 0]) == [[0, 2, 3, 4], [1, 5, 6, 7]]
-    assert quartets([0] * 3 + [1] * 3 + [2] * 3 + [3] * 2 + [4]) == [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]
-    assert quartets([0, 1, 2, 2, 0]) == []
+    assert choose_quartets([0, 0, 1, 2, 3, 1, 2, 3, 0]) == [[0, 2, 3, 4], [1, 5, 6, 7]]
+    assert choose_quartets([0] * 3 + [1] * 3 + [2] * 3 + [3] * 2 + [4]) == [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]
+    assert choose_quartets([0, 1, 2, 2, 0]) == []
 
 
 def test_images_without_an_annotation_leave_a_warning(tmp_path, caplog):
     torch.manual_seed(0)
     with caplog.at_level(logging.WARNING):
-        row = benchmark(black_box(), tmp_path, explainers="cam", measures="localisation", limit=1, **DATA)[0]
+        row = benchmark(vanilla_model(), tmp_path, explainers="cam", measures="localisation", limit=1, **DATA)[0]
     assert row["annotated"] == 0  # the first image is of the healthy class
     assert "no value of localisation: none of the 1 images has an annotation" in caplog.text

@@ -176,15 +176,15 @@ def test_the_explanations_of_a_card_say_on_what_and_how_they_were_measured(folde
     settings = {"data": "/home/ada/eyes", "split": "validation", "annotated": 7, "limit": 64, "hold_out": 0.2}
     model = load_model_record(folder)
     native = {**EXPLANATIONS[0], **settings, "explains": "model", "explainers": "all"}
-    rows = [native, {**native, "explainer": "grad-cam", "explains": "twin", "twin": "runs/ada/twin"}]
+    rows = [native, {**native, "explainer": "grad-cam", "explains": "vanilla", "vanilla": "runs/ada/vanilla"}]
     text = render_trained_card(ModelRecord(model.config, explanations=rows))
     assert "on 64 images of `eyes` (validation), 7 of them annotated" in text
     command = (
         f"softcam-hub benchmark --model {PLACEHOLDER_REPO} --explainers all --split validation --limit 64 --data eyes"
     )
     assert f"{command} --hold_out 0.2 --output results\n" in text
-    assert f"--model {PLACEHOLDER_REPO} --twin twin --explainers all" in text
-    assert "native maps explain this model, the others its vanilla twin" in text
+    assert f"--model {PLACEHOLDER_REPO} --vanilla vanilla --explainers all" in text
+    assert "native maps explain this model, the others the vanilla classifier" in text
     (found,) = {(r.dataset_name, r.dataset_split) for r in ModelCard(text).data.eval_results}
     assert found == ("eyes", "validation")
 

@@ -240,9 +240,9 @@ def test_photographs_are_kept_no_larger_than_the_model_takes_them(images):
         (["list", "nothing*"], "no architecture matches 'nothing*'"),
         (["list", "vgg*", "--exact"], "8 architectures match 'vgg*', but none is exact: leave out --exact"),
         (["list", "resnet18", "--trained"], "none is one whose head must be trained: leave out --trained"),
-        (["benchmark", "--output", "{out}", "--explainers", "cam"], "name one with twin"),
+        (["benchmark", "--output", "{out}", "--explainers", "cam"], "name one with vanilla"),
         (["benchmark"], "output is missing"),
-        (["benchmark", "--output", "{out}", "--accuracy"], "needs runs, or a twin"),
+        (["accuracy", "--output", "{out}"], "name training runs, or a classifier with vanilla"),
         (["benchmark", "--output", "{out}", "--data", "./nowhere"], "there is no folder"),
         (["export", "--out", "{empty}/below/model.onnx"], "there is no folder"),
         (["export", "--out", "{empty}"], "is a folder: name the file"),
@@ -306,12 +306,12 @@ def test_list_says_what_is_exact_and_how_large_the_maps_are(capsys):
     assert "--map_size also measures their maps" in said
 
 
-def test_benchmark_and_table_2(tmp_path, capsys):
+def test_tables_of_benchmark_and_accuracy(tmp_path, capsys):
     model = load_classifier(softcam_hub.CAPE_LESIONS).model
     from softcam_hub.training.objective import VanillaForTraining
 
     VanillaForTraining(softcam_hub.to_vanilla(model), False, model.pretrained_cfg["label_names"]).save_pretrained(
-        tmp_path / "twin"
+        tmp_path / "vanilla"
     )
     data = [
         "--train_count",
@@ -320,8 +320,8 @@ def test_benchmark_and_table_2(tmp_path, capsys):
         "4",
         "--output",
         str(tmp_path / "out"),
-        "--twin",
-        str(tmp_path / "twin"),
+        "--vanilla",
+        str(tmp_path / "vanilla"),
     ]
     assert main(["benchmark", "--explainers", "cape cam random", *data]) == 0
     said = capsys.readouterr().out
@@ -329,7 +329,7 @@ def test_benchmark_and_table_2(tmp_path, capsys):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         *("rows.jsonl", "settings.json", "shards", "table1.md", "curves.png", RECORD, LOCK),
     }
-    assert main(["benchmark", "--accuracy", *data]) == 0
+    assert main(["accuracy", *data]) == 0
     assert "| off-the-shelf (`test_resnet`) |" in capsys.readouterr().out
     rows = [json.loads(line) for line in (tmp_path / "out" / "table2.jsonl").read_text().splitlines()]
     assert [row["variant"] for row in rows] == ["vanilla", "naive", "off-the-shelf"]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from softcam_hub.evaluation.accuracy import rows_of_runs
-from softcam_hub.evaluation.shards import _read_lines
+from softcam_hub.evaluation.accuracy import read_run
+from softcam_hub.evaluation.shards import read_shard
 from softcam_hub.files import read_mapping
 from softcam_hub.training.checks import check_held_out
 from softcam_hub.training.feature_cache import CachedFeatures
@@ -67,10 +67,10 @@ def test_accuracies_of_a_damaged_run_are_refused(case, tmp_path):
     (tmp_path / "metrics.json").write_text(metrics)
     (tmp_path / "settings.yaml").write_text(settings)
     with pytest.raises(ValueError, match=f"{message}.*leave this run out"):
-        rows_of_runs([str(tmp_path)])
+        read_run(tmp_path)
 
 
-LINE = {"index": 0, "explainer": "cam", "explains": "twin", "label": 1, "measure": 0.5, "curve": [0.1, None]}
+LINE = {"index": 0, "explainer": "cam", "explains": "vanilla", "label": 1, "measure": 0.5, "curve": [0.1, None]}
 SHARDS = {
     "empty": "",
     "cut": json.dumps([LINE])[:-9],
@@ -90,12 +90,12 @@ SHARDS = {
 def test_a_damaged_shard_is_named(case, tmp_path):
     (tmp_path / "00000.json").write_text(SHARDS[case])
     with pytest.raises(ValueError, match=r"00000\.json .*remove it and run the same again"):
-        _read_lines(tmp_path / "00000.json")
+        read_shard(tmp_path / "00000.json")
 
 
 def test_a_whole_shard_is_read(tmp_path):
     (tmp_path / "00000.json").write_text(json.dumps([LINE]))
-    assert _read_lines(tmp_path / "00000.json") == [LINE]
+    assert read_shard(tmp_path / "00000.json") == [LINE]
 
 
 INDEX = {"shape": [2, 3, 3], "processes": 1, "images": 4}

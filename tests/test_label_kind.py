@@ -19,7 +19,7 @@ import softcam_hub
 from softcam_hub import SoftCAMConfig, SoftCAMForImageClassification
 from softcam_hub.cli import main
 from softcam_hub.demo.models import DemoModel
-from softcam_hub.evaluation.models import Pair, fingerprint, several_labels
+from softcam_hub.evaluation.models import ModelPair, fingerprint, resolve_multi_label
 from softcam_hub.loading import load_classifier
 from softcam_hub.models.heads import SoftCAMHead
 from softcam_hub.models.label_kind import MULTI_LABEL, SINGLE_LABEL, is_multi_label, written_multi_label
@@ -199,14 +199,14 @@ def test_a_configuration_says_it_to_timm():
     assert SoftCAMConfig.from_dict(config.to_dict()).problem_type == MULTI_LABEL
 
 
-# Vanilla twins.
+# Vanilla classifiers.
 
 
 @pytest.fixture(scope="module")
-def twins(tmp_path_factory):
+def vanillas(tmp_path_factory):
     """Vanilla classifiers as training writes them, by whether an image may have several labels."""
     torch.manual_seed(0)
-    root = tmp_path_factory.mktemp("twins")
+    root = tmp_path_factory.mktemp("vanilla")
     vanilla = timm.create_model("test_resnet", num_classes=3)
     for several in (False, True):
         VanillaForTraining(vanilla, several, list(LABELS.values())).save_pretrained(root / f"{several}")
@@ -215,20 +215,23 @@ def twins(tmp_path_factory):
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_a_vanilla_twin_says_it(several, twins, tmp_path):
-    for model in (load_classifier(twins / f"{several}").model, timm.create_model(f"local-dir:{twins / f'{several}'}")):
+def test_a_vanilla_classifier_says_it(several, vanillas, tmp_path):
+    for model in (
+        load_classifier(vanillas / f"{several}").model,
+        timm.create_model(f"local-dir:{vanillas / f'{several}'}"),
+    ):
         assert is_multi_label(model, default=not several) == several
         assert is_multi_label(softcam_hub.convert(model)) == several
         assert is_multi_label(SoftCAMForImageClassification.from_timm(model)) == several
     Image.new("RGB", (64, 64), (200, 30, 90)).save(tmp_path / "a.png")
-    arguments = ["explain", str(tmp_path / "a.png"), "--model", str(twins / f"{several}"), "--explainer", "cam"]
+    arguments = ["explain", str(tmp_path / "a.png"), "--model", str(vanillas / f"{several}"), "--explainer", "cam"]
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
     line = json.loads((tmp_path / "out" / "predictions.jsonl").read_text())
     assert (sum(line["probabilities"].values()) == pytest.approx(1)) == (not several)
 
 
 @pytest.mark.parametrize(
-    ("model", "twin", "in_data", "expected"),
+    ("model", "vanilla", "in_data", "expected"),
     [
         (True, None, True, True),
         (True, None, False, True),
@@ -244,19 +247,19 @@ def test_a_vanilla_twin_says_it(several, twins, tmp_path):
         (True, False, True, ValueError),
     ],
 )
-def test_in_a_benchmark_the_model_decides_before_the_data(model, twin, in_data, expected, twins):
+def test_in_a_benchmark_the_model_decides_before_the_data(model, vanilla, in_data, expected, vanillas):
     ours = None if model is None else SimpleNamespace(multi_label=model, model=SimpleNamespace(head_class=SoftCAMHead))
-    pair = Pair(ours, None if twin is None else load_classifier(twins / f"{twin}"))
-    role = "model" if twin is None else "twin"
+    pair = ModelPair(ours, None if vanilla is None else load_classifier(vanillas / f"{vanilla}"))
+    role = "model" if vanilla is None else "vanilla"
     if expected is ValueError:
         with pytest.raises(ValueError, match=f"the {role} gives one label per image"):
-            several_labels(pair, role, in_data)
+            resolve_multi_label(pair, role, in_data)
     else:
-        assert several_labels(pair, role, in_data) == expected
+        assert resolve_multi_label(pair, role, in_data) == expected
 
 
-def test_a_benchmark_does_not_go_on_with_another_kind_of_labels(twins):
-    assert fingerprint(load_classifier(twins / "True")) != fingerprint(load_classifier(twins / "False"))
+def test_a_benchmark_does_not_go_on_with_another_kind_of_labels(vanillas):
+    assert fingerprint(load_classifier(vanillas / "True")) != fingerprint(load_classifier(vanillas / "False"))
 
 
 def test_a_config_without_either_name_says_nothing():

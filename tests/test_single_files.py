@@ -8,9 +8,9 @@ import onnx
 import onnxruntime
 import pytest
 import timm
+from helpers.benchmark import CLASSES, vanilla_model
 from helpers.crashes import every_crash
 from helpers.outputs import content, fill, full_disk
-from test_benchmark import CLASSES, black_box
 from torch.onnx._internal.exporter import _onnx_program
 
 import softcam_hub
@@ -105,7 +105,7 @@ def test_a_card_that_is_killed_at_any_moment_can_be_written_again(folder):
 
 @pytest.mark.parametrize("draft", [f"{DRAFT}1.md", f"{DRAFT}2.safetensors", f"{DRAFT}3.py", f"{DRAFT}4/config.json"])
 def test_drafts_are_not_pushed(draft, tmp_path):
-    SoftCAMForImageClassification.from_timm(black_box()).save_pretrained(tmp_path)
+    SoftCAMForImageClassification.from_timm(vanilla_model()).save_pretrained(tmp_path)
     expected = model_files(tmp_path, "you/model").keys()
     fill(tmp_path, draft)
     assert model_files(tmp_path, "you/model").keys() == expected
@@ -187,7 +187,7 @@ THEIRS = ["model_best.safetensors", "model-ema.safetensors", "modelling.safetens
 
 
 def test_saving_deletes_weights_of_an_earlier_save_only(tmp_path):
-    model = SoftCAMForImageClassification.from_timm(black_box())
+    model = SoftCAMForImageClassification.from_timm(vanilla_model())
     fill(tmp_path, *OLD, *THEIRS, "notes.txt")
     model.save_pretrained(tmp_path)
     after = content(tmp_path)
@@ -201,9 +201,9 @@ def test_saving_deletes_weights_of_an_earlier_save_only(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ours", "black box"])
 def test_a_model_that_is_killed_while_it_is_saved_can_be_saved_again(kind, tmp_path):
-    model = SoftCAMForImageClassification.from_timm(black_box())
+    model = SoftCAMForImageClassification.from_timm(vanilla_model())
     if kind == "black box":
-        model = VanillaForTraining(black_box(), False, CLASSES)
+        model = VanillaForTraining(vanilla_model(), False, CLASSES)
     model.save_pretrained(tmp_path / "out")
 
     def check():

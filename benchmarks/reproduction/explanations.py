@@ -21,9 +21,9 @@ from ..timing import Row, write
 ROOT = Path(__file__).parents[2]
 ROWS = ROOT / "benchmarks" / "results" / "explanations.jsonl"
 PICTURE = ROOT / "docs" / "explanations.png"
-TWIN = "lesions-vanilla"
+VANILLA = "lesions-vanilla"
 POST_HOC = "lesions-cape-pf"
-"""The run whose twin is `TWIN`."""
+"""The run whose vanilla classifier is `VANILLA`."""
 
 NATIVE = {
     POST_HOC: "all",
@@ -34,7 +34,7 @@ NATIVE = {
 }
 ALWAYS = (
     *(("softcam", "lesions-softcam"), ("cape", POST_HOC)),
-    *(("cape", "lesions-cape"), ("mu-cape", "lesions-cape"), ("random", TWIN)),
+    *(("cape", "lesions-cape"), ("mu-cape", "lesions-cape"), ("random", VANILLA)),
 )
 """Explainers, and what they explain, that stand in every chart."""
 
@@ -55,16 +55,16 @@ SETTINGS = {
 def rows_of(recipe: str, explainers: str) -> list[Row]:
     """The rows of one run, with the recipe whose model each of them explains."""
     run = Path("runs") / recipe
-    twin = run / "vanilla" if recipe == POST_HOC else None
-    found = benchmark(run / "model", run / "explanations", twin=twin, explainers=explainers, **SETTINGS)
-    explained = {"model": recipe, "twin": TWIN}
+    vanilla = run / "vanilla" if recipe == POST_HOC else None
+    found = benchmark(run / "model", run / "explanations", vanilla=vanilla, explainers=explainers, **SETTINGS)
+    explained = {"model": recipe, "vanilla": VANILLA}
     return [{**row, "recipe": explained[row["explains"]], "explains": explained[row["explains"]]} for row in found]
 
 
 def draw(rows: list[Row], file: Path) -> None:
     """The curves over k, each line with the model that it explains; charts of one measure share their axis."""
     found = {(row["explainer"], row["explains"]): row for row in rows}
-    others = [one for one in found if one[1] == TWIN and one not in ALWAYS]
+    others = [one for one in found if one[1] == VANILLA and one not in ALWAYS]
     groups = [(*ALWAYS, *others[first : first + LINES]) for first in range(0, len(others), LINES)]
     sheets = []
     for name in CURVES:

@@ -37,7 +37,7 @@ import torch
 from softcam_hub.arguments import ArgumentParser
 from softcam_hub.data.splits import Splits, load_splits
 from softcam_hub.evaluation import benchmark
-from softcam_hub.evaluation.accuracy import rows_of_twin
+from softcam_hub.evaluation.accuracy import measure_vanilla
 from softcam_hub.loading import load_classifier
 from softcam_hub.models.anatomy import examine
 from softcam_hub.training import Config, parse, run
@@ -198,7 +198,7 @@ class Chain:
         compared = any(run in CAPE for run in self.study.runs)
         if not compared or not load_classifier(self.folder / self.study.runs[0] / "model").model.exact:
             return []
-        return rows_of_twin(load_classifier(self.black_box), self.splits.test, self.study.data, 50, self.device)
+        return measure_vanilla(load_classifier(self.black_box), self.splits.test, self.study.data, 50, self.device)
 
     def _explanations(self) -> Iterator[Row]:
         """Post-hoc maps of the black box beside the maps of each run."""

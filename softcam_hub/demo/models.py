@@ -15,7 +15,7 @@ from timm.data import create_transform
 from torch import Tensor
 
 from .. import CAPE_LESIONS
-from ..evaluation.models import DEFAULT_POST_HOC, Explained, pair_up
+from ..evaluation.models import DEFAULT_POST_HOC, VANILLA, ClassifierWithExplainers, pair_models
 from ..figures import denormalise
 from ..loading import LoadedClassifier, load_classifier
 from ..models.explanation import Explanation
@@ -86,7 +86,7 @@ class DemoModel:
         explained = self.vanilla or classifier
         explained.model.to(self.device)
         multi_label = self.model.multi_label if explained.multi_label is None else explained.multi_label
-        self.explained = Explained("twin", explained, methods, multi_label)
+        self.explainers = ClassifierWithExplainers(VANILLA, explained, methods, multi_label)
 
     @torch.no_grad()
     def explain(self, image: Image.Image) -> ExplainedImage:
@@ -114,13 +114,13 @@ class DemoModel:
             it is left out.
         """
         pixels, index = explained.pixels, explained.classes[0]
-        probabilities = self.explained.predict(pixels) if self.vanilla else explained.probabilities[None]
+        probabilities = self.explainers.predict(pixels) if self.vanilla else explained.probabilities[None]
         classes = torch.tensor([[index]], device=self.device)
-        activations = self.explained.explained_model.record(pixels)
+        activations = self.explainers.explained.record(pixels)
         explanations, reasons = {}, {}
-        for name in self.explained.names:
+        for name in self.explainers.names:
             try:
-                maps = self.explained.maps([name], activations, classes)[name].relu()
+                maps = self.explainers.maps([name], activations, classes)[name].relu()
                 explanations[name] = Explanation(maps, classes, probabilities[:, [index]], name)
             except (ValueError, ImportError) as error:
                 reasons[name] = str(error)
@@ -133,4 +133,4 @@ def _find_vanilla(classifier: LoadedClassifier, source: str | Path) -> LoadedCla
     folders = [run / name for name in ("vanilla", "twin")]  # older runs called the folder `twin`
     beside = [folder for folder in folders if (folder / "config.json").is_file()]
     vanilla = load_classifier(beside[0]) if Path(source).is_dir() and beside else None
-    return pair_up(classifier, vanilla).twin
+    return pair_models(classifier, vanilla).vanilla

@@ -1,4 +1,4 @@
-"""How well explanations do on a data set: values per image, rows per explainer, and the papers' tables."""
+"""Measure explanations on a data set: values per image, a row per explainer, and the papers' tables."""
 
 from .config import BenchmarkConfig
 from .run import benchmark

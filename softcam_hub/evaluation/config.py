@@ -1,7 +1,8 @@
-"""What a benchmark is told, checked before anything is loaded."""
+"""The settings of a benchmark, checked before anything is loaded."""
 
 import dataclasses
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,34 +17,36 @@ DEFAULT_MEASURES = (TABLE, LOCALISATION, SENSITIVITY)
 confidence with the top patches occluded."""
 
 OPTIONAL_MEASURES = ("gini", "insertion", "deletion", "road", SINGLE_DELETION, "max_sensitivity", GRID)
-"""Measures beyond both papers, most of them dearer."""
+"""Measures that are in neither paper, most of which take longer."""
 
 SPLITS = ("test", "validation", "train")
 
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """What is measured, where, and what is kept; each field's `help` says the rest."""
+    """Measures, images and output of a benchmark; the help of each field describes it."""
 
     _argument_group_name: ClassVar[str] = "benchmark"
 
-    output: str = flag("", "folder for rows, tables and curves; a run that was cut off goes on there")
+    output: str = flag("", "folder for rows, tables and curves; an interrupted benchmark is continued there")
     explainers: str = flag(
-        "", "names, 'cape grad-cam random'; 'all' for every one that the models admit; by default the fast ones"
+        "", "names such as 'cape grad-cam random', or 'all' for every one that fits; by default the fast ones"
     )
     measures: str = flag(
         "",
-        f"what is measured: {', '.join(DEFAULT_MEASURES)} (the default; without annotations {TABLE} alone), "
+        f"measures: {', '.join(DEFAULT_MEASURES)} (the default; without annotations {TABLE} alone), "
         f"{', '.join(OPTIONAL_MEASURES)}",
     )
-    split: str = flag("test", f"the images to explain: {', '.join(SPLITS)}")
-    limit: int | None = flag(None, "the first so many images only")
+    split: str = flag("test", f"split whose images are explained: {', '.join(SPLITS)}")
+    limit: int | None = flag(None, "number of images to explain, from the first one on; by default all")
     batch_size: int = flag(16, "images per forward pass")
     shard_size: int = flag(32, "images between two savings; processes divide the work by shards")
-    patch: int | None = flag(None, "side of a patch in pixels (localisation, sensitivity); a sixteenth of the image's")
-    seed: int = flag(0, "of random maps and of noise")
+    patch: int | None = flag(
+        None, "side of a patch in pixels (localisation, sensitivity); by default a sixteenth of the image's side"
+    )
+    seed: int = flag(0, "seed of random maps and of noise")
     per_image: bool = flag(False, "keep the values of every image in values.jsonl")
-    overwrite: bool = flag(False, "throw away what an earlier benchmark left in output")
+    overwrite: bool = flag(False, "delete what an earlier benchmark left in output")
 
     def __post_init__(self) -> None:
         if not self.output:
@@ -54,28 +57,29 @@ class BenchmarkConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
-        check_names(self.chosen_explainers or (), [*list_explainers(), "all"], "explainer")
-        check_names(words(self.measures), [*DEFAULT_MEASURES, *OPTIONAL_MEASURES], "measure")
+        _check_names(self.chosen_explainers or (), [*list_explainers(), "all"], "explainer")
+        _check_names(_words(self.measures), [*DEFAULT_MEASURES, *OPTIONAL_MEASURES], "measure")
 
     @property
     def chosen_explainers(self) -> tuple[str, ...] | None:
-        """Names in their order, each once; None for the default."""
-        return words(self.explainers) or None
+        """The explainers that the user names, in their order and each once; None for the default."""
+        return _words(self.explainers) or None
 
     def chosen_measures(self, annotated: bool) -> tuple[str, ...]:
-        """What is measured on data with or without annotations."""
-        chosen = words(self.measures) or (DEFAULT_MEASURES if annotated else (TABLE,))
+        """Return the measures for data with or without annotations."""
+        chosen = _words(self.measures) or (DEFAULT_MEASURES if annotated else (TABLE,))
         if LOCALISATION in chosen and not annotated:
             raise ValueError(f"{LOCALISATION} needs annotations, and these data have neither masks nor boxes")
         return chosen
 
 
-def words(text: str) -> tuple[str, ...]:
+def _words(text: str) -> tuple[str, ...]:
+    """Split a text at commas and spaces, and keep each word once."""
     return tuple(dict.fromkeys(text.replace(",", " ").split()))
 
 
-def check_names(names: tuple[str, ...], known: list[str], what: str) -> None:
-    """Refuse unknown names, with a hint."""
+def _check_names(names: Sequence[str], known: Sequence[str], what: str) -> None:
+    """Raise ValueError for an unknown name, with a hint."""
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
@@ -84,14 +88,16 @@ def check_names(names: tuple[str, ...], known: list[str], what: str) -> None:
 
 
 def make_settings(**settings: Any) -> tuple[BenchmarkConfig, DataConfig]:
-    """The settings of both groups from one set of names; lists of names may be given as lists."""
+    """Make both configurations from one set of settings, in which a list of names may be a list or a text."""
     groups = (BenchmarkConfig, DataConfig)
     known = {field.name: group for group in groups for field in dataclasses.fields(group)}
-    check_names(tuple(settings), list(known), "setting")
-    plain = {
-        name: " ".join(value) if isinstance(value, list | tuple) else str(value) if isinstance(value, Path) else value
-        for name, value in settings.items()
-        if value is not None
-    }
-    benchmark, data = ({name: value for name, value in plain.items() if known[name] is group} for group in groups)
-    return BenchmarkConfig(**benchmark), DataConfig(**data)
+    _check_names(tuple(settings), tuple(known), "setting")
+    values: dict[type, dict[str, Any]] = {group: {} for group in groups}
+    for name, value in settings.items():
+        if isinstance(value, list | tuple):
+            value = " ".join(value)
+        if isinstance(value, Path):
+            value = str(value)
+        if value is not None:
+            values[known[name]][name] = value
+    return BenchmarkConfig(**values[BenchmarkConfig]), DataConfig(**values[DataConfig])

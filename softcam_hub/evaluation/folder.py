@@ -1,7 +1,7 @@
-"""The folder of a benchmark: its files, and the question that an earlier benchmark in it answered.
+"""The folder of a benchmark: its files, and the settings that its values follow from.
 
-A benchmark goes on where an earlier one with the same question stopped. Another question is refused, so that one
-table never mixes two of them.
+A benchmark continues an earlier one with the same settings. Other settings are refused, so that one table never mixes
+values of two benchmarks.
 """
 
 import json
@@ -19,11 +19,11 @@ TABLE2, TABLE2_ROWS = "table2.md", "table2.jsonl"
 NAMES = [SETTINGS, f"{SHARDS}/*.json", ROWS, VALUES, CURVES, TABLE1, TABLE2_ROWS, TABLE2]
 """Files of a benchmark. The settings come first, and are therefore deleted last: shards never lie without them."""
 
-QUESTION = {"model", "data", "split", "explainers", "measures", "pairs", "weights", "images"}
-"""Some of the settings that every release has written, by which an earlier benchmark is recognised."""
+KNOWN_SETTINGS = {"model", "data", "split", "explainers", "measures", "pairs", "weights", "images"}
+"""Settings that every release has written, by which an earlier benchmark is recognised."""
 
 SHARD = re.compile(r"\d{5}\.(json|unfinished)")
-"""Names in `shards/`, with those of the drafts of earlier releases."""
+"""Names of files in `shards/`, and of the drafts of earlier releases."""
 
 
 def benchmark_folder(path: str | Path) -> OutputFolder:
@@ -36,27 +36,27 @@ def is_earlier_benchmark(path: Path) -> bool:
     entries = {entry.name for entry in path.iterdir()}
     if SETTINGS in entries:
         settings, shards = _read_json(path / SETTINGS), path / SHARDS
-        whole = isinstance(settings, dict) and settings.keys() >= QUESTION
+        whole = isinstance(settings, dict) and settings.keys() >= KNOWN_SETTINGS
         return whole and all(SHARD.fullmatch(file.name) for file in shards.glob("*"))
     return TABLE2_ROWS in entries and all(_is_accuracy(line) for line in _lines(path / TABLE2_ROWS))
 
 
-def start(folder: OutputFolder, asked: dict[str, Any], use: Use) -> None:
-    """Claim the folder for a benchmark, after a check that it holds no answers to another question.
+def claim_folder(folder: OutputFolder, settings: dict[str, Any], use: Use) -> None:
+    """Claim the folder for a benchmark, after a check that it holds no values of other settings.
 
     Args:
         folder: Locked folder.
-        asked: Everything that the values follow from.
-        use: "continue" to keep the shards that are there, "replace" to delete them.
+        settings: Everything that the values follow from.
+        use: "continue" to keep earlier shards, "replace" to delete them.
     """
     if use == "continue":
-        _check_same_question(folder.path, asked)
+        _check_same_settings(folder.path, settings)
     folder.claim(use)
     (folder.path / SHARDS).mkdir(exist_ok=True)
-    write_json(folder.path / SETTINGS, asked)
+    write_json(folder.path / SETTINGS, settings)
 
 
-def _check_same_question(folder: Path, now: dict[str, Any]) -> None:
+def _check_same_settings(folder: Path, settings: dict[str, Any]) -> None:
     if not (folder / SETTINGS).exists():
         if any((folder / SHARDS).glob("*.json")):
             raise ValueError(
@@ -70,16 +70,29 @@ def _check_same_question(folder: Path, now: dict[str, Any]) -> None:
             f"{folder / SETTINGS} is damaged, so that nothing says what was measured: start again with --overwrite, "
             "or choose another --output"
         )
-    for name, value in now.items():
+    before = with_current_role(before)
+    for name, value in settings.items():
         if before.get(name) != value:
             raise ValueError(
                 f"{folder} holds a benchmark with {name}={before.get(name)!r}, but now it is {value!r}: use the same "
-                "settings to go on with it, --overwrite to throw it away, or another --output"
+                "settings to continue it, --overwrite to delete it, or another --output"
             )
 
 
+def with_current_role(content: Any) -> Any:
+    """Return the content of a file with `vanilla` in place of `twin`, as earlier releases called that role."""
+    if isinstance(content, list):
+        return [with_current_role(one) for one in content]
+    if not isinstance(content, dict):
+        return content
+    content = {"vanilla" if name == "twin" else name: value for name, value in content.items()}
+    nested = {name: with_current_role(content[name]) for name in ("pairs", "weights") if name in content}
+    role = {"explains": "vanilla"} if content.get("explains") == "twin" else {}
+    return {**content, **nested, **role}
+
+
 def _read_json(file: Path) -> Any:
-    """The content of a JSON file, or None where it is not JSON."""
+    """Read a JSON file; None where it holds no JSON."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,13 +1,13 @@
-"""The values of one batch: what every explainer's maps are worth, image by image.
+"""The values of one batch: how good the maps of every explainer are, image by image.
 
-- Methods whose heat maps agree (CAM and Grad-CAM on a pooled linear head, Grad-CAM++ and its smooth version there) see
-  the same masked images, so that one pass over them serves all of them. "Agree" is: to 1e-6 everywhere.
+- Methods whose heat maps agree to 1e-6 everywhere (CAM and Grad-CAM on a pooled linear head, Grad-CAM++ and its smooth
+  version there) see the same masked images, so that one forward pass over these images serves all of them.
 - The pass over E⊙x gives both the confidence that is kept and the features of coherency's second map.
-- AD, IC, ADD, ADCC, mIoU, sensitivity and the perturbation measures are of the class that the explained model
-  predicts. Localisation is of the map of the *true* label (with several labels per image: of the predicted class), and
-  of the images with an annotation.
+- AD, IC, ADD, ADCC, mIoU, sensitivity and the perturbation measures concern the class that the explained model
+  predicts. Localisation concerns the map of the *true* label (with several labels per image: of the predicted class),
+  and images with an annotation only.
 - Maps are heat maps: positive part, upsampled to the image, min-max scaled. Single deletion alone ranks signed maps,
-  against the drop of the logit; the drops belong to the image, and are asked for once for all explainers.
+  and compares them with the drop of the logit. These drops are computed once per image, for all explainers.
 """
 
 import heapq
@@ -40,12 +40,13 @@ from ..explanation_scores.perturbation import (
 from ..explanation_scores.road import road
 from ..models.heads import describe_kind
 from .config import GRID, LOCALISATION, SENSITIVITY, SINGLE_DELETION, TABLE, BenchmarkConfig
-from .models import Explained
+from .models import ClassifierWithExplainers
 
 Values = dict[str, dict[str, Tensor]]
-"""explainer -> measure -> (B,) or (B, n); NaN where an image has no value."""
+"""Explainer -> measure -> values (B,) or (B, n), which are NaN where an image has none."""
 
-SAME = 1e-6
+TOLERANCE = 1e-6
+"""Largest difference between heat maps that count as the same."""
 
 PERTURBATIONS: dict[str, Callable[..., Tensor]] = {
     "insertion": insertion_auc,
@@ -55,66 +56,65 @@ PERTURBATIONS: dict[str, Callable[..., Tensor]] = {
 
 
 class Batch:
-    """Images of one explained model, with what is known and computed of them once for all explainers.
+    """Images of one classifier, with what all of its explainers need.
 
     Args:
-        explained: the model and its explainers.
-        images: (B, 3, H, W).
-        labels: (B,) indices or (B, C) multi-hot.
-        masks: (B, H, W) annotations, empty ones among them; None where the data has none.
+        classifier: Classifier with its explainers.
+        images: Images, (B, 3, H, W).
+        labels: Class indices (B,), or several labels per image (B, C).
+        masks: Annotations (B, H, W), some of which may be empty; None for data without annotations.
     """
 
-    def __init__(self, explained: Explained, images: Tensor, labels: Tensor, masks: Tensor | None) -> None:
-        self.labels = labels
-        self.explained, self.images, self.masks = explained, images, masks
+    def __init__(
+        self, classifier: ClassifierWithExplainers, images: Tensor, labels: Tensor, masks: Tensor | None
+    ) -> None:
+        self.classifier, self.images, self.labels, self.masks = classifier, images, labels, masks
         self.size = tuple(images.shape[-2:])
-        activations = explained.explained_model.record(images)
-        self.logits, self.probabilities = (
-            activations.logits.detach().float(),
-            explained.probabilities(activations.logits),
-        )
+        activations = classifier.explained.record(images)
+        self.logits = activations.logits.detach().float()
+        self.probabilities = classifier.probabilities(activations.logits)
         self.top = self.probabilities.topk(min(2, self.probabilities.shape[1]), dim=1).indices
         classes = self.top if labels.ndim == 2 else torch.cat([self.top, labels[:, None]], dim=1)
-        self.maps = explained.maps(explained.names, activations, classes)
+        self.maps = classifier.maps(classifier.names, activations, classes)
         self.heats = {name: heat(maps, self.size) for name, maps in self.maps.items()}  # (B, 2 or 3, H, W)
         self.predicted = self.top[:, 0]
         self.confidence = self.of_predicted(self.probabilities)
-        everything = torch.ones(len(images), dtype=torch.bool, device=images.device)
-        self.annotated = everything if masks is None else masks.flatten(1).any(dim=1)
+        every = torch.ones(len(images), dtype=torch.bool, device=images.device)
+        self.annotated = every if masks is None else masks.flatten(1).any(dim=1)
 
-    def of_predicted(self, answers: Tensor) -> Tensor:
-        return answers.gather(1, self.predicted[:, None])[:, 0]
+    def of_predicted(self, values: Tensor) -> Tensor:
+        """Select the value of the predicted class from values (B, C)."""
+        return values.gather(1, self.predicted[:, None])[:, 0]
 
     def of_label(self, name: str) -> Tensor:
-        """The heat map (B, H, W) of the true label, or of the predicted class where there are several labels."""
+        """Return the heat map (B, H, W) of the true label, or of the predicted class where there are several labels."""
         heats = self.heats[name]
         return heats[:, -1] if heats.shape[1] > self.top.shape[1] else heats[:, 0]
 
 
-def measure(batch: Batch, asked: Sequence[str], settings: BenchmarkConfig) -> Values:
-    """The values of the measures asked for, by explainer."""
-    found: Values = {name: {"confidence": batch.confidence} for name in batch.explained.names}
-    for group in alike({name: heats[:, 0] for name, heats in batch.heats.items()}):
-        shared = _of_heat(batch, batch.heats[group[0]][:, 0], asked, settings)
-        if TABLE in asked:
-            kept, coherencies = _kept(batch, group)
-            shared["kept"] = kept
+def measure(batch: Batch, measures: Sequence[str], config: BenchmarkConfig) -> Values:
+    """Compute the values of the measures, by explainer."""
+    values: Values = {name: {"confidence": batch.confidence} for name in batch.classifier.names}
+    for group in group_equal({name: heats[:, 0] for name, heats in batch.heats.items()}):
+        shared = _measure_heat(batch, batch.heats[group[0]][:, 0], measures, config)
+        if TABLE in measures:
+            shared["kept"], coherencies = _measure_kept(batch, group)
             for name in group:
-                found[name]["coherency"] = coherencies[name]
+                values[name]["coherency"] = coherencies[name]
         for name in group:
-            found[name] |= shared | _of_maps(batch, name, asked, settings)
-    if SINGLE_DELETION in asked:
-        for name, values in _single_deletions(batch, settings).items():
-            found[name][SINGLE_DELETION] = values
-    return found
+            values[name] |= shared | _measure_maps(batch, name, measures, config)
+    if SINGLE_DELETION in measures:
+        for name, column in _single_deletions(batch, config).items():
+            values[name][SINGLE_DELETION] = column
+    return values
 
 
-def alike(heats: dict[str, Tensor]) -> list[list[str]]:
-    """Names, those with the same maps together."""
+def group_equal(heats: dict[str, Tensor]) -> list[list[str]]:
+    """Group the names of equal maps."""
     groups: list[list[str]] = []
     for name, maps in heats.items():
         for group in groups:
-            if torch.allclose(maps, heats[group[0]], rtol=0, atol=SAME):
+            if torch.allclose(maps, heats[group[0]], rtol=0, atol=TOLERANCE):
                 group.append(name)
                 break
         else:
@@ -122,72 +122,82 @@ def alike(heats: dict[str, Tensor]) -> list[list[str]]:
     return groups
 
 
-def _kept(batch: Batch, group: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
-    """o (B,), and the coherency (B,) of every method whose map of the images is this one."""
-    explained, first = batch.explained, batch.heats[group[0]][:, 0]
-    kept = explained.explained_model.record(batch.images * first[:, None])
-    second = explained.maps(group, kept, batch.predicted[:, None])
-    coherencies = {
-        name: coherency(batch.heats[name][:, 0], heat(maps[:, 0], batch.size)) for name, maps in second.items()
-    }
-    return batch.of_predicted(explained.probabilities(kept.logits)), coherencies
+def _measure_kept(batch: Batch, group: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Run the images times their heat map through the network.
+
+    Args:
+        batch: Images.
+        group: Methods that share this heat map.
+
+    Returns:
+        The confidence that is kept, (B,), and the coherency (B,) of every method.
+    """
+    classifier, first = batch.classifier, batch.heats[group[0]][:, 0]
+    kept = classifier.explained.record(batch.images * first[:, None])
+    coherencies = {}
+    for name, maps in classifier.maps(group, kept, batch.predicted[:, None]).items():
+        coherencies[name] = coherency(batch.heats[name][:, 0], heat(maps[:, 0], batch.size))
+    return batch.of_predicted(classifier.probabilities(kept.logits)), coherencies
 
 
-def _of_heat(batch: Batch, maps: Tensor, asked: Sequence[str], settings: BenchmarkConfig) -> dict[str, Tensor]:
-    """What follows from the map of the predicted class (B, H, W) and the model's answers alone."""
-    predict, images = batch.explained.predict, batch.images
-    options: dict[str, Any] = {"classes": batch.predicted, "batch": settings.batch_size}
-    found = {}
-    if TABLE in asked:
-        found["removed"] = batch.of_predicted(predict(images * (1 - maps)[:, None]))
-        found["complexity"] = complexity(maps)
-    if SENSITIVITY in asked:
-        of = batch.annotated
-        options_of = options | {"classes": batch.predicted[of], "patch": settings.patch}
-        found["topk_sensitivity"] = _spread(of, topk_sensitivity, predict, images[of], maps[of], **options_of)
+def _measure_heat(batch: Batch, maps: Tensor, measures: Sequence[str], config: BenchmarkConfig) -> dict[str, Tensor]:
+    """Compute what follows from the heat map of the predicted class (B, H, W) and the model's predictions alone."""
+    predict, images = batch.classifier.predict, batch.images
+    options: dict[str, Any] = {"classes": batch.predicted, "batch": config.batch_size}
+    values = {}
+    if TABLE in measures:
+        values["removed"] = batch.of_predicted(predict(images * (1 - maps)[:, None]))
+        values["complexity"] = complexity(maps)
+    if SENSITIVITY in measures:
+        some = batch.annotated
+        options_of_some = options | {"classes": batch.predicted[some], "patch": config.patch}
+        values["topk_sensitivity"] = _for_some(
+            some, topk_sensitivity, predict, images[some], maps[some], **options_of_some
+        )
     for name, function in PERTURBATIONS.items():
-        if name in asked:
-            extra = {"seed": settings.seed} if name == "road" else {}
-            found[name] = function(predict, images, maps, **options, **extra)
-    return found
+        if name in measures:
+            seed = {"seed": config.seed} if name == "road" else {}
+            values[name] = function(predict, images, maps, **options, **seed)
+    return values
 
 
-def _of_maps(batch: Batch, name: str, asked: Sequence[str], settings: BenchmarkConfig) -> dict[str, Tensor]:
-    """What needs this explainer's own maps."""
-    found = {}
-    if TABLE in asked:
-        if batch.top.shape[1] == 2:  # a model of one class has no second one to tell apart
-            found["iou"] = top_two_iou(batch.heats[name][:, 0], batch.heats[name][:, 1])
+def _measure_maps(batch: Batch, name: str, measures: Sequence[str], config: BenchmarkConfig) -> dict[str, Tensor]:
+    """Compute what needs the maps of this explainer."""
+    values = {}
+    if TABLE in measures:
+        if batch.top.shape[1] == 2:  # a model of one class has no second class to tell apart
+            values["iou"] = top_two_iou(batch.heats[name][:, 0], batch.heats[name][:, 1])
         if describe_kind(name).composition is not None:
-            found["completeness_error"] = _completeness(batch, name)
-    if LOCALISATION in asked:
-        found |= _localisation(batch, batch.of_label(name), settings.patch)
-    if "gini" in asked:
-        found["gini"] = gini_sparseness(batch.maps[name][:, 0].relu())
-    if "max_sensitivity" in asked:
-        options = {"seed": settings.seed, "batch": settings.batch_size}
-        found["max_sensitivity"] = max_sensitivity(_explain(batch, name), batch.images, batch.predicted, **options)
-    return found
+            values["completeness_error"] = _completeness(batch, name)
+    if LOCALISATION in measures:
+        values |= _localisation(batch, batch.of_label(name), config.patch)
+    if "gini" in measures:
+        values["gini"] = gini_sparseness(batch.maps[name][:, 0].relu())
+    if "max_sensitivity" in measures:
+        options = {"seed": config.seed, "batch": config.batch_size}
+        explain = _heat_explainer(batch, name)
+        values["max_sensitivity"] = max_sensitivity(explain, batch.images, batch.predicted, **options)
+    return values
 
 
-def _single_deletions(batch: Batch, settings: BenchmarkConfig) -> dict[str, Tensor]:
-    """IDSDS (B,) of every explainer: signed maps against the drops of the logit."""
-    patch = patch_side(batch.images, settings.patch)
-    options = {"classes": batch.predicted, "batch": settings.batch_size}
-    drops = patch_drops(batch.explained.explained_model.logits, batch.images, patch, **options)
-    found = {}
+def _single_deletions(batch: Batch, config: BenchmarkConfig) -> dict[str, Tensor]:
+    """Compute IDSDS (B,) of every explainer: signed maps against the drops of the logit."""
+    patch = patch_side(batch.images, config.patch)
+    options = {"classes": batch.predicted, "batch": config.batch_size}
+    drops = patch_drops(batch.classifier.explained.logits, batch.images, patch, **options)
+    values = {}
     for name, maps in batch.maps.items():
         signed = F.interpolate(maps[:, :1].float(), size=batch.size, mode="bilinear", align_corners=False)[:, 0]
-        found[name] = spearman(patch_means(signed, patch).flatten(1), drops)
-    return found
+        values[name] = spearman(patch_means(signed, patch).flatten(1), drops)
+    return values
 
 
-def _explain(batch: Batch, name: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """Heat maps (B, H, W) of one class per image."""
+def _heat_explainer(batch: Batch, name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return a function from images and one class per image to heat maps (B, H, W)."""
 
     def explain(images: Tensor, classes: Tensor) -> Tensor:
-        activations = batch.explained.explained_model.record(images)
-        maps = batch.explained.maps([name], activations, classes[:, None])[name]
+        activations = batch.classifier.explained.record(images)
+        maps = batch.classifier.maps([name], activations, classes[:, None])[name]
         return heat(maps[:, 0], tuple(images.shape[-2:]))
 
     return explain
@@ -201,63 +211,72 @@ def _completeness(batch: Batch, name: str) -> Tensor:
 
 
 def _localisation(batch: Batch, maps: Tensor, patch: int | None) -> dict[str, Tensor]:
-    of = batch.annotated
-    masks = batch.masks[of]
+    some = batch.annotated
+    masks = batch.masks[some]
     return {
-        "localization_precision": _spread(of, localization_precision, maps[of], masks, patch=patch),
-        "activation_precision": _spread(of, activation_precision, maps[of], masks),
-        "activation_sensitivity": _spread(of, activation_sensitivity, maps[of], masks),
-        "energy_pointing": _spread(of, lambda: energy_pointing_game(maps[of], around(masks))),
+        "localization_precision": _for_some(some, localization_precision, maps[some], masks, patch=patch),
+        "activation_precision": _for_some(some, activation_precision, maps[some], masks),
+        "activation_sensitivity": _for_some(some, activation_sensitivity, maps[some], masks),
+        "energy_pointing": _for_some(some, lambda: energy_pointing_game(maps[some], bounding_boxes(masks))),
     }
 
 
-def around(masks: Tensor) -> Tensor:
-    """The smallest box around each annotation, (B, 4): left, top, right, bottom."""
+def bounding_boxes(masks: Tensor) -> Tensor:
+    """Return the smallest box around each mask, (B, 4): left, top, right, bottom."""
     edges = []
-    for axis in (1, 2):  # rows any: columns that are touched, and the other way round
+    for axis in (1, 2):  # any() over rows leaves the columns that a mask touches, and the other way round
         touched = masks.any(dim=axis).int()
         edges.append((touched.argmax(dim=1), touched.shape[1] - touched.flip(1).argmax(dim=1)))
     (left, right), (top, bottom) = edges
     return torch.stack([left, top, right, bottom], dim=1)
 
 
-def _spread(of: Tensor, function: Callable[..., Tensor], *args: Any, **options: Any) -> Tensor:
-    """The values of some images, (B,) or (B, n), NaN for the others."""
-    if not of.any():
-        return torch.full((len(of),), torch.nan, device=of.device)
-    values = function(*args, **options)
-    found = values.new_full((len(of), *values.shape[1:]), torch.nan)
-    found[of] = values
-    return found
-
-
-def grid_pointing(explained: Explained, images: Tensor, labels: Tensor) -> Values:
-    """Grid pointing game on the mosaic of four images of different classes: how much of each class's map of the mosaic
-    is in its cell, on average over the four, (1,) by explainer.
-
-    A mosaic is as large as one image, so that a model of fixed size can look at it.
+def _for_some(some: Tensor, function: Callable[..., Tensor], *args: Any, **options: Any) -> Tensor:
+    """Compute the values of some images, (B,) or (B, n), and NaN for the others.
 
     Args:
-        explained: the model and its explainers.
-        images: (4, 3, H, W).
-        labels: (4,).
+        some: Images that have a value, (B,) of booleans.
+        function: Function that returns a value for each of these images.
+        args: Arguments of the function.
+        options: Further arguments of the function.
+    """
+    if not some.any():
+        return torch.full((len(some),), torch.nan, device=some.device)
+    values = function(*args, **options)
+    spread = values.new_full((len(some), *values.shape[1:]), torch.nan)
+    spread[some] = values
+    return spread
+
+
+def grid_pointing(classifier: ClassifierWithExplainers, images: Tensor, labels: Tensor) -> Values:
+    """Play the grid pointing game on the mosaic of four images of different classes.
+
+    The value is the share of each class's map of the mosaic that lies in its cell, averaged over the four classes, (1,)
+    by explainer. A mosaic is as large as one image, so that it fits a model of fixed input size.
+
+    Args:
+        classifier: Classifier with its explainers.
+        images: Images, (4, 3, H, W).
+        labels: Classes of the images, (4,).
     """
     pictures, classes = mosaics(images, labels)
     size = (images.shape[2] // 2 * 2, images.shape[3] // 2 * 2)
     small = F.interpolate(pictures, size=images.shape[-2:], mode="area")
-    maps = explained.maps(explained.names, explained.explained_model.record(small), classes)
+    maps = classifier.maps(classifier.names, classifier.explained.record(small), classes)
     return {name: {GRID: grid_pointing_game(heat(drawn, size)).mean(dim=1)} for name, drawn in maps.items()}
 
 
-def quartets(labels: Sequence[int]) -> list[list[int]]:
-    """Places of four images of four classes each, as many as there can be, also where classes come one after another.
+def choose_quartets(labels: Sequence[int]) -> list[list[int]]:
+    """Choose as many quartets of images of four different classes as there can be, in any order of the labels.
 
-    Each takes the next image of the four classes of which most are left.
+    Every quartet consists of the next image of the four classes of which most images are left.
     """
     waiting: dict[int, deque[int]] = {}
-    for place, label in enumerate(labels):
-        waiting.setdefault(label, deque()).append(place)
-    found = []
-    while len(largest := [places for places in heapq.nlargest(4, waiting.values(), key=len) if places]) == 4:
-        found.append(sorted(places.popleft() for places in largest))
-    return found
+    for index, label in enumerate(labels):
+        waiting.setdefault(label, deque()).append(index)
+    quartets = []
+    while True:
+        largest = [indices for indices in heapq.nlargest(4, waiting.values(), key=len) if indices]
+        if len(largest) < 4:
+            return quartets
+        quartets.append(sorted(indices.popleft() for indices in largest))

@@ -1,8 +1,8 @@
-"""Which models are asked, which explainers each of them admits, and one batch of images explained by several of them.
+"""The classifiers of a benchmark, and the explainers that each of them is explained by.
 
-- Native maps explain the prediction of our model. Post-hoc maps explain the *vanilla twin*, the same backbone with a
-  linear classifier on pooled features; a SoftCAM model with an exact head is its own twin.
-- `random` and `centre` stand beside the post-hoc maps, or beside the native ones where there is no twin.
+- A self-explaining model's own maps explain its own prediction. Post-hoc maps explain the *vanilla* classifier, the
+  same backbone with a linear classifier on pooled features. A model with the same logits can be turned back into it.
+- `random` and `centre` are measured on the vanilla classifier, or on the model where there is no vanilla classifier.
 """
 
 import re
@@ -24,15 +24,18 @@ from ..models.heads import native_kinds
 from ..models.label_kind import MULTI_LABEL, class_probabilities
 from ..models.self_explaining import SelfExplaining
 
+MODEL, VANILLA = ROLES = ("model", "vanilla")
+"""Roles that a classifier can have in a benchmark: self-explaining model, and vanilla classifier."""
+
 DEFAULT_POST_HOC = ("cam", "grad-cam", "grad-cam++", "smooth-grad-cam++", "layer-cam", "lift-cam", "fd-cam")
-"""The post-hoc explainers that are measured when none are named."""
+"""Post-hoc explainers that are measured when the user names none: all that need at most a few forward passes."""
 
 ONE_LABEL = "CAPE gives one label per image, and these data have several"
 
 
 @contextmanager
-def lent(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """The model in eval mode on `device` inside the `with`; afterwards as and where it was."""
+def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Keep a model in eval mode and on a device inside the `with` block, and restore both afterwards."""
     before = next(model.parameters()).device
     with evaluation_mode(model):
         try:
@@ -43,13 +46,13 @@ def lent(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def fingerprint(classifier: LoadedClassifier) -> int:
-    """Compute a number that changes with the weights, with the network, and with what is done to the images."""
+    """Compute a checksum that changes with the weights, with the network, and with what is done to the images."""
     model = classifier.model
     naive = getattr(getattr(model, "head", None), "naive", None)
-    labels = ("multi_label",) if classifier.multi_label else ()
     args = getattr(model, "made_with", getattr(model, "_model_args", None))
+    labels = ("multi_label",) if classifier.multi_label else ()
     network = repr((model, args, naive, classifier.preprocessing, *labels))
-    checksum = zlib.crc32(re.sub(" at 0x[0-9a-f]+", "", network).encode())  # the address of a function says nothing
+    checksum = zlib.crc32(re.sub(" at 0x[0-9a-f]+", "", network).encode())  # addresses change from run to run
     for name, tensor in model.state_dict().items():
         checksum = zlib.crc32(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy(), checksum)
         checksum = zlib.crc32(name.encode(), checksum)
@@ -57,101 +60,106 @@ def fingerprint(classifier: LoadedClassifier) -> int:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A model and the vanilla twin that post-hoc maps explain.
+class ModelPair:
+    """A self-explaining model, and the vanilla classifier that post-hoc maps explain.
 
     Args:
-        model: ours, or None where only a black box is explained.
-        twin: a black box, or None where there is none.
-        missing: why there is no twin.
+        model: Self-explaining model, or None where only a vanilla classifier is explained.
+        vanilla: Vanilla classifier, or None where there is none.
+        missing: Reason why there is no vanilla classifier.
     """
 
     model: LoadedClassifier | None
-    twin: LoadedClassifier | None
+    vanilla: LoadedClassifier | None
     missing: str = ""
 
 
-def pair_up(classifier: LoadedClassifier, twin: LoadedClassifier | None) -> Pair:
-    """Find the twin of a model, if none is given."""
+def pair_models(classifier: LoadedClassifier, vanilla: LoadedClassifier | None) -> ModelPair:
+    """Pair a classifier with the vanilla classifier that the user names, or with the one that it can be turned into."""
     model = classifier.model
     if not isinstance(model, SelfExplaining):
-        if twin is not None:
-            raise ValueError("the model is a black box itself, and needs no twin: leave twin out")
-        return Pair(None, classifier)
-    if twin is not None:
-        if isinstance(twin.model, SelfExplaining):
-            raise ValueError("the twin is a self-explaining model: expected a vanilla timm model, such as RUN/vanilla")
-        return Pair(classifier, twin)
+        if vanilla is not None:
+            raise ValueError("the model is a vanilla classifier itself: leave vanilla out")
+        return ModelPair(None, classifier)
+    if vanilla is not None:
+        if isinstance(vanilla.model, SelfExplaining):
+            raise ValueError(
+                "vanilla is a self-explaining model: expected a vanilla timm model, such as the folder RUN/vanilla"
+            )
+        return ModelPair(classifier, vanilla)
     if model.head_class.keeps_logits and model.exact and isinstance(model, Classifier):
-        return Pair(classifier, load_classifier(to_vanilla(model).eval()))
-    reason = "it classifies otherwise than a pooled linear layer" if model.exact else "its head is not the vanilla one"
-    missing = f"this {model.family} model has no vanilla twin of its own ({reason}): name one with twin"
-    return Pair(classifier, None, missing)
+        return ModelPair(classifier, load_classifier(to_vanilla(model).eval()))
+    reason = "its predictions differ from those of a pooled linear layer"
+    if not model.exact:
+        reason = "its head is not the vanilla one"
+    missing = f"this {model.family} model cannot be turned into a vanilla classifier ({reason}): name one with vanilla"
+    return ModelPair(classifier, None, missing)
 
 
-def several_labels(pair: Pair, role: str, in_data: bool) -> bool:
-    """Say whether a model gives each class a probability of its own.
+def resolve_multi_label(pair: ModelPair, role: str, data_multi_label: bool) -> bool:
+    """Tell whether a classifier gives each class a probability of its own.
 
-    The model decides. A twin that does not say is taken for what its model is, and a lone one for what the data is.
+    A vanilla classifier that does not say follows the model beside it, and one without a model follows the data.
 
     Args:
-        pair: The models.
-        role: "model" or "twin".
-        in_data: Whether the images of the data may have several labels.
+        pair: Classifiers of the benchmark.
+        role: One of `ROLES`.
+        data_multi_label: Whether the images of the data may have several labels.
     """
-    known = [one.multi_label for one in (getattr(pair, role), pair.model) if one is not None]
-    several = next((answer for answer in known if answer is not None), in_data)
-    if in_data and not several:
+    answers = [one.multi_label for one in (getattr(pair, role), pair.model) if one is not None]
+    multi_label = next((answer for answer in answers if answer is not None), data_multi_label)
+    if data_multi_label and not multi_label:
         if pair.model is not None and not pair.model.model.head_class.multi_label:
             raise ValueError(ONE_LABEL)
         raise ValueError(
             f"the {role} gives one label per image (a softmax), and these data have several: train it on such data, or "
             f"write problem_type={MULTI_LABEL!r} into its config.json if it was"
         )
-    return several
+    return multi_label
 
 
-def divide(names: tuple[str, ...] | None, pair: Pair) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Explainers for "model" and for "twin", and those left out with the reason.
+def assign_explainers(names: tuple[str, ...] | None, pair: ModelPair) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Return the explainers of each role, and the explainers that are left out with the reason.
 
     Args:
-        names: explainers asked for; None for the default; one of them may be `all`.
-        pair: the models.
+        names: Explainers that the user names, one of which may be `all`; None for the default.
+        pair: Classifiers of the benchmark.
     """
     native = native_kinds()
-    kinds = () if pair.model is None else tuple(kind for kind in pair.model.model.head_class.kinds if kind in native)
-    wanted = names or (*kinds, *DEFAULT_POST_HOC, *UNINFORMED)
-    free = names is None or "all" in names
+    own = [] if pair.model is None else [kind for kind in pair.model.model.head_class.kinds if kind in native]
+    wanted = list(names or (*own, *DEFAULT_POST_HOC, *UNINFORMED))
+    named = names is not None and "all" not in names
     if "all" in wanted:
-        wanted = tuple(dict.fromkeys([*kinds, *(name for name in list_explainers() if name not in native)]))
-    parts: dict[str, list[str]] = {"model": [], "twin": []}
+        wanted = [*own, *(name for name in list_explainers() if name not in native)]
+    assigned: dict[str, list[str]] = {role: [] for role in ROLES}
     left_out = {}
     for name in wanted:
+        role, reason = VANILLA, ""
         if name in native:
-            role, reason = "model", "" if name in kinds else f"{name!r} maps need a {native[name].family} model"
-        elif name in UNINFORMED and pair.twin is None:
-            role, reason = "model", ""
-        else:
-            role, reason = "twin", "" if pair.twin is not None else pair.missing
-        if reason and not free:
+            role = MODEL
+            reason = "" if name in own else f"{name!r} maps need a {native[name].family} model"
+        elif pair.vanilla is None:
+            role = MODEL
+            reason = "" if name in UNINFORMED else pair.missing
+        if reason and named:
             raise ValueError(f"explainer {name!r} is not possible here: {reason}")
         if reason:
             left_out[name] = reason
         else:
-            parts[role].append(name)
-    return parts, left_out
+            assigned[role].append(name)
+    return assigned, left_out
 
 
-class Explained:
+class ClassifierWithExplainers:
     """A classifier, and the explainers whose maps of it are measured.
 
     Args:
-        role: "model" or "twin".
-        classifier: in eval mode, on its device.
-        names: of the explainers.
-        multi_label: The model gives each class a probability of its own, as an image may have several labels.
-        seed: of random maps and noise.
-        batch: masked images at a time, for the explainers that make many.
+        role: One of `ROLES`.
+        classifier: Classifier in eval mode, on its device.
+        names: Names of the explainers.
+        multi_label: Give each class a probability of its own, as an image may have several labels.
+        seed: Seed of random maps and noise.
+        batch: Number of masked images per forward pass, for the explainers that make many.
     """
 
     def __init__(
@@ -164,47 +172,53 @@ class Explained:
         batch: int = 16,
     ) -> None:
         self.role, self.classifier, self.multi_label = role, classifier, multi_label
-        self.model = classifier.model
         self.names = tuple(names)
-        self.explained_model = ExplainedModel(classifier.model)
-        self.explainers = Explainers(names, self.explained_model, signed=True, options={"seed": seed, "batch": batch})
+        self.explained = ExplainedModel(classifier.model)
+        self.explainers = Explainers(names, self.explained, signed=True, options={"seed": seed, "batch": batch})
 
-    def drop_refused(self, images: Tensor, strict: bool) -> dict[str, str]:
-        """Try every explainer and leave out those that do not fit this model, with reasons.
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return next(self.classifier.model.parameters()).device
+
+    def drop_impossible(self, images: Tensor, strict: bool) -> dict[str, str]:
+        """Try every explainer, and leave out those that do not fit this model, with the reason.
 
         Args:
-            images: (B, 3, H, W), a few.
-            strict: raise instead.
+            images: A few images, (B, 3, H, W).
+            strict: Raise the reason instead.
         """
-        refused: dict[str, str] = {}
-        activations = self.explained_model.record(images)  # a model without spatial features fits none
+        left_out: dict[str, str] = {}
+        activations = self.explained.record(images)  # raises for a model without spatial features, which fits none
         for name in self.names:
-            if name == "score-cam":  # one pass per channel, and it fits wherever there are features
+            if name == "score-cam":  # it runs once per channel, and fits wherever there are features
                 continue
             try:
                 self.maps([name], activations, activations.classes)
             except (ValueError, ImportError) as error:
                 if strict:
                     raise type(error)(f"explainer {name!r} is not possible here: {error}") from error
-                refused[name] = str(error)
-        self.names = tuple(name for name in self.names if name not in refused)
-        return refused
+                left_out[name] = str(error)
+        self.names = tuple(name for name in self.names if name not in left_out)
+        return left_out
 
     def maps(self, names: Sequence[str], activations: Activations, classes: Tensor) -> dict[str, Tensor]:
-        """Signed maps (B, k, h, w) by explainer, from the activations of one forward pass."""
+        """Compute the signed maps (B, k, h, w) of several explainers from one forward pass."""
         if not activations.logits.isfinite().all():
             raise ValueError(f"the {self.role} predicts NaN: its weights are broken, or its input is")
-        found, activations = {}, activations.for_classes(classes)
+        activations = activations.for_classes(classes)
+        maps = {}
         for name in names:
-            found[name] = self.explainers.maps(name, activations.images, classes, activations)
-            if not found[name].isfinite().all():
+            maps[name] = self.explainers.maps(name, activations.images, classes, activations)
+            if not maps[name].isfinite().all():
                 raise ValueError(f"{name} gives maps of the {self.role} that hold NaN or infinity, which have no score")
-        return found
+        return maps
 
     def probabilities(self, logits: Tensor) -> Tensor:
+        """Turn logits (B, C) into probabilities."""
         return class_probabilities(logits.detach(), self.multi_label)
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
-        """Probabilities (B, C)."""
-        return self.probabilities(self.explained_model.logits(images))
+        """Compute the probabilities (B, C) of images (B, 3, H, W)."""
+        return self.probabilities(self.explained.logits(images))

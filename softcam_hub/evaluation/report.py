@@ -1,9 +1,10 @@
-"""From rows to what people look at: the CAPE paper's Table 1 as Markdown, and curves over k as a picture.
+"""Rows as people read them: the CAPE paper's Table 1 as Markdown, and curves over k as a picture.
 
-- The best value of a column is bold, the floors `random` and `centre` among the candidates: where a floor wins, the
-  measure or the maps are in doubt, and the table should show it.
-- Borda points are given among explainers; the floors earn none and take none. Scores are ranked as they are printed:
-  methods with the same maps (CAM and Grad-CAM on a pooled linear head) differ by rounding noise, and share a rank.
+- The best value of a column is bold, `random` and `centre` among the candidates: where maps that know nothing of the
+  model win, the measure or the maps are in doubt, and the table should show it.
+- Explainers earn Borda points among each other; `random` and `centre` take no part. Scores are ranked as they are
+  printed: methods with the same maps (CAM and Grad-CAM on a pooled linear head) differ by rounding noise, and share a
+  rank.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from ..figures import stack_vertically
 from ..figures.charts import Points, curves
 from ..files import draft_of
 from ..models.heads import native_kinds
+from .models import ROLES
 from .results import CURVES, Row
 
 BORDA = {
@@ -26,7 +28,7 @@ BORDA = {
     "adcc": True,
     "miou": False,
 }
-"""The measures that Borda counts -> whether higher is better."""
+"""Measures that earn Borda points -> whether higher is better."""
 
 COLUMNS: dict[str, tuple[str, bool]] = {
     "average_drop": ("AD ↓", False),
@@ -49,20 +51,23 @@ COLUMNS: dict[str, tuple[str, bool]] = {
     "grid_pointing": ("grid pointing ↑", True),
     "gini": ("Gini", True),
 }
-"""Name in a row -> heading, and whether higher is better."""
+"""Name in a row -> heading of the column, and whether higher is better."""
+
+TWO_DIGITS = ("road", "single_deletion", "max_sensitivity", "gini")
+"""Columns that are no percentages, and are printed with two digits."""
 
 LINES = 4
-"""Post-hoc explainers in one chart, beside the native maps and `random`."""
+"""Number of post-hoc explainers in one chart, beside the native maps and `random`."""
 
 
 def markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A table whose first column is text and whose others are numbers."""
+    """Format a table whose first column is text and whose others are numbers."""
     rule = ["---", *["---:"] * (len(header) - 1)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *body)) + "\n"
 
 
 def with_borda(rows: list[Row]) -> list[Row]:
-    """Rows with the points that each explainer earns among the others."""
+    """Add the Borda points that each explainer earns among the others."""
     rivals = [row for row in rows if row["explainer"] not in UNINFORMED and "average_drop" in row]
     if not rivals:
         return rows
@@ -73,37 +78,38 @@ def with_borda(rows: list[Row]) -> list[Row]:
 
 
 def table1(rows: list[Row]) -> str:
-    """All scores of all explainers, the best of a column bold."""
+    """Format all scores of all explainers, the best of a column in bold."""
     rows = with_borda(rows)
     names = [name for name in COLUMNS if any(row.get(name) is not None for row in rows)]
     best = {name: _best(rows, name) for name in names}
-    body = [
-        [row["explainer"], row["explains"], *(_cell(row.get(name), name, best[name]) for name in names)] for row in rows
-    ]
+    body = []
+    for row in rows:
+        cells = [_cell(row.get(name), name, best[name]) for name in names]
+        body.append([row["explainer"], row["explains"], *cells])
     return markdown(["explainer", "explains", *(COLUMNS[name][0] for name in names)], body) + "\n" + caption(rows)
 
 
 def caption(rows: list[Row]) -> str:
+    """Describe images, models and versions below the table."""
     row = rows[0]
-    of = {role: row.get(role) for role in ("model", "twin") if row.get(role)}
-    said = [
+    models = ", ".join(f"{role} `{row[role]}`" for role in ROLES if row.get(role))
+    sentences = [
         f"{row['images']} images of `{row['data']}` ({row['split']}), {row['annotated']} of them annotated; seed "
-        f"{row['seed']}; {', '.join(f'{role} `{name}`' for role, name in of.items())}; torch {row['torch']}, timm "
-        f"{row['timm']}, {row['device']}.",
+        f"{row['seed']}; {models}; torch {row['torch']}, timm {row['timm']}, {row['device']}.",
         "Percent, but for BC, completeness error, ROAD, single deletion, max-sensitivity and Gini. BC is the Borda "
         "count of AD, IC, ADD, ADCC and mIoU among the explainers without random and centre.",
     ]
     if row["annotated"]:
-        said.append(
+        sentences.append(
             "Localisation is of the map of the true label, on annotated images, and top-k means the mean over the "
             "1 to 30 highest patches."
         )
-    return " ".join(said) + "\n"
+    return " ".join(sentences) + "\n"
 
 
 def _best(rows: list[Row], name: str) -> float | None:
     values = [row[name] for row in rows if row.get(name) is not None]
-    if name == "gini" or len(values) < 2:  # sparser is not better
+    if name == "gini" or len(values) < 2:  # a sparser map is not a better one
         return None
     return max(values) if COLUMNS[name][1] else min(values)
 
@@ -120,23 +126,26 @@ def _format(value: float, name: str) -> str:
         return f"{value:.0f}"
     if name == "completeness_error":
         return f"{value:.1e}"
-    return f"{value:.2f}" if name in ("road", "single_deletion", "max_sensitivity", "gini") else f"{value:.1f}"
+    return f"{value:.2f}" if name in TWO_DIGITS else f"{value:.1f}"
 
 
-def draw_curves(rows: list[Row], file: Path) -> bool:
-    """Charts of every curve over k, a few explainers in each; whether there was anything to draw."""
-    sheets = [curves(panels, "k highest patches", shared=True) for name in CURVES if (panels := _panels(rows, name))]
-    if sheets:
+def draw_curves(rows: list[Row], file: Path) -> None:
+    """Draw charts of every curve over k, a few explainers in each; without curves there is no file."""
+    panels = [_panels(rows, name) for name in CURVES if any(f"{name}_curve" in row for row in rows)]
+    if panels:
         with draft_of(file) as draft:
-            stack_vertically(sheets).save(draft)
-    return bool(sheets)
+            stack_vertically([curves(one, "k highest patches", shared=True) for one in panels]).save(draft)
 
 
 def _panels(rows: list[Row], name: str) -> dict[str, dict[str, Points]]:
+    """Split the curves of a measure into charts: native maps and `random` in each, and a few post-hoc methods."""
     lines = {row["explainer"]: list(enumerate(row[f"{name}_curve"], 1)) for row in rows if f"{name}_curve" in row}
     always = [one for one in lines if one in native_kinds() or one == "random"]
     others = [one for one in lines if one not in always]
-    groups = [others[first : first + LINES] for first in range(0, len(others), LINES)] or [[]]
-    title = f"{COLUMNS[name][0][:-2]} in % ({'higher' if COLUMNS[name][1] else 'lower'} is better)"
-    parts = [{one: lines[one] for one in always + group} for group in groups] if lines else []
-    return {title + " " * number: part for number, part in enumerate(parts)}  # titles are keys
+    heading, higher = COLUMNS[name]
+    title = f"{heading[:-2]} in % ({'higher' if higher else 'lower'} is better)"
+    panels = {}
+    for number, first in enumerate(range(0, max(1, len(others)), LINES)):
+        chosen = always + others[first : first + LINES]
+        panels[title + " " * number] = {one: lines[one] for one in chosen}  # titles are keys, and must differ
+    return panels

@@ -1,7 +1,7 @@
-"""From values per image to one row per explainer: means in percent, as the papers print them.
+"""One row per explainer from the values of all images: means in percent, as the papers print them.
 
-- The scores and their names are those of the `evaluate` module. A mean is over the images that have the value: those
-  with an annotation for localisation.
+- The scores and their names are those of the `evaluate` module. A mean is taken over the images that have the value,
+  which for localisation are those with an annotation.
 - A curve over k is the mean of the images' curves; the number of the same name is the mean over k.
 """
 
@@ -21,51 +21,51 @@ PLAIN = ("completeness_error", "gini", "road", "single_deletion", "max_sensitivi
 Row = dict[str, Any]
 
 
-def make_rows(lines: list[Line], facts: Row) -> list[Row]:
-    """A row per explainer, with what is true of all of them.
+def make_rows(lines: list[Line], common: Row) -> list[Row]:
+    """Make a row per explainer.
 
     Args:
-        lines: of all images and explainers.
-        facts: models, data, settings and versions.
+        lines: Values of all images and explainers.
+        common: Models, data, settings and versions, which every row repeats.
     """
     groups: dict[tuple[str, str], list[Line]] = {}
     for line in lines:
         groups.setdefault((line["explainer"], line["explains"]), []).append(line)
     return [
-        {"explainer": name, "explains": role, **_means(sorted(group, key=lambda line: line["index"])), **facts}
+        {"explainer": name, "explains": role, **_means(sorted(group, key=lambda line: line["index"])), **common}
         for (name, role), group in groups.items()
     ]
 
 
 def _means(lines: list[Line]) -> Row:
-    from ..explanation_scores.explanation_scores import COLUMNS, scores  # brings evaluate, which takes seconds
+    """Average the values of one explainer over its images."""
+    from ..explanation_scores.explanation_scores import COLUMNS, scores  # importing evaluate takes seconds
 
-    found: Row = {"images": len(lines), "annotated": sum(line["annotated"] for line in lines)}
+    row: Row = {"images": len(lines), "annotated": sum(line["annotated"] for line in lines)}
     if not isinstance(lines[0]["label"], list):
-        found["accuracy"] = 100 * _mean([line["predicted"] == line["label"] for line in lines])
-    curves = {name: [line[name] for line in lines if _has(line, name)] for name in CURVES}
+        row["accuracy"] = 100 * _mean([line["predicted"] == line["label"] for line in lines])
     columns = {name: torch.tensor([_number(line, name) for line in lines], dtype=torch.float64) for name in COLUMNS}
-    found |= scores(columns)
-    for names, factor in ((PERCENT, 100), (PLAIN, 1)):
-        for name in names:
-            values = [line[name] for line in lines if _has(line, name)]
-            if values:
-                found[name] = factor * _mean(values)
-    if curves["topk_sensitivity"]:
-        found["topk_sensitivity"] = 100 * _mean([_mean(curve) for curve in curves["topk_sensitivity"]])
-    return found | {
-        f"{name}_curve": [100 * _mean(values) for values in zip(*found_curves, strict=True)]
-        for name, found_curves in curves.items()
-        if found_curves
-    }
+    row |= scores(columns)
+    for name in (*PERCENT, *PLAIN):
+        values = _present(lines, name)
+        if values:
+            row[name] = (100 if name in PERCENT else 1) * _mean(values)
+    for name in CURVES:
+        curves = _present(lines, name)
+        if curves:
+            row[f"{name}_curve"] = [100 * _mean(values) for values in zip(*curves, strict=True)]
+            if name == "topk_sensitivity":  # the only curve that is no score of the evaluate module
+                row[name] = 100 * _mean([_mean(curve) for curve in curves])
+    return row
 
 
-def _has(line: Line, name: str) -> bool:
-    return line.get(name) is not None
+def _present(lines: list[Line], name: str) -> list[Any]:
+    """Return the values of the images that have one."""
+    return [line[name] for line in lines if line.get(name) is not None]
 
 
 def _number(line: Line, name: str) -> float:
-    """One value of an image, of a curve its mean, and NaN where there is none."""
+    """Reduce a measure to one number per image: curves to their mean, missing values to NaN."""
     value = line.get(name)
     if value is None:
         return torch.nan
@@ -77,7 +77,7 @@ def _mean(values: list[float]) -> float:
 
 
 def versions(device: torch.device) -> dict[str, str]:
-    """What the numbers were computed with."""
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} {device.type}"
+    """Return the versions and the device that the numbers are computed with."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} {device.type}"
     numbers = {"torch": torch.__version__, "timm": timm.__version__, "softcam_hub": version("softcam-hub")}
-    return {**numbers, "device": where}
+    return {**numbers, "device": name}

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
-from test_benchmark import DATA, black_box, save, work
 
+from helpers.benchmark import DATA, run_benchmark, save_models, vanilla_model
 from helpers.outputs import content
 from helpers.processes import finish, kill, start
 from helpers.training import settings
@@ -86,8 +86,8 @@ def train(inputs, output, processes, options):
 def measure(inputs, output, processes):
     models = inputs / "models"
     if not models.exists():
-        save(black_box(), models)
-    return start(work, models / "cape", models / "twin", output, SHARDS, processes, processes=processes)
+        save_models(vanilla_model(), models)
+    return start(run_benchmark, models / "cape", models / "vanilla", output, SHARDS, processes, processes=processes)
 
 
 def explain(inputs, output):

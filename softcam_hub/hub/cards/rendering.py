@@ -265,7 +265,7 @@ def _explanation_table(rows: list[Row]) -> Row:
         "explanation_columns": ["maps", *(_words(name) for name in names)],
         "explained": list(dict.fromkeys(_sample(row) for row in rows)),
         "benchmarks": list(dict.fromkeys(_command(row) for row in rows)),
-        "of_twin": any(row.get("explains") == "twin" for row in rows),
+        "of_vanilla": any(row.get("explains") in ("vanilla", "twin") for row in rows),
     }
 
 
@@ -281,7 +281,8 @@ def _command(row: Row) -> str:
     defaults = {**BENCHMARK, **{field.name: field.default for field in fields(DataConfig)}}
     told = {name: row[name] for name in defaults if name in row and row[name] != defaults[name]}
     words = ["softcam-hub", "benchmark", "--model", PLACEHOLDER_REPO]
-    words += ["--twin", hide_local_path(row["twin"])] if row.get("twin") else []
+    vanilla = row.get("vanilla") or row.get("twin")  # rows of older benchmarks call it twin
+    words += ["--vanilla", hide_local_path(vanilla)] if vanilla else []
     for name, value in told.items():
         words += [f"--{name}"] if value is True else [f"--{name}", str(hide_local_path(value))]
     return shlex.join([*words, "--output", "results"])

@@ -1,0 +1,36 @@
+"""`softcam-hub accuracy`: the accuracy that explaining itself costs a model, the CAPE paper's Table 2."""
+
+import argparse
+
+from .benchmark import add_fields, show_table
+
+HELP = "write the accuracies of training runs, and of CAPE with the weights of a vanilla classifier, as a table"
+
+SETTINGS = ("output", "split", "limit", "batch_size")
+"""Settings of a benchmark that this command shares."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
+    from ..data.config import DataConfig
+    from ..evaluation.config import BenchmarkConfig
+
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of finished training runs")
+    parser.add_argument(
+        "--vanilla",
+        metavar="MODEL",
+        help="vanilla classifier to measure as it is, and in CAPE's head (naive and off the shelf): model folder, timm "
+        "name or Hub id",
+    )
+    add_fields(parser, BenchmarkConfig, SETTINGS)
+    add_fields(parser.add_argument_group(DataConfig._argument_group_name), DataConfig)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measure, and show the table."""
+    from ..evaluation.accuracy import accuracy
+    from ..evaluation.folder import TABLE2
+
+    settings = {name: value for name, value in vars(arguments).items() if name != "run"}
+    accuracy(**settings)
+    show_table(arguments.output, TABLE2)
