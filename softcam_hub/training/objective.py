@@ -25,7 +25,7 @@ from ..models.conversion import to_vanilla
 from ..models.heads import HEADS
 from ..models.label_kind import MULTI_LABEL, SINGLE_LABEL, class_probabilities
 from ..models.losses import cross_entropy
-from ..models.modeling import model_class
+from ..models.modeling import EvidenceForImageClassification, model_class
 from ..models.preprocessing import check_pretrained_cfg
 from ..models.weights import describe_file
 from .config import Config, ModelConfig
