@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tools.house import measure
 
 PACKAGE = Path(__file__).parents[1] / "softcam_hub"
 
@@ -80,3 +81,16 @@ def test_a_folder_that_travels_is_flat_and_self_contained(folder):
 
 def test_the_registry_is_not_needed_by_the_models():
     assert "registry" not in {name for file in (PACKAGE / "models").glob("*.py") for _, name in imports_of(file)}
+
+
+@pytest.fixture(scope="module")
+def counts():
+    return measure(PACKAGE.parent)
+
+
+def test_no_module_imports_itself_through_others(counts):
+    assert counts["modules in circles"] == 0
+
+
+def test_no_family_is_compared_by_its_name_outside_models(counts):
+    assert counts["family comparisons outside models/"] == 0

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from softcam_hub.arguments import ArgumentParser
 
-FAMILIES = {"softcam", "cape"}
+FAMILIES = {"softcam", "cape", "mu-cape"}
+"""Names of families, and of a map kind that belongs to one of them."""
 
 CLIPPED = re.compile(
     r"(a|as|at|by|for|from|how|in|into|it|its|of|on|that|their|these|those|to|what|where|which|who|whose|with)\b",
@@ -153,6 +154,8 @@ def _compares_family(node: ast.AST) -> bool:
     """Tell whether a node decides something by the name of a family."""
     if isinstance(node, ast.Compare):
         operands = [node.left, *node.comparators]
+    elif isinstance(node, ast.MatchValue):
+        operands = [node.value]
     elif isinstance(node, ast.Dict):
         operands = [key for key in node.keys if key is not None]
     else:

@@ -62,7 +62,7 @@ class EvidenceHead(nn.Module, ABC):
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
-        cls.kinds = tuple(kind.name for kind in getattr(cls, "map_kinds", ()))
+        cls.kinds = tuple(kind.name for kind in getattr(cls, "map_kinds", ()) if isinstance(kind, MapKind))
 
     def __init__(
         self,

@@ -110,7 +110,7 @@ def render_trained_card(model: ModelRecord, name: str = "", note: str = "") -> s
         "title": as_text(title),
         "note": note,
         **_family_text(family),
-        "head_module": str((config.get("model_args") or {}).get("head", "")).rpartition(".")[0],
+        **_imports(family, str((config.get("model_args") or {}).get("head", ""))),
         "architecture": config["architecture"],
         "data": as_code(data),
         "several": written_multi_label(config),
@@ -145,7 +145,7 @@ def render_family_card(row: Row, timings: list[Row]) -> str:
     facts = {
         **row,
         **_family_text(row["family"]),
-        "head_module": "",
+        **_imports(row["family"], ""),
         "trained": False,
         "title": row["model"],
         "cls": model_class(row["family"]).__name__,
@@ -171,6 +171,21 @@ def _family_text(family: str) -> Row:
         "pretrained_text": head.card.pretrained,
         "softmax_or_sigmoid": head.multi_label,
         "citations": [citation for citation in citations if citation],
+    }
+
+
+def _imports(family: str, head: str) -> Row:
+    """Return the import that makes a model known to timm.
+
+    Args:
+        family: Family of the head.
+        head: Import path of a head that another package defines, or "".
+    """
+    module = head.rpartition(".")[0]
+    registering = f"{module}  # registers the {family} head" if module else ""
+    return {
+        "head_module": module,
+        "registering_import": registering or "softcam_hub  # registers the architecture with timm",
     }
 
 
