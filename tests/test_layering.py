@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tools.house import measure
 
 PACKAGE = Path(__file__).parents[1] / "softcam_hub"
