@@ -12,6 +12,14 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def dataset_cache(tmp_path_factory, monkeypatch):
+    """Give a test an empty cache of `datasets`."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
 @torch.no_grad()
 def randomise(model: nn.Module) -> nn.Module:
     """Move every parameter and statistic off its initial value, so that a forgotten bias or norm shows."""

@@ -1,79 +1,175 @@
-"""`pretrained=True` as a user runs it: timm's weights over HTTP, in a fresh process, from a loopback Hub."""
+"""Downloads of images from a real server on 127.0.0.1 stay within limits, or are refused with a sentence."""
 
-import json
-import os
-import subprocess
-import sys
+import socket
+import threading
+import time
 
 import pytest
-import timm
-import torch
-from conftest import randomise
-from helpers.hub_server import HubServer
-from safetensors.torch import save
+from helpers.failing_server import GOOD, MOST, STOP, FailingHandler, FailingServer
 
-SCRIPT = """
-import sys, json, torch, timm
-import softcam_hub
-name, options = sys.argv[1], json.loads(sys.argv[2])
-x = torch.linspace(-1, 1, 2 * 3 * 160 * 160).reshape(2, 3, 160, 160)
-model = timm.create_model(name, pretrained=True, **options).eval()
-print(json.dumps(model(x).tolist()))
-"""
+from softcam_hub.data import downloads
+from softcam_hub.data.downloads import DownloadError, download
+from softcam_hub.data.images import UnreadableImage
+from softcam_hub.pipeline import read_input
+
+LIMITS = (downloads.MAX_BYTES, downloads.MAX_SECONDS)
 
 
-def run(name, env, cwd, **options):
-    command = [sys.executable, "-c", SCRIPT, name, json.dumps(options)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **env}, cwd=cwd)
+SECONDS = 0.4
+"""Time limit of the slow downloads in these tests."""
 
 
 @pytest.fixture(scope="module")
-def vanilla():
-    torch.manual_seed(1)
-    return randomise(timm.create_model("test_resnet")).eval()
+def server():
+    server = FailingServer(("127.0.0.1", 0), FailingHandler)
+    server.accepted = []
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield server
+    STOP.set()
+    server.shutdown()
+    server.server_close()
 
 
-@pytest.fixture(scope="module")
-def hub(vanilla):
-    with HubServer() as hub:
-        weights = save({key: value.contiguous() for key, value in vanilla.state_dict().items()})
-        hub.add_repo("timm/test_resnet.r160_in1k", {"model.safetensors": weights})
-        hub.add_repo("timm/test_convnext.r160_in1k", {"model.safetensors": weights[:1000]})
-        yield hub
+@pytest.fixture
+def url(server):
+    return f"http://127.0.0.1:{server.server_port}"
 
 
-def expected_logits(vanilla):
-    return vanilla(torch.linspace(-1, 1, 2 * 3 * 160 * 160).reshape(2, 3, 160, 160))
+@pytest.fixture(autouse=True)
+def _limits(monkeypatch):
+    monkeypatch.setattr(downloads, "MAX_BYTES", MOST)
+    monkeypatch.setattr(downloads, "MAX_SECONDS", 5.0)
 
 
-@pytest.mark.slow
-def test_softcam_downloads_timms_weights_and_gives_timms_logits(hub, vanilla, tmp_path):
-    done = run("softcam_test_resnet", hub.env(tmp_path), tmp_path)
-    assert done.returncode == 0, done.stderr
-    logits = torch.tensor(json.loads(done.stdout))
-    assert torch.allclose(logits, expected_logits(vanilla), rtol=1e-5, atol=1e-5)
-    assert ("GET", "/timm/test_resnet.r160_in1k/resolve/main/model.safetensors") in hub.requests
+def test_the_limits_are_those_that_the_documentation_names():
+    assert (LIMITS, downloads.MAX_REDIRECTS) == ((64 * 2**20, 60.0), 10)
 
 
-@pytest.mark.slow
-def test_cape_by_tag_with_fewer_classes(hub, tmp_path):
-    done = run("cape_test_resnet.r160_in1k", hub.env(tmp_path), tmp_path, num_classes=4)
-    assert done.returncode == 0, done.stderr
-    log_p = torch.tensor(json.loads(done.stdout))
-    assert log_p.shape == (2, 4)
-    assert torch.allclose(log_p.exp().sum(dim=1), torch.ones(2))
+@pytest.mark.parametrize("kind", ["good", "nolength", "chunked", "gzip", "deflate", "redirect/10", "just"])
+def test_good_answers_are_read(url, kind):
+    assert download(f"{url}/{kind}").startswith(GOOD)
+    assert read_input(f"{url}/{kind}", None).size == (12, 10)
 
 
-@pytest.mark.slow
-def test_a_broken_download_is_an_error(hub, tmp_path):
-    done = run("softcam_test_convnext", hub.env(tmp_path), tmp_path)
-    assert done.returncode != 0
-    assert "SafetensorError" in done.stderr
-    assert not done.stdout
+def test_servers_are_asked_for_plain_content(url, server):
+    read_input(f"{url}/good", None)
+    assert set(server.accepted) == {"identity"}
 
 
-@pytest.mark.slow
-def test_weights_that_the_hub_does_not_have(hub, tmp_path):
-    done = run("softcam_test_efficientnet", hub.env(tmp_path), tmp_path)
-    assert done.returncode != 0
-    assert "timm/test_efficientnet.r160_in1k" in done.stderr
+def test_the_content_of_a_redirect_is_not_read(url):
+    assert read_input(f"{url}/bomb_of_a_redirect", None).size == (12, 10)
+
+
+FAILED_DOWNLOADS = {
+    "status/404": "the server answered 404 Not Found",
+    "status/403": "the server answered 403 Forbidden",
+    "status/410": "the server answered 410 Gone",
+    "status/429": "the server answered 429",
+    "status/500": "the server answered 500 Internal Server Error",
+    "status/503": "the server answered 503 Service Unavailable",
+    "status/206": "the server answered 206 Partial Content",
+    "escape": r"the server answered 404 \x1b[31mred",
+    "loop": "the server redirects more than 10 times",
+    "redirect/11": "the server redirects more than 10 times",
+    "to/file:///etc/hostname": "protocol",
+    "to/ftp://127.0.0.1/x.png": "protocol",
+    "truncated": "without sending complete message body",
+    "half_chunk": "without sending complete message body",
+    "large": "it has more than 0.0953674 MB",
+    "endless": "it has more than 0.0953674 MB",
+    "gzip_bomb": "it has more than 0.0953674 MB",
+    "gzip_cut": "its compressed content is truncated",
+    "gzip_wrong": "incorrect header check",
+    "brotli": "the server sent compressed content (br), although it was asked not to",
+    "twice": "the server sent compressed content (gzip, gzip)",
+    "no_http": "",
+    "nothing": "without sending a response",
+}
+"""Path -> reason of the `DownloadError`."""
+
+UNREADABLE_IMAGES = {
+    "page": "it is not an image of a supported format",
+    "postscript": "it is not an image of a supported format",
+    "empty": "it is not an image",
+    "cut": "image file is truncated",
+    "pixels": "it has 9000×9000 = 81 million pixels",
+    "bomb": "it has more than 50 million pixels",
+    "ribbon": "it has 1×20000 pixels, and the longer side may be at most 20 times the shorter",
+}
+"""Path -> reason of the `UnreadableImage`."""
+
+
+@pytest.mark.parametrize("path", [*FAILED_DOWNLOADS, *UNREADABLE_IMAGES])
+def test_bad_answers_are_refused_with_a_sentence(url, path):
+    with pytest.raises((DownloadError, UnreadableImage)) as caught:
+        read_input(f"{url}/{path}", None)
+    message = str(caught.value)
+    if path in FAILED_DOWNLOADS:
+        assert message.startswith(f"{url}/{path} cannot be downloaded: ")
+        assert FAILED_DOWNLOADS[path] in message
+    else:
+        assert message.startswith(f"{url}/{path} cannot be read: {UNREADABLE_IMAGES[path]}")
+    assert message.isprintable()
+    assert message.endswith(".")
+
+
+SLOW = ["silence", "drip", "drip_of_headers", "announced", "slow_redirects/0"]
+
+
+@pytest.mark.parametrize("kind", SLOW)
+def test_slow_downloads_end_at_the_time_limit(url, kind, monkeypatch):
+    monkeypatch.setattr(downloads, "MAX_REDIRECTS", 1000)
+    began = time.monotonic()
+    with pytest.raises(DownloadError) as caught:
+        read_input(f"{url}/{kind}", SECONDS)
+    assert SECONDS <= time.monotonic() - began < SECONDS + 1
+    assert str(caught.value) == f"{url}/{kind} cannot be downloaded: it took longer than {SECONDS} s."
+
+
+def test_the_content_of_a_slow_redirect_is_not_waited_for(url):
+    with pytest.raises(DownloadError, match="took longer than 0.4 s"):
+        read_input(f"{url}/drip_of_a_redirect", SECONDS)
+
+
+def test_the_time_limit_has_a_default(url, monkeypatch):
+    monkeypatch.setattr(downloads, "MAX_SECONDS", SECONDS)
+    with pytest.raises(DownloadError, match="took longer than 0.4 s"):
+        read_input(f"{url}/drip", None)
+
+
+@pytest.mark.parametrize("kind", SLOW)
+def test_an_abandoned_download_thread_ends(url, kind):
+    before = set(threading.enumerate())
+    with pytest.raises(DownloadError):
+        read_input(f"{url}/{kind}", 0.1)
+    for thread in set(threading.enumerate()) - before:
+        if thread.name == "download":
+            thread.join(5)
+            assert not thread.is_alive()
+
+
+def closed_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://127.0.0.1:{port}/x.png",
+        "http://",
+        "https://",
+        "http:///x.png",
+        "http://127.0.0.1:99999/x.png",
+        "http://[::1/x.png",
+        "http://127.0.0.1:{port}/\x1b[31m\n.png",
+        "http://caf\udce9.invalid/x.png",
+        "HTTP://127.0.0.1:{port}/x.png",
+    ],
+)
+def test_unreachable_addresses_are_refused(address):
+    with pytest.raises(DownloadError) as caught:
+        read_input(address.format(port=closed_port()), None)
+    assert "cannot be downloaded: " in str(caught.value)
+    assert str(caught.value).isprintable()

@@ -1,20 +1,24 @@
 """`pipeline("image-explanation")` on every kind of input, against `explain` on the same preprocessed image."""
 
+import base64
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
+import datasets
 import numpy as np
 import pytest
 import timm
 import torch
 from conftest import randomise
+from helpers.data import encode
 from PIL import Image
 from transformers import AutoImageProcessor, pipeline
 
 import softcam_hub
 from softcam_hub import CAPEForImageClassification, SoftCAMForImageClassification
 from softcam_hub.data.images import UnreadableImage
+from softcam_hub.pipeline import read_input
 
 LABELS = {0: "cat", 1: "dog", 2: "owl"}
 ARGUMENTS = {"pretrained": False, "id2label": LABELS, "label2id": {name: index for index, name in LABELS.items()}}
@@ -206,3 +210,41 @@ def test_timm_says_how_to_load_the_model_that_comes_along():
     with pytest.raises(ValueError, match="Use .*'local-dir:"):
         timm.create_model(softcam_hub.CAPE_LESIONS)
     assert timm.create_model(f"local-dir:{softcam_hub.CAPE_LESIONS}", pretrained=True).num_classes == 4
+
+
+TEXTS = [
+    "no-such.png",
+    "s3://bucket/x.png",
+    "file:///etc/hostname",
+    "zip://x.png::http://127.0.0.1/x.zip",
+    "abcd",
+    "A" * 5000,
+    "\x1b[31m",
+    "a\0b",
+    "caf\udce9.png",
+    " ",
+    "data:image/png;base64,AAAA",
+    "data:,x",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
+def test_texts_that_name_no_image_are_refused_with_a_short_sentence(text):
+    with pytest.raises(UnreadableImage, match="cannot be read: ") as caught:
+        read_input(text, None)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "value", [None, 3, {"path": "x.png"}, object(), datasets.Image()], ids=lambda value: type(value).__name__
+)
+def test_values_of_other_types_are_refused_by_their_type(value):
+    with pytest.raises(TypeError, match=f"expected a PIL image, .*, got {type(value).__name__}"):
+        read_input(value, None)
+
+
+def test_base64_is_read_with_and_without_line_breaks():
+    text = base64.encodebytes(encode(Image.new("RGB", (12, 10)), format="PNG")).decode()
+    for written in (text, "".join(text.split()), f"data:image/png;base64,{text}"):
+        assert np.asarray(read_input(written, None)).shape == (10, 12, 3)

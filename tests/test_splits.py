@@ -1,59 +1,23 @@
-"""What `--data` may name, how labels are read and checked, and how splits are divided."""
+"""Data sets of every form are loaded as splits, and labels, columns and settings are checked."""
 
-import itertools
 import logging
 import os
 import subprocess
 import sys
-from collections import Counter
 
 import datasets
 import numpy as np
 import pytest
-import torch
+from helpers.data import load, manifest, manifest_text, paint
 from helpers.hub_server import HubServer
 from PIL import Image
-from torch.utils.data import DataLoader
-from torchvision.transforms.functional import pil_to_tensor
 from transformers import HfArgumentParser
 
 from softcam_hub.data import load_lesions
 from softcam_hub.data.config import DataConfig
-from softcam_hub.data.images import UnreadableImage
-from softcam_hub.data.splits import load_splits
-from softcam_hub.data.stratification import assign_parts, round_robin
-from softcam_hub.data.streaming import EndlessImageDataset, StreamedImageDataset
 from softcam_hub.data.transforms import AugmentationConfig
 
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-
-
-def paint(path, colour=(200, 30, 30)):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (12, 10), colour).save(path)
-    return path
-
-
-def load(data, **settings):
-    return load_splits(DataConfig(str(data), **settings))
-
-
-def manifest(folder, text, images=12):
-    for number in range(images):
-        paint(folder / f"images/{number}.png", (10 * number, 0, 0))
-    path = folder / "table.csv"
-    path.write_text(text)
-    return path
-
-
-def rows_of(*cells, header="image,label"):
-    return "\n".join([header, *(f"images/{number}.png,{cell}" for number, cell in enumerate(cells))]) + "\n"
-
-
-# configuration
+pytestmark = pytest.mark.usefixtures("dataset_cache")
 
 
 def test_every_field_is_a_flag_with_help():
@@ -85,9 +49,6 @@ def test_every_field_is_a_flag_with_help():
 def test_settings_are_checked(settings, message):
     with pytest.raises(ValueError, match=message):
         DataConfig(**settings)
-
-
-# what can be loaded
 
 
 def test_generated_data():
@@ -143,7 +104,7 @@ def test_an_image_folder_with_metadata(tmp_path):
 def test_a_manifest_with_splits_masks_and_names_that_look_missing(tmp_path):
     paint(tmp_path / "mask.png", (0, 0, 9))
     cells = ["None,train,mask.png", "NA,train,", "None,val,", "NA,exam,"]
-    path = manifest(tmp_path, rows_of(*cells, header="image,label,split,mask"))
+    path = manifest(tmp_path, manifest_text(*cells, header="image,label,split,mask"))
     splits = load(path, validation_split="val", test_split="exam")
     assert splits.classes == ["NA", "None"]
     assert [samples.labels.tolist() for samples in (splits.train, splits.validation, splits.test)] == [[1, 0], [1], [0]]
@@ -153,8 +114,8 @@ def test_a_manifest_with_splits_masks_and_names_that_look_missing(tmp_path):
 
 
 def test_a_manifest_that_changed_is_read_again(tmp_path):
-    assert load(manifest(tmp_path, rows_of("a", "b"))).train.labels.tolist() == [0, 1]
-    assert load(manifest(tmp_path, rows_of("b", "a"))).train.labels.tolist() == [1, 0]
+    assert load(manifest(tmp_path, manifest_text("a", "b"))).train.labels.tolist() == [0, 1]
+    assert load(manifest(tmp_path, manifest_text("b", "a"))).train.labels.tolist() == [1, 0]
 
 
 def test_a_parquet_manifest_with_absolute_paths_boxes_and_lists_of_names(tmp_path):
@@ -172,10 +133,10 @@ def test_a_parquet_manifest_with_absolute_paths_boxes_and_lists_of_names(tmp_pat
 
 
 def test_several_labels_in_a_csv(tmp_path):
-    splits = load(manifest(tmp_path, rows_of("b; a", "", "c")))
+    splits = load(manifest(tmp_path, manifest_text("b; a", "", "c")))
     assert splits.multi_label
     assert (splits.classes, splits.train.labels.tolist()) == (["a", "b", "c"], [[1, 1, 0], [0, 0, 0], [0, 0, 1]])
-    splits = load(manifest(tmp_path, rows_of("a", "b", header="image,labels")))
+    splits = load(manifest(tmp_path, manifest_text("a", "b", header="image,labels")))
     assert splits.train.labels.tolist() == [[1, 0], [0, 1]]
 
 
@@ -198,9 +159,6 @@ def test_lists_of_classes_become_multi_hot(tmp_path):
     assert (splits.classes, splits.train.labels.tolist()) == (["x", "y", "z"], [[0, 0, 1], [0, 0, 0], [1, 1, 0]])
 
 
-# what is refused
-
-
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
@@ -212,7 +170,7 @@ def test_lists_of_classes_become_multi_hot(tmp_path):
 )
 def test_labels_are_checked(tmp_path, cells, message):
     with pytest.raises(ValueError, match=message):
-        load(manifest(tmp_path, rows_of(*cells)))
+        load(manifest(tmp_path, manifest_text(*cells)))
 
 
 @pytest.mark.parametrize(
@@ -226,7 +184,7 @@ def test_labels_are_checked(tmp_path, cells, message):
 )
 def test_splits_must_agree(tmp_path, cells, message):
     with pytest.raises(ValueError, match=message):
-        load(manifest(tmp_path, rows_of(*cells, header="image,label,split")))
+        load(manifest(tmp_path, manifest_text(*cells, header="image,label,split")))
 
 
 @pytest.mark.parametrize(("hot", "row"), [([[0, 1], [2, 0]], 1), ([[0, 1], [1, 0, 0]], 1), ([[0.5, 1], [1, 0]], 0)])
@@ -239,14 +197,14 @@ def test_multi_hot_is_checked(tmp_path, hot, row):
 
 def test_a_class_without_training_images_is_named(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
-        splits = load(manifest(tmp_path, rows_of("0", "3")))
+        splits = load(manifest(tmp_path, manifest_text("0", "3")))
     assert len(splits.classes) == 4
     assert "no training image has any of these classes: 1, 2" in caplog.text
 
 
 def test_one_class_is_not_enough(tmp_path):
     with pytest.raises(ValueError, match="the data has one class, 'a': at least two are needed"):
-        load(manifest(tmp_path, rows_of("a", "a")))
+        load(manifest(tmp_path, manifest_text("a", "a")))
     paint(tmp_path / "folder/dog/1.png")
     with pytest.raises(ValueError, match="the data has one class, the folder .*/dog: at least two are needed"):
         load(tmp_path / "folder")
@@ -267,12 +225,12 @@ def test_one_class_is_not_enough(tmp_path):
         ({"folds": 3, "fold": 2}, "folds=3 .* of 2 images leave nothing for test"),
     ],
 )
-def test_what_is_not_there_is_named(tmp_path, settings, message):
+def test_missing_columns_and_splits_are_named(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
-        load(manifest(tmp_path, rows_of("a", "b")), **settings)
+        load(manifest(tmp_path, manifest_text("a", "b")), **settings)
 
 
-def test_places_that_hold_no_data(tmp_path):
+def test_paths_without_data_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no folder /nowhere"):
         load("/nowhere")
     with pytest.raises(FileNotFoundError, match="there is no manifest"):
@@ -288,43 +246,10 @@ def test_places_that_hold_no_data(tmp_path):
             load(tmp_path / "empty.csv")
 
 
-# division
-
-
-def test_turns_keep_to_their_shares():
-    assert round_robin(np.array([1 / 3] * 3), 7).tolist() == [0, 1, 2, 0, 1, 2, 0]
-    shares = np.array([0.8, 0.2])
-    given = round_robin(shares, 1000)
-    for start, stop in ((0, 1000), (3, 48), (500, 507)):
-        assert abs((given[start:stop] == 1).sum() - 0.2 * (stop - start)) <= 1
-
-
-def test_every_part_has_its_share_of_every_class():
-    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [100, 37, 11]))
-    parts = assign_parts(labels, [0.2] * 5, seed=1)
-    counts = np.array([np.bincount(labels[parts == part], minlength=3) for part in range(5)])
-    assert (np.abs(counts - counts.sum(axis=0) / 5) <= 1).all()
-    assert np.ptp(counts.sum(axis=1)) <= 1
-    assert (assign_parts(labels, [0.2] * 5, seed=1) == parts).all()
-    assert (assign_parts(labels, [0.2] * 5, seed=2) != parts).any()
-
-
-def test_groups_are_never_divided():
-    rng = np.random.default_rng(0)
-    persons = np.repeat(np.arange(171), rng.integers(1, 30, 171))
-    labels = rng.integers(0, 3, 171)[persons]
-    parts = assign_parts(labels, [0.2] * 5, seed=0, groups=persons)
-    assert all(len(set(parts[persons == person])) == 1 for person in range(171))
-    counts = np.array([np.bincount(labels[parts == part], minlength=3) for part in range(5)])
-    assert (np.abs(counts / counts.sum(axis=0) - 0.2) < 0.02).all()
-    held = assign_parts(labels, [0.9, 0.1], seed=0, groups=persons)
-    assert abs((held == 1).mean() - 0.1) < 0.02
-
-
 def test_folds_with_persons_and_a_held_out_part(tmp_path):
     person_of = [0, 1, 1, 2, 0, 3, 4, 2, 5, 3, 5, 4]
     cells = [f"{'ab'[person % 2]},{person}" for person in person_of]
-    path = manifest(tmp_path, rows_of(*cells, header="image,label,person"))
+    path = manifest(tmp_path, manifest_text(*cells, header="image,label,person"))
     tested = []
     for fold in range(3):
         splits = load(path, folds=3, fold=fold, hold_out=0.5, group_column="person")
@@ -347,111 +272,6 @@ def test_a_held_out_part_takes_the_place_of_a_validation_split():
     assert np.bincount(splits.validation.labels).tolist() == [2, 2, 2, 2]
 
 
-# streams
-
-
-def stream(**settings):
-    return load("lesions", train_count=11, eval_count=4, data_size=32, streaming=True, **settings)
-
-
-def samples_of(images, workers):
-    samples = list(DataLoader(images, batch_size=None, num_workers=workers))
-    assert len({sample["index"] for sample in samples}) == len(samples)
-    return {sample["index"]: sample for sample in samples}
-
-
-def test_a_stream_is_the_same_for_any_number_of_workers():
-    splits = stream()
-    noisy = StreamedImageDataset(
-        splits.train, lambda image: pil_to_tensor(image) + torch.rand(3, 32, 32), seed=5, buffer=4
-    )
-    noisy.set_epoch(2)
-    alone, among = samples_of(noisy, 0), samples_of(noisy, 2)
-    assert sorted(alone) == sorted(among) == list(range(11))
-    assert all(torch.equal(alone[key]["pixel_values"], among[key]["pixel_values"]) for key in alone)
-    assert sorted(int(sample["labels"]) for sample in alone.values()) == sorted(number % 4 for number in range(11))
-    noisy.set_epoch(3)
-    assert not torch.equal(samples_of(noisy, 0)[0]["pixel_values"], alone[0]["pixel_values"])
-    assert (len(splits.validation), splits.validation.labels.tolist()) == (4, [0, 1, 2, 3])
-
-
-def test_a_stream_goes_past_unreadable_images_or_stops(tmp_path):
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
-    good = paint(tmp_path / "good.png").read_bytes()
-    cells = {"image": [{"bytes": b, "path": None} for b in (good, b"no image", good)], "label": [0, 1, 1]}
-    datasets.Dataset.from_dict(cells, features=features).save_to_disk(str(tmp_path / "data"))
-    skipping = load(tmp_path / "data", streaming=True, unreadable="skip").train
-    (gone,) = {0, 1, 2} - set(samples_of(StreamedImageDataset(skipping, pil_to_tensor, buffer=0), 0))
-    assert skipping.unreadable == [f"position {gone} of split 'train'"]
-    stopping = load(tmp_path / "data", streaming=True).train
-    with pytest.raises(UnreadableImage, match=f"position {gone} of split 'train' cannot be read"):
-        samples_of(StreamedImageDataset(stopping, pil_to_tensor, buffer=0), 0)
-
-
-def batches_of(images, workers, count, seen=0):
-    endless = EndlessImageDataset(images, batch_size=4)
-    endless.batches_seen = seen
-    found = itertools.islice(DataLoader(endless, batch_size=4, num_workers=workers), count)
-    return [(batch["index"].tolist(), batch["pixel_values"]) for batch in found]
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("unreadable", ["stop", "skip"])
-def test_a_stream_without_end_shows_every_image_and_goes_on_where_it_was_cut_off(workers, unreadable):
-    images = StreamedImageDataset(stream(unreadable=unreadable).train, _noisy, seed=5, buffer=4)
-    whole = batches_of(images, workers, 24)
-    seen = Counter(index for indices, _ in whole for index in indices)
-    assert set(seen) == set(range(11))
-    assert max(seen.values()) - min(seen.values()) <= 4, "about as often"
-    for cut in (1, 9):
-        for (index, pixels), (found, again) in zip(
-            whole[cut:], batches_of(images, workers, 24 - cut, cut), strict=True
-        ):
-            assert index == found
-            assert torch.equal(pixels, again)
-
-
-def _noisy(image):
-    return pil_to_tensor(image) + torch.rand(3, 32, 32)
-
-
-def test_a_stream_that_goes_on_does_not_look_at_what_was_seen(monkeypatch):
-    images, shown = StreamedImageDataset(stream().train, pil_to_tensor, seed=5), []
-    read, decode = images.samples.read, images.samples.image
-    monkeypatch.setattr(images.samples, "image", lambda row, position: shown.append(position) or decode(row, position))
-    passes = []
-    monkeypatch.setattr(
-        images.samples, "read", lambda seed, epoch, buffer: passes.append(epoch) or read(seed, epoch, buffer)
-    )
-    batches_of(images, 0, 2, seen=25)
-    assert passes == [0, 9], "the first, to count, and the tenth"
-    assert shown == list(range(1, 9))
-
-
-def test_a_stream_of_a_folder_is_not_in_the_order_of_its_classes(tmp_path):
-    for name in ("cat", "dog"):
-        for number in range(40):
-            paint(tmp_path / f"{name}/{number}.png")
-    images = StreamedImageDataset(load(tmp_path, streaming=True).train, pil_to_tensor, buffer=0)
-    first = [int(sample["labels"]) for sample in itertools.islice(images, 40)]
-    assert 10 < sum(first) < 30
-
-
-def test_a_stream_without_an_image_for_a_worker_ends(tmp_path):
-    images = EndlessImageDataset(StreamedImageDataset(stream(unreadable="skip").train, pil_to_tensor), 4)
-    images.images.samples.image = lambda row, position: None
-    with pytest.raises(ValueError, match="split 'train' has no image for worker 0 of 1"):
-        next(iter(images))
-
-
-def test_a_stream_must_know_its_classes(tmp_path):
-    with pytest.raises(ValueError, match="does not declare its class names"):
-        load(manifest(tmp_path, rows_of("a", "b")), streaming=True)
-
-
-# the Hub
-
-
 READ_FROM_HUB = """
 import sys
 from softcam_hub.data.config import DataConfig
@@ -470,15 +290,15 @@ print(splits.classes, labels, splits.validation.labels.tolist(), image.getpixel(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["download", "stream"])
-@pytest.mark.parametrize("kind", ["parquet", "files"])
-def test_a_data_set_on_the_hub(tmp_path, kind, how):
+@pytest.mark.parametrize("form", ["parquet", "files"])
+def test_a_data_set_on_the_hub(tmp_path, form, how):
     files = {}
     for split in ("train", "validation"):
         for number in range(4):
             files[f"{split}/{'ab'[number % 2]}/{number}.png"] = paint(tmp_path / "x.png", (9, number, 0)).read_bytes()
     files = dict(sorted(files.items()))
     expected = "['a', 'b'] [0, 0, 1, 1] [0, 0, 1, 1] (9, 2, 0) None"
-    if kind == "parquet":
+    if form == "parquet":
         for path, content in files.items():
             (tmp_path / "folder" / path).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "folder" / path).write_bytes(content)

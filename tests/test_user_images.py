@@ -1,4 +1,4 @@
-"""Pictures as people hand them in: read right, or refused with a sentence."""
+"""Images that users hand in are read right, or refused with a sentence."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def test_a_turned_photo_stands_upright(tmp_path):
     assert read_user_image(tmp_path / "turned.jpg").image.size == (30, 40)
 
 
-def test_the_first_picture_of_an_animation_is_taken_and_said_so(tmp_path):
+def test_of_an_animation_the_first_picture_is_read_with_a_remark(tmp_path):
     others = [Image.new("RGB", RED.size, colour) for colour in ("blue", "green")]
     RED.save(tmp_path / "moving.gif", save_all=True, append_images=others)
     assert (
@@ -48,7 +48,7 @@ def test_the_first_picture_of_an_animation_is_taken_and_said_so(tmp_path):
     assert np.abs(colour_of(tmp_path / "moving.gif") - [200, 10, 20]).max() < 12
 
 
-def test_the_previews_in_a_photo_are_no_animation(tmp_path):
+def test_previews_in_a_photo_do_not_count(tmp_path):
     RED.save(tmp_path / "photo.mpo", "MPO", save_all=True, append_images=[RED])
     assert read_user_image(tmp_path / "photo.mpo").remark == ""
 
@@ -91,7 +91,7 @@ def write(path, kind):
         ("floating", "its pixels are floating-point numbers."),
     ],
 )
-def test_what_cannot_be_read_is_refused_with_a_sentence(kind, reason, tmp_path):
+def test_unreadable_images_are_refused_with_a_sentence(kind, reason, tmp_path):
     write(tmp_path / "mine.png", kind)
     with pytest.raises(UnreadableImage) as caught:
         read_user_image(tmp_path / "mine.png")
@@ -122,6 +122,6 @@ def test_the_largest_proportion_is_still_read(tmp_path):
     assert read_user_image(tmp_path / "long.png").image.size == (2000, 100)
 
 
-def test_a_file_that_is_gone(tmp_path):
+def test_a_missing_file(tmp_path):
     with pytest.raises(UnreadableImage, match=r"gone.png cannot be read: there is no such file\."):
         read_user_image(tmp_path / "gone.png")

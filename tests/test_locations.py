@@ -1,4 +1,4 @@
-"""Tables name local files: addresses need a setting, and a missing file is named with its row before training."""
+"""Tables name local files: addresses need a setting, and a missing file is named before training."""
 
 import io
 import os
@@ -10,8 +10,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import datasets
 import numpy as np
 import pytest
-from test_loading import _cache, load, manifest, paint  # noqa: F401, the fixture applies here too
-from torchvision.transforms.functional import pil_to_tensor
+from helpers.data import load, manifest, paint
 
 from softcam_hub.data.columns import Columns
 from softcam_hub.data.config import DataConfig
@@ -19,14 +18,14 @@ from softcam_hub.data.downloads import DownloadError
 from softcam_hub.data.images import UnreadableImage
 from softcam_hub.data.locations import Locations, check_image_paths
 from softcam_hub.data.sources import read_source
-from softcam_hub.data.splits import load_splits
-from softcam_hub.data.streaming import StreamedImageDataset
 from softcam_hub.training import parse
 
+pytestmark = pytest.mark.usefixtures("dataset_cache")
 
-class Handler(SimpleHTTPRequestHandler):
+
+class RecordingHandler(SimpleHTTPRequestHandler):
     def do_GET(self):
-        self.server.asked.append(self.path)
+        self.server.requests.append(self.path)
         super().do_GET()
 
     def log_message(self, *args):
@@ -35,9 +34,9 @@ class Handler(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path):
-    """A server of the test's folder, which remembers what it was asked for."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path)))
-    server.asked = []
+    """A server of the test's folder, which records the requests."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(RecordingHandler, directory=str(tmp_path)))
+    server.requests = []
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield server
     server.shutdown()
@@ -94,7 +93,7 @@ def test_an_address_in_a_manifest_is_refused_with_its_row_and_nothing_is_read(ad
         with pytest.raises(ValueError, match=f"row 3 of split 'train' .* {REFUSAL}.*--remote_images") as caught:
             load(path, **settings)
         assert str(caught.value).isprintable()
-    assert not server.asked
+    assert not server.requests
 
 
 @pytest.mark.parametrize("address", ["http", "file", "zip"], indirect=True)
@@ -103,7 +102,7 @@ def test_an_address_of_a_mask_is_refused_with_its_row(address, kind, tmp_path, s
     local = [str(paint(tmp_path / f"{number}.png")) for number in range(3)]
     with pytest.raises(ValueError, match=f"the mask of row 1 of split 'train' .* {REFUSAL}"):
         load(table(tmp_path, local, [None, address, local[0]], kind))
-    assert not server.asked
+    assert not server.requests
 
 
 @pytest.mark.parametrize("address", ["http", "file", "zip"], indirect=True)
@@ -116,25 +115,25 @@ def test_an_address_in_the_rows_of_a_saved_data_set_is_refused(address, tmp_path
     for settings in ({}, {"streaming": True}, {"unreadable": "skip"}):
         with pytest.raises(ValueError, match=f"row 1 of split 'train' .* {REFUSAL}"):
             load(tmp_path / "saved", **settings)
-    assert not server.asked
+    assert not server.requests
 
 
 @pytest.mark.parametrize("address", ["http", "upper-case", "file", "local", "zip"], indirect=True)
-def test_the_setting_lets_addresses_be_read(address, tmp_path):
+def test_remote_images_allows_addresses(address, tmp_path):
     local = str(paint(tmp_path / "0.png", (1, 2, 3)))
     splits = load(table(tmp_path, [local, address], [address, address]), remote_images=True)
     assert [splits.train.image(index).getpixel((0, 0)) for index in (0, 1)] == [(1, 2, 3), (200, 30, 30)]
     assert np.asarray(splits.train.mask(1)).min() == 255
 
 
-def test_what_the_network_does_not_give_is_an_error_and_no_reason_to_skip(tmp_path, server):
+def test_a_failed_download_is_an_error_even_with_unreadable_skip(tmp_path, server):
     local = [str(paint(tmp_path / f"{number}.png")) for number in range(2)]
     path = table(tmp_path, [*local, f"http://127.0.0.1:{server.server_port}/none.png"])
     with pytest.raises(DownloadError, match="row 2 of split 'train' .* cannot be downloaded: the server answered 404"):
         load(path, remote_images=True, unreadable="skip")
 
 
-def test_the_setting_is_a_flag():
+def test_remote_images_is_a_flag():
     assert parse(["--data", "x.csv", "--remote_images", "--output", "y"]).data.remote_images
     assert not DataConfig().remote_images
 
@@ -151,30 +150,7 @@ def test_a_data_set_on_the_hub_may_read_its_own_files_and_no_others(monkeypatch)
     read_source(DataConfig("you/images", remote_images=True)).locations.check_address("https://example.org", "row 0")
 
 
-def test_a_stream_refuses_addresses_row_by_row(tmp_path, server):
-    local = str(paint(tmp_path / "0.png"))
-    splits = stream_of(tmp_path, [local, local])
-    row = {"image": {"path": f"http://127.0.0.1:{server.server_port}/0.png", "bytes": None}}
-    with pytest.raises(ValueError, match=f"position 7 of split 'train' .* {REFUSAL}"):
-        splits.train.image(row, 7)
-    assert not server.asked
-
-
-def stream_of(folder, paths):
-    cells = {
-        "image": [{"path": path, "bytes": None} for path in paths],
-        "label": [row % 2 for row in range(len(paths))],
-    }
-    names = datasets.ClassLabel(names=["a", "b"])
-    data = datasets.Dataset.from_dict(cells, datasets.Features({"image": datasets.Image(), "label": names}))
-    data.save_to_disk(str(folder / "saved"))
-    return load(folder / "saved", streaming=True)
-
-
-# local paths
-
-
-def test_paths_that_climb_out_and_absolute_paths_are_the_business_of_who_writes_the_manifest(tmp_path):
+def test_a_manifest_may_name_absolute_paths_and_paths_outside_its_folder(tmp_path):
     absolute = str(paint(tmp_path / "elsewhere/0.png"))
     (tmp_path / "here").mkdir()
     path = table(tmp_path / "here", ["../elsewhere/0.png", absolute])
@@ -200,7 +176,7 @@ MISSING = {
 
 @pytest.mark.parametrize("kind", MISSING)
 @pytest.mark.parametrize("form", ["csv", "parquet"])
-def test_a_file_that_is_not_there_is_named_with_its_row_before_training(kind, form, tmp_path):
+def test_a_missing_file_is_named_with_its_row_before_training(kind, form, tmp_path):
     local = [paint(tmp_path / f"{number}.png").name for number in range(3)]
     path = table(tmp_path, [*local, MISSING[kind]], kind=form)
     with pytest.raises(UnreadableImage, match="^row 3 of split 'train' .* cannot be read: there is no file ") as caught:
@@ -251,7 +227,7 @@ def test_an_address_in_a_metadata_csv_is_refused(name, tmp_path, server):
         load(tmp_path / "data")
     assert name in str(caught.value)
     assert str(caught.value).isprintable()
-    assert not server.asked
+    assert not server.requests
 
 
 @pytest.mark.parametrize(
@@ -281,7 +257,7 @@ def test_an_empty_cell_is_named_with_its_row(tmp_path):
         load(manifest(tmp_path, "image,label\nimages/0.png,a\n,b\n"))
 
 
-def test_embedded_images_beside_paths_are_looked_for_where_they_are(tmp_path):
+def test_embedded_images_need_no_file(tmp_path):
     content = paint(tmp_path / "0.png").read_bytes()
     gone = paint(tmp_path / "none.png")
     cells = [{"bytes": content, "path": "somewhere.png"}, {"bytes": None, "path": str(gone)}]
@@ -319,7 +295,7 @@ def test_a_manifest_that_cannot_be_read_ends_with_a_sentence(kind, tmp_path):
         load(tmp_path / "table.csv")
 
 
-def test_a_pipe_is_not_waited_for(tmp_path):
+def test_a_pipe_is_refused_at_once(tmp_path):
     paint(tmp_path / "0.png")
     os.mkfifo(tmp_path / "pipe.png")
     path = table(tmp_path, ["0.png", "0.png", "pipe.png"])
@@ -335,8 +311,19 @@ def test_locations_allow_nothing_but_local_files_by_default():
     assert isinstance(Locations().open(b"x", "row 0"), io.BytesIO)
 
 
-def test_streams_of_folders_still_give_images(tmp_path):
-    local = [str(paint(tmp_path / f"{number}.png")) for number in range(2)]
-    samples = list(StreamedImageDataset(stream_of(tmp_path, local).train, pil_to_tensor, buffer=0))
-    assert len(samples) == 2
-    assert load_splits(DataConfig(str(tmp_path / "saved"))).train.image(0).size == (12, 10)
+def test_paths_and_boxes_are_checked_before_they_are_needed(tmp_path):
+    header, rows = "image,label,mask,boxes\n", ["images/1.png,a,,\n", "images/2.png,b,,\n"]
+    load(manifest(tmp_path, header + "".join(rows)))
+    for cells, message in {
+        "none.png,a,,": r"row 2 of split 'train' \(none.png\) cannot be read: there is no file .*/none.png",
+        "images/3.png,a,none.png,": "row 2 of .* cannot be read: there is no file .*/none.png",
+        'images/3.png,a,,"[[0, 0, 4]]"': r"boxes of row 2 .* are '\[\[0, 0, 4\]\]': expected",
+        'images/3.png,a,,"[[0, 5, 4, 5]]"': r"row 2 of split 'train' \(images/3.png\): \[0, 5, 4, 5\] is not a box",
+    }.items():
+        path = manifest(tmp_path, header + "".join([*rows, cells + "\n"]))
+        with pytest.raises(ValueError, match=message):
+            load(path)
+    path.write_text(header + "".join([*rows, "none.png,a,,\n", "gone.png,a,,\n"]))
+    with pytest.raises(UnreadableImage, match="no file .*/none.png \\(and 1 more are missing\\)"):
+        load(path)
+    assert len(load(path, unreadable="skip").train) == 2

@@ -1,0 +1,39 @@
+"""Boxes and masks are checked against their images."""
+
+import datasets
+import numpy as np
+import pytest
+from helpers.data import load, manifest, paint
+from PIL import Image
+
+from softcam_hub.data.columns import Columns
+from softcam_hub.data.samples import Samples
+
+pytestmark = pytest.mark.usefixtures("dataset_cache")
+
+
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        (
+            "[[0, 0, 99, 2.5]]",
+            r"row 0 of split 'train'.*: the box \[0, 0, 99, 2.5\] does not fit .*expected x1 up to 12 and y1 up to 10",
+        ),
+        ("[[3, 3, 1, 4]]", r"row 0 of split 'train'.*: \[3, 3, 1, 4\] is not a box: expected"),
+        ("[1, 2, 3]", "boxes of row 0 of split 'train'.*expected"),
+        ("left", "boxes of row 0 of split 'train'.*expected"),
+        ('{"x": 1}', "boxes of row 0 of split 'train'.*expected"),
+    ],
+)
+def test_boxes_are_checked(tmp_path, boxes, message):
+    data = datasets.Dataset.from_dict({"image": [str(paint(tmp_path / "1.png"))], "label": [0], "boxes": [boxes]})
+    found = Samples(data, np.zeros(1, dtype=np.int64), Columns("image", "label", boxes="boxes"))
+    with pytest.raises(ValueError, match=message):
+        found.mask(0)
+
+
+def test_a_mask_of_another_size_is_refused(tmp_path):
+    Image.new("L", (5, 5)).save(tmp_path / "mask.png")
+    path = manifest(tmp_path, "image,label,mask\nimages/1.png,a,mask.png\nimages/2.png,b,\n")
+    with pytest.raises(ValueError, match="5×5 pixels but its image 12×10"):
+        load(path).train.mask(0)
