@@ -27,26 +27,26 @@ def pixels(lesioned):
     return processor([made.image for made in lesioned], return_tensors="pt")["pixel_values"]
 
 
-def test_it_is_small():
+def test_the_model_is_small():
     assert sum(file.stat().st_size for file in Path(softcam_hub.CAPE_LESIONS).iterdir()) < 8e6
     assert {file.name for file in Path(softcam_hub.CAPE_LESIONS).iterdir()} >= {"model.safetensors", "recipe.yaml"}
 
 
-def test_its_scores_are_those_of_the_committed_row():
+def test_the_scores_of_the_model_are_those_of_the_committed_row():
     rows = {row["recipe"]: row for row in map(json.loads, ROWS.read_text().splitlines())}
     metrics = json.loads((Path(softcam_hub.CAPE_LESIONS) / "metrics.json").read_text())
     assert metrics.items() <= rows["lesions-cape"].items()
     assert metrics["test_accuracy"] > rows["mean colour"]["test_accuracy"] + 0.4
 
 
-def test_its_recipe_is_the_one_that_comes_with_the_package():
+def test_the_recipe_of_the_model_comes_with_the_package():
     theirs = parse(["--recipe", str(Path(softcam_hub.CAPE_LESIONS) / "recipe.yaml"), "--output", "x"]).flat()
     ours = parse(["--recipe", "lesions-cape", "--output", "x"]).flat()
     assert {**theirs, "overwrite": False} == ours
 
 
 @torch.no_grad()
-def test_every_door_gives_the_same_and_it_is_as_good_as_it_says(lesioned, pixels):
+def test_timm_and_transformers_agree_and_reach_the_stated_accuracy(lesioned, pixels):
     model = AutoModelForImageClassification.from_pretrained(softcam_hub.CAPE_LESIONS).eval()
     logits = model(pixels).logits
     plain = timm.create_model(f"local-dir:{softcam_hub.CAPE_LESIONS}", pretrained=True).eval()
@@ -57,7 +57,7 @@ def test_every_door_gives_the_same_and_it_is_as_good_as_it_says(lesioned, pixels
     assert abs(accuracy - stated) < 4 * (stated * (1 - stated) / COUNT) ** 0.5 + 1 / COUNT
 
 
-def test_its_maps_add_up_and_the_pipeline_names_the_lesion(lesioned):
+def test_the_maps_add_up_and_the_pipeline_names_the_lesion(lesioned):
     explain = pipeline("image-explanation", model=str(softcam_hub.CAPE_LESIONS))
     rows = explain([made.image for made in lesioned[:8]], top_k=4)
     for row in rows:

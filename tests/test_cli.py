@@ -25,7 +25,7 @@ EXIF_ORIENTATION, TURNED_LEFT = 274, 6
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """A folder of every kind of image that there is, and the one picture that they all show."""
+    """Write the same picture in many formats and modes, and some files that are not images."""
     folder = tmp_path_factory.mktemp("images")
     scene = load_lesions("test", 2, 128)[1]["image"]
     scene.save(folder / "plain.png")
@@ -50,7 +50,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def explained(images, tmp_path_factory):
-    """Exit code, messages and lines of `explain` on that folder."""
+    """Explain that folder, and return exit code, messages, lines and output folder."""
     out = tmp_path_factory.mktemp("explained")
     with pytest.MonkeyPatch.context() as patch:
         said = []
@@ -77,7 +77,7 @@ def test_unreadable_images_are_named_counted_and_skipped(explained):
     assert set(lines) == {"plain.png", "grey.png", "deep.png", "moving.gif", "print.tif", "clear.png", "turned.png"}
 
 
-def test_readable_images_are_converted_as_they_are_meant(explained, images):
+def test_images_of_every_mode_are_converted_to_rgb(explained, images):
     _, _, lines, _ = explained
     scores = {name: line["probabilities"]["exudate"] for name, line in lines.items()}
     model = load_classifier(softcam_hub.CAPE_LESIONS).model
@@ -104,7 +104,7 @@ def test_readable_images_are_converted_as_they_are_meant(explained, images):
         assert np.isclose(scores[name], expected(picture), atol=1e-4), name
 
 
-def test_a_line_and_a_picture_say_what_the_model_says(explained, images):
+def test_lines_and_pictures_show_the_explanation_of_the_model(explained, images):
     _, _, lines, out = explained
     line = lines["plain.png"]
     model = load_classifier(softcam_hub.CAPE_LESIONS).model
@@ -119,7 +119,7 @@ def test_a_line_and_a_picture_say_what_the_model_says(explained, images):
     assert np.asarray(picture.convert("RGB")).std() > 10
 
 
-def test_images_of_one_name_get_pictures_of_their_own(images, tmp_path, capsys):
+def test_images_with_the_same_name_get_different_pictures(images, tmp_path, capsys):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "x.png").write_bytes((images / "plain.png").read_bytes())
@@ -130,7 +130,7 @@ def test_images_of_one_name_get_pictures_of_their_own(images, tmp_path, capsys):
     assert "2 images explained" in capsys.readouterr().out
 
 
-def test_other_maps_are_drawn_when_asked_for(images, tmp_path):
+def test_kind_and_explainer_choose_the_maps(images, tmp_path):
     for number, options in enumerate((["--kind", "mu-cape"], ["--explainer", "grad-cam"], ["--top_k", "1"])):
         out = tmp_path / str(number)
         assert main(["explain", str(images / "plain.png"), "--out", str(out), *options]) == 0
@@ -140,7 +140,7 @@ def test_other_maps_are_drawn_when_asked_for(images, tmp_path):
     assert Image.open(tmp_path / "2" / "plain.png").width < Image.open(tmp_path / "0" / "plain.png").width
 
 
-def test_photographs_are_never_replaced(images, tmp_path, capsys):
+def test_input_images_are_never_replaced(images, tmp_path, capsys):
     photos = tmp_path / "photos"
     photos.mkdir()
     Image.open(images / "plain.png").convert("RGB").save(photos / "eye.jpg")
@@ -171,7 +171,7 @@ def test_a_second_run_replaces_the_first_and_a_failed_one_nothing(images, tmp_pa
     assert "eye.png is to be explained, so no picture may replace it" in capsys.readouterr().err
 
 
-def test_a_folder_of_timm_is_explained_and_says_whether_labels_are_several(images, tmp_path):
+def test_a_vanilla_folder_is_explained_with_its_kind_of_labels(images, tmp_path):
     model = softcam_hub.build("softcam_test_resnet", num_classes=3)
     for several in (False, True):
         folder, out = tmp_path / f"model-{several}", tmp_path / f"out-{several}"
@@ -185,7 +185,7 @@ def test_a_folder_of_timm_is_explained_and_says_whether_labels_are_several(image
         assert np.isclose(sum(line["probabilities"].values()), 1) == (not several)
 
 
-def test_labels_that_classes_share_are_told_apart():
+def test_shared_labels_are_numbered():
     labels = load_classifier(softcam_hub.build("softcam_test_resnet")).labels
     assert len(set(labels)) == 1000
     assert {"crane (134)", "crane (517)"} <= set(labels)
@@ -209,7 +209,7 @@ def test_pictures_show_both_signs_and_stay_narrow(images, tmp_path):
     assert not (pixels[..., 0] - pixels[..., 2] < -100).any(), "post-hoc maps are positive parts"
 
 
-def test_photographs_are_kept_no_larger_than_the_model_takes_them(images):
+def test_images_are_resized_to_the_input_of_the_model_when_they_are_read(images):
     explain = ImageExplainer(
         load_classifier(softcam_hub.CAPE_LESIONS),
         argparse.Namespace(explainer=None, kind=None, classes=None, top_k=None, batch_size=16),
@@ -344,7 +344,7 @@ def test_every_command_has_help(capsys):
 
 
 @pytest.mark.slow
-def test_as_a_program(images, tmp_path):
+def test_the_installed_program_runs(images, tmp_path):
     def call(*arguments, **options):
         return subprocess.run(
             [sys.executable, "-m", "softcam_hub", *arguments], cwd=tmp_path, capture_output=True, text=True, **options

@@ -33,7 +33,7 @@ SPACE = Path(softcam_hub.__file__).parent / "hub" / "spaces" / "demo"
 
 @pytest.fixture(scope="module")
 def softcam_folder(tmp_path_factory):
-    """A SoftCAM model with random weights, which is exact and so can be turned back into its vanilla classifier."""
+    """Save a SoftCAM model with random weights. It is exact, so it can be turned back into its vanilla classifier."""
     torch.manual_seed(1)
     folder = tmp_path_factory.mktemp("softcam") / "model"
     config = softcam_hub.SoftCAMConfig(architecture="softcam_test_resnet", id2label={0: "cat", 1: "dog", 2: "<b>cow"})
@@ -53,7 +53,7 @@ def softcam(softcam_folder):
 
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory):
-    """The file of a picture about which the shipped model is in some doubt."""
+    """Write a picture about which the shipped model is in some doubt."""
     file = tmp_path_factory.mktemp("pictures") / "eye.png"
     draw(3, "test", 256).image.rotate(20).resize((130, 120)).save(file)
     return file
@@ -321,12 +321,12 @@ def test_without_gradio_there_is_a_hint():
 
 
 def without_torch_log(errors):
-    """What a process wrote to its errors, without torch's warnings on importing torchao where that is installed."""
+    """Remove torch's warnings on importing torchao from the error output of a process."""
     return re.sub(r"^W\d{4} \S+ \d+ \S*torch/.*\n", "", errors, flags=re.MULTILINE)
 
 
 def started(command, line, **options):
-    """A process that has printed a line with these words."""
+    """Start a process, and wait until it prints a line with these words."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
     said = process.stdout.readline()
     assert line in said, said + process.stderr.read()

@@ -53,7 +53,7 @@ def url(softcam_folder):
 
 @pytest.fixture
 def visit(browser, url):
-    """Opens the page; in the end nothing may have gone wrong in the browser, nor been asked of another host."""
+    """Return a function that opens the page. The test fails if the browser reports an error or contacts another host."""
     pages, problems = [], []
 
     def open_it(viewport=DESKTOP, **options):
@@ -93,7 +93,7 @@ def choose(page, menu, option):
 
 
 def expected(file, classes=None):
-    """The shipped model's explanation, by the library alone."""
+    """Explain a picture by the shipped model with the library alone."""
     model = softcam_hub.CAPEForImageClassification.from_pretrained(CAPE_LESIONS)
     config = timm.data.resolve_data_config({}, pretrained_cfg=model.pretrained_cfg)
     pixels = timm.data.create_transform(**config)(read_user_image(file).image)[None]
@@ -102,7 +102,7 @@ def expected(file, classes=None):
 
 @pytest.fixture
 def eye(tmp_path):
-    """A picture about which the model is in some doubt."""
+    """Write a picture about which the model is in some doubt."""
     draw(3, "test", 256).image.rotate(20).resize((130, 120)).save(tmp_path / "eye.png")
     return tmp_path / "eye.png"
 
@@ -148,7 +148,7 @@ def test_an_example_and_another_model(visit, softcam_folder):
 
 
 def make(folder):
-    """Files that are hard to read, and what the page says of each; nothing of those that it reads."""
+    """Write unusual files, and return the sentence that the page shows for each, empty for readable files."""
     image = draw(3, "test", 256).image
     image.save(folder / "whole.png")
     (folder / "truncated.png").write_bytes((folder / "whole.png").read_bytes()[:20_000])
@@ -171,7 +171,7 @@ def make(folder):
     }
 
 
-def test_hard_uploads_are_answered_with_a_sentence_or_read(visit, tmp_path):
+def test_unusual_uploads_are_read_or_refused_with_a_sentence(visit, tmp_path):
     page = visit()
     for name, sentence in make(tmp_path).items():
         upload(page, tmp_path / name)
@@ -186,7 +186,7 @@ def test_hard_uploads_are_answered_with_a_sentence_or_read(visit, tmp_path):
         assert page.locator(".toast-body").count() == 0
 
 
-def test_a_text_file_is_refused_in_words(visit, tmp_path):
+def test_a_text_file_is_refused_with_a_sentence(visit, tmp_path):
     (tmp_path / "diary.txt").write_text("dear diary")
     page = visit()
     upload(page, tmp_path / "diary.txt")
@@ -196,7 +196,7 @@ def test_a_text_file_is_refused_in_words(visit, tmp_path):
 
 
 def overlapping(page):
-    """Controls that reach out of the screen or are too small for a finger, by their id."""
+    """Return the ids of the controls that reach beyond the screen or are too small for a finger."""
     script = """() => ["picture", "examples", "model", "first", "second", "threshold"].filter(id => {
         const box = document.getElementById(id).getBoundingClientRect();
         return box.left < 0 || box.right > innerWidth || box.height < 40 || box.width < 150;
@@ -222,7 +222,7 @@ def test_the_page_fits_the_screen(visit, viewport, tmp_path):
     expect(page.locator("#threshold input[type=number]")).to_have_value("0.06")
 
 
-def test_the_page_needs_no_network_once_it_is_served(visit):
-    """Everything comes from the page's own host (see `visit`), the fonts too."""
+def test_the_page_needs_no_other_host(visit):
+    """All content comes from the host of the page, also the fonts: `visit` checks that."""
     fonts = visit().evaluate("[...document.fonts].filter(font => font.status == 'loaded').map(font => font.family)")
     assert fonts == []

@@ -17,7 +17,7 @@ from softcam_hub.output_folder import RECORD
 
 @pytest.fixture
 def photos(tmp_path):
-    """Two photographs, outside the output folder."""
+    """Write two images outside the output folder."""
     for number, name in enumerate(("eye.png", "ear.jpg")):
         image = Image.effect_noise((64, 64), 40 + number).convert("RGB")
         (tmp_path / "photos").mkdir(exist_ok=True)
@@ -59,7 +59,7 @@ def test_the_record_names_the_pictures(photos, tmp_path):
     assert content(tmp_path / "out").keys() == {LINES, "ear.png", "eye.png", RECORD}
 
 
-def test_pictures_with_the_signs_of_patterns_stand_for_themselves(photos, tmp_path):
+def test_names_with_wildcards_are_taken_literally(photos, tmp_path):
     (photos / "eye.png").rename(photos / "e[1]?*.png")
     (photos / "ear.jpg").unlink()
     assert explain(photos, tmp_path / "out") == 0
@@ -68,7 +68,7 @@ def test_pictures_with_the_signs_of_patterns_stand_for_themselves(photos, tmp_pa
     assert content(tmp_path / "out").keys() == {LINES, "e[1]?*.png", RECORD, "e1xy.png"}
 
 
-def test_a_second_run_replaces_adds_and_keeps(photos, tmp_path):
+def test_a_second_run_replaces_its_pictures_and_keeps_other_files(photos, tmp_path):
     out = tmp_path / "out"
     assert explain(photos / "eye.png", out) == 0
     fill(out, "notes.txt", "album/nose.png")
@@ -94,7 +94,7 @@ def test_a_photograph_that_came_later_is_not_replaced(photos, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("given", ["eye.png", ".", "../photos/eye.png"])
-def test_what_is_to_be_explained_is_not_drawn_over(given, photos, tmp_path, capsys):
+def test_input_images_are_not_overwritten(given, photos, tmp_path, capsys):
     assert explain(photos / "ear.jpg", tmp_path / "out") == 0
     before = content(photos)
     assert explain(photos / given, photos) == 1
@@ -134,13 +134,13 @@ def test_a_link_in_a_new_folder_is_not_followed(photos, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("options", [("--kind", "softcam"), ("--explainer", "gradcam"), ("--classes", "cat")])
-def test_a_mistake_leaves_no_trace(options, photos, tmp_path):
+def test_a_wrong_option_leaves_no_folder(options, photos, tmp_path):
     words = ["explain", str(photos), "--out", str(tmp_path / "out"), *options]
     assert main(words) == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_lines_appear_when_all_are_written(photos, tmp_path, capsys):
+def test_lines_appear_only_when_all_are_written(photos, tmp_path, capsys):
     out = tmp_path / "out"
     assert explain(photos / "eye.png", out) == 0
     before = (out / LINES).read_bytes()
@@ -152,7 +152,7 @@ def test_lines_appear_when_all_are_written(photos, tmp_path, capsys):
     assert [line["picture"] for line in lines_of(out)] == ["ear.png"]
 
 
-def test_a_full_disk_is_told_and_the_earlier_run_stays(photos, tmp_path, capsys):
+def test_a_full_disk_is_reported_and_the_earlier_run_stays(photos, tmp_path, capsys):
     out = tmp_path / "out"
     assert explain(photos, out) == 0
     before = content(out)

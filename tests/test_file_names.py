@@ -40,7 +40,7 @@ SHOWN = {
     "right-to-left": r"safe\u202egnp.exe",
     "surrogate-half": r"\xed\xa0\x80",
 }
-"""What is shown of a name that is not shown as it is."""
+"""Case -> text that messages show in place of the name, where it differs from the name."""
 
 
 def stem_of(case):

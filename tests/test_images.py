@@ -89,7 +89,7 @@ PACKAGE = Path(softcam_hub.__file__).parent
 
 
 def test_images_are_opened_in_one_place():
-    """Neither Pillow's `open` nor a reader of another package is called anywhere else."""
+    """Only data/images.py calls Pillow's `open`, and no module calls a reader of another package."""
     readers = {"open_image": 0}
     for file in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -121,7 +121,7 @@ def test_suffixes_are_those_that_pillow_knows_for_the_formats():
 
 @pytest.fixture
 def ghostscript(tmp_path, monkeypatch):
-    """A program in the place of Ghostscript, which leaves a file when it is started."""
+    """Put a program in the place of Ghostscript that writes a file when it is started, and return the path of the file."""
     folder, mark = tmp_path / "bin", tmp_path / "started"
     folder.mkdir()
     for name in ("gs", "gswin32c", "gswin64c"):
@@ -144,7 +144,7 @@ def embedded(content, column="image"):
 
 
 def stream_of(folder):
-    """The first sample of a stream of an image folder with one class of foreign files."""
+    """Return the first sample of a stream of an image folder with one class of foreign files."""
     (folder / "b").mkdir()
     (folder / "a").mkdir()
     (folder / "mine.png").rename(folder / "a" / "mine.png")
@@ -161,7 +161,7 @@ def explain_command(path):
     raise UnreadableImage(*explainer.problems)
 
 
-DOORS = {
+READERS = {
     "picture": read_user_image,
     "explain": explain_command,
     "row-path": lambda path: Locations().read_image(str(path), "row 0"),
@@ -177,16 +177,16 @@ DOORS = {
         "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode(), None
     ),
 }
-"""Every way from a file to pixels."""
+"""Name -> function that reads an image file, one for every way from a file to pixels."""
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("door", READERS)
 def test_postscript_in_a_png_file_starts_no_program(door, tmp_path, ghostscript):
     folder = tmp_path / "images"
     folder.mkdir()
     (folder / "mine.png").write_bytes(POSTSCRIPT)
     with pytest.raises(UnreadableImage, match="cannot be read: .*expected") as caught:
-        DOORS[door](folder / "mine.png")
+        READERS[door](folder / "mine.png")
     assert "\n" not in str(caught.value)
     assert not ghostscript.exists()
 

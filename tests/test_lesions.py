@@ -25,7 +25,7 @@ def test_an_image_is_a_function_of_its_seed_and_index(variant):
 
 
 @pytest.mark.parametrize("size", [32, 96, 200])
-def test_size(size):
+def test_images_have_the_requested_size(size):
     made = draw(1, size=size)
     assert made.image.size == (size, size)
     assert made.mask.shape == (size, size)
@@ -64,7 +64,7 @@ def test_several_labels_say_which_lesions_are_there():
 
 
 def test_the_mask_is_where_the_lesion_changes_the_image():
-    """The lesions of yellow dots are yellower, inside their mask, than the ring of retina around it."""
+    """Yellow lesions are yellower inside their mask than the ring of retina around it."""
     differences = []
     for index in range(8, 48 * 12, 48):
         made = draw(index, variant="marks", size=128)
@@ -77,7 +77,7 @@ def test_the_mask_is_where_the_lesion_changes_the_image():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_dataset(variant):
+def test_load_lesions_returns_a_table(variant):
     data = load_lesions("validation", count=9, size=64, variant=variant)
     column = "labels" if variant == "labels" else "label"
     assert data.column_names == ["image", column, "mask"]
@@ -101,7 +101,7 @@ def test_dataset(variant):
         ({"size": 16}, "size must be at least 32 pixels, as lesions vanish in smaller images, got 16"),
     ],
 )
-def test_mistakes(arguments, expected):
+def test_wrong_settings_are_refused(arguments, expected):
     with pytest.raises(ValueError) as error:  # noqa: PT011, compared word for word below
         load_lesions(**arguments)
     assert str(error.value) == expected

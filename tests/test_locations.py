@@ -29,12 +29,12 @@ class RecordingHandler(SimpleHTTPRequestHandler):
         super().do_GET()
 
     def log_message(self, *args):
-        """Keep the access log out of the test's output."""
+        """Keep the access log out of the output of the tests."""
 
 
 @pytest.fixture
 def server(tmp_path):
-    """A server of the test's folder, which records the requests."""
+    """Start a server of the test's folder that records the requests."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(RecordingHandler, directory=str(tmp_path)))
     server.requests = []
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
@@ -72,7 +72,7 @@ def address(request, tmp_path, server):
 
 
 def table(folder, images, masks=None, kind="csv"):
-    """A manifest of images with the labels a, b, a, ... and masks, if there are any."""
+    """Write a manifest of images with the labels a, b, a, ... and with masks, if they are given."""
     columns = {"image": images, "label": ["ab"[row % 2] for row in range(len(images))]}
     if masks:
         columns["mask"] = masks

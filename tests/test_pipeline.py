@@ -67,7 +67,7 @@ def test_the_heatmap_lies_over_what_the_model_saw(explain, picture):
 
 @pytest.fixture
 def served(tmp_path):
-    """The address of a server of the test's folder."""
+    """Return the address of a server of the test's folder."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(tmp_path)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -75,7 +75,7 @@ def served(tmp_path):
     server.server_close()
 
 
-def test_every_kind_of_input(explain, picture, tmp_path, served):
+def test_every_form_of_input(explain, picture, tmp_path, served):
     file = tmp_path / "picture.png"
     picture.save(file)
     sources = (picture, str(file), file, f"{served}/picture.png", np.asarray(picture))
@@ -86,7 +86,7 @@ def test_every_kind_of_input(explain, picture, tmp_path, served):
 
 class QuietHandler(SimpleHTTPRequestHandler):
     def log_message(self, *args):
-        """Keep the access log out of the test's output."""
+        """Keep the access log out of the output of the tests."""
 
 
 def test_grey_and_transparent_pictures(explain, picture):
@@ -107,7 +107,7 @@ def test_sixteen_bits_and_transparency_are_seen_as_in_training(explain, picture,
             assert torch.equal(explain(given)[0]["map"], explain(same)[0]["map"])
 
 
-def test_what_cannot_be_read_is_named(explain, picture, tmp_path, served):
+def test_unreadable_images_are_named(explain, picture, tmp_path, served):
     picture.save(tmp_path / "whole.png")
     content = (tmp_path / "whole.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
@@ -119,7 +119,7 @@ def test_what_cannot_be_read_is_named(explain, picture, tmp_path, served):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_batches(explain, picture, batch_size):
+def test_batches_give_the_same_results(explain, picture, batch_size):
     pictures = [picture, picture.rotate(90, expand=True), picture.resize((99, 170))]
     alone = [explain(one, top_k=2) for one in pictures]
     together = explain(pictures, top_k=2, batch_size=batch_size)
@@ -155,7 +155,7 @@ def test_the_stock_pipeline_agrees(explain, folder, picture):
     assert [row["score"] for row in stock] == pytest.approx([row["score"] for row in ours], abs=1e-6)
 
 
-MISTAKES = {
+WRONG_CALLS = {
     "label": (
         lambda explain: explain(Image.new("RGB", (9, 9)), classes="cow"),
         "unknown class 'cow': the labels of this model are cat, dog, owl",
@@ -176,9 +176,9 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_answered_in_words(explain, mistake):
-    do, message = MISTAKES[mistake]
+@pytest.mark.parametrize("mistake", WRONG_CALLS)
+def test_wrong_arguments_are_refused_with_a_sentence(explain, mistake):
+    do, message = WRONG_CALLS[mistake]
     with pytest.raises(ValueError) as error:  # noqa: PT011, compared word for word below
         do(explain)
     assert str(error.value) == message
@@ -195,7 +195,7 @@ EMPTY = {
 
 
 @pytest.mark.parametrize("case", EMPTY)
-def test_nothing_to_explain_is_said(case, explain):
+def test_empty_inputs_are_refused(case, explain):
     given, sentence = EMPTY[case]
     with pytest.raises(ValueError, match=f"^{sentence}"):
         explain(given)

@@ -31,7 +31,7 @@ def samples():
 
 
 EVERYTHING = AugmentationConfig(crop_scale=0.3, vflip=0.5, color_jitter=0.4, auto_augment="augmix-m5-w3", erase=1.0)
-"""Draws from torch, `random` and NumPy."""
+"""Augmentation that draws random numbers from torch, `random` and NumPy."""
 
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))

@@ -24,7 +24,7 @@ from softcam_hub.training.objective import VanillaForTraining
 
 @pytest.fixture
 def folder(tmp_path):
-    """A model folder with a card."""
+    """Copy a model folder, and give it a card."""
     made = Path(shutil.copytree(softcam_hub.CAPE_LESIONS, tmp_path / "model"))
     (made / "README.md").write_text("words of mine")
     return made
