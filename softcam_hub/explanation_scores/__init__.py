@@ -1,4 +1,4 @@
-"""How good an explanation is: pure functions on tensors, one value per image, and an `evaluate` module over them."""
+"""Score explanations: pure functions on tensors, one value per image, and an `evaluate` module over them."""
 
 from pathlib import Path
 from typing import Any
@@ -7,13 +7,13 @@ HINT = "load_scores() needs the evaluate package: pip install 'softcam-hub[score
 
 
 def load_scores(**kwargs: Any) -> Any:
-    """The `evaluate` module of this folder.
+    """Load the `evaluate` module of this folder.
 
         scores = softcam_hub.load_scores()
         scores.compute(confidence=[0.9, 0.6], kept=[0.8, 0.7])  # {"average_drop": 5.56, ...}, in percent
 
     Args:
-        kwargs: what `evaluate.load` takes: `num_process`, `process_id`, `experiment_id`, `keep_in_memory`, ...
+        kwargs: Arguments of `evaluate.load`: `num_process`, `process_id`, `experiment_id`, `keep_in_memory`, ...
     """
     try:
         import evaluate

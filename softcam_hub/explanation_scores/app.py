@@ -1,4 +1,4 @@
-"""The page of the Space: one row per image in, scores out."""
+"""The page of the Space, which turns a table with one row per image into scores."""
 
 import csv
 import io
@@ -28,7 +28,7 @@ In Python, the same module takes the maps themselves:
 
 
 def read_csv(text: str) -> dict[str, list[float]]:
-    """Columns of numbers by their name in the header."""
+    """Read columns of numbers by their name in the header."""
     rows = [row for row in csv.reader(io.StringIO(text.lstrip("\ufeff"))) if row]
     if len(rows) < 2:
         raise ValueError("expected a header with the names of the columns, and at least one row of numbers")
@@ -39,19 +39,20 @@ def read_csv(text: str) -> dict[str, list[float]]:
 
 
 def numbers(rows: list[list[str]], header: list[str]) -> list[list[float]]:
-    """The rows as numbers, or an error that names the cell."""
-    found = []
+    """Turn rows into numbers, or raise an error that names the cell."""
+    values = []
     for place, row in enumerate(rows, start=1):
         if len(row) != len(header):
             raise ValueError(f"row {place} has {len(row)} cells, but the header names {len(header)} columns")
         for name, cell in zip(header, row, strict=True):
             if not is_number(cell):
                 raise ValueError(f"row {place}, column {name}: {cell!r} is not a number")
-        found.append([float(cell) for cell in row])
-    return found
+        values.append([float(cell) for cell in row])
+    return values
 
 
 def is_number(cell: str) -> bool:
+    """Tell whether the text of a cell is a number."""
     try:
         float(cell)
     except ValueError:
@@ -60,7 +61,7 @@ def is_number(cell: str) -> bool:
 
 
 def score(text: str) -> list[list[str | float]]:
-    """Rows of score and percent; every request has a module of its own, as modules gather what they are given."""
+    """Return rows of score and percent; every request has a module of its own, as a module accumulates its inputs."""
     try:
         module = evaluate.load(str(Path(__file__).with_name("explanation_scores.py")), keep_in_memory=True)
         return [[name, round(value, 2)] for name, value in module.compute(**read_csv(text)).items()]
@@ -69,6 +70,7 @@ def score(text: str) -> list[list[str | float]]:
 
 
 def read_file(path: str | None) -> str:
+    """Read an uploaded file."""
     return Path(path).read_text() if path else ""
 
 
@@ -79,9 +81,9 @@ with gr.Blocks(title="Explanation scores") as demo:
             values = gr.Textbox(EXAMPLE, label="One row per image", lines=8, max_lines=20)
             upload = gr.File(label="or a CSV file", file_types=[".csv"], type="filepath")
             button = gr.Button("Score", variant="primary")
-        found = gr.Dataframe(headers=["score", "percent"], label="Scores", interactive=False)
+        results = gr.Dataframe(headers=["score", "percent"], label="Scores", interactive=False)
     upload.upload(read_file, upload, values, api_name=False)
-    button.click(score, values, found, api_name="score")
+    button.click(score, values, results, api_name="score")
 
 if __name__ == "__main__":
     demo.launch()

@@ -1,9 +1,9 @@
-"""The scores as an `evaluate` metric: it reduces arrays to one number per image, and leaves the rest to the functions.
+"""The scores as an `evaluate` metric, which reduces arrays to one number per image and forwards to the functions.
 
-- Every input is optional, and a score is the mean over the images that have all of its inputs. `evaluate` knows no
-  optional inputs: what an image lacks is NaN in the cache.
-- Arrays are reduced as they come in. Through the cache they would be slow and large.
-- `evaluate` copies only the files that are imported here, so that those must import no others.
+- Every input is optional, and a score is the mean over the images that have all of its inputs. `evaluate` has no
+  optional inputs, so that missing ones are NaN in its cache.
+- Arrays are reduced when they are added, as the cache would make them slow and large.
+- `evaluate` copies only the files that this module imports, so that those files import no others.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from .faithfulness import (
     top_two_iou,
 )
 from .localization import activation_precision, activation_sensitivity, check_masks, localization_precision
-from .maps import broken, check, check_same_size
+from .maps import broken, check_same_size, require
 
 COLUMNS = (
     "confidence",
@@ -38,13 +38,13 @@ COLUMNS = (
     "activation_precision",
     "activation_sensitivity",
 )
-"""One number per image each, in [0, 1]."""
+"""Inputs with one number per image, in [0, 1]."""
 
 ARRAYS = ("maps", "kept_maps", "second_maps", "masks")
-"""(H, W) per image each; they are reduced to columns."""
+"""Inputs with an array (H, W) per image, which are reduced to columns."""
 
 PIXELS_AT_ONCE = 200_000
-"""Of maps that are reduced together: what fits into a processor's cache is four times as fast as 320 maps at once."""
+"""Pixels of maps that are reduced together: as many as fit into a processor's cache are four times as fast."""
 
 DESCRIPTION = "How faithful and how well localised the explanations of an image classifier are."
 
@@ -60,19 +60,19 @@ CITATION = """\
 
 INPUTS = """
 Args:
-    confidence: y, probability of the class on the image; one number in [0, 1] per image, as in every argument here.
-    kept: o, probability of the same class on E⊙x.
-    removed: d, probability of the same class on (1 - E)⊙x.
+    confidence: Probability y of the class on the image; one number in [0, 1] per image, as in every argument here.
+    kept: Probability o of the same class on E⊙x.
+    removed: Probability d of the same class on (1 - E)⊙x.
     coherency: (1 + correlation of the map of x with that of E⊙x) / 2.
-    complexity: mean of |E|.
-    iou: overlap of the two top classes' regions.
-    localization_precision, activation_precision, activation_sensitivity: of maps against annotations.
-    maps: E in [0, 1], (B, H, W) at image size; gives complexity. Maps that hold NaN or infinity are refused.
-    kept_maps: (B, H, W), the maps of E⊙x for the same classes; with maps it gives coherency.
-    second_maps: (B, H, W), the maps of the second classes; with maps it gives iou.
-    masks: (B, H, W), true on the annotation; with maps it gives the three localisation scores.
+    complexity: Mean of |E|.
+    iou: Overlap of the two top classes' regions.
+    localization_precision, activation_precision, activation_sensitivity: Scores of maps against annotations.
+    maps: Maps E in [0, 1] at image size, (B, H, W), for complexity. Maps that hold NaN or infinity are refused.
+    kept_maps: Maps of E⊙x for the same classes, (B, H, W); together with maps they give coherency.
+    second_maps: Maps of the second classes, (B, H, W); together with maps they give iou.
+    masks: Masks, (B, H, W), true on the annotation; together with maps they give the three localisation scores.
 Returns:
-    In percent, those of which the inputs were given: average_drop, increase_in_confidence, average_drop_in_deletion,
+    Percent of every score whose inputs are there: average_drop, increase_in_confidence, average_drop_in_deletion,
     coherency, complexity, adcc (mean over images), adcc_of_means, miou, localization_precision (mean over the 1 to 30
     highest patches), activation_precision, activation_sensitivity.
 Examples:
@@ -99,77 +99,75 @@ class ExplanationScores(evaluate.Metric):
 
     def add_batch(self, **inputs: Any) -> None:
         """Add images: numbers (B,), and arrays (B, H, W)."""
-        given = columns_of({name: to_tensor(value, name) for name, value in inputs.items() if value is not None})
-        count = len(next(iter(given.values())))
+        columns = make_columns({name: to_tensor(value, name) for name, value in inputs.items() if value is not None})
+        count = len(next(iter(columns.values())))
         missing = np.full(count, np.nan, dtype=np.float32)
-        super().add_batch(**{name: given[name].numpy() if name in given else missing for name in COLUMNS})
+        super().add_batch(**{name: columns[name].numpy() if name in columns else missing for name in COLUMNS})
 
     def compute(self, **inputs: Any) -> dict[str, float] | None:
-        """The scores of all images added so far and of those given here; None but on process 0."""
+        """Return the scores of all images added so far and of these; None on all processes but the first."""
         if any(value is not None for value in inputs.values()):
             self.add_batch(**inputs)
         elif self.writer is None:
-            check(self.num_process > 1, f"nothing to score: give some of {', '.join(COLUMNS + ARRAYS)}")
+            require(self.num_process > 1, f"nothing to score: give some of {', '.join(COLUMNS + ARRAYS)}")
             super().add_batch(**{name: [] for name in COLUMNS})  # the other processes wait for this one's file
-        found = super().compute()
-        check(
-            found != {},
-            "no score has all of its inputs: average drop, for one, needs confidence and kept",
-        )
-        return found
+        results = super().compute()
+        require(results != {}, "no score has all of its inputs: average drop, for one, needs confidence and kept")
+        return results
 
     def _compute(self, **columns: np.ndarray) -> dict[str, float]:
         return scores({name: torch.from_numpy(np.asarray(values)) for name, values in columns.items()})
 
 
 def to_tensor(values: Any, name: str) -> Tensor:
-    """Numbers or arrays, one per image, on the CPU and without gradient."""
-    check(name in COLUMNS + ARRAYS, f"unknown input {name!r}: expected some of {', '.join(COLUMNS + ARRAYS)}")
-    check(isinstance(values, Tensor | np.ndarray | Sequence), f"expected {name} as a list or array, got {values!r}")
+    """Turn numbers or arrays, one per image, into a tensor on the CPU and without gradient."""
+    require(name in COLUMNS + ARRAYS, f"unknown input {name!r}: expected some of {', '.join(COLUMNS + ARRAYS)}")
+    require(isinstance(values, Tensor | np.ndarray | Sequence), f"expected {name} as a list or array, got {values!r}")
     if isinstance(values, Sequence):
         items = [torch.as_tensor(value).detach().cpu() for value in values]
         sizes = sorted({tuple(item.shape) for item in items})
-        check(len(sizes) <= 1, f"all of {name} must have one size, got {sizes}: add other sizes as another batch")
+        require(len(sizes) <= 1, f"all of {name} must have one size, got {sizes}: add other sizes as another batch")
         values = torch.stack(items) if items else torch.zeros(0)
     values = torch.as_tensor(values).detach().cpu()
     axes = 3 if name in ARRAYS else 1
     wanted = "arrays (H, W), one per image" if name in ARRAYS else "one number per image"
-    check(values.ndim == axes and len(values) > 0, f"expected {name} as {wanted}, got shape {tuple(values.shape)}")
+    require(values.ndim == axes and len(values) > 0, f"expected {name} as {wanted}, got shape {tuple(values.shape)}")
     return values
 
 
-def columns_of(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Columns (B,) in float32: those given, and those that the arrays give."""
-    check(bool(inputs), f"nothing to add: give some of {', '.join(COLUMNS + ARRAYS)}")
+def make_columns(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Make columns (B,) in float32 from numbers and from arrays."""
+    require(bool(inputs), f"nothing to add: give some of {', '.join(COLUMNS + ARRAYS)}")
     lengths = {name: len(values) for name, values in inputs.items()}
-    check(len(set(lengths.values())) == 1, f"all inputs must be of the same images, got {lengths}")
-    columns = {name: in_range(values, name) for name, values in inputs.items() if name in COLUMNS}
-    reduced = reduce({name: values for name, values in inputs.items() if name in ARRAYS})
+    require(len(set(lengths.values())) == 1, f"all inputs must be of the same images, got {lengths}")
+    columns = {name: check_range(values, name) for name, values in inputs.items() if name in COLUMNS}
+    reduced = reduce_arrays({name: values for name, values in inputs.items() if name in ARRAYS})
     twice = sorted(columns.keys() & reduced.keys())
-    check(not twice, f"{', '.join(twice)} would come from the arrays too: give either the numbers or the arrays")
+    require(not twice, f"{', '.join(twice)} would come from the arrays too: give either the numbers or the arrays")
     return {**columns, **reduced}
 
 
-def in_range(values: Tensor, name: str) -> Tensor:
+def check_range(values: Tensor, name: str) -> Tensor:
+    """Check that values lie in [0, 1], but for rounding, and return them in float32."""
     values = values.float()
     wrong = (~((values >= -1e-4) & (values <= 1 + 1e-4))).nonzero().flatten().tolist()
     if wrong:
-        found = f"{name} must lie in [0, 1], but number {wrong[0]} is {float(values[wrong[0]]):.6g}"
-        raise ValueError(f"{found}: give probabilities, neither logits nor percent nor NaN")
+        value = f"{name} must lie in [0, 1], but number {wrong[0]} is {float(values[wrong[0]]):.6g}"
+        raise ValueError(f"{value}: give probabilities, neither logits nor percent nor NaN")
     return values.clamp(0, 1)
 
 
-def reduce(arrays: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Arrays (B, H, W) -> columns (B,), a few images at a time."""
+def reduce_arrays(arrays: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Reduce arrays (B, H, W) to columns (B,), a few images at a time."""
     if not arrays:
         return {}
-    check("maps" in arrays, f"{', '.join(arrays)} can only be scored against maps: give maps too")
+    require("maps" in arrays, f"{', '.join(arrays)} can only be scored against maps: give maps too")
     for name, values in arrays.items():
         check_same_size(arrays["maps"], values, f"maps and {name}")
     for name in [name for name in arrays if name != "masks"]:
-        without = broken(arrays[name]).nonzero().flatten().tolist()
-        check(
-            not without, f"{name} of images {without} hold NaN or infinity, which has no score: leave these images out"
+        images = broken(arrays[name]).nonzero().flatten().tolist()
+        require(
+            not images, f"{name} of images {images} hold NaN or infinity, which has no score: leave these images out"
         )
     if "masks" in arrays:
         check_masks(arrays["masks"])
@@ -185,6 +183,7 @@ def reduce_part(
     second_maps: Tensor | None = None,
     masks: Tensor | None = None,
 ) -> dict[str, Tensor]:
+    """Reduce the arrays of a few images to columns."""
     columns = {"complexity": complexity(maps)}
     if kept_maps is not None:
         columns["coherency"] = coherency(maps, kept_maps)
@@ -197,7 +196,8 @@ def reduce_part(
     return columns
 
 
-def as_given(values: Tensor) -> Tensor:
+def identity(values: Tensor) -> Tensor:
+    """Return the values of a score that is a column itself."""
     return values
 
 
@@ -205,38 +205,39 @@ MEASURES = {
     "average_drop": (average_drop, ("confidence", "kept")),
     "increase_in_confidence": (increase_in_confidence, ("confidence", "kept")),
     "average_drop_in_deletion": (average_drop_in_deletion, ("confidence", "removed")),
-    "coherency": (as_given, ("coherency",)),
-    "complexity": (as_given, ("complexity",)),
-    "miou": (as_given, ("iou",)),
-    "localization_precision": (as_given, ("localization_precision",)),
-    "activation_precision": (as_given, ("activation_precision",)),
-    "activation_sensitivity": (as_given, ("activation_sensitivity",)),
+    "coherency": (identity, ("coherency",)),
+    "complexity": (identity, ("complexity",)),
+    "miou": (identity, ("iou",)),
+    "localization_precision": (identity, ("localization_precision",)),
+    "activation_precision": (identity, ("activation_precision",)),
+    "activation_sensitivity": (identity, ("activation_sensitivity",)),
 }
-"""Score -> what gives it, one number per image, of which columns."""
+"""Score -> function that computes it for every image, and the columns that the function takes."""
 
 ADCC_PARTS = ("coherency", "complexity", "confidence", "kept")
 
 
 def scores(columns: dict[str, Tensor]) -> dict[str, float]:
-    """Percent of every score that some image has all inputs of."""
-    found = {}
+    """Compute the percent of every score that some image has all inputs of."""
+    results = {}
     for score, (measure, names) in MEASURES.items():
-        inputs = complete(columns, names)
+        inputs = select_complete(columns, names)
         if len(inputs[0]):
-            found[score] = percent(measure(*inputs))
-    coherencies, complexities, *confidences = complete(columns, ADCC_PARTS)
+            results[score] = percent(measure(*inputs))
+    coherencies, complexities, *confidences = select_complete(columns, ADCC_PARTS)
     if len(coherencies):
         parts = (coherencies, complexities, average_drop(*confidences))
-        found["adcc"] = percent(adcc(*parts))
-        found["adcc_of_means"] = percent(adcc(*(part.double().mean() for part in parts)))
-    return found
+        results["adcc"] = percent(adcc(*parts))
+        results["adcc_of_means"] = percent(adcc(*(part.double().mean() for part in parts)))
+    return results
 
 
-def complete(columns: dict[str, Tensor], names: Sequence[str]) -> list[Tensor]:
-    """The named columns, of the images that have all of them."""
+def select_complete(columns: dict[str, Tensor], names: Sequence[str]) -> list[Tensor]:
+    """Return the named columns for the images that have all of them."""
     present = ~torch.stack([columns[name] for name in names]).isnan().any(dim=0)
     return [columns[name][present] for name in names]
 
 
 def percent(values: Tensor) -> float:
+    """Return the mean in percent."""
     return 100 * float(values.double().mean())

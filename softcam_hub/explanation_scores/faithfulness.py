@@ -1,4 +1,4 @@
-"""Does the map say what the model did? One value per image; means are taken last.
+"""Faithfulness: does a map show what the model used? One value per image; callers take the mean.
 
 `y`, `o` and `d` are the confidence in class c = argmax on the image x, on E⊙x and on (1 - E)⊙x (CAPE paper, sec. 4.3).
 
@@ -13,24 +13,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .maps import at_least_float32, check, check_heat, check_maps, check_same_size, smallest, unscored, without_broken
+from .maps import at_least_float32, check_heat, check_maps, check_same_size, require, smallest, unscored, without_broken
 
 
 def completeness_error(composed: Tensor, prediction: Tensor) -> Tensor:
-    """|what the map adds up to - what the model predicts|, (B,).
+    """Compute |composed - prediction|, (B,): how far a map misses the prediction that it is made of.
 
     Args:
-        composed: (B,) the sum of a CAPE map, or the mean of a SoftCAM map.
-        prediction: (B,) the class probability, or the logit.
+        composed: Sum of a CAPE map, or mean of a SoftCAM map, (B,).
+        prediction: Class probability, or logit, (B,).
     """
     return (composed - prediction).abs()
 
 
 def gini_sparseness(maps: Tensor) -> Tensor:
-    """Gini coefficient of |map|, (B,): 0 where every location counts the same, towards 1 where a single one does.
+    """Compute the Gini coefficient of |map|, (B,): 0 for equal locations, towards 1 for a single one.
 
     Args:
-        maps: (B, H, W).
+        maps: Maps, (B, H, W).
     """
     values = maps.flatten(1).abs().to(torch.promote_types(maps.dtype, torch.float32)).sort(dim=1).values
     count = values.shape[1]
@@ -41,55 +41,55 @@ def gini_sparseness(maps: Tensor) -> Tensor:
 
 
 def average_drop(confidence: Tensor, kept: Tensor) -> Tensor:
-    """AD: max(y - o, 0) / y, (B,) in [0, 1], lower is better; 0 where y is 0.
+    """Compute AD: max(y - o, 0) / y, (B,) in [0, 1], lower is better; 0 where y is 0.
 
     Args:
-        confidence: y (B,), probability of the class on the image.
-        kept: o (B,), on the image where the map is high.
+        confidence: Probability y of the class on the image, (B,).
+        kept: Probability o on the image where the map is high, (B,).
     """
     confidence, kept = at_least_float32(confidence), at_least_float32(kept)
     return (confidence - kept).clamp_min(0) / confidence.clamp_min(smallest(confidence))
 
 
 def increase_in_confidence(confidence: Tensor, kept: Tensor) -> Tensor:
-    """IC: 1 where y < o and 0 elsewhere, (B,), higher is better. Arguments as for `average_drop`."""
+    """Compute IC: 1 where y < o and 0 elsewhere, (B,), higher is better. Arguments as for `average_drop`."""
     higher = (confidence < kept).to(torch.promote_types(confidence.dtype, torch.float32))
     return higher.masked_fill(confidence.isnan() | kept.isnan(), torch.nan)
 
 
 def average_drop_in_deletion(confidence: Tensor, removed: Tensor) -> Tensor:
-    """ADD: max(y - d, 0) / y, (B,) in [0, 1], higher is better; 0 where y is 0.
+    """Compute ADD: max(y - d, 0) / y, (B,) in [0, 1], higher is better; 0 where y is 0.
 
     Args:
-        confidence: y (B,), probability of the class on the image.
-        removed: d (B,), on the image where the map is low.
+        confidence: Probability y of the class on the image, (B,).
+        removed: Probability d on the image where the map is low, (B,).
     """
     return average_drop(confidence, removed)
 
 
 def coherency(maps: Tensor, kept_maps: Tensor) -> Tensor:
-    """(1 + ρ(E, E')) / 2 with Pearson's ρ, (B,) in [0, 1], higher is better; 0 where ρ is undefined.
+    """Compute (1 + ρ(E, E')) / 2 with Pearson's ρ, (B,) in [0, 1], higher is better; 0 where ρ is undefined.
 
     Args:
-        maps: E (B, H, W).
-        kept_maps: E' (B, H, W), the map of E⊙x for the *same* class.
+        maps: Maps E, (B, H, W).
+        kept_maps: Maps E' of E⊙x for the *same* class, (B, H, W).
     """
-    given = [check_maps(values, name) for values, name in ((maps, "maps"), (kept_maps, "kept_maps"))]
-    pair = [without_broken(values) for values in given]
+    originals = [check_maps(maps), check_maps(kept_maps, "kept_maps")]
+    pair = [without_broken(values) for values in originals]
     check_same_size(*pair, "maps and kept_maps")
     defined = [values.amin(dim=(1, 2)) < values.amax(dim=(1, 2)) for values in pair]
     correlation = pearson(pair[0].flatten(1), pair[1].flatten(1))
-    return unscored(torch.where(defined[0] & defined[1], (1 + correlation) / 2, 0.0), *given)
+    return unscored(torch.where(defined[0] & defined[1], (1 + correlation) / 2, 0.0), *originals)
 
 
 def pearson(first: Tensor, second: Tensor) -> Tensor:
-    """Correlation of each row of two (B, N), in [-1, 1]; 0 where a row is constant, and NaN where it is broken."""
-    pair = [scaled(at_least_float32(values)) for values in (first, second)]
+    """Correlate the rows of two (B, N), in [-1, 1]; 0 where a row is constant, and NaN where it is broken."""
+    pair = [normalise(at_least_float32(values)) for values in (first, second)]
     return unscored((pair[0] * pair[1]).sum(dim=1).clamp(-1, 1), first, second)
 
 
-def scaled(rows: Tensor) -> Tensor:
-    """Rows (B, N) less their mean, of length 1; all zero where a row is constant."""
+def normalise(rows: Tensor) -> Tensor:
+    """Subtract the mean of every row (B, N) and scale it to length 1; a constant row becomes zero."""
     constant = rows.amin(dim=1, keepdim=True) == rows.amax(dim=1, keepdim=True)
     centred = torch.where(constant, 0.0, rows - rows.mean(dim=1, keepdim=True))
     centred = centred / centred.abs().amax(dim=1, keepdim=True).clamp_min(smallest(rows))  # squares must not underflow
@@ -97,22 +97,22 @@ def scaled(rows: Tensor) -> Tensor:
 
 
 def complexity(maps: Tensor) -> Tensor:
-    """mean |E|, (B,) in [0, 1], lower is better.
+    """Compute mean |E|, (B,) in [0, 1], lower is better.
 
     Args:
-        maps: E (B, H, W) in [0, 1].
+        maps: Heat maps E in [0, 1], (B, H, W).
     """
     maps = check_heat(maps)
     return unscored(maps.mean(dim=(1, 2)), maps)
 
 
 def adcc(coherency: Tensor, complexity: Tensor, drop: Tensor) -> Tensor:
-    """3 / (1/coh + 1/(1 - com) + 1/(1 - AD)), (B,) in [0, 1], higher is better; 0 where one of the three terms is.
+    """Compute 3 / (1/coh + 1/(1 - com) + 1/(1 - AD)), (B,) in [0, 1], higher is better; 0 where a term is 0.
 
     Args:
-        coherency: (B,).
-        complexity: (B,).
-        drop: AD (B,).
+        coherency: Coherency, (B,).
+        complexity: Complexity, (B,).
+        drop: Average drop AD, (B,).
     """
     a, b, c = at_least_float32(coherency), 1 - at_least_float32(complexity), 1 - at_least_float32(drop)
     pairs = a * b + b * c + c * a  # the harmonic mean without 1/0
@@ -120,16 +120,16 @@ def adcc(coherency: Tensor, complexity: Tensor, drop: Tensor) -> Tensor:
 
 
 def top_two_iou(maps: Tensor, second_maps: Tensor, threshold: float = 0.2) -> Tensor:
-    """|S1 ∩ S2| / |S1 ∪ S2| with S = E > threshold·max(E), (B,) in [0, 1], lower is better.
+    """Compute |S1 ∩ S2| / |S1 ∪ S2| with S = E > threshold·max(E), (B,) in [0, 1], lower is better.
 
-    It is 1 where both maps show nothing: such maps do not tell the classes apart.
+    The value is 1 where both maps are empty, as such maps do not tell the classes apart.
 
     Args:
-        maps: E (B, H, W) of the first class.
-        second_maps: E (B, H, W) of another class.
-        threshold: fraction of the maximum, in [0, 1); the CAPE paper takes 0.2.
+        maps: Maps of the first class, (B, H, W).
+        second_maps: Maps of another class, (B, H, W).
+        threshold: Fraction of the maximum, in [0, 1); the CAPE paper uses 0.2.
     """
-    check(0 <= threshold < 1, f"threshold must be a fraction of the maximum in [0, 1), got {threshold}")
+    require(0 <= threshold < 1, f"threshold must be a fraction of the maximum in [0, 1), got {threshold}")
     maps, second_maps = check_maps(maps), check_maps(second_maps, "second_maps")
     check_same_size(maps, second_maps, "maps and second_maps")
     first, second = (values > threshold * values.amax(dim=(1, 2), keepdim=True) for values in (maps, second_maps))
@@ -138,24 +138,25 @@ def top_two_iou(maps: Tensor, second_maps: Tensor, threshold: float = 0.2) -> Te
 
 
 def borda_count(scores: Tensor, higher_is_better: Sequence[bool]) -> Tensor:
-    """Points of M methods over S measures, (M,): 3, 2 and 1 for ranks 1, 2 and 3 of each measure, added up.
+    """Count the points of M methods over S measures, (M,): 3, 2 and 1 for ranks 1, 2 and 3 of each measure.
 
     Equal scores share a rank and the next one follows without a gap. NaN ("not measured") earns nothing.
 
         borda_count(torch.tensor([[21.2, 27.9], [10.3, 48.5]]), [False, True])  # AD, IC -> [4, 6]
 
     Args:
-        scores: (M, S).
-        higher_is_better: S of them.
+        scores: Scores, (M, S).
+        higher_is_better: Direction of each of the S measures.
     """
     wanted = f"expected scores (methods, measures) with one direction per measure, got {tuple(scores.shape)}"
-    check(scores.ndim == 2 and scores.shape[1] == len(higher_is_better), f"{wanted} and {len(higher_is_better)}")
+    require(scores.ndim == 2 and scores.shape[1] == len(higher_is_better), f"{wanted} and {len(higher_is_better)}")
     signs = torch.tensor([1.0 if higher else -1.0 for higher in higher_is_better], device=scores.device)
     points = [column_points(column) for column in (at_least_float32(scores) * signs).unbind(dim=1)]
     return torch.stack(points, dim=1).sum(dim=1)
 
 
 def column_points(values: Tensor) -> Tensor:
+    """Give 3, 2 and 1 points to the three highest different values (M,) of one measure."""
     missing = values.isnan()
-    _, place = torch.unique(values.masked_fill(missing, -torch.inf), return_inverse=True)
-    return (place - place.max() + 3).clamp_min(0).masked_fill(missing, 0)
+    _, rank = torch.unique(values.masked_fill(missing, -torch.inf), return_inverse=True)
+    return (rank - rank.max() + 3).clamp_min(0).masked_fill(missing, 0)

@@ -1,4 +1,4 @@
-"""Does the map point at what matters? One value per image, all higher is better.
+"""Localisation: does a map point at the annotation? One value per image, all higher is better.
 
 - Only the positive part of a map counts. A map without any positive value scores 0.
 - A map without contrast singles out no patch: its top-k localisation precision is 0, wherever the annotation is.
@@ -10,63 +10,63 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .maps import (
-    check,
     check_maps,
     check_same_size,
     min_max,
     patch_ranks,
     patch_side,
+    require,
     smallest,
     unscored,
     without_broken,
 )
 
 TOP_PATCHES = 30
-"""k of the SoftCAM paper's curves."""
+"""Length k of the SoftCAM paper's curves."""
 
 
 def localization_precision(maps: Tensor, masks: Tensor, k: int | None = None, patch: int | None = None) -> Tensor:
-    """Share of the n highest patches that touch the annotation, for n = 1 to k: (B, k) in [0, 1].
+    """Compute the share of the n highest patches that touch the annotation, for n = 1 to k: (B, k) in [0, 1].
 
     Args:
-        maps: (B, H, W) at image size; patches are ranked by the mean of the positive part.
-        masks: (B, H, W), true on the annotation.
-        k: length of the curve; 30 by default, or all patches where there are fewer.
-        patch: side of a patch in pixels; a sixteenth of the image's shorter side by default.
+        maps: Maps at image size, (B, H, W); patches are ranked by the mean of the positive part.
+        masks: Masks, (B, H, W), true on the annotation.
+        k: Length of the curve. The default is 30, or the number of patches where there are fewer.
+        patch: Side of a patch in pixels. The default is a sixteenth of the image's shorter side.
     """
-    given, masks = check_annotated(maps, masks)
-    maps, patch = without_broken(given).relu(), patch_side(given, patch)
+    original, masks = check_annotated(maps, masks)
+    maps, patch = without_broken(original).relu(), patch_side(original, patch)
     ranks = patch_ranks(maps, patch).flatten(1)
     k = top_k(ranks.shape[1], k)
     touched = F.max_pool2d(masks[:, None].to(maps.dtype), patch, ceil_mode=True).flatten(1)
     hits = touched.gather(1, ranks.argsort(dim=1)[:, :k])
     contrast = (maps.amin(dim=(1, 2)) < maps.amax(dim=(1, 2)))[:, None]
-    return unscored(contrast * hits.cumsum(dim=1) / torch.arange(1, k + 1, device=hits.device), given)
+    return unscored(contrast * hits.cumsum(dim=1) / torch.arange(1, k + 1, device=hits.device), original)
 
 
 def top_k(patches: int, k: int | None) -> int:
-    """k within the number of patches that there are."""
+    """Return the length of the curve, and check that there are as many patches."""
     k = min(TOP_PATCHES, patches) if k is None else k
-    check(1 <= k <= patches, f"k must be from 1 to the {patches} patches of a map, got {k}: take a smaller patch")
+    require(1 <= k <= patches, f"k must be from 1 to the {patches} patches of a map, got {k}: choose a smaller patch")
     return k
 
 
 def activation_precision(maps: Tensor, masks: Tensor) -> Tensor:
-    """Σ(E⁺ in mask) / ΣE⁺, (B,) in [0, 1]: how much of the activation is on the annotation.
+    """Compute Σ(E⁺ in mask) / ΣE⁺, (B,) in [0, 1]: the share of the activation that is on the annotation.
 
     Args:
-        maps: (B, H, W) at image size.
-        masks: (B, H, W), true on the annotation.
+        maps: Maps at image size, (B, H, W).
+        masks: Masks, (B, H, W), true on the annotation.
     """
-    given, masks = check_annotated(maps, masks)
-    maps = without_broken(given)
+    original, masks = check_annotated(maps, masks)
+    maps = without_broken(original)
     positive = maps.relu() / maps.amax(dim=(1, 2), keepdim=True).clamp_min(smallest(maps))  # sums stay finite
     shares = (positive * masks).sum(dim=(1, 2)) / positive.sum(dim=(1, 2)).clamp_min(smallest(maps))
-    return unscored(shares, given)
+    return unscored(shares, original)
 
 
 def activation_sensitivity(maps: Tensor, masks: Tensor) -> Tensor:
-    """Σ(E⁺ in mask) / |mask| with E⁺ min-max scaled, (B,) in [0, 1]: how much of the annotation is activated.
+    """Compute Σ(E⁺ in mask) / |mask| with E⁺ min-max scaled, (B,) in [0, 1]: the activation of the annotation.
 
     Arguments as for `activation_precision`. A map without contrast scores 0.
     """
@@ -76,68 +76,68 @@ def activation_sensitivity(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def energy_pointing_game(maps: Tensor, boxes: Tensor) -> Tensor:
-    """Σ(E⁺ in the boxes) / ΣE⁺, (B,) in [0, 1].
+    """Compute Σ(E⁺ in the boxes) / ΣE⁺, (B,) in [0, 1].
 
     Args:
-        maps: (B, H, W) at image size.
-        boxes: (B, 4) or (B, n, 4), as for `box_masks`.
+        maps: Maps at image size, (B, H, W).
+        boxes: Boxes (B, 4) or (B, n, 4), as for `box_masks`.
     """
     return activation_precision(maps, box_masks(boxes, (maps.shape[-2], maps.shape[-1])))
 
 
 def box_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Masks (B, *size), true inside any of an image's boxes.
+    """Make masks (B, *size) that are true inside any of an image's boxes.
 
     Args:
-        boxes: (B, 4) or (B, n, 4), each left, top, right, bottom in pixels; right and bottom are the first outside.
-        size: height and width of the image.
+        boxes: Boxes (B, 4) or (B, n, 4) as left, top, right, bottom in pixels; right and bottom are the first outside.
+        size: Height and width of the image.
     """
     whole = boxes.ndim in (2, 3) and boxes.shape[-1] == 4
-    check(whole, f"expected boxes (B, 4) or (B, n, 4) as left, top, right, bottom, got {tuple(boxes.shape)}")
+    require(whole, f"expected boxes (B, 4) or (B, n, 4) as left, top, right, bottom, got {tuple(boxes.shape)}")
     left, top, right, bottom = boxes.view(len(boxes), -1, 4, 1, 1).unbind(dim=2)  # each (B, n, 1, 1)
     inside = (left >= 0) & (left < right) & (right <= size[1]) & (top >= 0) & (top < bottom) & (bottom <= size[0])
-    check(bool(inside.all()), f"boxes must have left < right and top < bottom and lie inside the {size} image")
+    require(bool(inside.all()), f"boxes must have left < right and top < bottom and lie inside the {size} image")
     rows = torch.arange(size[0], device=boxes.device)[:, None]
     columns = torch.arange(size[1], device=boxes.device)
     return ((left <= columns) & (columns < right) & (top <= rows) & (rows < bottom)).any(dim=1)
 
 
 def mosaics(images: Tensor, labels: Tensor, side: int = 2) -> tuple[Tensor, Tensor]:
-    """Mosaics of `side`² images each, and the classes of their cells in reading order, for `grid_pointing_game`.
+    """Make mosaics of `side`² images, and return them with the classes of their cells in reading order.
 
         pictures, classes = mosaics(images, labels)                 # (G, C, 2H, 2W), (G, 4)
         maps = model.explain(pictures, classes=classes).maps        # (G, 4, h, w)
         score = grid_pointing_game(heat(maps, pictures.shape[-2:]))
 
     Args:
-        images: (G·side², C, H, W); neighbours in the batch form a mosaic, and must be of different classes.
-        labels: (G·side²,), the class of each.
-        side: cells in a row of the mosaic.
+        images: Images (G·side², C, H, W); neighbours in the batch form a mosaic, and must be of different classes.
+        labels: Class of each image, (G·side²,).
+        side: Number of cells in a row of the mosaic.
     """
     cells = side * side
     whole = images.ndim == 4 and len(images) == len(labels) > 0 and len(images) % cells == 0
     wanted = f"expected images (B, C, H, W) and labels (B,) with B a multiple of {cells}"
-    check(whole, f"{wanted}, got {tuple(images.shape)} and {tuple(labels.shape)}")
+    require(whole, f"{wanted}, got {tuple(images.shape)} and {tuple(labels.shape)}")
     classes = labels.view(-1, cells)
     ordered = classes.sort(dim=1).values
     twice = (ordered[:, 1:] == ordered[:, :-1]).any(dim=1).nonzero().flatten().tolist()
-    check(not twice, f"mosaics {twice} would hold a class twice: order the images so that neighbours differ")
+    require(not twice, f"mosaics {twice} would hold a class twice: order the images so that neighbours differ")
     _, channels, height, width = images.shape
     grid = images.view(-1, side, side, channels, height, width).permute(0, 3, 1, 4, 2, 5)  # (G, C, row, H, column, W)
     return grid.reshape(-1, channels, side * height, side * width), classes
 
 
 def grid_pointing_game(maps: Tensor, side: int = 2) -> Tensor:
-    """Share of each map's positive part that falls into the cell of its class, (G, side²) in [0, 1]; chance: 1/side².
+    """Compute the share of each map's positive part in the cell of its class, (G, side²) in [0, 1]; chance: 1/side².
 
     Args:
-        maps: (G, side², H, W), of the classes in the mosaic's cells in reading order, whose height and width are
-            multiples of `side`.
-        side: cells in a row of the mosaic.
+        maps: Maps (G, side², H, W) of the classes in the cells, in reading order; height and width are multiples of
+            `side`.
+        side: Number of cells in a row of the mosaic.
     """
     whole = maps.ndim == 4 and maps.shape[1] == side * side and not any(length % side for length in maps.shape[2:])
     wanted = f"expected maps (G, {side * side}, H, W), height and width multiples of {side}"
-    check(whole, f"{wanted}, got {tuple(maps.shape)}: upsample them to the mosaic's size with heat()")
+    require(whole, f"{wanted}, got {tuple(maps.shape)}: upsample them to the mosaic's size with heat()")
     height, width = maps.shape[2] // side, maps.shape[3] // side
     cell = torch.arange(side * side, device=maps.device)
     corners = torch.stack([cell % side * width, cell // side * height], dim=1)
@@ -146,18 +146,18 @@ def grid_pointing_game(maps: Tensor, side: int = 2) -> Tensor:
 
 
 def check_annotated(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Maps in float32 or finer, and boolean masks of the same shape."""
+    """Check maps and masks, and return maps in float32 or finer and boolean masks of the same shape."""
     maps = check_maps(maps)
     check_same_size(maps, masks, "maps and masks")
     return maps, check_masks(masks).to(maps.device)
 
 
 def check_masks(masks: Tensor) -> Tensor:
-    """Boolean masks (B, H, W), none of them empty."""
+    """Check masks (B, H, W), none of which may be empty, and return them as booleans."""
     if masks.dtype != torch.bool:
         wanted = "masks must be boolean or hold only 0 and 1"
-        check(bool(((masks == 0) | (masks == 1)).all()), f"{wanted}, got values up to {float(masks.max()):.3g}")
+        require(bool(((masks == 0) | (masks == 1)).all()), f"{wanted}, got values up to {float(masks.max()):.3g}")
         masks = masks.to(torch.bool)
     empty = (~masks.flatten(1).any(dim=1)).nonzero().flatten().tolist()
-    check(not empty, f"the masks of images {empty} are empty: leave out images without an annotation")
+    require(not empty, f"the masks of images {empty} are empty: leave out images without an annotation")
     return masks

@@ -1,10 +1,10 @@
-"""What a map says of the model, found out by asking the model: `predict(images) -> (B, C)` on changed images.
+"""Scores that run the model on changed images: `predict(images) -> (B, C)`.
 
-- `predict` gives probabilities, in eval mode, of normalised images; its gradients are not needed.
+- `predict` returns the probabilities of normalised images, in eval mode; it needs no gradients.
 - The class of an image is the predicted one unless `classes` (B,) says otherwise.
 - At most `batch` changed images exist at a time, however many patches, steps or pixels there are.
-- What is taken away is replaced by `fill`, 0 by default: the mean colour of normalised images.
-- `explain(images, classes) -> (B, H, W)` or `(B, 1, H, W)`: maps of one class per image, at any resolution.
+- Removed pixels become `fill`, by default 0, which is the mean colour of normalised images.
+- `explain(images, classes)` returns maps (B, H, W) or (B, 1, H, W) of one class per image, at any resolution.
 """
 
 import torch
@@ -15,18 +15,29 @@ from .localization import top_k
 from .maps import (
     at_least_float32,
     blur,
-    check,
     check_heat,
     heat,
     on_pixels,
     patch_means,
     patch_ranks,
     patch_side,
+    require,
     smallest,
     unscored,
     without_broken,
 )
-from .predictions import Explain, Predict, ask, check_fits, confidence_of, explained, filling, pick, sweep, target
+from .predictions import (
+    Explain,
+    Predict,
+    check_maps_fit,
+    choose_classes,
+    explain_images,
+    fill_images,
+    predict_confidence,
+    predict_in_batches,
+    predict_versions,
+    select_class,
+)
 
 
 def faithfulness_parts(
@@ -37,40 +48,38 @@ def faithfulness_parts(
     classes: Tensor | None = None,
     batch: int = 64,
 ) -> dict[str, Tensor]:
-    """y, o and d of the CAPE paper and ADCC's parts, each (B,): what AD, IC, ADD and ADCC are made of.
+    """Compute y, o and d of the CAPE paper and the parts of ADCC, each (B,), from which AD, IC, ADD and ADCC follow.
 
         parts = faithfulness_parts(predict, images, maps, explain)
         average_drop(parts["confidence"], parts["kept"])
         softcam_hub.load_scores().compute(**parts)
 
     Args:
-        predict: images -> probabilities (B, C).
-        images: x (B, C, H, W), normalised.
-        maps: E (B, H, W) in [0, 1], at image size.
-        explain: draws the second map of coherency, that of E⊙x for the same class; without it coherency is left out.
-        classes: (B,).
-        batch: images at a time.
+        predict: Function from images to probabilities (B, C).
+        images: Normalised images x, (B, C, H, W).
+        maps: Heat maps E in [0, 1] at image size, (B, H, W).
+        explain: Function that computes the map of E⊙x for the same class; without it coherency is left out.
+        classes: Class of each image, (B,). The default is the predicted class.
+        batch: Number of images per call of the model.
     """
-    given = check_heat(maps)
-    check_fits(images, given)
-    maps = without_broken(given)
-    classes, confidence = confidence_of(predict, images, classes, batch)
+    original = check_heat(maps)
+    check_maps_fit(images, original)
+    maps = without_broken(original)
+    classes, confidence = predict_confidence(predict, images, classes, batch)
     weights = torch.stack([maps, 1 - maps]).to(images.dtype)  # E and 1 - E
 
     def change(image: Tensor, version: Tensor) -> Tensor:
         return weights[version, image][:, None] * images[image]
 
-    kept, removed = sweep(predict, classes, 2, change, batch).unbind(dim=1)
+    kept, removed = predict_versions(predict, classes, 2, change, batch).unbind(dim=1)
     parts = {"kept": kept, "removed": removed, "complexity": complexity(maps)}
     if explain is not None:
-        second = [
-            heat(explained(explain, image * weight[:, None], label), maps.shape[1:])
-            for image, weight, label in zip(
-                images.split(batch), weights[0].split(batch), classes.split(batch), strict=True
-            )
-        ]
+        second = []
+        batches = zip(images.split(batch), weights[0].split(batch), classes.split(batch), strict=True)
+        for image, weight, label in batches:
+            second.append(heat(explain_images(explain, image * weight[:, None], label), maps.shape[1:]))
         parts["coherency"] = coherency(maps, torch.cat(second))
-    return {"confidence": confidence} | {name: unscored(values, given) for name, values in parts.items()}
+    return {"confidence": confidence} | {name: unscored(values, original) for name, values in parts.items()}
 
 
 def topk_sensitivity(
@@ -83,32 +92,32 @@ def topk_sensitivity(
     classes: Tensor | None = None,
     batch: int = 64,
 ) -> Tensor:
-    """p_c with the n highest patches occluded, divided by p_c, for n = 1 to k: (B, k), at least 0, lower is better.
+    """Compute p_c with the n highest patches occluded, divided by p_c, for n = 1 to k: (B, k), lower is better.
 
-    It is 1 where p_c is 0: there is nothing that could drop, as in `average_drop`.
+    The value is 1 where p_c is 0 and cannot drop.
 
     Args:
-        predict: images -> probabilities (B, C).
-        images: (B, C, H, W).
-        maps: (B, H, W) at image size; patches are ranked by their mean.
-        k: length of the curve; 30 by default, or all patches where there are fewer.
-        patch: side of a patch in pixels; a sixteenth of the image's shorter side by default.
-        fill: what occluded pixels become, a number or anything that broadcasts to (B, C, H, W).
-        classes: (B,).
-        batch: images at a time.
+        predict: Function from images to probabilities (B, C).
+        images: Images, (B, C, H, W).
+        maps: Maps at image size, (B, H, W); patches are ranked by their mean.
+        k: Length of the curve. The default is 30, or the number of patches where there are fewer.
+        patch: Side of a patch in pixels. The default is a sixteenth of the image's shorter side.
+        fill: Value of occluded pixels, a number or anything that broadcasts to (B, C, H, W).
+        classes: Class of each image, (B,). The default is the predicted class.
+        batch: Number of images per call of the model.
     """
-    patch = patch_side(check_fits(images, maps), patch)
+    patch = patch_side(check_maps_fit(images, maps), patch)
     ranks = patch_ranks(maps, patch)
     k = top_k(ranks[0].numel(), k)
-    classes, confidence = confidence_of(predict, images, classes, batch)
-    filled = filling(fill, images)
+    classes, confidence = predict_confidence(predict, images, classes, batch)
+    filled = fill_images(fill, images)
 
     def change(image: Tensor, version: Tensor) -> Tensor:
         occluded = on_pixels(ranks[image] <= version[:, None, None], patch, images.shape[-2:])
         return torch.where(occluded[:, None], filled[image], images[image])
 
     confidence = confidence[:, None]
-    ratios = sweep(predict, classes, k, change, batch) / confidence.clamp_min(smallest(confidence))
+    ratios = predict_versions(predict, classes, k, change, batch) / confidence.clamp_min(smallest(confidence))
     return unscored(ratios.masked_fill(confidence == 0, 1), maps)
 
 
@@ -121,19 +130,21 @@ def deletion_auc(
     classes: Tensor | None = None,
     batch: int = 64,
 ) -> Tensor:
-    """Area under p_c while pixels go, the highest first, (B,) in [0, 1], lower is better (RISE, Petsiuk et al. 2018).
+    """Compute the area under p_c while the highest pixels are removed first, (B,) in [0, 1], lower is better.
+
+    The measure is that of RISE (Petsiuk et al. 2018).
 
     Args:
-        predict: images -> probabilities (B, C).
-        images: (B, C, H, W).
-        maps: (B, H, W) at image size; pixels of equal value go in reading order.
-        steps: intervals of the curve; each takes the same share of pixels.
-        fill: what the pixels become, a number or anything that broadcasts to (B, C, H, W).
-        classes: (B,).
-        batch: images at a time.
+        predict: Function from images to probabilities (B, C).
+        images: Images, (B, C, H, W).
+        maps: Maps at image size, (B, H, W); pixels of equal value go in reading order.
+        steps: Number of intervals of the curve, each of which removes the same share of pixels.
+        fill: Value of removed pixels, a number or anything that broadcasts to (B, C, H, W).
+        classes: Class of each image, (B,). The default is the predicted class.
+        batch: Number of images per call of the model.
     """
-    classes, _ = confidence_of(predict, images, classes, batch)
-    return area(predict, images, filling(fill, images), maps, steps, classes, batch)
+    classes, _ = predict_confidence(predict, images, classes, batch)
+    return area(predict, images, fill_images(fill, images), maps, steps, classes, batch)
 
 
 def insertion_auc(
@@ -145,13 +156,13 @@ def insertion_auc(
     classes: Tensor | None = None,
     batch: int = 64,
 ) -> Tensor:
-    """Area under p_c while pixels come, the highest first, (B,) in [0, 1], higher is better.
+    """Compute the area under p_c while the highest pixels are inserted first, (B,) in [0, 1], higher is better.
 
-    Arguments as for `deletion_auc`, but that `fill`, where the curve begins, is the blurred image by default (an 11
-    pixel window with sigma 5).
+    Arguments as for `deletion_auc`, except that the default of `fill`, where the curve begins, is the blurred image (a
+    window of 11 pixels with sigma 5).
     """
-    classes, _ = confidence_of(predict, images, classes, batch)
-    start = blur(images, radius=5, sigma=5.0) if fill is None else filling(fill, images)
+    classes, _ = predict_confidence(predict, images, classes, batch)
+    start = blur(images, radius=5, sigma=5.0) if fill is None else fill_images(fill, images)
     return area(predict, start, images, maps, steps, classes, batch)
 
 
@@ -164,15 +175,15 @@ def area(
     classes: Tensor,
     batch: int,
 ) -> Tensor:
-    """Area under p_c while the pixels of `before` become those of `after`, the highest of the map first."""
-    check(steps >= 1, f"steps must be at least 1, got {steps}")
-    ranks = patch_ranks(check_fits(before, maps), patch=1)
+    """Compute the area under p_c while the pixels of `before` become those of `after`, the highest of the map first."""
+    require(steps >= 1, f"steps must be at least 1, got {steps}")
+    ranks = patch_ranks(check_maps_fit(before, maps), patch=1)
 
     def change(image: Tensor, version: Tensor) -> Tensor:
         changed = ranks[image] < (version * ranks[0].numel() // steps)[:, None, None]
         return torch.where(changed[:, None], after[image], before[image])
 
-    areas = torch.trapezoid(sweep(predict, classes, steps + 1, change, batch), dx=1 / steps, dim=1)
+    areas = torch.trapezoid(predict_versions(predict, classes, steps + 1, change, batch), dx=1 / steps, dim=1)
     return unscored(areas, maps)
 
 
@@ -185,21 +196,21 @@ def single_deletion(
     classes: Tensor | None = None,
     batch: int = 64,
 ) -> Tensor:
-    """IDSDS: rank correlation of what a patch is said to matter and what its deletion costs, (B,) in [-1, 1].
+    """Compute IDSDS: the rank correlation of attributions of patches and drops by their deletion, (B,) in [-1, 1].
 
-    Higher is better; 0 where all patches have one value. In the domain of the model only if it has seen such deletions
-    in training (Hesse et al. 2024). Here `predict` may return logits as well.
+    Higher is better; 0 where all patches have one value. Deleted patches are in the domain of the model only if it has
+    seen such deletions in training (Hesse et al. 2024). Here `predict` may return logits as well.
 
     Args:
-        predict: images -> logits or probabilities (B, C).
-        images: (B, C, H, W).
-        maps: (B, H, W) at image size, signed or not; a patch's attribution is its mean.
-        patch: side of a patch in pixels; a sixteenth of the image's shorter side by default.
-        fill: what deleted pixels become, a number or anything that broadcasts to (B, C, H, W).
-        classes: (B,).
-        batch: images at a time.
+        predict: Function from images to logits or probabilities (B, C).
+        images: Images, (B, C, H, W).
+        maps: Maps at image size, (B, H, W), signed or not; the attribution of a patch is its mean.
+        patch: Side of a patch in pixels. The default is a sixteenth of the image's shorter side.
+        fill: Value of deleted pixels, a number or anything that broadcasts to (B, C, H, W).
+        classes: Class of each image, (B,). The default is the predicted class.
+        batch: Number of images per call of the model.
     """
-    patch = patch_side(check_fits(images, maps), patch)
+    patch = patch_side(check_maps_fit(images, maps), patch)
     drops = patch_drops(predict, images, patch, fill, classes, batch)
     return spearman(patch_means(maps, patch).flatten(1), drops)
 
@@ -212,12 +223,12 @@ def patch_drops(
     classes: Tensor | None = None,
     batch: int = 64,
 ) -> Tensor:
-    """How much the class's answer drops when each of the n patches of an image is deleted, (B, n); of any map.
+    """Compute the drop of the class's output when each of the n patches of an image is deleted, (B, n).
 
     Arguments as for `single_deletion`.
     """
-    answers = ask(predict, images, batch)
-    classes, filled = target(answers, classes), filling(fill, images)
+    outputs = predict_in_batches(predict, images, batch)
+    classes, filled = choose_classes(outputs, classes), fill_images(fill, images)
     rows, columns = (-(-length // patch) for length in images.shape[-2:])
     cells = torch.arange(rows * columns, device=images.device).view(1, rows, columns)
     cell_of_pixel = on_pixels(cells, patch, images.shape[-2:])
@@ -226,16 +237,16 @@ def patch_drops(
         deleted = cell_of_pixel == version[:, None, None]
         return torch.where(deleted[:, None], filled[image], images[image])
 
-    return pick(answers, classes)[:, None] - sweep(predict, classes, cells.numel(), change, batch)
+    return select_class(outputs, classes)[:, None] - predict_versions(predict, classes, cells.numel(), change, batch)
 
 
 def spearman(first: Tensor, second: Tensor) -> Tensor:
-    """Rank correlation of each row of two (B, N), in [-1, 1]; 0 where a row is constant."""
+    """Compute the rank correlation of the rows of two (B, N), in [-1, 1]; 0 where a row is constant."""
     return unscored(pearson(ranks(at_least_float32(first)), ranks(at_least_float32(second))), first, second)
 
 
 def ranks(rows: Tensor) -> Tensor:
-    """Ranks of each row of (B, N), from 1 for the lowest; equal values share the mean of their ranks."""
+    """Rank every row of (B, N), from 1 for the lowest; equal values share the mean of their ranks."""
     ordered = rows.sort(dim=1).values.contiguous()
     below = torch.searchsorted(ordered, rows.contiguous())
     not_above = torch.searchsorted(ordered, rows.contiguous(), right=True)
@@ -251,20 +262,20 @@ def max_sensitivity(
     seed: int = 0,
     batch: int = 64,
 ) -> Tensor:
-    """Largest ‖E(x + δ) - E(x)‖ / ‖E(x)‖ over random |δ| ≤ radius, (B,), at least 0, lower is better.
+    """Compute the largest ‖E(x + δ) - E(x)‖ / ‖E(x)‖ over random |δ| ≤ radius, (B,), at least 0, lower is better.
 
     Where E(x) is all zero the difference is not divided (Yeh et al. 2019).
 
     Args:
-        explain: images and classes -> one map per image.
-        images: (B, C, H, W).
-        classes: (B,).
-        radius: largest change of a pixel.
-        samples: how many δ are drawn, uniformly; all images see the same ones.
-        seed: of the draw.
-        batch: images at a time.
+        explain: Function from images and classes to one map per image.
+        images: Images, (B, C, H, W).
+        classes: Class of each image, (B,). The default is the predicted class.
+        radius: Largest change of a pixel.
+        samples: Number of uniformly drawn δ, which are the same for all images.
+        seed: Seed of the draw.
+        batch: Number of images per call of the model.
     """
-    check(samples >= 1 and radius > 0, f"samples and radius must be above 0, got {samples} and {radius}")
+    require(samples >= 1 and radius > 0, f"samples and radius must be above 0, got {samples} and {radius}")
     generator = torch.Generator().manual_seed(seed)
     noises = radius * (2 * torch.rand(samples, *images.shape[1:], generator=generator) - 1)
     parts = zip(images.split(batch), classes.split(batch), strict=True)
@@ -272,8 +283,11 @@ def max_sensitivity(
 
 
 def _sensitivity(explain: Explain, images: Tensor, classes: Tensor, noises: Tensor) -> Tensor:
-    clean = explained(explain, images, classes).flatten(1)
-    moved = [(explained(explain, images + noise, classes).flatten(1) - clean).norm(dim=1) for noise in noises]
+    clean = explain_images(explain, images, classes).flatten(1)
+    changes = []
+    for noise in noises:
+        noisy = explain_images(explain, images + noise, classes).flatten(1)
+        changes.append((noisy - clean).norm(dim=1))
     size = clean.norm(dim=1)
-    largest = torch.stack(moved).amax(dim=0) / torch.where(size > 0, size, 1.0)
+    largest = torch.stack(changes).amax(dim=0) / torch.where(size > 0, size, 1.0)
     return unscored(largest, largest, size)

@@ -1,10 +1,10 @@
-"""ROAD (Rong et al. 2022): remove pixels, but leave nothing to see of the removal itself.
+"""ROAD (Rong et al. 2022): remove pixels without leaving a trace of the removal itself.
 
 - A removed pixel becomes the weighted mean of its neighbours, direct ones 1/6 and diagonal ones 1/12 (less at the
   border, in proportion), where removed neighbours are unknowns too: one linear system per image and channel.
 - The system is symmetric and positive definite, so conjugate gradients solve it, on any device and without a matrix.
-  They start from the solution at half the size. What they leave (under 0.001) is far below the noise.
-- A little noise goes on top. It is one field, drawn from `seed`, for all images: results do not depend on the batch.
+  They start from the solution at half the size. Their error (under 0.001) is far below the noise.
+- A little noise is added. All images get the same noise, drawn from `seed`, so that results do not depend on the batch.
 """
 
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .maps import check, patch_ranks, smallest, unscored
-from .predictions import Predict, check_fits, confidence_of, sweep
+from .maps import patch_ranks, require, smallest, unscored
+from .predictions import Predict, check_maps_fit, predict_confidence, predict_versions
 
 FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-"""Of the pixels that are removed."""
+"""Fractions of the pixels that are removed, one after another."""
 
 
 def road(
@@ -30,9 +30,10 @@ def road(
     classes: Tensor | None = None,
     batch: int = 64,
 ) -> Tensor:
-    """(mean p_c without the least relevant pixels - mean p_c without the most relevant) / 2, (B,) in [-1/2, 1/2].
+    """Compute (mean p_c without the least relevant pixels - mean p_c without the most relevant ones) / 2, (B,).
 
-    Higher is better; a map without contrast scores near 0. Arguments as for `road_curve`.
+    Values lie in [-1/2, 1/2], and higher is better; a map without contrast scores near 0. Arguments as for
+    `road_curve`.
     """
     first = road_curve(predict, images, maps, fractions, True, noise, seed, classes, batch)
     last = road_curve(predict, images, maps, fractions, False, noise, seed, classes, batch)
@@ -50,42 +51,43 @@ def road_curve(
     classes: Tensor | None = None,
     batch: int = 64,
 ) -> Tensor:
-    """p_c after each fraction of the pixels is removed, (B, fractions) in [0, 1].
+    """Compute p_c after each fraction of the pixels is removed, (B, fractions) in [0, 1].
 
     Args:
-        predict: images -> probabilities (B, C).
-        images: (B, C, H, W).
-        maps: (B, H, W) at image size; pixels of equal value go in reading order, or against it if the least relevant
-            go first.
-        fractions: each in [0, 1].
-        most_relevant_first: lower is better then; otherwise higher is.
-        noise: standard deviation of what is added to removed pixels.
-        seed: of the noise.
-        classes: (B,).
-        batch: images at a time.
+        predict: Function from images to probabilities (B, C).
+        images: Images, (B, C, H, W).
+        maps: Maps at image size, (B, H, W); pixels of equal value go in reading order, or against it if
+            the least relevant go first.
+        fractions: Fractions of pixels to remove, each in [0, 1].
+        most_relevant_first: Remove the most relevant pixels first, where lower is better; otherwise the least relevant
+            ones, where higher is better.
+        noise: Standard deviation of the noise that is added to removed pixels.
+        seed: Seed of the noise.
+        classes: Class of each image, (B,). The default is the predicted class.
+        batch: Number of images per call of the model.
     """
     fits = len(fractions) > 0 and all(0 <= fraction <= 1 for fraction in fractions)
-    check(fits, f"fractions must lie in [0, 1], got {list(fractions)}")
-    ranks = patch_ranks(check_fits(images, maps), patch=1)
+    require(fits, f"fractions must lie in [0, 1], got {list(fractions)}")
+    ranks = patch_ranks(check_maps_fit(images, maps), patch=1)
     ranks = ranks if most_relevant_first else ranks[0].numel() - 1 - ranks
     counts = (torch.tensor(fractions, device=ranks.device) * ranks[0].numel()).round()
-    classes, _ = confidence_of(predict, images, classes, batch)
+    classes, _ = predict_confidence(predict, images, classes, batch)
     field = noise * torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(seed)).to(images)
 
     def change(image: Tensor, version: Tensor) -> Tensor:
         removed = ranks[image] < counts[version][:, None, None]
         return from_neighbours(images[image], removed) + removed[:, None] * field
 
-    return unscored(sweep(predict, classes, len(fractions), change, batch), maps)
+    return unscored(predict_versions(predict, classes, len(fractions), change, batch), maps)
 
 
 def from_neighbours(images: Tensor, removed: Tensor, tolerance: float = 1e-5) -> Tensor:
-    """Images whose removed pixels are the weighted means of their neighbours; 0 where a whole image is removed.
+    """Replace removed pixels by the weighted means of their neighbours, or by 0 where a whole image is removed.
 
     Args:
-        images: (B, C, H, W).
-        removed: (B, H, W), true where a pixel is to be made up.
-        tolerance: of the system's residual, relative to its right side.
+        images: Images, (B, C, H, W).
+        removed: Masks (B, H, W), true where a pixel is removed.
+        tolerance: Largest residual of the system, relative to its right side.
     """
     values = images.float()
     unknown = removed[:, None].to(values.dtype)
@@ -96,24 +98,24 @@ def from_neighbours(images: Tensor, removed: Tensor, tolerance: float = 1e-5) ->
     return torch.where(removed[:, None], solved.to(images.dtype), images)
 
 
-def from_half_size(known: Tensor, there: Tensor, tolerance: float) -> Tensor:
-    """A first guess: the solution for the image at half its size, and so on down to four pixels, enlarged.
+def from_half_size(known: Tensor, present: Tensor, tolerance: float) -> Tensor:
+    """Return a first guess: the enlarged solution for the image at half its size, and so on down to four pixels.
 
     Args:
-        known: (B, C, H, W), 0 where removed.
-        there: (B, 1, H, W), 0 where removed and 1 elsewhere.
-        tolerance: as in `from_neighbours`.
+        known: Images (B, C, H, W), 0 where removed.
+        present: Masks (B, 1, H, W), 0 where removed and 1 elsewhere.
+        tolerance: Largest residual, as in `from_neighbours`.
     """
     size = known.shape[2:]
     if min(size) <= 4:
-        return known.sum(dim=(2, 3), keepdim=True) / there.sum(dim=(2, 3), keepdim=True).clamp_min(1)
-    share = F.avg_pool2d(there, 2, ceil_mode=True)
+        return known.sum(dim=(2, 3), keepdim=True) / present.sum(dim=(2, 3), keepdim=True).clamp_min(1)
+    share = F.avg_pool2d(present, 2, ceil_mode=True)
     half = F.avg_pool2d(known, 2, ceil_mode=True) / share.clamp_min(smallest(share))
     return F.interpolate(from_neighbours(half, share[:, 0] == 0, tolerance), size=size, mode="bilinear")
 
 
 def neighbours(values: Tensor) -> Tensor:
-    """Weighted sum of the eight neighbours of every pixel, (B, C, H, W)."""
+    """Compute the weighted sum of the eight neighbours of every pixel, (B, C, H, W)."""
     padded = F.pad(values, (1, 1, 1, 1))
     rows = padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]
     return (rows[..., :-2] + 2 * rows[..., 1:-1] + rows[..., 2:] - 4 * values) / 12  # 1 2 1, 2 0 2, 1 2 1, over 12
@@ -130,15 +132,14 @@ def conjugate_gradients(degree: Tensor, unknown: Tensor, right: Tensor, solution
 
     residual = right - apply(solution)
     direction, error = residual, dot(residual, residual)
-    enough = tolerance**2 * dot(right, right)
+    accepted = tolerance**2 * dot(right, right)
     for _ in range(10 * sum(right.shape[2:])):
-        unsolved = error > enough
+        unsolved = error > accepted
         if not bool(unsolved.any()):
             break
         image = apply(direction)
-        length = (
-            unsolved * error / dot(direction, image).clamp_min(smallest(error))
-        )  # what is solved waits for the rest
+        # a step of length 0 for images that are solved already
+        length = unsolved * error / dot(direction, image).clamp_min(smallest(error))
         solution = solution + length * direction
         residual = residual - length * image
         previous, error = error, dot(residual, residual)
