@@ -40,7 +40,7 @@ class Step(NamedTuple):
     Args:
         loss: Scalar loss.
         logits: Logits (B, C).
-        maps: Maps (B, C, H, W), if they were asked for.
+        maps: Maps (B, C, H, W) of a model that has some, before the loss is computed.
         teacher_logits: Logits (B, C) of CAPE's teacher, if there is one.
     """
 
@@ -115,19 +115,17 @@ class Objective(nn.Module):
         self.model, self.label_smoothing = model, label_smoothing
         self.register_buffer("class_weights", class_weights, persistent=False)
 
-    def forward(self, labels: Tensor, output_maps: bool = False, **inputs: Tensor) -> Step:
+    def forward(self, labels: Tensor, **inputs: Tensor) -> Step:
         """Compute the loss of a batch.
 
         Args:
             labels: Labels (B,), or multi-hot labels (B, C).
-            output_maps: Return the maps, too.
             inputs: Images `pixel_values` (B, 3, H, W), or `features` (B, K, H, W) that were computed before.
         """
-        output = self.model(**inputs, output_maps=output_maps or self.model.penalises_maps)
-        teacher_logits = output.teacher_logits
+        output = self.model(**inputs, output_maps=self.model.penalises_maps)
         options = {"label_smoothing": self.label_smoothing, "class_weights": self.class_weights}
-        loss = self.model.loss(output.logits, labels, output.maps, teacher_logits, **options)
-        return Step(loss, output.logits, output.maps if output_maps else None, teacher_logits)
+        loss = self.model.loss(output.logits, labels, output.maps, output.teacher_logits, **options)
+        return Step(loss, output.logits, teacher_logits=output.teacher_logits)
 
 
 def make_model(config: Config, splits: Splits) -> nn.Module:
