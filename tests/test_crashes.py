@@ -1,4 +1,4 @@
-"""Commands that are killed at any moment: running them again gives what an undisturbed run gives."""
+"""Commands that are killed at any moment and run again write the same files as an undisturbed run."""
 
 import os
 import shutil

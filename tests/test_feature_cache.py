@@ -24,7 +24,7 @@ def cache(tmp_path):
 
 
 def write(folder, features, processes):
-    """A finished cache, as that many processes leave it."""
+    """Write a finished cache as a number of processes would."""
     folder.mkdir(parents=True)
     for rank in range(processes):
         features[rank::processes].tofile(folder / f"{rank}.bin")
@@ -81,7 +81,7 @@ def test_a_cache_without_its_index_is_computed_again(cache):
 
 
 def drafted(found, age):
-    """The cache as a run leaves it that was killed so many seconds ago."""
+    """Turn a cache into the draft of a run that was killed `age` seconds ago."""
     draft = found.folder.with_name(f"{found.folder.name}.0123abcd.unfinished")
     found.folder.rename(draft)
     os.truncate(draft / "0.bin", 1000)
@@ -198,7 +198,7 @@ def test_only_caches_and_old_drafts_are_deleted(tmp_path):
     new, stale = (write_cache(folder / f"{key(name)}.0123abcd.unfinished") for name in ("new", "stale"))
     for file in stale.iterdir():
         os.utime(file, (time.time() - 2 * ABANDONED,) * 2)
-    make_room(folder, MB, limit=3.1 * MB)  # of which what is not ours takes nothing
+    make_room(folder, MB, limit=3.1 * MB)  # foreign folders do not count
     assert names_in(folder) == theirs | keys("young") | {new.name}
 
 

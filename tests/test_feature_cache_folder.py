@@ -19,7 +19,7 @@ INDEX_OF_OLD = {"shape": [1, 1, 1], "processes": 1, "images": 250_000}
 
 
 def foreign(folder, case):
-    """A folder with the name of a cache that is not certainly one of ours."""
+    """Write a folder that has the name of a cache but is not certainly one."""
     made = write_cache(folder / key("x"), recorded=False)
     if case == "record of another kind":
         (made / RECORD).write_text(json.dumps({**OURS, "kind": "benchmark"}))

@@ -1,4 +1,4 @@
-"""Launchers that ask training to divide the network among processes: refused before any work."""
+"""Launchers that ask training to divide the network among processes are refused before any work."""
 
 import os
 import subprocess
@@ -34,5 +34,5 @@ def test_accelerate_launch_with_fsdp2_ends_with_a_sentence(tmp_path):
     )
     assert done.returncode != 0
     sentence = "train_accelerate.py: error: accelerate is set to divide the network among processes with FSDP"
-    assert sentence in done.stderr  # of at least one process: its end may end the other
+    assert sentence in done.stderr  # of at least one process, whose end may end the other
     assert not any(tmp_path.iterdir())

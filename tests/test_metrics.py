@@ -11,7 +11,7 @@ from softcam_hub.training import metrics
 
 
 def predictions(count=200, classes=4, absent=(), seed=0):
-    """Probabilities that know something of the labels."""
+    """Return random probabilities that correlate with random labels, and the labels."""
     generator = torch.Generator().manual_seed(seed)
     there = torch.tensor([label for label in range(classes) if label not in absent])
     labels = there[torch.randint(len(there), (count,), generator=generator)]

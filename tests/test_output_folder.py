@@ -1,4 +1,4 @@
-"""Folders of other people are never touched, and one process at a time writes to a folder of ours."""
+"""Output folders: files of the user are never touched, and one process at a time writes to a folder."""
 
 import json
 import multiprocessing

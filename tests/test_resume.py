@@ -1,4 +1,4 @@
-"""Runs that are resumed, runs of two processes, and the command line: all in processes of their own."""
+"""Resumed runs, runs of two processes, and the command line, each in processes of their own."""
 
 import dataclasses
 import json
@@ -53,7 +53,7 @@ def run_in(processes, output, **changes):
 
 
 def updates(output):
-    """Number of updates that a run has logged."""
+    """Return the number of updates that a run has logged."""
     log = output / "log.jsonl"
     return max((line["step"] for line in read_log(log)), default=0) if log.exists() else 0
 
@@ -158,7 +158,7 @@ def test_two_processes_see_every_image_once_between_them(tmp_path):
 
 
 EXACT = {"model": "cape_test_convnext", "mode": "from-scratch", "color_jitter": 0.3, "erase": 0.3}
-"""No BatchNorm and no dropout: nothing knows how a batch is divided."""
+"""A run without BatchNorm and dropout, which does not depend on the division of its batches."""
 
 
 def test_two_processes_learn_what_one_learns_from_the_whole_batch(tmp_path):
@@ -187,7 +187,7 @@ def test_every_image_counts_once_in_an_evaluation_by_two_processes(tmp_path):
 
 
 def test_two_processes_score_the_model_that_is_saved(tmp_path):
-    """BatchNorm's statistics are those of one process, also in the images that the other one scores."""
+    """The BatchNorm statistics are those of one process, also for the images that the other process scores."""
     for name, options in {"plain": {}, "average": {"ema": 0.7}}.items():
         metrics = run_in(2, tmp_path / name, batch_size=4, lr=0.2, select="loss", test_split="", **options)
         model = AutoModelForImageClassification.from_pretrained(tmp_path / name / "model").eval()
@@ -239,7 +239,7 @@ def flags(output, **changes):
 
 
 def command(*arguments):
-    """A process group of its own with what Python is to run."""
+    """Start Python in a process group of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, *arguments], **pipes, env=environment, start_new_session=True, cwd=ROOT)

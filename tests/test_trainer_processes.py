@@ -37,7 +37,7 @@ os._exit(0)  # gloo sometimes aborts on the way out
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
-    """Folder of the weights and metrics of every setting on both ranks."""
+    """Train every setting in two processes, and return the folder of their weights and metrics."""
     out = tmp_path_factory.mktemp("two_ranks")
     (out / "script.py").write_text(TWO_RANKS)
     how = [

@@ -37,7 +37,7 @@ def test_an_infinite_loss_before_any_checkpoint_says_so(tmp_path):
 
 
 def test_weights_that_explode_in_the_last_update_are_no_checkpoint(tmp_path):
-    options = {"schedule": "constant", "lr": 1e30, "batch_size": 48}  # one update an epoch: its loss is still finite
+    options = {"schedule": "constant", "lr": 1e30, "batch_size": 48}  # one update, whose loss is still finite
     with pytest.raises(
         NotFinite, match="a weight is nan after update 1; there is no checkpoint yet. Lower lr or set clip"
     ):
@@ -72,7 +72,7 @@ def test_an_undefined_score_is_null_in_the_log(tmp_path):
 
 
 def with_boxes(folder, last):
-    """A manifest whose last test image has this box."""
+    """Write a manifest whose last test image has a given box, and return its path."""
     lines = ["image,label,split,boxes"]
     for number in range(24):
         split = "train" if number < 16 else "validation" if number < 20 else "test"

@@ -1,4 +1,4 @@
-"""The folder of a training run: files of other people, damaged checkpoints, full disks and kills cost nothing."""
+"""The folder of a training run survives damaged checkpoints, full disks and kills, and spares files of the user."""
 
 import importlib
 import json
@@ -34,7 +34,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def unfinished(tmp_path_factory):
-    """A run that ended after its last checkpoint, before it left anything."""
+    """A run that ended after its last checkpoint, before it wrote any results."""
     output = tmp_path_factory.mktemp("runs") / "unfinished"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(importlib.import_module("softcam_hub.training.run"), "_score_result", _break_off)
@@ -53,7 +53,7 @@ def broken(unfinished, tmp_path):
 
 
 def result(output):
-    """What a run leaves for its users: models, pictures, log and metrics, but for the time that it took."""
+    """Return the files that a run writes for its users, without its duration."""
     files = content(output)
     ours = {name: data for name, data in files.items() if name.startswith(("model/", "vanilla/")) or "/" not in name}
     for name in ("metrics.json", "model/metrics.json"):
@@ -128,7 +128,7 @@ def test_an_unfinished_run_without_record_and_digests_is_resumed(broken, finishe
     (broken / RECORD).unlink()
     for file in broken.rglob(DIGESTS):
         file.unlink()
-    (best,) = (broken / "best").iterdir()  # which lay in `best` itself
+    (best,) = (broken / "best").iterdir()  # older runs kept it in `best` itself
     for file in best.iterdir():
         file.rename(broken / "best" / file.name)
     best.rmdir()
@@ -155,12 +155,14 @@ def test_of_two_runs_that_start_at_once_one_trains_and_the_other_is_refused(tmp_
     runs = [context.Process(target=_run_and_tell, args=(tmp_path / "run", seed, options, queue)) for seed in (0, 1)]
     for process in runs:
         process.start()
-    told = dict(queue.get(timeout=300) for _ in runs)
+    errors = dict(queue.get(timeout=300) for _ in runs)
     for process in runs:
         process.join()
-    refused = [seed for seed, error in told.items() if error]
-    assert len(refused) == 1, told
-    assert "another process is writing to" in told[refused[0]] or "holds an earlier training run" in told[refused[0]]
+    refused = [seed for seed, error in errors.items() if error]
+    assert len(refused) == 1, errors
+    assert (
+        "another process is writing to" in errors[refused[0]] or "holds an earlier training run" in errors[refused[0]]
+    )
     saved = yaml.safe_load((tmp_path / "run" / "settings.yaml").read_text())
     assert saved["seed"] == 1 - refused[0]
     assert (tmp_path / "run" / "metrics.json").is_file()
@@ -178,7 +180,7 @@ def _run_and_tell(output, seed, options, queue):
 
 
 def flip(file, count=64):
-    """Change bytes in the middle of a file, as a bad disk does: its size and form stay."""
+    """Change bytes in the middle of a file, as a bad disk does, and keep its size."""
     data = bytearray(file.read_bytes())
     middle = max(0, len(data) // 2 - count // 2)
     for position in range(middle, min(middle + count, len(data))):

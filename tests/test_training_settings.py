@@ -21,9 +21,7 @@ def test_flags_are_grouped_and_every_setting_is_explained():
 def test_every_recipe_of_the_package_is_parsed(name):
     config = parse(["--recipe", name])
     assert config.run.output == f"runs/{name}" + ("/0" if config.data.folds else "")
-    said = Path(name).name.partition("-")[
-        0
-    ]  # what is named after its data may be of any family, and so may the vanilla classifier
+    said = Path(name).name.partition("-")[0]  # recipes named after their data may have any family
     assert config.model.family in (None, said) or said == "lesions"
     assert (config.model.family is None) == ("vanilla" in name)
 

@@ -40,14 +40,14 @@ PATHS = {
     "os.utime": (0,),
     "os.chmod": (0,),
 }
-"""Audit events that change the disk -> positions of the changed paths among their arguments."""
+"""Audit events that change the disk, with the positions of the changed paths among their arguments."""
 
 DIRECTORY = {"os.remove": 1, "os.mkdir": 2, "os.rmdir": 1, "os.utime": 3}
-"""Events -> position of the descriptor of the directory that a relative path is meant in."""
+"""Events with a descriptor of the directory to which a relative path belongs, and the position of the descriptor."""
 
 
 class Crash(BaseException):
-    """The process is killed. Not an `Exception`, so that no handler of errors goes on from it."""
+    """Stands for a kill. It is not an `Exception`, so that no error handler catches it."""
 
 
 class Change(NamedTuple):
@@ -63,7 +63,7 @@ class Change(NamedTuple):
 
     @property
     def kind(self) -> "Change":
-        """The change without random names, numbers and names of code files: changes that are alike have one kind."""
+        """Return the change without random names, numbers and names of code files, so that similar changes are equal."""
         path = re.sub(r"\.unfinished-[^/.]+", ".unfinished-#", self.path)
         return Change(self.event, re.sub(r"[0-9a-f]{8,}|\d+|\w+(?=\.py$)", "#", path))
 
@@ -72,7 +72,7 @@ class Change(NamedTuple):
 
 
 class _Watch:
-    """The changes below a root, of which the one with number `crash_at` and all later ones fail."""
+    """The changes below a root. Change number `crash_at` and all later changes fail."""
 
     def __init__(self, root: Path, crash_at: int | None) -> None:
         self.root, self.crash_at = os.path.abspath(root), crash_at
@@ -113,7 +113,7 @@ sys.addaudithook(_hook)  # hooks cannot be removed: this one sleeps while nothin
 
 @contextmanager
 def watched(root: Path, crash_at: int | None = None):
-    """Record the changes below `root` inside the block; end the block with the change of that number."""
+    """Record the changes below `root` inside the block, and end the block at the change with a given number."""
     global _watch
     _watch = watch = _Watch(root, crash_at)
     try:

@@ -1,4 +1,4 @@
-"""What the tests of output folders share: files and their contents, a full disk, and a second process."""
+"""Helpers for tests of output folders: files and their contents, a full disk, and a second process."""
 
 import multiprocessing
 import resource
@@ -9,7 +9,7 @@ from softcam_hub.output_folder import LOCK, OutputFolder
 
 
 def content(root: Path) -> dict[str, bytes]:
-    """Every file below `root` with its bytes, but for the lock; links are told by their targets."""
+    """Return the bytes of every file below `root` except for the lock, and the targets of links."""
     found = {}
     for path in root.rglob("*"):
         if path.is_symlink():
@@ -20,7 +20,7 @@ def content(root: Path) -> dict[str, bytes]:
 
 
 def fill(root: Path, *names: str) -> None:
-    """Write files of these names below `root`, each with a content of its own."""
+    """Write files with these names below `root`, each with different content."""
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(f"content of {name}")
@@ -28,7 +28,7 @@ def fill(root: Path, *names: str) -> None:
 
 @contextmanager
 def full_disk(size: int):
-    """Let every write beyond `size` bytes of a file fail inside the block, as on a full disk."""
+    """Make every write beyond `size` bytes of a file fail inside the block, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -45,7 +45,7 @@ def _hold(path, ready, done):
 
 @contextmanager
 def used_by_another_process(path: Path):
-    """Have another process hold the lock of an empty folder inside the block, as a run in it does."""
+    """Let another process hold the lock of an empty folder inside the block, as a run in the folder does."""
     context = multiprocessing.get_context("fork")
     ready, done = context.Event(), context.Event()
     other = context.Process(target=_hold, args=(path, ready, done))

@@ -35,13 +35,13 @@ def ensure_server():
             str(tests),
             str(tests.parent),
             os.environ.get("PYTHONPATH", ""),
-        ]  # before Python 3.12 it knows no other
+        ]  # the only one before Python 3.12
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, folders)))
         multiprocessing.forkserver.ensure_running()
 
 
 def start(job, *arguments, processes=1):
-    """`job(*arguments)` in processes that find one another as a launcher's do."""
+    """Start `job(*arguments)` in processes that find one another like those of a launcher."""
     ensure_server()
     port = free_port()
     ranks = [FORKS.Process(target=_rank, args=(rank, processes, port, job, arguments)) for rank in range(processes)]
@@ -82,7 +82,7 @@ def kill(ranks):
 
 
 def kill_when(moment, ranks):
-    """Kill all processes as soon as `moment()`; they must not have ended by themselves."""
+    """Kill all processes as soon as `moment()` is true. None may have ended before."""
     patience = time.monotonic() + PATIENCE
     try:
         while not moment():

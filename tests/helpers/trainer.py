@@ -29,7 +29,7 @@ DROPOUT = {"model_args": {"drop_rate": 0.3}}
 
 
 def squares(count=48, several=False):
-    """Rows of an image (3, 32, 32) and the colour of its square, or 0 and 1 for each of three possible squares."""
+    """Return samples of an image (3, 32, 32) with the colour of its square, or with three labels for three squares."""
     generator = torch.Generator().manual_seed(0)
     rows = []
     for index in range(count):
@@ -47,7 +47,7 @@ def images_of(rows):
 
 
 def make(family, backbone="test_convnext", model_args=None, **config):
-    """A new model of three classes with maps of 4x4, always the same one."""
+    """Return a new model of three classes with maps of 4x4 and always the same weights."""
     torch.manual_seed(7)
     model, settings = CLASSES[family]
     args = {"output_stride": 8, **(model_args or {})}
@@ -56,13 +56,13 @@ def make(family, backbone="test_convnext", model_args=None, **config):
 
 @cache
 def vanilla(backbone):
-    """A timm classifier that was trained on the squares."""
+    """Return a vanilla timm classifier that was trained on the squares."""
     torch.manual_seed(7)
     rows = squares()
     model = timm.create_model(backbone, num_classes=3, output_stride=8)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the same weights in every process, whatever a launcher gives it
+    torch.set_num_threads(1)  # the same weights with every launcher
     for _ in range(15):
         optimizer.zero_grad()
         F.cross_entropy(model(images_of(rows)), torch.tensor([row["labels"] for row in rows])).backward()
@@ -76,7 +76,7 @@ def post_fit(backbone="test_convnext", **config):
 
 
 def trainer_of(model, folder, **options):
-    """A Trainer on the squares; `options` are TrainingArguments."""
+    """Return a Trainer on the squares, with `options` as TrainingArguments."""
     rows = squares(several=model.config.problem_type == SEVERAL["problem_type"])
     defaults = {
         "per_device_train_batch_size": 8,
@@ -101,7 +101,7 @@ def losses(trainer):
 
 
 def state(module, *prefixes):
-    """A copy of the state, or of the keys that begin with `prefixes`."""
+    """Return a copy of the state dict, or of the entries that begin with `prefixes`."""
     return {key: value.clone() for key, value in module.state_dict().items() if key.startswith(prefixes or "")}
 
 
@@ -131,7 +131,7 @@ CLASS_COUNT, MAP_SIDE = 1000, 8
 
 
 class Blank(Dataset):
-    """`count` images that take no memory."""
+    """A data set whose `count` images share their memory."""
 
     def __init__(self, count):
         self.count, self.image = count, torch.zeros(3, 64, 64)
@@ -146,13 +146,13 @@ class Blank(Dataset):
 
 
 def peak():
-    """The most memory this process has held so far, in bytes."""
+    """Return the largest amount of memory that this process has held so far, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def growth(method, ignored, folder):
-    """By how much the peak is higher after 2,000 images than after 500."""
+    """Return how much higher the memory peak is after 2,000 images than after 500."""
     config = CAPEConfig(architecture="cape_test_resnet", num_labels=CLASS_COUNT, model_args={"output_stride": 8})
     config.keys_to_ignore_at_inference = ignored
     model = CAPEForImageClassification(config)
