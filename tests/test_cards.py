@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import importlib.util
 import json
 import re
 import shutil
@@ -31,6 +30,7 @@ from softcam_hub.hub.cards import (
 from softcam_hub.hub.publishing import model_files
 from softcam_hub.models.classifier import split_name
 from softcam_hub.registry import architectures
+from tools import render_cards
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -43,13 +43,6 @@ EXPLANATIONS = [
 ]
 
 
-def tool(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def folder(tmp_path):
     return Path(shutil.copytree(softcam_hub.CAPE_LESIONS, tmp_path / "model"))
@@ -59,8 +52,7 @@ def folder(tmp_path):
 
 
 def test_the_committed_cards_are_those_of_their_rows():
-    render = tool("render_cards")
-    assert list(render.problems(list(render.rendered()))) == []
+    assert list(render_cards.find_problems(list(render_cards.render_cards()))) == []
 
 
 def test_there_is_a_card_of_every_family_and_of_the_model_that_ships():
@@ -120,13 +112,14 @@ def test_a_card_shows_speed_only_where_it_was_measured():
 
 @pytest.mark.parametrize("edit", ["number", "gap", "stray", "missing"])
 def test_lint_fails_on_a_card_that_was_edited(edit, tmp_path, monkeypatch):
-    render = tool("render_cards")
-    monkeypatch.setattr(render, "ROOT", tmp_path)
-    monkeypatch.setattr(render, "CARDS", tmp_path / "model_cards")
+    monkeypatch.setattr(render_cards, "ROOT", tmp_path)
+    monkeypatch.setattr(render_cards, "CARDS", tmp_path / "model_cards")
     shutil.copytree(ROOT / "model_cards", tmp_path / "model_cards")
-    monkeypatch.setattr(render, "CAPE_LESIONS", Path(shutil.copytree(softcam_hub.CAPE_LESIONS, tmp_path / "lesions")))
+    monkeypatch.setattr(
+        render_cards, "CAPE_LESIONS", Path(shutil.copytree(softcam_hub.CAPE_LESIONS, tmp_path / "lesions"))
+    )
     monkeypatch.setattr(sys, "argv", ["render_cards.py", "--check"])
-    assert render.main() == 0
+    assert render_cards.main() == 0
     card = tmp_path / "model_cards" / "cape_lesions.md"
     {
         "number": lambda: card.write_text(card.read_text().replace("98.", "99.")),
@@ -134,16 +127,15 @@ def test_lint_fails_on_a_card_that_was_edited(edit, tmp_path, monkeypatch):
         "stray": lambda: (tmp_path / "model_cards" / "mine.md").write_text("# Mine"),
         "missing": card.unlink,
     }[edit]()
-    assert render.main() == 1
+    assert render_cards.main() == 1
 
 
 def test_lint_fails_on_a_row_that_changed(tmp_path, monkeypatch, capsys):
-    render = tool("render_cards")
     rows = shutil.copytree(RESULTS, tmp_path / "results")
     lesions = rows / "lesions.jsonl"
     lesions.write_text(lesions.read_text().replace(str(LESIONS["test_auc"]), "0.5"))
-    monkeypatch.setattr(render, "RESULTS", rows)
-    found = list(render.problems(list(render.rendered())))
+    monkeypatch.setattr(render_cards, "RESULTS", rows)
+    found = list(render_cards.find_problems(list(render_cards.render_cards())))
     assert len(found) == 2
     assert all("but no row has that number" in problem for problem in found)
 

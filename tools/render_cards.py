@@ -1,8 +1,8 @@
 """Render the model cards in `model_cards/`, and the card of the model that comes with the package.
 
-python tools/render_cards.py              # from the committed rows
-python tools/render_cards.py --check      # exit 1 where a card differs from its rows, or has a gap
-python tools/render_cards.py --measure    # examine the architectures of the families again first (half a minute)
+python -m tools.render_cards              # from the committed rows
+python -m tools.render_cards --check      # exit 1 if a card differs from its rows, or has a gap
+python -m tools.render_cards --measure    # measure the architectures of the families again first (half a minute)
 """
 
 import argparse
@@ -20,81 +20,89 @@ from softcam_hub.hub.cards import Row, check_card, load_model_record, read_rows,
 ROOT = Path(__file__).parents[1]
 RESULTS, CARDS = ROOT / "benchmarks" / "results", ROOT / "model_cards"
 FAMILIES = RESULTS / "families.jsonl"
-SHIPPED, RECIPE = "cape_lesions", "lesions-cape"
-"""The model that comes with the package, and the recipe whose rows are its own."""
 
+SHIPPED, RECIPE = "cape_lesions", "lesions-cape"
+"""Name of the model that comes with the package, and the recipe that trained it."""
 
 NOTE = (
-    "It comes with the package, so that examples and tests run offline: `softcam_hub.CAPE_LESIONS` is its folder,\n"
-    "which every door takes as it takes a repo."
+    "The model comes with the package, so that examples and tests run offline. `softcam_hub.CAPE_LESIONS` is its\n"
+    "folder, and can be used wherever a repository on the Hub can."
 )
+"""Second paragraph of the card of the shipped model."""
 
 
 class Card(NamedTuple):
+    """A rendered card.
+
+    Args:
+        file: File that holds the card.
+        text: Content that the file should have.
+        rows: Rows that hold the numbers of the card.
+        present: Names of the pictures that the card may show.
+    """
+
     file: Path
     text: str
     rows: list[Row]
     present: set[str]
 
 
-def rendered() -> Iterator[Card]:
-    heads = read_rows(RESULTS / "heads.jsonl")
+def render_cards() -> Iterator[Card]:
+    """Render the cards of all families, then the two of the shipped model."""
+    timed = read_rows(RESULTS / "heads.jsonl")
     for row in read_rows(FAMILIES):
-        timings = [
-            timing
-            for timing in heads
-            if timing["model"] == row["backbone"] and timing["comparison"] == f"{row['family']} explained"
-        ]
+        compared = f"{row['family']} explained"
+        timings = [one for one in timed if one["model"] == row["backbone"] and one["comparison"] == compared]
         yield Card(CARDS / f"{row['model']}.md", render_family_card(row, timings), [row, *timings], set())
-    yield from shipped()
+    yield from render_shipped_cards()
 
 
-def shipped() -> Iterator[Card]:
-    """The same card twice: beside the model, and among the cards, where the picture is README's."""
+def render_shipped_cards() -> Iterator[Card]:
+    """Render the card of the shipped model twice: beside the model, and for `model_cards/`.
+
+    The second card shows the picture of the README.
+    """
     folder = Path(CAPE_LESIONS)
-    model = load_model_record(folder, license="mit")
+    record = load_model_record(folder, license="mit")
     results = [*read_rows(RESULTS / "lesions.jsonl"), *read_rows(RESULTS / "explanations.jsonl")]
-    rows = [model.config, *(row for row in results if row["recipe"] == RECIPE)]
-    yield Card(folder / "README.md", render_trained_card(model, SHIPPED, NOTE), rows, set(model.pictures))
-    pictures = ("../docs/examples.png",)
-    yield Card(
-        CARDS / f"{SHIPPED}.md",
-        render_trained_card(replace(model, pictures=pictures), SHIPPED, NOTE),
-        rows,
-        set(pictures),
-    )
+    rows = [record.config, *(row for row in results if row["recipe"] == RECIPE)]
+    cards = {folder / "README.md": record, CARDS / f"{SHIPPED}.md": replace(record, pictures=("../docs/examples.png",))}
+    for file, shown in cards.items():
+        yield Card(file, render_trained_card(shown, SHIPPED, NOTE), rows, set(shown.pictures))
 
 
-def problems(cards: list[Card]) -> Iterator[str]:
+def find_problems(cards: list[Card]) -> Iterator[str]:
+    """Describe everything that is wrong with the committed cards."""
     for card in cards:
         name = card.file.relative_to(ROOT)
         if not card.file.exists() or card.file.read_text(encoding="utf-8") != card.text:
-            yield f"{name} differs from its rows: run `python tools/render_cards.py`"
+            yield f"{name} differs from its rows: run `python -m tools.render_cards`"
         try:
             check_card(card.text, card.rows, card.present)
         except ValueError as error:
             yield f"{name}: {error}"
     for file in sorted({*CARDS.glob("*")} - {card.file for card in cards}):
-        yield f"{file.relative_to(ROOT)} is rendered from nothing: delete it"
+        yield f"{file.relative_to(ROOT)} is not rendered from any row: delete it"
 
 
 def main() -> int:
+    """Render or check the cards, and return the exit status."""
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="compare with the committed cards instead of writing them")
-    parser.add_argument("--measure", action="store_true", help="examine the families' architectures again first")
+    parser.add_argument("--check", action="store_true", help="compare the committed cards instead of writing them")
+    parser.add_argument("--measure", action="store_true", help="measure the architectures of the families again first")
     arguments = parser.parse_args()
     if arguments.measure:
-        from measure_families import write_rows
+        from tools.measure_families import write_rows
 
         write_rows(FAMILIES)
-    cards = list(rendered())
+    cards = list(render_cards())
     if not arguments.check:
         CARDS.mkdir(exist_ok=True)
         for card in cards:
             write_text(card.file, card.text)
-    found = list(problems(cards))
-    print("\n".join(found) or f"{len(cards)} cards are up to date")
-    return bool(found)
+    problems = list(find_problems(cards))
+    print("\n".join(problems) or f"{len(cards)} cards are up to date")
+    return bool(problems)
 
 
 if __name__ == "__main__":

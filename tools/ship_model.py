@@ -1,11 +1,11 @@
 """Put the result of a training run into the package, as the small model that examples, demo and tests run on.
 
-python -m benchmarks.reproduction.lesions lesions-cape    # trains it, and keeps the row of its scores
+python -m benchmarks.reproduction.lesions lesions-cape    # trains the model, and keeps the row of its scores
 python -m benchmarks.reproduction.explanations            # measures its explanations
-python tools/ship_model.py runs/lesions-cape
-make cards                                   # renders its card
+python -m tools.ship_model runs/lesions-cape
+make cards                                                # renders its card
 
-The model's code is left out: the package has it.
+The code of the model is left out, because the package has it.
 """
 
 import sys
@@ -23,9 +23,11 @@ FILES = {
     "metrics.json": "metrics.json",
     "explanations/rows.jsonl": "rows.jsonl",
 }
+"""File of a run -> name in the folder of the shipped model."""
 
 
 def main() -> None:
+    """Copy the files of the run that the command line names."""
     run = Path(sys.argv[1])
     ASSET.mkdir(parents=True, exist_ok=True)
     for source, name in FILES.items():

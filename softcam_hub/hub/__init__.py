@@ -1,4 +1,4 @@
-"""Publishing on the Hugging Face Hub: model folders with their cards, and our Spaces."""
+"""Publish model folders with their cards, and our Spaces, on the Hugging Face Hub."""
 
 from .publishing import SPACES, PushResult, push, push_space
 

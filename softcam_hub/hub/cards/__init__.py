@@ -1,4 +1,4 @@
-"""Model cards: what is known of a model, the card made of it, and what makes a card invalid."""
+"""Model cards: what is recorded about a model, the card that is rendered from it, and the check of a card."""
 
 from .checks import check_card
 from .local_paths import published_records

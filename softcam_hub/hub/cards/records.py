@@ -1,4 +1,4 @@
-"""What is known of a trained model, read from its folder: configuration, scores, recipe, pictures."""
+"""Read what the card of a trained model is made of: configuration, scores, recipe, benchmark rows and pictures."""
 
 import json
 from dataclasses import dataclass, field
@@ -12,27 +12,27 @@ from ...models.saved_format import check_registered
 Row = dict[str, Any]
 
 METRICS, RECIPE, EXPLANATIONS = "metrics.json", "recipe.yaml", "rows.jsonl"
-"""Files beside a model that its card is made of; the last is what `softcam-hub benchmark` writes."""
+"""Files beside a model: scores, settings of the training run, and the rows of `softcam-hub benchmark`."""
 
 PICTURES = {
     "examples.png": "Explained test images, ground truth outlined: the image, and the maps of its two top classes",
     "curve.png": "Accuracy and loss of every epoch",
 }
-"""Files beside a model that its card shows, if they are there -> caption."""
+"""Pictures beside a model that its card shows, with their captions."""
 
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """What is known of a trained model.
+    """Everything that a card says about a trained model.
 
     Args:
-        config: its config.json.
-        metrics: scores by name, those of a split with its prefix (`test_accuracy`), and versions.
-        settings: what it was trained with.
-        explanations: rows of a benchmark, each with an `explainer` and its scores.
-        pictures: files that the card shows.
-        license: of the weights; by default that of the weights it started from.
-        trainer: what trained it, where the settings are no recipe of `train_accelerate.py`.
+        config: Content of config.json.
+        metrics: Scores by name, with the split as prefix (`test_accuracy`), and versions of libraries.
+        settings: Settings of the training run.
+        explanations: Rows of a benchmark, each with an `explainer` and its scores.
+        pictures: Files that the card shows.
+        license: Licence of the weights; by default the one of the weights that training started from.
+        trainer: Name of the trainer, if the settings are not a recipe of `train_accelerate.py`.
     """
 
     config: Row
@@ -45,11 +45,17 @@ class ModelRecord:
 
     @property
     def rows(self) -> list[Row]:
+        """Everything that holds numbers of the card."""
         return [self.config, self.metrics, *self.explanations]
 
 
 def load_model_record(folder: str | Path, license: str | None = None) -> ModelRecord:
-    """What a model folder holds for its card: config.json, and where they are there metrics, recipe and pictures."""
+    """Read the record of a model from its folder: config.json and, as far as they exist, the other files.
+
+    Args:
+        folder: Model folder.
+        license: Licence of the weights, as the Hub spells it.
+    """
     folder = Path(folder)
     lines = folder / EXPLANATIONS
     return ModelRecord(
@@ -63,11 +69,11 @@ def load_model_record(folder: str | Path, license: str | None = None) -> ModelRe
 
 
 def read_model_config(folder: Path) -> Row:
-    """config.json of one of our models."""
+    """Read config.json of a model folder, and refuse one of another library."""
     if not (folder / "config.json").is_file():
         inside = folder / "model"
         hint = f"did you mean {inside}?" if (inside / "config.json").is_file() else "save_pretrained writes one"
-        raise FileNotFoundError(f"{folder} is no model folder, it has no config.json: {hint}")
+        raise FileNotFoundError(f"{folder} is not a model folder, because it has no config.json: {hint}")
     config = read_mapping(folder / "config.json")
     check_registered(config.get("architecture"), config.get("model_args"))
     if str(config.get("architecture")).partition("_")[0] not in HEADS:
@@ -84,20 +90,20 @@ def read_optional_mapping(file: Path) -> Row:
 
 
 def read_explanations(file: Path) -> list[Row]:
-    """The rows of a benchmark."""
+    """Read the rows of a benchmark."""
     rows = read_rows(file)
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict) or "explainer" not in row:
             raise ValueError(
-                f"line {number} of {file} names no explainer: expected the {EXPLANATIONS} that `softcam-hub benchmark` "
-                "writes; put that one there, or remove this one"
+                f"line {number} of {file} names no explainer: expected the {EXPLANATIONS} of `softcam-hub benchmark`; "
+                "put that file there, or remove this one"
             )
     return rows
 
 
 def read_rows(file: Path) -> list[Row]:
-    """The rows of a .jsonl file."""
+    """Read the rows of a JSON-lines file."""
     try:
         return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except ValueError as error:
-        raise ValueError(f"{file} is no JSON-lines file: {error}") from error
+        raise ValueError(f"{file} is not a JSON-lines file: {error}") from error
