@@ -74,7 +74,9 @@ def test_metadata_is_what_the_hub_reads(name):
 
 def test_a_card_is_honest_about_heads_that_must_be_trained():
     for name, row in FAMILIES.items():
-        assert ("until\nyou train it, its predictions and its maps mean nothing" in CARDS[name]) == (not row["exact"])
+        assert ("until you train the model, its predictions and its maps mean nothing" in CARDS[name]) == (
+            not row["exact"]
+        )
         assert ("nothing to train" in CARDS[name]) == (row["exact"] and row["family"] == "softcam")
         assert ("off-the-shelf" in CARDS[name]) == (row["exact"] and row["family"] == "cape")
 
@@ -100,13 +102,13 @@ def test_scores_of_the_shipped_model_are_in_its_model_index():
     assert (found["accuracy"].dataset_type, found["accuracy"].dataset_split) == ("lesions", "test")
     assert f"| accuracy | {100 * LESIONS['test_accuracy']:.1f} % |" in card.text
     assert f"| AUC | {LESIONS['test_auc']:.3f} |" in card.text
-    assert f"adds up to: {LESIONS['test_completeness_error']:.1e}" in card.text
+    assert f"adds up to is {LESIONS['test_completeness_error']:.1e}" in card.text
     assert f"torch {LESIONS['torch']}" in card.text
 
 
 def test_a_card_shows_speed_only_where_it_was_measured():
     assert "all maps" in CARDS["cape_resnet50"]
-    assert "Nothing but what stands under *Exactness*" in CARDS["cape_vgg16"]
+    assert "Only the numbers under *Exactness* were measured" in CARDS["cape_vgg16"]
     assert "ms" not in render_family_card(FAMILIES["cape_resnet50"], []).split("## Results")[1].split("##")[0].split()
 
 
@@ -176,17 +178,17 @@ def test_the_explanations_of_a_card_say_on_what_and_how_they_were_measured(folde
     )
     assert f"{command} --hold_out 0.2 --output results\n" in text
     assert f"--model {PLACEHOLDER_REPO} --vanilla vanilla --explainers all" in text
-    assert "native maps explain this model, the others the vanilla classifier" in text
+    assert "own maps explain this model, and the others explain its\nvanilla classifier" in text
     (found,) = {(r.dataset_name, r.dataset_split) for r in ModelCard(text).data.eval_results}
     assert found == ("eyes", "validation")
 
 
 def test_the_command_of_a_card_knows_the_defaults_of_a_benchmark():
-    from softcam_hub.hub.cards.rendering import BENCHMARK
+    from softcam_hub.hub.cards.tables import BENCHMARK_DEFAULTS
 
     defaults = {field.name: field.default for field in dataclasses.fields(BenchmarkConfig)}
-    assert {name: defaults[name] for name in BENCHMARK} == BENCHMARK
-    assert defaults.keys() - BENCHMARK.keys() == {"output", "per_image", "overwrite"}
+    assert {name: defaults[name] for name in BENCHMARK_DEFAULTS} == BENCHMARK_DEFAULTS
+    assert defaults.keys() - BENCHMARK_DEFAULTS.keys() == {"output", "per_image", "overwrite"}
 
 
 @pytest.mark.parametrize("line", ['{"file": "eye.png"}', "[1]", "3"])
@@ -213,7 +215,12 @@ def test_a_model_without_any_record_gets_a_card_that_says_so(folder):
     check_card(text, [], set())
     data = ModelCard(text).data
     assert (data.license, data.eval_results) == ("unknown", None)
-    for sentence in ("No scores are recorded", "not recorded beside it", "was not measured", "No licence is stated"):
+    for sentence in (
+        "No scores were recorded",
+        "training were not recorded",
+        "was not measured",
+        "No licence is stated",
+    ):
         assert sentence in text
     assert "![" not in text
 
@@ -231,13 +238,13 @@ def test_weights_that_were_started_from_are_named_with_their_licence():
 
 
 def test_every_registered_tag_has_a_licence_of_its_own():
-    from softcam_hub.hub.cards.rendering import _started_from
+    from softcam_hub.hub.cards.metadata import find_base_model
 
     known = architectures()
     for name in timm.list_pretrained():
         backbone, _, tag = name.partition(".")
         if backbone in known:
-            found = _started_from({"model": f"cape_{backbone}.{tag}", "pretrained": True}, backbone)
+            found = find_base_model({"model": f"cape_{backbone}.{tag}", "pretrained": True}, backbone)
             assert found == timm.models.get_pretrained_cfg(name)
     config = {**load_model_record(Path(softcam_hub.CAPE_LESIONS)).config, "architecture": "cape_fastvit_mci0"}
     started = {"model": "cape_fastvit_mci0.apple_mclip", "pretrained": True}
@@ -251,7 +258,7 @@ def test_of_a_local_path_a_card_tells_the_last_part(folder):
         card = render_trained_card(
             ModelRecord(config, {"data": data, "test_accuracy": 0.5}, {"data": data, "teacher": data})
         )
-        assert "Trained on `cohort`" in card
+        assert "trained on `cohort`" in card
         assert "teacher: cohort\n" in card
         assert "ada" not in card
         assert ModelCard(card).data.eval_results[0].dataset_name == "cohort"
@@ -262,7 +269,7 @@ def test_a_card_of_several_labels_does_not_speak_of_a_softmax(folder):
     assert "A softmax compares classes" in render_trained_card(ModelRecord(config))
     card = render_trained_card(ModelRecord({**config, "problem_type": "multi_label_classification"}))
     assert "softmax compares" not in card
-    assert "they do not add up to one" in card
+    assert "the probabilities do not add up to one" in card
     assert "of which an image may have several" in card
 
 
@@ -277,9 +284,7 @@ def test_data_on_the_hub_is_named_and_local_data_is_not(folder):
 def test_generated_data_is_said_to_be_generated(folder):
     config = load_model_record(folder).config
     for data, generated in {"lesions": True, "screening": True, "lesions-of-ada": False, "ada/lesions": False}.items():
-        assert (
-            "Trained on generated pictures" in render_trained_card(ModelRecord(config, {"data": data}))
-        ) == generated
+        assert ("trained on generated images" in render_trained_card(ModelRecord(config, {"data": data}))) == generated
 
 
 def test_the_recipe_of_a_card_is_that_of_the_run():
@@ -313,7 +318,7 @@ def command(*words):
 
 
 def test_the_command_writes_and_checks(folder, capsys):
-    with pytest.raises(FileExistsError, match="--overwrite replaces it"):
+    with pytest.raises(FileExistsError, match=r"--overwrite \(overwrite=True\) replaces it"):
         command(folder, "--license", "apache-2.0")
     command(folder, "--license", "apache-2.0", "--overwrite")
     assert ModelCard.load(folder / "README.md").data.license == "apache-2.0"

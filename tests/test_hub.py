@@ -86,7 +86,7 @@ def test_the_code_is_what_save_pretrained_writes(hub, folder, tmp_path):
     first, second = hub.files(REPO), hub.files("tester/saved")
     assert {name: first[name] for name in CODE} == {name: second[name] for name in CODE}
     check_card(second["README.md"].decode(), present=set(second))  # a card was made of what the folder tells
-    assert "No scores are recorded beside this model" in second["README.md"].decode()
+    assert "No scores were recorded with this model" in second["README.md"].decode()
 
 
 def test_a_card_of_ones_own_words_stays(hub, folder):
@@ -317,7 +317,7 @@ def test_trainers_own_push_takes_our_card(hub, tmp_path):
     card = there["README.md"].decode()
     check_card(card, [json.loads(there["metrics.json"]), json.loads(there["config.json"])], set(there))
     assert f"| sparseness | {scores['eval_sparseness']:.3f} |" in card
-    assert "Trained with `EvidenceTrainer`" in card
+    assert "trained with `EvidenceTrainer`" in card
     assert "max_steps: 1" in card
     assert "datasets:\n- tester/pictures" in card
     assert "runtime" not in card

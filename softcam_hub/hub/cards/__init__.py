@@ -3,7 +3,8 @@
 from .checks import check_card
 from .local_paths import published_records
 from .records import METRICS, PICTURES, RECIPE, ModelRecord, Row, load_model_record, read_model_config, read_rows
-from .rendering import PLACEHOLDER_REPO, render_family_card, render_trained_card, write_card
+from .rendering import render_family_card, render_trained_card, write_card
+from .tables import PLACEHOLDER_REPO
 
 __all__ = [
     "METRICS",

@@ -20,6 +20,7 @@ GAPS = ("{{", "}}", "{%", "%}", "[More Information Needed]", *GAP_WORDS, "None |
 
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![\w.]*\w)(\s?%|\s?ms\b)?")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
+CODE_SPAN = re.compile(r"`[^`\n]*`")
 UNITS = {"%": 100.0, "ms": 1000.0}
 """Unit of a number -> factor from the value in a row."""
 
@@ -36,7 +37,7 @@ def check_card(card: str, rows: list[Any] | None = None, present: set[str] | Non
     metadata, text = parsed.data.to_dict(), parsed.text
     _check_metadata(metadata)
     _check_text(text)
-    for target in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text):
+    for target in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", CODE_SPAN.sub("", FENCE.sub("", text))):
         if present is not None and "://" not in target and target not in present:
             raise ValueError(
                 f"the card shows {target}, which is not beside it: add the picture, or remove it from the card"
@@ -60,7 +61,7 @@ def _check_metadata(metadata: dict[str, Any]) -> None:
 
 
 def _check_text(text: str) -> None:
-    if text.count("```") % 2:
+    if len(re.findall(r"^```", text, flags=re.MULTILINE)) % 2:
         raise ValueError("the card opens a code block that it does not close: add a line with ```")
     for language, code in FENCE.findall(text):
         if language == "python":
@@ -99,7 +100,8 @@ def _level(heading: str) -> int:
 
 def _stated(text: str) -> Iterator[str]:
     """Yield the numbers of the text that must come from a row."""
-    prose = re.sub(r"`[^`\n]*`|\]\([^)]*\)|https?://\S+|\S*&#\d+;\S*", " ", FENCE.sub("", text))
+    prose = CODE_SPAN.sub(" ", FENCE.sub("", text))
+    prose = re.sub(r"\]\([^)]*\)|https?://\S+|\S*&#\d+;\S*", " ", prose)
     for line in prose.splitlines():
         in_table = line.startswith("|")
         for match in NUMBER.finditer(line):

@@ -22,6 +22,8 @@ _ESCAPED = (
 
 def as_text(name: object) -> str:
     """Write a name so that Markdown shows its characters: markup becomes HTML entities, line breaks become spaces."""
+    if isinstance(name, int):
+        return str(name)
     text = _shorten(name)
     escaped = {match.start() for pattern in _ESCAPED for match in pattern.finditer(text)}
     return "".join(f"&#{ord(char)};" if position in escaped else char for position, char in enumerate(text))
