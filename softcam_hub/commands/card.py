@@ -9,7 +9,6 @@ HELP = "Write the model card of a folder from its scores, recipe and pictures."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to its parser."""
     parser.add_argument(
         "folder",
         type=Path,
@@ -25,7 +24,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run the command."""
     if not arguments.check:
         print(f"wrote {write_card(arguments.folder, arguments.license, arguments.overwrite)}")
         return

@@ -10,7 +10,6 @@ HELP = "Serve a page that explains pictures. (It needs the extra [demo].)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to its parser."""
     parser.add_argument(
         "--model",
         nargs="+",
@@ -23,7 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run the command until Ctrl-C."""
     check_address(arguments.host, arguments.port)
     from ..demo import open_page
 

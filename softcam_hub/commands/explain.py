@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from .. import CAPE_LESIONS
+from ..data.images import SUFFIXES, UnreadableImage, read_user_image
+from ..data.text import abbreviate, as_unicode, printable
 from ..files import DRAFT, draft_of, is_draft
 from ..output_folder import OutputFolder
 
@@ -38,7 +40,6 @@ MAX_MAPS = 39
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to its parser."""
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="Image files, or folders of images.")
     parser.add_argument(
         "--model", default=CAPE_LESIONS, help="Model folder, timm name or Hub id. [a small lesions model]"
@@ -59,7 +60,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command, and return its exit code."""
-    from ..data.text import printable
     from ..loading import load_classifier
 
     check_arguments(arguments)
@@ -100,8 +100,6 @@ def find_images(paths: list[Path], out: Path) -> list[Path]:
         paths: Files and folders.
         out: Output folder of the command.
     """
-    from ..data.images import SUFFIXES
-    from ..data.text import printable
 
     images: list[Path] = []
     for path in paths:
@@ -140,13 +138,12 @@ def writable_name(stem: str, ending: str) -> str:
         stem: Name of the image without its suffix. It may hold any character, and be as long as a file name may be.
         ending: End of the name, which is never shortened.
     """
-    printable = "".join(character if character.isprintable() else "_" for character in stem)
-    return printable.encode()[: MAX_NAME_BYTES - len(ending)].decode(errors="ignore") + ending
+    text = "".join(character if character.isprintable() else "_" for character in stem)
+    return text.encode()[: MAX_NAME_BYTES - len(ending)].decode(errors="ignore") + ending
 
 
 def check_images_are_kept(pictures: dict[Path, str], out: Path) -> None:
     """Raise FileExistsError if a picture would replace an image that is to be explained."""
-    from ..data.text import printable
 
     images = {image.resolve() for image in pictures}
     for name in pictures.values():
@@ -229,8 +226,6 @@ class ImageExplainer:
         """Yield the file, a line and a picture for each image of a batch that can be read."""
         import torch
 
-        from ..data.text import as_unicode
-
         images = list(self._read(files))
         if not images:
             return
@@ -250,7 +245,6 @@ class ImageExplainer:
 
     def _read(self, files: list[Path]) -> "Iterator[tuple[Path, Tensor]]":
         """Yield each readable file with the input of the model, (3, H, W)."""
-        from ..data.images import UnreadableImage, read_user_image
 
         for file in files:
             try:
@@ -297,7 +291,6 @@ class ImageExplainer:
 
 def find_class(name: str, labels: list[str]) -> int:
     """Return the index of a class that a user names by its label or by its index."""
-    from ..data.text import abbreviate
 
     if name in labels:
         return labels.index(name)

@@ -9,7 +9,6 @@ HELP = "Write a self-explaining model as an ONNX file with logits and maps."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to its parser."""
     parser.add_argument(
         "--model", default=CAPE_LESIONS, help="Model folder, timm name or Hub id. [a small lesions model]"
     )
@@ -18,7 +17,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run the command."""
     from ..export import export_onnx
     from ..files import check_replaceable
     from ..loading import load_classifier

@@ -12,7 +12,6 @@ MAX_MEASURED = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to its parser."""
     parser.add_argument(
         "pattern", nargs="?", default="*", help="Names to list, such as 'resnet*' or 'cape_swin*'. [all]"
     )
@@ -30,7 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run the command."""
     architectures = find_architectures(arguments.pattern, arguments.exact, arguments.trained)
     if not architectures:
         raise ValueError(explain_no_match(arguments))

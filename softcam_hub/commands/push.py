@@ -8,7 +8,6 @@ HELP = "Publish a model folder with its card, code and pictures on the Hugging F
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to its parser."""
     parser.add_argument("folder", help="Model folder, such as RUN/model; with --space the name of a Space.")
     parser.add_argument("repo", help="Repository to push to, such as user/name. It is created if it does not exist.")
     parser.add_argument(
@@ -23,7 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run the command."""
     publish = push_space if arguments.space else push
     result = publish(
         arguments.folder,

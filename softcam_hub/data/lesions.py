@@ -77,7 +77,7 @@ def load_lesions(
         column, label = "label", ClassLabel(names=list(VARIANTS[variant]))
     features = Features({"image": ImageFeature(), column: label, "mask": ImageFeature()})
     images = (draw(index, split, size, variant, seed) for index in range(count))
-    rows = [{"image": one.image, column: one.label, "mask": Image.fromarray(one.mask)} for one in images]
+    rows = [{"image": drawn.image, column: drawn.label, "mask": Image.fromarray(drawn.mask)} for drawn in images]
     return Dataset.from_list(rows, features=features)
 
 

@@ -68,7 +68,6 @@ class Samples:
         self.unreadable: list[str] = []
         """Names of the images that were left out."""
         self._data = disable_decoding(data, columns).select_columns(columns.inputs)
-        self._fingerprints: dict[bool, str] = {}
         if unreadable == "skip":
             self._skip_unreadable()
 
@@ -82,8 +81,8 @@ class Samples:
 
     def image(self, index: int) -> Image.Image:
         """Read an image as upright RGB."""
-        row = self._row(index)
-        return self.locations.read_image(row[self.columns.image], self._name(row, index))
+        row, name = self._read_row(index)
+        return self.locations.read_image(row[self.columns.image], name)
 
     def mask(self, index: int) -> Image.Image | None:
         """Read the ground truth of an image as mode "L" with 255 inside; None for an image without ground truth."""
@@ -91,14 +90,13 @@ class Samples:
 
     def image_and_mask(self, index: int) -> tuple[Image.Image, Image.Image | None]:
         """Read an image and its mask, which have the same size."""
-        row = self._row(index)
-        name = self._name(row, index)
+        row, name = self._read_row(index)
         image = self.locations.read_image(row[self.columns.image], name)
         return image, read_mask(row, self.columns, image.size, self.locations, name)
 
     def name(self, index: int) -> str:
         """Return the name of an image in messages: its row in the table, and its path if it has one."""
-        return self._name(self._row(index), index)
+        return self._read_row(index)[1]
 
     def check_boxes(self) -> None:
         """Raise ValueError for boxes that are not valid. Whether they fit their images is checked with each image."""
@@ -114,22 +112,19 @@ class Samples:
         Args:
             with_masks: Include masks and boxes.
         """
-        if with_masks not in self._fingerprints:
-            columns = self.columns.inputs if with_masks else [self.columns.image]
-            digest = hashlib.sha256()
-            for row in self._data.select_columns(columns).select(self.row_numbers):
-                for name, value in row.items():
-                    is_boxes = name == self.columns.boxes
-                    digest.update(repr(value).encode() if is_boxes else _hash_image(value, self.locations.root))
-            self._fingerprints[with_masks] = digest.hexdigest()
-        return self._fingerprints[with_masks]
+        columns = self.columns.inputs if with_masks else [self.columns.image]
+        digest = hashlib.sha256()
+        for row in self._data.select_columns(columns).select(self.row_numbers):
+            for name, value in row.items():
+                is_boxes = name == self.columns.boxes
+                digest.update(repr(value).encode() if is_boxes else _hash_image(value, self.locations.root))
+        return digest.hexdigest()
 
-    def _row(self, index: int) -> dict[str, Any]:
-        return self._data[int(self.row_numbers[index])]
-
-    def _name(self, row: dict[str, Any], index: int) -> str:
+    def _read_row(self, index: int) -> tuple[dict[str, Any], str]:
+        """Read an undecoded row, and return it with the name of its image in messages."""
+        row = self._data[int(self.row_numbers[index])]
         path = path_of(row[self.columns.image])
-        return f"row {self.row_numbers[index]} of split {self.split!r}" + (f" ({printable(path)})" if path else "")
+        return row, f"row {self.row_numbers[index]} of split {self.split!r}" + (f" ({printable(path)})" if path else "")
 
     def _skip_unreadable(self) -> None:
         """Read every image once, and leave out those that cannot be read."""

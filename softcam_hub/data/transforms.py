@@ -8,6 +8,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -92,24 +93,20 @@ def mask_transform(
     config = _evaluation_config(data_config, augmentation or AugmentationConfig())
     # Where the crop is larger than the image, timm fills the border with the mean: black is outside of the mask.
     geometry = _geometry(create_transform(**{**config, "interpolation": "box", "mean": (0.0, 0.0, 0.0)}))
-    return MaskTransform(Compose(geometry))
+    return partial(_transform_mask, Compose(geometry))
 
 
-class MaskTransform:
+def _transform_mask(geometry: Compose, mask: Image.Image) -> Tensor:
     """Transform a mask to booleans (H, W).
 
     Args:
         geometry: Resize and crop of the image, with averages over areas.
+        mask: Image that is white where the mask is true.
     """
-
-    def __init__(self, geometry: Compose) -> None:
-        self.geometry = geometry
-
-    def __call__(self, mask: Image.Image) -> Tensor:
-        resized = self.geometry(mask.convert("RGB"))
-        share = torch.from_numpy(np.asarray(resized.getchannel(0)).astype(np.float32) / 255)
-        peaks = F.max_pool2d(share[None], kernel_size=3, stride=1, padding=1)[0]
-        return (share >= MIN_COVERAGE) | ((share > 0) & (share == peaks))
+    resized = geometry(mask.convert("RGB"))
+    share = torch.from_numpy(np.asarray(resized.getchannel(0)).astype(np.float32) / 255)
+    peaks = F.max_pool2d(share[None], kernel_size=3, stride=1, padding=1)[0]
+    return (share >= MIN_COVERAGE) | ((share > 0) & (share == peaks))
 
 
 def _evaluation_config(data_config: dict[str, Any], augmentation: AugmentationConfig) -> dict[str, Any]:
