@@ -60,26 +60,26 @@ class ModelConfig:
 
     _argument_group_name: ClassVar[str] = "model"
 
-    model: str = flag("cape_resnet18", "cape_<timm name>, softcam_<timm name>, or a timm name (vanilla classifier)")
-    pretrained: bool = flag(False, "start from the weights that timm provides")
+    model: str = flag("cape_resnet18", "cape_<timm name>, softcam_<timm name>, or a timm name (vanilla classifier).")
+    pretrained: bool = flag(False, "Start from the weights that timm provides.")
     init: str | None = flag(
         None,
-        "model folder, Hub id or file of weights (.safetensors, .pth) to start from; the model may be "
-        "self-explaining or vanilla, and '{fold}' is replaced by the number of the fold",
+        "Model folder, Hub id or file of weights (.safetensors, .pth) to start from; the model may be "
+        "self-explaining or vanilla, and '{fold}' is replaced by the number of the fold.",
     )
-    num_classes: int | None = flag(None, "expected number of classes; data with another number are refused")
-    image_size: int | None = flag(None, "side of the input images in pixels; by default the architecture's own")
-    model_args: str = flag("", "arguments of the timm architecture, such as 'output_stride=8 drop_rate=0.1'")
-    freeze_backbone: bool = flag(False, "train only the head")
-    l1: float = flag(0.0, "SoftCAM: weight of mean |M'|; a value above zero makes maps sparse (lasso)")
-    l2: float = flag(0.0, "SoftCAM: weight of mean M'^2 (ridge); together with l1 an elastic net")
-    mode: str = flag("direct", f"CAPE: training mode; {', '.join(MODES)}")
-    alpha: float | None = flag(None, "CAPE: weight of the cross-entropy; the default depends on the mode")
-    beta: float | None = flag(None, "CAPE: weight of the divergence from the teacher; the default depends on the mode")
-    temperature: float = flag(2.0, "CAPE: temperature T of the teacher")
-    temperatures: str = flag("", "CAPE: train once for each T of a list such as '1 2 4', and keep the best one")
-    calibrate: bool = flag(False, "CAPE: fit T' to the validation images after training, to correct its confidence")
-    selective: bool = flag(False, "CAPE: count the divergence only where CAPE and teacher disagree (eq. 11)")
+    num_classes: int | None = flag(None, "Expected number of classes; data with another number are refused.")
+    image_size: int | None = flag(None, "Side of the input images in pixels; by default the architecture's own.")
+    model_args: str = flag("", "Arguments of the timm architecture, such as 'output_stride=8 drop_rate=0.1'.")
+    freeze_backbone: bool = flag(False, "Train only the head.")
+    l1: float = flag(0.0, "SoftCAM: weight of mean |M'|; a value above zero makes maps sparse (lasso).")
+    l2: float = flag(0.0, "SoftCAM: weight of mean M'^2 (ridge); together with l1 an elastic net.")
+    mode: str = flag("direct", f"CAPE: training mode, one of {', '.join(MODES)}.")
+    alpha: float | None = flag(None, "CAPE: weight of the cross-entropy; the default depends on the mode.")
+    beta: float | None = flag(None, "CAPE: weight of the divergence from the teacher; the default depends on the mode.")
+    temperature: float = flag(2.0, "CAPE: temperature T of the teacher.")
+    temperatures: str = flag("", "CAPE: train once for each T of a list such as '1 2 4', and keep the best one.")
+    calibrate: bool = flag(False, "CAPE: fit T' to the validation images after training, to correct its confidence.")
+    selective: bool = flag(False, "CAPE: count the divergence only where CAPE and teacher disagree (eq. 11).")
 
     def __post_init__(self) -> None:
         if self.init and self.pretrained:
@@ -155,26 +155,26 @@ class OptimizationConfig:
 
     _argument_group_name: ClassVar[str] = "optimization"
 
-    epochs: int = flag(10, "number of passes over the training images")
-    steps_per_epoch: int | None = flag(None, "number of updates that make an epoch (needed for streaming data only)")
-    batch_size: int = flag(32, "number of images per process and forward pass")
-    accumulation: int = flag(1, "number of forward passes per update")
-    optimizer: str = flag("sgd", "name of an optimizer in timm, such as sgd (with Nesterov momentum) or adamw")
-    lr: float = flag(1e-3, "learning rate")
-    momentum: float = flag(0.9, "momentum of sgd and similar optimizers")
-    weight_decay: float = flag(5e-4, "weight decay of matrices; biases, norms and CAPE's temperature have none")
-    layer_decay: float | None = flag(None, "factor of the learning rate from each layer to the layer below")
+    epochs: int = flag(10, "Number of passes over the training images.")
+    steps_per_epoch: int | None = flag(None, "Number of updates that make an epoch (needed for streaming data only).")
+    batch_size: int = flag(32, "Number of images per process and forward pass.")
+    accumulation: int = flag(1, "Number of forward passes per update.")
+    optimizer: str = flag("sgd", "Name of an optimizer in timm, such as sgd (with Nesterov momentum) or adamw.")
+    lr: float = flag(1e-3, "Learning rate.")
+    momentum: float = flag(0.9, "Momentum of sgd and similar optimizers.")
+    weight_decay: float = flag(5e-4, "Weight decay of matrices; biases, norms and CAPE's temperature have none.")
+    layer_decay: float | None = flag(None, "Factor of the learning rate from each layer to the layer below.")
     schedule: Literal["constant", "cosine", "clipped-cosine", "linear", "step"] = flag(
-        "cosine", "course of the learning rate; clipped-cosine falls towards 0, but never below min_lr"
+        "cosine", "Course of the learning rate; clipped-cosine falls towards 0, but never below min_lr."
     )
-    min_lr: float = flag(0.0, "learning rate at the end of training")
-    warmup_epochs: float = flag(0.0, "number of epochs of linear warm-up")
-    decay_epochs: float = flag(30.0, "schedule 'step': number of epochs between two decays")
-    decay_rate: float = flag(0.1, "schedule 'step': factor of each decay")
-    clip_grad: float | None = flag(None, "largest norm of the gradient; larger gradients are scaled down")
-    label_smoothing: float = flag(0.0, "share of the target that is spread over all classes")
-    balance: Literal["none", "loss", "sampling"] = flag("none", "make rare classes count as much as common ones")
-    ema: float | None = flag(None, "decay of an exponential moving average of the weights, which becomes the result")
+    min_lr: float = flag(0.0, "Learning rate at the end of training.")
+    warmup_epochs: float = flag(0.0, "Number of epochs of linear warm-up.")
+    decay_epochs: float = flag(30.0, "Schedule 'step': number of epochs between two decays.")
+    decay_rate: float = flag(0.1, "Schedule 'step': factor of each decay.")
+    clip_grad: float | None = flag(None, "Largest norm of the gradient; larger gradients are scaled down.")
+    label_smoothing: float = flag(0.0, "Share of the target that is spread over all classes.")
+    balance: Literal["none", "loss", "sampling"] = flag("none", "Make rare classes count as much as common ones.")
+    ema: float | None = flag(None, "Decay of an exponential moving average of the weights, which becomes the result.")
 
     def __post_init__(self) -> None:
         at_least = {"epochs": 1, "batch_size": 1, "accumulation": 1, "lr": 0, "weight_decay": 0, "min_lr": 0}
@@ -202,27 +202,27 @@ class RunConfig:
 
     output: str = flag(
         "",
-        "output folder, in which '{fold}' is replaced by the number of the fold; by default runs/NAME, with "
-        "the name of the recipe or model",
+        "Output folder, in which '{fold}' is replaced by the number of the fold; by default runs/NAME, with "
+        "the name of the recipe or model.",
     )
-    resume: bool = flag(False, "continue from the last checkpoint in output, to the same result as without a break")
-    overwrite: bool = flag(False, "delete the files of an earlier run in output")
-    seed: int = flag(0, "seed of all random numbers")
-    select: Literal[SCORES] = flag("accuracy", "validation score that chooses the best epoch")
-    checkpoint_steps: int = flag(500, "number of updates between checkpoints; every epoch ends with one, too")
-    log_steps: int = flag(50, "number of updates between two lines of the log")
-    trackers: str = flag("", "further logs beside log.jsonl: 'tensorboard', 'wandb' or both")
+    resume: bool = flag(False, "Continue from the last checkpoint in output, to the same result as without a break.")
+    overwrite: bool = flag(False, "Delete the files of an earlier run in output.")
+    seed: int = flag(0, "Seed of all random numbers.")
+    select: Literal[SCORES] = flag("accuracy", "Validation score that chooses the best epoch.")
+    checkpoint_steps: int = flag(500, "Number of updates between checkpoints; every epoch ends with one, too.")
+    log_steps: int = flag(50, "Number of updates between two lines of the log.")
+    trackers: str = flag("", "Further logs beside log.jsonl: 'tensorboard', 'wandb' or both.")
     mixed_precision: Literal["no", "bf16", "fp16"] | None = flag(
-        None, "precision of the forward pass; by default the choice of `accelerate launch`"
+        None, "Precision of the forward pass; by default the choice of `accelerate launch`."
     )
-    channels_last: bool = flag(False, "use the memory layout in which convolutions are faster on GPUs")
-    compile: bool = flag(False, "compile the network with torch.compile")
-    workers: int = flag(0, "number of processes that load images, for each training process")
+    channels_last: bool = flag(False, "Use the memory layout in which convolutions are faster on GPUs.")
+    compile: bool = flag(False, "Compile the network with torch.compile.")
+    workers: int = flag(0, "Number of processes that load images, for each training process.")
     cache_features: bool = flag(
-        True, "compute the features of a frozen backbone only once, if images are not augmented"
+        True, "Compute the features of a frozen backbone only once, if images are not augmented."
     )
-    cache_dir: str | None = flag(None, "folder of the cached features; by default output/features")
-    cache_limit: float = flag(20.0, "disk space that cached features may take, in GB")
+    cache_dir: str | None = flag(None, "Folder of the cached features; by default output/features.")
+    cache_limit: float = flag(20.0, "Disk space that cached features may take, in GB.")
 
     def __post_init__(self) -> None:
         for name, least in {"checkpoint_steps": 1, "log_steps": 1, "workers": 0, "seed": 0}.items():

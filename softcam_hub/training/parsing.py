@@ -95,13 +95,13 @@ class _HelpFormatter(argparse.HelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         has_default = action.default not in (None, "", False, argparse.SUPPRESS)
-        choices = f"; {', '.join(map(str, action.choices))}" if action.choices else ""
+        choices = f" One of {', '.join(map(str, action.choices))}." if action.choices else ""
         return f"{action.help}{choices}" + (f" [{action.default}]".replace("%", "%%") if has_default else "")
 
 
 def _recipe_parser() -> ArgumentParser:
     parser = ArgumentParser(add_help=False, exit_on_error=False)
-    parser.add_argument("--recipe", help="name of a recipe, or a YAML file; flags override its settings")
+    parser.add_argument("--recipe", help="Name of a recipe, or a YAML file. Flags override its settings.")
     return parser
 
 
