@@ -1,0 +1,246 @@
+"""Base of the Hugging Face models: building, loading, converting from timm, and saving.
+
+- transformers builds on the meta device and initialises what a checkpoint lacks; buffers that timm does not save are
+  rebuilt there, and weights that timm drew or loaded are never drawn again.
+- A checkpoint that lacks weights is refused, where transformers would draw them at random.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from timm.data import ImageNetInfo, infer_imagenet_subset
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .classifier import Classifier, build
+from .configuration import EvidenceConfig
+from .conversion import convert
+from .heads import EvidenceHead
+from .label_kind import MULTI_LABEL
+from .saving import save_in_one_go
+from .self_explaining import SelfExplaining
+
+
+class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
+    """Base of the Hugging Face models of all families.
+
+    Args:
+        config: Configuration of the model to build.
+        classifier: timm model of this package to take over instead of building one.
+    """
+
+    config: EvidenceConfig
+    base_model_prefix = ""
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    gradient_checkpointing = False
+    accepts_loss_kwargs = False  # with **kwargs in forward, Trainer would multiply the loss by the accumulation steps
+    _no_split_modules: list[str] = []  # noqa: RUF012, transformers reads these class attributes
+    _keys_to_ignore_on_load_unexpected = [r"^teacher\."]  # noqa: RUF012
+
+    def __init__(self, config: EvidenceConfig, classifier: Classifier | None = None) -> None:
+        super().__init__(config)
+        config.validate_settings()
+        if classifier is not None and classifier.num_classes != config.num_labels:
+            raise ValueError(
+                f"the configuration has {config.num_labels} classes, but the model that is taken over has "
+                f"{classifier.num_classes}: leave num_labels and id2label out, or give the model a new head first "
+                f"with reset_classifier({config.num_labels})"
+            )
+        if classifier is None:
+            cfg = dict(config.pretrained_cfg or {})
+            args = config.model_args or {}
+            classifier = build(config.architecture, num_classes=config.num_labels, pretrained_cfg=cfg, **args)
+        self.family, self.anatomy = classifier.family, classifier.anatomy
+        self.backbone, self.head = classifier.backbone, classifier.head
+        self.num_classes, self.in_chans = classifier.num_classes, classifier.in_chans
+        self.drop_rate, self.backbone_args = classifier.drop_rate, classifier.backbone_args
+        config.pretrained_cfg = self.pretrained_cfg = _preprocessing(classifier)
+        self.supports_gradient_checkpointing = _can_checkpoint(self.backbone)
+        self.teacher = self._make_teacher()
+        for module in self.modules():
+            if not any(tensor.is_meta for tensor in (*module.parameters(False), *module.buffers(False))):
+                module._is_hf_initialized = True  # timm has drawn these weights
+        self._freeze()
+        self.post_init()
+
+    def _freeze(self) -> None:
+        for module in self._frozen:
+            module.requires_grad_(False)
+
+    def _make_teacher(self) -> nn.Linear | None:
+        """Make the vanilla classifier that the head learns from, in the modes that have one."""
+        return None
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several labels."""
+        return self.config.problem_type == MULTI_LABEL
+
+    @property
+    def _frozen(self) -> list[nn.Module]:
+        """The modules that do not learn; their batch statistics do not move either."""
+        return [self.backbone] if self.config.freeze_backbone else []
+
+    def train(self, mode: bool = True) -> "EvidencePreTrainedModel":
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise what neither timm nor a checkpoint has: a new head, and buffers lost to the meta device."""
+        if isinstance(module, EvidenceHead):
+            module.reset_parameters()
+        elif hasattr(module, "init_non_persistent_buffers"):
+            module.init_non_persistent_buffers()
+        else:
+            super()._init_weights(module)
+
+    def _set_gradient_checkpointing(self, enable: bool = True, **_: Any) -> None:
+        self.backbone.set_grad_checkpointing(enable)
+        self.gradient_checkpointing = enable  # read by transformers and PEFT
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """Load a model as transformers does, from safetensors only, and refuse weights that are not whole."""
+        kwargs["use_safetensors"] = True  # a pickled file can run code
+        model, report = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        missing = sorted(report["missing_keys"])
+        if any(key.startswith("teacher.") for key in missing):
+            raise ValueError(
+                f"mode {model.config.mode!r} learns from a teacher, but this checkpoint holds none: it was made for "
+                "inference. Load it with mode='direct', or start again with from_timm(..., mode=...)"
+            )
+        lost = [key for key in missing if key.startswith("backbone.")]
+        if lost:
+            raise ValueError(
+                f"this checkpoint is not whole: it lacks {len(lost)} weights of the backbone, among them {lost[0]}"
+            )
+        lost = [key for key in missing if key.startswith("head.")]
+        if lost and cls._saved_classes(*args[:1], **kwargs) in (None, model.num_classes):
+            raise ValueError(
+                f"this checkpoint is not whole: it lacks {', '.join(lost)}. Expected all that save_pretrained writes; "
+                "for a new head, give a num_labels other than the saved one"
+            )
+        model._freeze()  # loading puts new parameters in place of the frozen ones
+        return (model, report) if output_loading_info else model
+
+    @classmethod
+    def _saved_classes(cls, source: str | Path | None = None, **kwargs: Any) -> int | None:
+        """Return the number of classes in the config.json beside the weights, or None without a source."""
+        source = kwargs.get("pretrained_model_name_or_path", source)
+        if source is None:
+            return None
+        options = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+        chosen = {name: kwargs[name] for name in options if name in kwargs}
+        return cls.config_class.from_pretrained(source, **chosen).num_labels
+
+    @classmethod
+    def from_timm(
+        cls,
+        source: str | nn.Module,
+        pretrained: bool = True,
+        model_args: dict[str, Any] | None = None,
+        cache_dir: str | Path | None = None,
+        **config: Any,
+    ) -> "EvidencePreTrainedModel":
+        """Make the Hugging Face model of a timm model, with its weights.
+
+        Args:
+            source: Name with or without tag (`cape_resnet50.a1_in1k`), vanilla timm classifier, or timm model of this
+                package.
+            pretrained: Load the weights of a named model.
+            model_args: Arguments of the timm architecture, and options of the head.
+            cache_dir: Folder of downloads.
+            config: Fields of the configuration (`num_labels`, `id2label`, `l1`, `mode`, ...).
+        """
+        if isinstance(source, str):
+            args = {"cache_dir": cache_dir, **(model_args or {})}
+            labels = config.get("id2label") or range(config.get("num_labels") or 0)
+            if labels:
+                args["num_classes"] = len(labels)
+            classifier = build(source, pretrained, **args)
+            has_trained_head = pretrained and classifier.num_classes == classifier.pretrained_cfg.get("num_classes")
+        else:
+            classifier = source if isinstance(source, Classifier) else convert(source, cls.config_class.model_type)
+            model_args, has_trained_head = classifier.made_with, True
+        if "id2label" not in config:
+            config = {**_labels(classifier, has_trained_head), **config}
+        architecture = f"{classifier.family}_{classifier.architecture}"
+        model = cls(cls.config_class(architecture=architecture, model_args=model_args, **config), classifier)
+        model._init_teacher(has_trained_head and classifier.exact)
+        return model
+
+    def _init_teacher(self, has_trained_head: bool) -> None:
+        """Give the teacher its first weights.
+
+        Args:
+            has_trained_head: The head was taken over from a trained vanilla classifier.
+        """
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write weights and configuration, and the code of families that bring their own models.
+
+        Files that are there stay as they are until all new ones are written.
+
+        Args:
+            save_directory: Folder of the model.
+            kwargs: Further arguments of `transformers.PreTrainedModel.save_pretrained`.
+        """
+        target = Path(save_directory)
+        target.mkdir(parents=True, exist_ok=True)
+        if kwargs.get("push_to_hub"):
+            kwargs.setdefault("repo_id", target.name)
+        save_in_one_go(lambda draft: super(EvidencePreTrainedModel, self).save_pretrained(draft, **kwargs), target)
+
+    def _features(
+        self, pixel_values: Tensor, output_hidden_states: bool | Sequence[int]
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        """Compute the features, and the backbone's hidden states: none, all, or those at the given indices."""
+        if not output_hidden_states:
+            return self.forward_features(pixel_values), None
+        chosen = list(output_hidden_states) if isinstance(output_hidden_states, Sequence) else None
+        images = self.prepare_images(pixel_values)
+        raw, hidden = self.backbone(images, indices=chosen, method="forward_intermediates")
+        return self.anatomy.localise(self.backbone, raw, pixel_values.shape[-2:]), tuple(hidden)
+
+    def _predict(self, features: Tensor, output_maps: bool) -> tuple[Tensor, Tensor | None]:
+        """Compute the logits, and the maps where they are asked for."""
+        if output_maps:
+            return self.head(features, kind=self.head_class.kinds[0])
+        return self.head(features), None
+
+
+def _can_checkpoint(backbone: nn.Module) -> bool:
+    """Tell whether timm can recompute activations of this architecture; those that cannot raise when asked to."""
+    before = getattr(backbone, "grad_checkpointing", False)
+    try:
+        backbone.set_grad_checkpointing(True)
+        backbone.set_grad_checkpointing(before)
+    except (AssertionError, AttributeError, NotImplementedError):
+        return False
+    return True
+
+
+def _preprocessing(classifier: Classifier) -> dict[str, Any]:
+    """Return timm's description of the input, for the channels and size that the classifier was made for."""
+    cfg = {**classifier.pretrained_cfg, "input_size": classifier.input_size}
+    cfg.pop("num_classes", None)
+    return EvidenceConfig.without_sources(cfg)
+
+
+def _labels(classifier: Classifier, pretrained: bool) -> dict[str, Any]:
+    """Return the class names of a pretrained classifier where timm has them, and otherwise their number.
+
+    Args:
+        classifier: Classifier whose classes are to be named.
+        pretrained: The classifier holds timm's weights, whose classes timm may know.
+    """
+    subset = infer_imagenet_subset(classifier) if pretrained else None
+    if subset is None:
+        return {"num_labels": classifier.num_classes}
+    info = ImageNetInfo(subset)
+    names = [info.index_to_description(index) for index in range(classifier.num_classes)]
+    return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
