@@ -285,25 +285,30 @@ def test_bugs_keep_their_traceback_and_interrupts_end_with_130(monkeypatch, caps
     assert "interrupted" in capsys.readouterr().err
 
 
-def test_list_says_what_is_exact_and_how_large_the_maps_are(capsys):
+def test_list_shows_map_sizes(capsys):
     assert main(["list", "resnet1[08]*"]) == 0
-    said = capsys.readouterr().out
-    assert "resnet18 " in said
-    assert "7x7 at 224 px" in said
+    printed = capsys.readouterr().out
+    assert "resnet18 " in printed
+    assert "7x7 at 224 px" in printed
+    assert main(["list", "cape_test_vit", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    model = softcam_hub.build("cape_test_vit", num_classes=2)
+    assert row["map_size"] == list(model.forward_features(torch.zeros(1, *model.input_size)).shape[-2:])
+
+
+def test_list_shows_which_heads_are_exact(capsys):
     assert main(["list", "cape_vgg11*", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["architecture"] for row in rows] == ["vgg11", "vgg11_bn"]
     assert not any(row["exact"] for row in rows)
-    model = softcam_hub.build("cape_vgg11", num_classes=2)
-    assert rows[0]["map_size"] == list(model.forward_features(torch.zeros(1, *model.input_size)).shape[-2:])
     counts = {}
     for option in ("--exact", "--trained"):
         assert main(["list", "--json", option]) == 0
         counts[option] = len(json.loads(capsys.readouterr().out))
     assert main(["list"]) == 0
-    said = capsys.readouterr().out
-    assert f"{sum(counts.values())} architectures" in said
-    assert "--map_size also measures their maps" in said
+    printed = capsys.readouterr().out
+    assert f"{sum(counts.values())} architectures" in printed
+    assert "--map_size also measures their maps" in printed
 
 
 def test_tables_of_benchmark_and_accuracy(tmp_path, capsys):
