@@ -1,8 +1,8 @@
 """`softcam-hub COMMAND ...`: one module of `commands/` per command, imported when it is used.
 
-A command module has `HELP`, `add_arguments(parser)` and `run(arguments)`, which may return an exit code. An error that
-a user can correct ends with a sentence and exit code 1 (2 for options that argparse refuses). Other errors keep their
-traceback.
+A command module has `HELP`, `add_arguments(parser)` and `run(arguments)`, which may return an exit code. An
+error that a user can correct ends with a sentence and exit code 1 (2 for options that argparse refuses).
+Other errors keep their traceback.
 """
 
 import argparse

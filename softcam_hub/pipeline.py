@@ -1,4 +1,4 @@
-"""Explain images with `pipeline("image-explanation")`: label, score, map and heat-map picture of each class."""
+"""Explain images with `pipeline("image-explanation")`: label, score, map and heat map of each class."""
 
 import base64
 import os
@@ -29,8 +29,8 @@ class ImageExplanationPipeline(Pipeline):
         explain = pipeline("image-explanation", model="you/repo")
         explain("photo.jpg", top_k=2)[0]["heatmap"].save("why.png")
 
-    Inputs are PIL images, paths, URLs or arrays (H, W, 3) of bytes, one or a list, and are read as in training.
-    The image at a URL may have 64 MB and 50 million pixels, and its download may take 60 s.
+    Inputs are PIL images, paths, URLs or arrays (H, W, 3) of bytes, one or a list, and are read as in
+    training. The image at a URL may have 64 MB and 50 million pixels, and its download may take 60 s.
 
     Args:
         top_k: Number of most probable classes to explain, 1 by default.
@@ -39,8 +39,8 @@ class ImageExplanationPipeline(Pipeline):
         timeout: Seconds that the download of a URL may take in all, in place of 60.
 
     Returns:
-        A list for each image, with a dictionary for each class: `label`, `score`, `map` (a tensor (H, W) at the
-        resolution of the features) and `heatmap` (a PIL image of the map over the input of the model).
+        A list for each image, with a dictionary for each class: `label`, `score`, `map` (a tensor (H, W) at
+        the resolution of the features) and `heatmap` (a PIL image of the map over the input of the model).
     """
 
     _load_processor = False
@@ -114,7 +114,8 @@ def read_input(image: Any, timeout: float | None) -> Image.Image:
     """Read an image in any of the accepted forms as RGB.
 
     Args:
-        image: PIL image, array of bytes, path, http(s) URL, or base64 text with or without "data:image/png;base64,".
+        image: PIL image, array of bytes, path, http(s) URL, or base64 text with or without
+            "data:image/png;base64,".
         timeout: Seconds that a download may take in all. `softcam_hub.data.downloads.MAX_SECONDS` by default.
     """
     _check_not_empty(image)
@@ -168,7 +169,7 @@ def register() -> None:
 
 
 class _NoDefaultModel(dict[str, Any]):
-    """Raise an error with a sentence where transformers looks for the default model of the task: there is none."""
+    """Raise ValueError with a sentence where transformers looks for a default model: there is none."""
 
     def __contains__(self, _: object) -> bool:
         raise ValueError(

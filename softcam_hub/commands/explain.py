@@ -1,8 +1,8 @@
 """`softcam-hub explain`: explain images, each with a picture and a line of JSON.
 
 - Every readable image is explained. Images that cannot be read are named at the end, with exit code 1.
-- The record of the output folder names the pictures before they are drawn. Pictures of an earlier run are replaced,
-  other files never. The lines of an earlier run stay until all new lines are written.
+- The record of the output folder names the pictures before they are drawn. Pictures of an earlier run are
+  replaced, other files never. The lines of an earlier run stay until all new lines are written.
 """
 
 import argparse
@@ -94,7 +94,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
 
 
 def find_images(paths: list[Path], out: Path) -> list[Path]:
-    """Return the named files, and all images in the named folders except for those in `out`, which an earlier run drew.
+    """Return the named files, and all images in the named folders but those that an earlier run drew in `out`.
 
     Args:
         paths: Files and folders.
@@ -135,7 +135,8 @@ def writable_name(stem: str, ending: str) -> str:
     """Return a file name that every file system accepts and every terminal can show.
 
     Args:
-        stem: Name of the image without its suffix. It may hold any character, and be as long as a file name may be.
+        stem: Name of the image without its suffix. It may hold any character, and be as long as a file name
+            may be.
         ending: End of the name, which is never shortened.
     """
     text = "".join(character if character.isprintable() else "_" for character in stem)
@@ -183,8 +184,8 @@ def unreadable_images(problems: list[str], count: int) -> ValueError:
 class ImageExplainer:
     """Turn batches of image files into lines of JSON and pictures.
 
-    `problems` collects a sentence on each image that cannot be read, and `remarks` a sentence on each image of which
-    something was left out.
+    `problems` collects a sentence on each image that cannot be read, and `remarks` a sentence on each image
+    of which something was left out.
 
     Args:
         classifier: Classifier to explain.

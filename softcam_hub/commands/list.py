@@ -8,7 +8,7 @@ from typing import Any
 HELP = "List the timm architectures that can explain themselves."
 
 MAX_MEASURED = 20
-"""Number of architectures up to which map sizes are measured without a request. Each architecture must be built."""
+"""Number of architectures whose maps are measured by default. Each architecture must be built for it."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ def flag(default: Any, text: str) -> Any:
 
 @dataclass
 class DataConfig:
-    """Source of images, labels and masks, and their division into splits. The `help` of each field describes it."""
+    """Source of images, labels and masks, and their division into splits. Each field has its own `help`."""
 
     _argument_group_name: ClassVar[str] = "data"
 

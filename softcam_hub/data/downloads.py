@@ -1,10 +1,11 @@
 """Download images within limits of size and of total time.
 
-- The time limit covers everything together: name resolution, connections, redirects, headers and content. A server
-  that sends one byte per second is abandoned when the time is over.
-- Servers are asked for uncompressed content. Where a server compresses it all the same, the content is unpacked piece
-  by piece, and the size limit holds for the unpacked bytes.
-- This module follows redirects itself. The HTTP client would read the content of each redirect without a limit.
+- The time limit covers everything together: name resolution, connections, redirects, headers and content. A
+  server that sends one byte per second is abandoned when the time is over.
+- Servers are asked for uncompressed content. Where a server compresses it all the same, the content is
+  unpacked piece by piece, and the size limit holds for the unpacked bytes.
+- This module follows redirects itself. The HTTP client would read the content of each redirect without a
+  limit.
 """
 
 import socket
@@ -63,8 +64,8 @@ def download(address: str, name: str | None = None, seconds: float | None = None
 def _run_with_timeout(read: Callable[[], bytes], seconds: float) -> bytes:
     """Run `read` in a thread, and stop waiting for it after `seconds`.
 
-    No client limits the total time, and a thread cannot be ended from outside. An abandoned thread ends with its next
-    chunk, with the client's own timeout, or because its sockets are shut down.
+    No client limits the total time, and a thread cannot be ended from outside. An abandoned thread ends with
+    its next chunk, with the client's own timeout, or because its sockets are shut down.
     """
     future: futures.Future[bytes] = futures.Future()
 

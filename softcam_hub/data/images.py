@@ -1,12 +1,14 @@
 """Read image files: the only module that decodes images, from a fixed list of formats to upright RGB.
 
-- Pillow knows some forty formats and reads a few of them with other programs: a PostScript file starts Ghostscript,
-  whatever its name. This module opens only the formats of `FORMATS`, recognised by content and not by name.
+- Pillow knows some forty formats and reads a few of them with other programs: a PostScript file starts
+  Ghostscript, whatever its name. This module opens only the formats of `FORMATS`, recognised by content and
+  not by name.
 - The EXIF orientation is applied.
-- Transparent images are laid over white, because the colours under full transparency are arbitrary. 16-bit grey is
-  divided by 257, not clipped. CMYK, palettes and one-bit images are converted as Pillow converts them.
-- Images that a user hands in one by one have limits (`read_user_image`), checked before any pixel is decoded, so that
-  a small file cannot fill the memory. Images of a data set have none beside Pillow's own.
+- Transparent images are laid over white, because the colours under full transparency are arbitrary. 16-bit
+  grey is divided by 257, not clipped. CMYK, palettes and one-bit images are converted as Pillow converts
+  them.
+- Images that a user hands in one by one have limits (`read_user_image`), checked before any pixel is decoded,
+  so that a small file cannot fill the memory. Images of a data set have none beside Pillow's own.
 """
 
 import io
@@ -42,7 +44,7 @@ FORMAT_NAMES = "JPEG, PNG, GIF, BMP, TIFF, WebP or PPM"
 MAX_USER_BYTES = 20 * 2**20
 MAX_USER_PIXELS = 50_000_000
 MAX_USER_ASPECT = 20
-"""Longer side over shorter side. The shorter side is scaled to the model's size, and the longer side with it."""
+"""Longer side over shorter side. A model's input size fixes the shorter side, and the longer one grows with it."""
 
 
 class UndecodableImage(ValueError):
@@ -56,8 +58,8 @@ class TooManyPixels(UndecodableImage):
 class UnreadableImage(ValueError):
     """An image or mask that cannot be read, by its name.
 
-    When the worker of a data loader raises this error, torch raises it again with the worker's traceback as its
-    message. The constructor keeps the sentence at the end of such a message.
+    When the worker of a data loader raises this error, torch raises it again with the worker's traceback as
+    its message. The constructor keeps the sentence at the end of such a message.
     """
 
     def __init__(self, sentence: str) -> None:

@@ -1,10 +1,10 @@
-"""Read label columns of any type as class indices (N,) or multi-hot labels (N, C), with the same names in all splits.
+"""Read label columns of any type as class indices (N,) or multi-hot labels (N, C).
 
-- Class names come from the features (`ClassLabel`) if they declare names, else from the training split: its label
-  strings, sorted. Integer labels without names are called "0", "1", ….
-- Several labels per image are multi-hot lists, lists of names, or in a manifest names joined by ";". A column of
-  strings holds several labels per image if it is called `labels` or if one of its cells holds a ";". An empty cell
-  is then an image without any label.
+- Class names come from the features (`ClassLabel`) if they declare names, else from the training split: its
+  label strings, sorted. Integer labels without names are called "0", "1", ….
+- Several labels per image are multi-hot lists, lists of names, or in a manifest names joined by ";". A column
+  of strings holds several labels per image if it is called `labels` or if one of its cells holds a ";". An
+  empty cell is then an image without any label.
 - Lists of `ClassLabel` hold class indices, as the type says, and become multi-hot.
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 MULTI_LABEL_COLUMN = "labels"
-"""Column that is read where the default label column is absent. In a manifest it holds several labels per image."""
+"""Column to read where the default label column is absent. It holds several labels per image in a manifest."""
 
 
 class Labels(NamedTuple):
@@ -81,7 +81,7 @@ def declared_classes(feature: Any) -> list[str] | None:
 
 
 def _same_classes(declared: dict[str, list[str] | None]) -> list[str] | None:
-    """Return the class names that the training split declares, and check that the other splits declare the same."""
+    """Return the class names that all splits declare, or raise ValueError if they differ."""
     (train, names), *others = declared.items()
     for split, other_names in others:
         if other_names != names:

@@ -1,9 +1,10 @@
-"""Generate fundus-like images with pixel-accurate lesion masks: data of any size that anyone can generate again.
+"""Generate fundus-like images with pixel-accurate lesion masks, in any number and the same on every machine.
 
 - An image is a function of (seed, index) and its settings alone, so that a data set needs no download.
-- Every class shows the same vessels, optic disc, bright drusen-like specks and dark pigment specks. Only lesions tell
-  the classes apart. Colour, exposure and contrast vary more than any lesion can change the mean.
-- Lesions are synthetic. They have the colour and form of real lesions, and nothing learnt from them is a diagnosis.
+- Every class shows the same vessels, optic disc, bright drusen-like specks and dark pigment specks. Only
+  lesions tell the classes apart. Colour, exposure and contrast vary more than any lesion can change the mean.
+- Lesions are synthetic. They have the colour and form of real lesions, and nothing learnt from them is a
+  diagnosis.
 - The order of random draws is part of the data: a change of it changes every image.
 """
 
@@ -29,7 +30,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "marks": tuple(f"{tint} {form}" for tint in TINTS for form in FORMS),
     "screening": ("healthy", "diseased"),
 }
-"""Variant -> class names: one type of lesion, grades of severity, several labels per image, 48 classes, or two."""
+"""Variant -> class names: a type of lesion, a grade of severity, several labels, 48 classes, or two."""
 
 _LESION_COUNTS = {"none": (0, 0), "mild": (1, 2), "moderate": (4, 6), "severe": (9, 14)}
 """Severity -> smallest and largest number of lesions."""
@@ -168,7 +169,7 @@ class _Scene:
         self._add_to_mask(layer)
 
     def photograph(self, size: int) -> Image.Image:
-        """Render the picture with exposure, colour balance, vignette and sensor noise, and black outside the field."""
+        """Render the picture with exposure, colour balance, vignette, noise and a black surround."""
         rng = self.rng
         pixels = np.asarray(self.image.resize((size, size), Image.Resampling.BOX), dtype=np.float32) / 255
         y, x = np.mgrid[0:size, 0:size] / (size - 1) - 0.5

@@ -1,9 +1,9 @@
 """Where the images of a data set lie: embedded in its rows, in local files, or at addresses such as URLs.
 
-- A table that somebody else wrote must not make this machine read from the network. An address is read only if it
-  begins with one of `Locations.addresses`.
-- `check_image_paths` looks for all files before anything is trained. It does not read embedded images, whose bytes
-  may be a hundred gigabytes.
+- A table that somebody else wrote must not make this machine read from the network. An address is read only
+  if it begins with one of `Locations.addresses`.
+- `check_image_paths` looks for all files before anything is trained. It does not read embedded images, whose
+  bytes may be a hundred gigabytes.
 """
 
 import io
@@ -76,8 +76,8 @@ class Locations:
 
     def check_address(self, path: str, name: str) -> None:
         """Raise ValueError for an address that may not be read."""
-        # The last part of a chain such as zip://image.png::https://host/images.zip says where the content comes from,
-        # but only if all parts before it are archives: http://host/image.png::hf://file reads from the host.
+        # In a chain such as zip://image.png::https://host/images.zip the last part says where the content comes
+        # from, if all parts before it are archives. But http://host/image.png::hf://file reads from the host.
         *containers, origin = path.split("::")
         allowed = (*ARCHIVES, *self.addresses)
         if not origin.startswith(self.addresses) or not all(part.startswith(allowed) for part in containers):
@@ -168,7 +168,7 @@ def _paths_of_column(data: "Dataset", column: str, split: str) -> dict[int, str 
 
 
 def _rows_without_bytes(table: "Dataset", column: str) -> list[int]:
-    """Return the rows whose images are not embedded in a column of bytes: all rows if there is no such column."""
+    """Return the rows whose images are not embedded: all rows if there is no column of bytes."""
     if column not in table.column_names:
         return list(range(len(table)))
     if not table.data.column(column).null_count:  # known without reading any image
@@ -179,7 +179,7 @@ def _rows_without_bytes(table: "Dataset", column: str) -> list[int]:
 
 
 def _check_missing(paths: dict[int, str | None], locations: Locations, owner: str, split: str) -> None:
-    """Raise `UnreadableImage` for the first row without a path, or with the path of a file that does not exist."""
+    """Raise `UnreadableImage` for the first row without a path, or with the path of a missing file."""
 
     def is_missing(path: str | None) -> bool:
         return not path or (not is_address(path) and not locations.has_file(path))

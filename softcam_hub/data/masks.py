@@ -59,7 +59,7 @@ def draw_boxes(boxes: Any, size: tuple[int, int], name: str) -> np.ndarray:
 def read_mask(
     row: dict[str, Any], columns: Columns, size: tuple[int, int], locations: Locations, name: str
 ) -> Image.Image | None:
-    """Read the mask of a row as an image of mode "L", or draw it from the boxes; None for a row without ground truth.
+    """Read the mask of a row in mode "L", or draw it from the boxes; None for a row without ground truth.
 
     Args:
         row: Undecoded row of a table.

@@ -1,12 +1,12 @@
 """Samples of one split: undecoded images with labels and masks, and the dataset of transformed samples.
 
 - An image that cannot be read (missing, empty, truncated, not an image, a decompression bomb) raises
-  `UnreadableImage`. With `unreadable="skip"` all images are decoded once in the beginning, and such images are left
-  out.
-- In training a sample is requested as `(epoch, index)`, and its augmentation depends on (seed, epoch, index) alone: it
-  is the same for any number of workers and processes, for any batch size, and after a resume.
-- Augmentation draws random numbers from torch, `random` and NumPy, as timm does. The states of all three are restored
-  afterwards, so that dropout in the same process does not change.
+  `UnreadableImage`. With `unreadable="skip"` all images are decoded once in the beginning, and such images
+  are left out.
+- In training a sample is requested as `(epoch, index)`, and its augmentation depends on (seed, epoch, index)
+  alone: it is the same for any number of workers and processes, for any batch size, and after a resume.
+- Augmentation draws random numbers from torch, `random` and NumPy, as timm does. The states of all three are
+  restored afterwards, so that dropout in the same process does not change.
 """
 
 import hashlib
@@ -85,7 +85,7 @@ class Samples:
         return self.locations.read_image(row[self.columns.image], name)
 
     def mask(self, index: int) -> Image.Image | None:
-        """Read the ground truth of an image as mode "L" with 255 inside; None for an image without ground truth."""
+        """Read the mask of an image in mode "L" with 255 inside; None for an image without ground truth."""
         return self.image_and_mask(index)[1]
 
     def image_and_mask(self, index: int) -> tuple[Image.Image, Image.Image | None]:
@@ -99,7 +99,7 @@ class Samples:
         return self._read_row(index)[1]
 
     def check_boxes(self) -> None:
-        """Raise ValueError for boxes that are not valid. Whether they fit their images is checked with each image."""
+        """Raise ValueError for invalid boxes. Whether they fit their images is checked with each image."""
         if self.columns.boxes:
             boxes = self._data[self.columns.boxes][:]
             for index, row in enumerate(self.row_numbers.tolist()):
@@ -158,7 +158,7 @@ def _hash_image(source: Any, root: Path) -> bytes:
 
 
 class ImageDataset(TorchDataset):
-    """The transformed samples of a split: `dataset[index]` in evaluation, `dataset[epoch, index]` in training.
+    """The transformed samples of a split: `dataset[index]` to evaluate, `dataset[epoch, index]` to train.
 
     A sample is a dictionary of "pixel_values" (3, H, W), "labels", "index" and, on request, "mask" (H, W).
 
@@ -166,8 +166,8 @@ class ImageDataset(TorchDataset):
         samples: Undecoded samples of one split.
         transform: Function from an RGB image to (3, H, W).
         seed: Seed of the augmentation, or None in evaluation.
-        masks: Function from a mask to booleans (H, W), such as `mask_transform`, or None to leave masks out. An image
-            without ground truth gets a mask that is false everywhere.
+        masks: Function from a mask to booleans (H, W), such as `mask_transform`, or None to leave masks out.
+            An image without ground truth gets a mask that is false everywhere.
     """
 
     def __init__(
@@ -205,13 +205,13 @@ class ImageDataset(TorchDataset):
 
 
 def label_tensor(label: np.ndarray) -> Tensor:
-    """Return a class index as int64 (), or a multi-hot label as float32 (C,), as the losses of torch expect them."""
+    """Return a class index as int64 (), or a multi-hot label as float32 (C,), as torch's losses expect."""
     return torch.as_tensor(label, dtype=torch.float32 if np.ndim(label) else torch.int64)
 
 
 @contextmanager
 def fixed_random_state(*numbers: int) -> Iterator[None]:
-    """Seed torch (CPU), `random` and NumPy with `numbers` inside the `with` block, and restore their states after."""
+    """Seed torch (CPU), `random` and NumPy inside the `with` block, and restore their states after it."""
     torch_state, python_state, numpy_state = torch.get_rng_state(), random.getstate(), np.random.get_state()
     seeds = np.random.SeedSequence(numbers).generate_state(3)
     # torch.manual_seed would reseed every accelerator too.

@@ -1,7 +1,8 @@
 """Read the data set that `--data` names as splits, with images left undecoded.
 
-- `datasets` would put an image into the test split because its file name has "test" in it. Image folders are therefore
-  passed on with their splits named: by the folders `train`, `validation` and `test`, or all of it as training images.
+- `datasets` would put an image into the test split because its file name has "test" in it. Image folders are
+  therefore passed on with their splits named: by the folders `train`, `validation` and `test`, or all of it
+  as training images.
 - In a manifest a class may be called "None" or "NA": only an empty cell is a missing value.
 """
 
@@ -92,7 +93,7 @@ def _generate_split(split: str, count: int, config: DataConfig) -> "Dataset":
 
 
 def _generate_rows(code: str, **settings: Any) -> Iterator[dict[str, Any]]:
-    """Yield the rows of `load_lesions`. The cache sees `code`, so it discards images that older code generated."""
+    """Yield the rows of `load_lesions`. A change of `code` makes the cache forget older images."""
     yield from lesions.load_lesions(**settings)
 
 

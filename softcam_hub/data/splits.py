@@ -1,8 +1,8 @@
 """Load the splits that training and evaluation read, as a `DataConfig` describes them.
 
 - Labels are read and checked before any image is decoded. Masks and boxes are optional.
-- With `hold_out` the held-out part of the training split is the validation split, even if the data have their own.
-  With `folds` one fold of the training split is the test split, even if the data have their own.
+- With `hold_out` the held-out part of the training split is the validation split, even if the data have their
+  own. With `folds` one fold of the training split is the test split, even if the data have their own.
 - A stream (`streaming=True`) is for training only: validation and test images are always loaded.
 """
 
@@ -72,7 +72,7 @@ def load_splits(config: DataConfig) -> Splits:
 
 
 def _choose_splits(splits: dict[str, Any], config: DataConfig) -> dict[str, Any]:
-    """Return the training split and the optional splits that the data have; a split that a user names must exist."""
+    """Return the training split and the optional splits that exist. A split that a user names must exist."""
     names = ", ".join(splits)
     if config.train_split not in splits:
         raise ValueError(f"there is no training split {config.train_split!r} in {config.data!r}: it has {names}")
@@ -96,7 +96,7 @@ def _check_all_paths(
 
 
 def _divide(table: "Dataset", labels: np.ndarray, config: DataConfig) -> dict[str, np.ndarray]:
-    """Return part -> rows of the training split for "train", and for "validation" and "test" where they are cut out."""
+    """Divide the rows of the training split into "train" and, on request, "validation" and "test"."""
     groups = _read_groups(table, config)
     rows, parts = np.arange(len(labels)), {}
     if config.folds:
@@ -147,7 +147,7 @@ def _make_samples(
 
 
 def _check_coverage(train: Samples, others: list[Samples], classes: list[str]) -> None:
-    """Warn of classes without a training image, and raise ValueError if a split of its own has images of them."""
+    """Warn of classes without a training image, or raise ValueError if another split has images of them."""
     missing = ~_occurring(train.labels, len(classes))
     for samples in others:
         unknown = missing & _occurring(samples.labels, len(classes))

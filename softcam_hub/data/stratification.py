@@ -2,10 +2,10 @@
 
 The parts are a held-out part of the training split, or the folds of a cross-validation.
 
-- Without groups the images of each class are assigned to the parts in turn, so that every part has its share of every
-  class to within one image.
-- With groups (all images of a person) whole groups are assigned, the largest first, each to the part where it brings
-  the numbers of images per class closest to their targets: `Σ (count - target)² / target` grows least.
+- Without groups the images of each class are assigned to the parts in turn, so that every part has its share
+  of every class to within one image.
+- With groups (all images of a person) whole groups are assigned, the largest first, each to the part where it
+  brings the numbers of images per class closest to their targets: `Σ (count - target)² / target` grows least.
 - The same seed gives the same parts in every process.
 """
 

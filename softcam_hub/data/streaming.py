@@ -1,13 +1,13 @@
 """A training split as a stream: the samples of `ImageDataset` without downloading the split first.
 
 - A stream has positions in place of indices: the augmentation depends on (seed, epoch, position).
-- Every worker reads the whole stream and decodes only its share of it, so that a position means the same for any
-  number of workers. The stream is therefore read once per worker: one or two workers suffice for a stream that comes
-  over a network.
+- Every worker reads the whole stream and decodes only its share of it, so that a position means the same for
+  any number of workers. The stream is therefore read once per worker: one or two workers suffice for a stream
+  that comes over a network.
 - Unreadable images keep their position, so that skipping one changes nothing for the others.
-- Training reads the stream pass after pass, whatever it calls an epoch. A run that is resumed reads its last pass up to
-  where it stopped without decoding the images. Earlier passes are not read again, because their number of images is
-  known.
+- Training reads the stream pass after pass, whatever it calls an epoch. A run that is resumed reads its last
+  pass up to where it stopped without decoding the images. Earlier passes are not read again, because their
+  number of images is known.
 """
 
 import itertools
@@ -73,7 +73,8 @@ class StreamedSamples:
         """
         stream = self.stream.shuffle(seed=seed, buffer_size=buffer) if buffer else self.stream
         stream.set_epoch(epoch)
-        # Batches of one row: iter(stream) would divide the rows among workers, which here divide the positions.
+        # Batches of one row, because iter(stream) would divide the rows among the workers: here the workers
+        # divide the positions.
         batches = stream.iter(batch_size=1)
         return enumerate({name: cells[0] for name, cells in batch.items()} for batch in batches)
 
@@ -145,7 +146,7 @@ class StreamedImageDataset(IterableDataset):
 
 
 class EndlessImageDataset(IterableDataset):
-    """The samples of a stream, pass after pass. Set `batches_seen` to resume after that many batches of a loader.
+    """The samples of a stream, pass after pass. Set `batches_seen` to resume after that many batches.
 
     Args:
         images: Samples of one pass.
@@ -157,7 +158,7 @@ class EndlessImageDataset(IterableDataset):
 
     def __iter__(self) -> Iterator[Sample]:
         workers, worker = _worker()
-        # The new loader asks its worker 0 first. That worker continues as the one that was next when the run stopped.
+        # The new loader starts with its worker 0, which continues as the worker that was next before the stop.
         worker = (worker + self.batches_seen) % workers
         own_batches = len(range(worker, self.batches_seen, workers))
         to_skip, pass_length = own_batches * self.batch_size, None

@@ -1,7 +1,7 @@
 r"""Text for messages and results: file names of any content, and the first few of many names.
 
-A file name may hold anything but "/" and a null byte: bytes that are not UTF-8, line breaks, escape sequences that
-move the cursor of a terminal. Messages and results show such characters as `\x1b`, `\n` or `\u202e`.
+A file name may hold anything but "/" and a null byte: bytes that are not UTF-8, line breaks, escape sequences
+that move the cursor of a terminal. Messages and results show such characters as `\x1b`, `\n` or `\u202e`.
 """
 
 from collections.abc import Callable

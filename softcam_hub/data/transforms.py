@@ -1,9 +1,9 @@
 """Create the transforms of images and of their masks with timm, from the data config of a model.
 
-- With `crop_scale=1` there is no random crop: training uses the same resize and centre crop as evaluation, before the
-  flips and the colour changes.
-- A mask goes through the same resize and crop as its image. A lesion that is smaller than a pixel stays visible: the
-  pixel that it covers most is kept, however little of the pixel that is.
+- With `crop_scale=1` there is no random crop: training uses the same resize and centre crop as evaluation,
+  before the flips and the colour changes.
+- A mask goes through the same resize and crop as its image. A lesion that is smaller than a pixel stays
+  visible: the pixel that it covers most is kept, however little of the pixel that is.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from torchvision.transforms import Compose
 from .config import flag
 
 MIN_COVERAGE = 0.25
-"""Smallest share of a pixel that a lesion covers for the pixel to belong to the mask, as in the generated masks."""
+"""Share of a pixel that a lesion must cover for the pixel to belong to the mask, as in generated masks."""
 
 
 @dataclass
@@ -84,14 +84,14 @@ def make_transforms(
 def mask_transform(
     data_config: dict[str, Any], augmentation: AugmentationConfig | None = None
 ) -> Callable[[Image.Image], Tensor]:
-    """Create the transform from a mask to booleans (H, W) that are aligned with the transformed evaluation image.
+    """Create the transform from a mask to booleans (H, W), aligned with the transformed evaluation image.
 
     Args:
         data_config: Result of `timm.data.resolve_model_data_config`.
         augmentation: Same configuration as for `make_transforms`, because `eval_crop` changes the geometry.
     """
     config = _evaluation_config(data_config, augmentation or AugmentationConfig())
-    # Where the crop is larger than the image, timm fills the border with the mean: black is outside of the mask.
+    # Where the crop is larger than the image, timm fills the border with the mean: black lies outside the mask.
     geometry = _geometry(create_transform(**{**config, "interpolation": "box", "mean": (0.0, 0.0, 0.0)}))
     return partial(_transform_mask, Compose(geometry))
 

@@ -1,8 +1,8 @@
 """The models of the demo page, which explain a picture by their own maps and by post-hoc methods.
 
-- Post-hoc maps explain the *vanilla* classifier of a model: the folder `vanilla` beside the model's (`twin` in older
-  runs), or the classifier that the model can be turned back into. Where there is none, they explain the model's own
-  logits, through their gradients.
+- Post-hoc maps explain the *vanilla* classifier of a model: the folder `vanilla` beside the model's (`twin`
+  in older runs), or the classifier that the model can be turned back into. Where there is none, they explain
+  the model's own logits, through their gradients.
 - A post-hoc method that does not fit the model is left out, with the reason. That may depend on the picture.
 """
 
@@ -110,8 +110,8 @@ class DemoModel:
         """Explain the first chosen class by post-hoc methods.
 
         Returns:
-            Method -> maps, with the class probability of the model that the method explains, and method -> reason why
-            it is left out.
+            Method -> maps, with the class probability of the model that the method explains, and method ->
+            reason why it is left out.
         """
         pixels, index = explained.pixels, explained.classes[0]
         probabilities = self.explainers.predict(pixels) if self.vanilla else explained.probabilities[None]

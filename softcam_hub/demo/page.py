@@ -1,9 +1,11 @@
 """The demo page: its controls, and the parts of the page that each of them changes.
 
-- Every mistake that a visitor can correct is answered with a sentence on the page, and the earlier result is hidden.
-- An upload and an example both set `picture`, and a change of `picture` starts the explanation. The upload field is
-  emptied at once, so that it accepts the next file.
-- Nothing on the page comes from another host, and gradio sends no statistics: the page works without a network.
+- Every mistake that a visitor can correct is answered with a sentence on the page, and the earlier result is
+  hidden.
+- An upload and an example both set `picture`, and a change of `picture` starts the explanation. The upload
+  field is emptied at once, so that it accepts the next file.
+- Nothing on the page comes from another host, and gradio sends no statistics: the page works without a
+  network.
 """
 
 import os
@@ -28,7 +30,7 @@ except ImportError as error:
 HOUR = 3600
 EXAMPLES, EXAMPLE_SIDE = 8, 256
 LARGEST_UPLOAD = 3 * MAX_USER_BYTES
-"""Bytes from which on gradio refuses an upload with its own message. Smaller files get the message of this page."""
+"""Bytes above which gradio refuses an upload by itself. Up to there this page words the message."""
 
 INTRODUCTION = f"""
 # Image classifiers that explain themselves

@@ -1,7 +1,7 @@
 """Render an explained image as HTML: tiles of pictures with captions, and tables.
 
-Every number is text beside its picture, so that it can be read aloud, copied and tested. Class names come from models,
-and are escaped like all text.
+Every number is text beside its picture, so that it can be read aloud, copied and tested. Class names come
+from models, and are escaped like all text.
 """
 
 import base64
@@ -106,7 +106,7 @@ def render_maps(explained: ExplainedImage) -> str:
 
 
 def render_regions(explained: ExplainedImage, threshold: float) -> str:
-    """Render the locations above a threshold in colour, with the share of the class probability that they carry.
+    """Render the locations above a threshold in colour, with their share of the class probability.
 
     Nothing is rendered where the maps do not add up to the probability.
     """
