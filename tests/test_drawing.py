@@ -6,17 +6,16 @@ import torch
 from helpers.pictures import GREY, record_texts
 from PIL import Image
 
-from softcam_hub.figures import (
+from softcam_hub.figures import Scale, captioned_row, outline, overlay
+from softcam_hub.figures.drawing import (
     DIVERGING,
     SEQUENTIAL,
-    Scale,
     apply_colours,
-    captioned_row,
-    outline,
-    overlay,
-    signed_map,
+    cells,
+    frame_cells,
+    tint,
+    write_numbers,
 )
-from softcam_hub.figures.drawing import cells, frame_cells, tint, write_numbers
 from softcam_hub.figures.layout import CAPTION_LINE, GAP, LegendEntry, colour_bar, legend, note
 from softcam_hub.figures.numbers import DOT, format_cells, format_percent, format_share
 
@@ -89,15 +88,6 @@ def test_a_signed_overlay_is_grey_at_zero_and_as_strong_on_both_sides():
     assert zero.max() == zero.min() > 150
     for found, stop in ((below, 0), (above, 4)):
         assert np.abs(found - (0.25 * zero + 0.75 * np.array(DIVERGING[stop]))).max() <= 2
-
-
-def test_signed_map_is_blue_below_zero_and_orange_above():
-    pixels = np.asarray(signed_map(torch.tensor([[-2.0, 0.0, 1.0]]), (2, 6))).astype(int)
-    assert pixels.shape == (2, 6, 3)
-    assert pixels[0, 0].tolist() == list(DIVERGING[0])
-    assert (pixels[0, 2] >= 249).all()
-    assert pixels[0, 5, 0] > pixels[0, 5, 2]
-    assert (np.asarray(signed_map(torch.zeros(2, 2), (4, 4))) >= 249).all()
 
 
 def test_an_outline_lies_just_outside_and_follows_the_size_of_the_image():

@@ -1,4 +1,4 @@
-"""What figures say about maps, and the checks of what they are asked to draw."""
+"""Write captions for maps, and check the images, names and masks of a figure."""
 
 from collections.abc import Mapping, Sequence
 
@@ -43,8 +43,8 @@ def name_of(names: Names, index: int) -> str:
         return str(names[index])
     except (IndexError, KeyError):
         raise ValueError(
-            f"class {index} has no name among the {len(names)} names: pass a list with the names of all classes, or a "
-            "dictionary with those of the explained ones"
+            f"class {index} has no name among the {len(names)} names: pass a list with the names of all classes, or "
+            "a dictionary with the names of the explained classes"
         ) from None
 
 

@@ -33,6 +33,12 @@ FRAMES: dict[tuple[int, str], tuple[Colour, int]] = {
 """Sign and title of a tier -> colour and width of the frame around its cells."""
 
 
+REMARK = (
+    "Both classes share one scale. {} Numbers are percentages; a dot is a number under 0.01, or one that has no room."
+)
+"""Note below the figure, with a gap for the meaning of the maps."""
+
+
 @dataclass(frozen=True)
 class Tier:
     """Cells of similar weight in the difference of two classes.
@@ -113,12 +119,10 @@ def top_two(
     first, second = (name_of(names, int(explanation.classes[index, rank])) for rank in (0, 1))
 
     # The upper row: the image, and which class its cells speak for.
-    panels = [
-        ("image", outline_annotation(canvas, mask)),
-        (f"{first}\nminus {second}", _draw_difference(canvas, difference, threshold)),
-    ]
+    shown = _draw_difference(canvas, difference, threshold)
+    panels = [("image", outline_annotation(canvas, mask)), (f"{first}\nminus {second}", shown)]
     upper = captioned_row(panels, side)
-    difference_bar = colour_bar(_difference_scale(difference), upper.width, left=2 * GAP + canvas.width)
+    upper_bar = colour_bar(_difference_scale(difference), upper.width, left=2 * GAP + canvas.width)
 
     # The lower row: the map of each class.
     scale, panels = scale_of(maps[:2], explanation.kind), []
@@ -128,21 +132,11 @@ def top_two(
         shown = tint(canvas, spread(maps[rank], canvas, smooth=False), scale)
         panels.append((f"{caption}\n{region}", write_numbers(shown, format_cells(maps[rank], threshold))))
     lower = captioned_row(panels, side)
+    lower_bar = colour_bar(scale, upper.width)
 
-    remark = (
-        f"Both classes share one scale. {meaning_of(explanation.kind)} Numbers are percentages; a dot is a number "
-        "under 0.01, or one that has no room."
-    )
-    return stack_vertically(
-        [
-            upper,
-            difference_bar,
-            *_tally(difference, first, second, threshold, upper.width),
-            lower,
-            colour_bar(scale, upper.width),
-            note(remark, upper.width),
-        ]
-    )
+    tally = _tally(difference, first, second, threshold, upper.width)
+    remark = note(REMARK.format(meaning_of(explanation.kind)), upper.width)
+    return stack_vertically([upper, upper_bar, *tally, lower, lower_bar, remark])
 
 
 def _describe_region(explanation: Explanation, index: int, rank: int, threshold: float) -> str:
@@ -176,4 +170,5 @@ def _draw_difference(canvas: Image.Image, values: Tensor, threshold: float) -> I
         for tier in tiers(values, sign, threshold=threshold):
             if (sign, tier.title) in FRAMES:
                 shown = frame_cells(shown, tier.cells, *FRAMES[sign, tier.title])
-    return write_numbers(shown, format_cells(values, threshold), frame=max(width for _, width in FRAMES.values()))
+    widest = max(width for _, width in FRAMES.values())
+    return write_numbers(shown, format_cells(values, threshold), frame=widest)

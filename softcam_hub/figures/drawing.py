@@ -22,7 +22,7 @@ Colour = tuple[int, int, int]
 SEQUENTIAL = ((0, 0, 0), (70, 15, 110), (170, 45, 100), (235, 110, 40), (250, 190, 60), (255, 255, 200))
 DIVERGING = ((5, 60, 130), (90, 150, 210), (250, 250, 250), (240, 150, 60), (150, 60, 0))
 LARGEST_TEXT, SMALLEST_TEXT = 16, 9
-"""Sizes of the numbers in cells, in pixels. Smaller digits would run together: a dot stands for the number."""
+"""Sizes of the numbers in cells, in pixels. Where even the smallest does not fit, a dot stands for a number."""
 
 
 @dataclass(frozen=True)
@@ -149,18 +149,6 @@ def tint(image: Image.Image, values: Tensor, scale: Scale, opacity: float = 0.75
     return Image.fromarray(((1 - weight) * grey + weight * scale.paint(strengths)).astype(np.uint8))
 
 
-def signed_map(values: Tensor, size: tuple[int, int]) -> Image.Image:
-    """Draw a signed map without an image: blue below zero, white at zero, orange above.
-
-    Args:
-        values: Map (H, W).
-        size: Height and width of the picture in pixels.
-    """
-    scale = Scale.of(values.float(), diverging=True)
-    pixels = scale.paint(scale.strengths(values)).astype(np.uint8)
-    return Image.fromarray(pixels).resize(size[::-1], Image.Resampling.NEAREST)
-
-
 def write_numbers(image: Image.Image, texts: list[list[str]], frame: int = 0) -> Image.Image:
     """Write a text into the middle of each cell of a grid: black on light cells, white on dark ones.
 
@@ -198,8 +186,9 @@ def frame_cells(image: Image.Image, chosen: Tensor, colour: Colour, width: int) 
     pen = ImageDraw.Draw(image)
     for row, column, (left, top, right, bottom) in cells(image, *chosen.shape):
         if chosen[row, column]:
-            for shade, line in (("white", width + 1), (colour, width)):
-                pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=shade, width=line)
+            box = left, top, max(left, right - 1), max(top, bottom - 1)
+            pen.rectangle(box, outline="white", width=width + 1)
+            pen.rectangle(box, outline=colour, width=width)
     return image
 
 
@@ -218,8 +207,11 @@ def cells(image: Image.Image, rows: int, columns: int) -> Iterator[tuple[int, in
 
 def _fitting(texts: set[str], width: float, height: float) -> Font:
     """Return the largest font in which every text fits, or the smallest that can be read."""
-    sizes = [font(size) for size in range(LARGEST_TEXT, SMALLEST_TEXT - 1, -1)]
-    return next((letters for letters in sizes if all(_fits(text, letters, width, height) for text in texts)), sizes[-1])
+    for size in range(LARGEST_TEXT, SMALLEST_TEXT - 1, -1):
+        letters = font(size)
+        if all(_fits(text, letters, width, height) for text in texts):
+            break
+    return letters
 
 
 def _fits(text: str, letters: Font, width: float, height: float) -> bool:

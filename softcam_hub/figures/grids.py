@@ -7,6 +7,7 @@
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
@@ -50,7 +51,7 @@ def single(
         explanation.check_probabilities("numbers=True prints", "draw the maps with per_class()")
     if not 0 <= rank < len(maps):
         raise IndexError(
-            f"rank {rank} is not among the {len(maps)} explained classes: explain more classes with a larger top_k"
+            f"rank {rank} is not among the {len(maps)} explained classes: explain more with a larger top_k"
         )
     scale, canvas = scale_of(maps[rank], explanation.kind), enlarge(image, side)
     shown = tint(canvas, spread(maps[rank], canvas, smooth=not numbers), scale)
@@ -84,13 +85,10 @@ def comparison(
         side: Height of a panel in pixels.
     """
     if not images or not maps:
-        raise ValueError("comparison() got no images or no maps: pass at least one image and the maps of one method")
+        raise ValueError("comparison() got no images or no maps: pass at least one image and one method")
     maps = {name: _check_maps(name, values, len(images)) for name, values in maps.items()}
-    for name, values in (("masks", masks), ("titles", titles)):
-        if values is not None and len(values) != len(images):
-            raise ValueError(f"comparison() got {len(images)} images and {len(values)} {name}: pass one for each image")
-    masks = [None] * len(images) if masks is None else masks
-    titles = titles or [""] * len(images)
+    masks = _one_for_each(images, "masks", masks, None)
+    titles = _one_for_each(images, "titles", titles, "")
 
     # Methods need their names only once if their maps stand below one another.
     aligned = len({enlarge(image, side).width for image in images}) == 1
@@ -110,14 +108,23 @@ def comparison(
     return stack_vertically([*sheets, bar, note(remark, width)])
 
 
+def _one_for_each(images: Sequence[Image.Image], name: str, values: Sequence | Tensor | None, default: Any) -> Any:
+    """Return the values, or the default for every image; refuse more or fewer values than images."""
+    if values is None:
+        return [default] * len(images)
+    if len(values) != len(images):
+        raise ValueError(f"comparison() got {len(images)} images and {len(values)} {name}: pass one for each")
+    return values
+
+
 def _check_maps(name: str, maps: Tensor, count: int) -> Tensor:
     """Return the maps of a method as (B, H, W) on the CPU, and refuse other shapes."""
     if maps.ndim == 4 and maps.shape[1] == 1:
         maps = maps[:, 0]
     if maps.ndim != 3 or len(maps) != count:
         raise ValueError(
-            f"{name}: expected maps ({count}, H, W), one for each image, got {tuple(maps.shape)}: choose one class for "
-            "each image"
+            f"{name}: expected maps ({count}, H, W), one for each image, got {tuple(maps.shape)}: choose one class "
+            "for each image"
         )
     return maps.detach().cpu()
 
@@ -168,21 +175,17 @@ def per_class(
     common = scale_of(shown, explanation.kind)
     panels = [("image", outline_annotation(canvas, mask))]
     for rank, values in enumerate(shown):
-        own = scale_of(values, explanation.kind)
-        lines = [caption_of(explanation, names, index, rank)]
+        caption, own = caption_of(explanation, names, index, rank), scale_of(values, explanation.kind)
         if not shared:
-            lines.append(f"scale up to {own.labels()[-1]}")
+            caption += f"\nscale up to {own.labels()[-1]}"
         if own.high == 0:
-            lines.append(NO_HEAT)
+            caption += f"\n{NO_HEAT}"
         picture = tint(canvas, spread(values, canvas), common if shared else own)
-        panels.append(("\n".join(lines), outline_annotation(picture, mask)))
-    sheets = [captioned_row(panels[first : first + columns], side) for first in range(0, len(panels), columns)]
+        panels.append((caption, outline_annotation(picture, mask)))
+    sheets = [captioned_row(panels[start : start + columns], side) for start in range(0, len(panels), columns)]
 
-    if shared:
-        remark = f"All {explanation.kind} maps share one scale."
-    else:
-        remark = f"Each {explanation.kind} map has its own scale."
-    remark += f" {meaning_of(explanation.kind)}"
+    scales = "All {} maps share one scale." if shared else "Each {} map has its own scale."
+    remark = f"{scales.format(explanation.kind)} {meaning_of(explanation.kind)}"
     if len(shown) < len(maps):
         remark += f" Shown: {len(shown)} of {len(maps)} explained classes."
     width = max(sheet.width for sheet in sheets)
