@@ -45,12 +45,15 @@ def read_labels(splits: "dict[str, Dataset]", column: str, classes: list[str] | 
         column: Column of labels.
         classes: Class names, where the features do not declare them.
     """
-    classes = classes or _same_classes({name: declared_classes(data.features[column]) for name, data in splits.items()})
-    cells = {name: data.select_columns([column]).with_format("arrow")[:].column(0) for name, data in splits.items()}
+    if not classes:
+        classes = _same_classes({name: declared_classes(table.features[column]) for name, table in splits.items()})
+    cells = {}
+    for name, table in splits.items():
+        cells[name] = table.select_columns([column]).with_format("arrow")[:].column(0)
     cells = _split_at_semicolons(cells, column)
     values = {}
-    for split, data in splits.items():
-        values[split], classes = read_cells(cells[split], data.features[column], classes, split)
+    for name, table in splits.items():
+        values[name], classes = read_cells(cells[name], table.features[column], classes, name)
     return Labels(values, classes or [], next(iter(values.values())).ndim == 2)
 
 

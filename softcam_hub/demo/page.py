@@ -89,8 +89,12 @@ class Page:
             self.picture = gr.State(self.examples[2])
             self.explained = gr.State(time_to_live=HOUR)
             self.class_outputs = [
-                *(self.explained, self.maps, self.region_section),
-                *(self.regions, self.difference, self.post_hoc),
+                self.explained,
+                self.maps,
+                self.region_section,
+                self.regions,
+                self.difference,
+                self.post_hoc,
             ]
             self._connect()
 
