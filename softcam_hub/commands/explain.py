@@ -269,8 +269,7 @@ class ImageExplainer:
         from ..models.label_kind import class_probabilities
 
         with torch.no_grad():
-            logits = getattr(output := self.model(pixels), "logits", output)
-            probabilities = class_probabilities(logits, self.multi_label)
+            probabilities = class_probabilities(self.model(pixels), self.multi_label)
         if self.classes:
             classes = torch.tensor([self.classes] * len(pixels), device=pixels.device)
         else:

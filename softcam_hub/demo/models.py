@@ -92,8 +92,7 @@ class DemoModel:
     def explain(self, image: Image.Image) -> ExplainedImage:
         """Predict the classes of an RGB image, and explain the two most probable ones."""
         pixels = self.transform(image)[None].to(self.device)
-        logits = getattr(output := self.model(pixels), "logits", output)
-        probabilities = self.model.probabilities(logits)[0].cpu()
+        probabilities = self.model.probabilities(self.model(pixels))[0].cpu()
         classes = probabilities.topk(min(2, len(self.labels))).indices.tolist()
         model_input = denormalise(pixels[0], self.preprocessing["mean"], self.preprocessing["std"])
         explanations = self._own_maps(pixels, classes)
