@@ -38,7 +38,7 @@ def test_a_card_of_somebody_else_is_replaced_only_when_asked_for(text, folder, c
     (folder / "README.md").write_bytes(text)
     before = content(folder)
     assert main(["card", str(folder), "--license", "mit"]) == 1
-    assert "README.md exists already, and may hold text that you wrote: --overwrite" in capsys.readouterr().err
+    assert "README.md exists already, and may hold your own text: --overwrite" in capsys.readouterr().err
     assert content(folder) == before
     assert main(["card", str(folder), "--license", "mit", "--overwrite"]) == 0
     after = content(folder)

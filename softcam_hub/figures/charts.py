@@ -70,9 +70,10 @@ def plot_curves(
     figure = _new_figure(width * len(panels), height + legend_height + 10)
     grid = figure.subplots(1, len(panels), sharey=shared, squeeze=False)
     for axes, (title, lines) in zip(grid[0], panels.items(), strict=True):
-        axes.set_title(shorten(title, width - 60, font(TITLE_SIZE)), fontsize=_points(TITLE_SIZE), parse_math=False)
+        _set_title(axes, title, width)
         _plot_lines(axes, lines, readable(x_label), width)
-        axes.tick_params(labelleft=True, labelsize=_points(TEXT_SIZE))  # also inside a row that shares its axis
+        # Charts that share their axis would lose their tick labels.
+        axes.tick_params(labelleft=True, labelsize=_points(TEXT_SIZE))
     return figure
 
 
@@ -86,11 +87,12 @@ def _plot_lines(axes: "Axes", lines: dict[str, Points], x_label: str, width: int
         return
     handles = []
     for index, points in enumerate(finite.values()):
+        colour = COLOURS[index % len(COLOURS)]
         style = LINE_STYLES[(index + index // len(COLOURS)) % len(LINE_STYLES)]
         # A single point has no line through it, and needs a marker to be seen.
         marker = "o" if len(points) == 1 else None
-        xs, ys = zip(*points, strict=True) if points else ((), ())
-        handles += axes.plot(xs, ys, color=COLOURS[index % len(COLOURS)], linestyle=style, linewidth=2, marker=marker)
+        xs, ys = [x for x, _ in points], [y for _, y in points]
+        handles += axes.plot(xs, ys, color=colour, linestyle=style, linewidth=2, marker=marker)
     axes.grid(color="0.88")
     axes.set_axisbelow(True)
     axes.set_xlabel(x_label, fontsize=_points(TEXT_SIZE), parse_math=False)
@@ -104,7 +106,7 @@ def plot_stacked_bars(title: str, bars: dict[str, dict[str, float]], width: int)
     parts = list(dict.fromkeys(part for bar in bars.values() for part in bar))
     figure = _new_figure(width, 50 + BAR_HEIGHT * len(bars) + LEGEND_LINE * len(parts))
     axes = figure.subplots()
-    axes.set_title(shorten(title, width - 60, font(TITLE_SIZE)), fontsize=_points(TITLE_SIZE), parse_math=False)
+    _set_title(axes, title, width)
     axes.set(xlim=(0, 1), ylim=(max(1, len(bars)) - 0.5, -0.5), xticks=[])
     axes.spines[:].set_visible(False)
     axes.tick_params(left=False)
@@ -116,7 +118,8 @@ def plot_stacked_bars(title: str, bars: dict[str, dict[str, float]], width: int)
     for index, part in enumerate(parts):
         shares = [bar.get(part, 0.0) for bar in bars.values()]
         colour, hatch = COLOURS[index % len(COLOURS)], HATCHES[index // len(COLOURS) % len(HATCHES)]
-        drawn = axes.barh(range(len(bars)), shares, 0.76, starts, color=colour, hatch=hatch, edgecolor="white")
+        look = {"color": colour, "hatch": hatch, "edgecolor": "white"}
+        drawn = axes.barh(range(len(bars)), shares, 0.76, starts, **look)
         texts = [f"{share:.1%}" for share in shares]
         style = {"fontsize": _points(LABEL_SIZE), "color": _ink_on(colour)}
         labels += zip(axes.bar_label(drawn, texts, label_type="center", **style), drawn, strict=True)
@@ -132,12 +135,18 @@ def plot_stacked_bars(title: str, bars: dict[str, dict[str, float]], width: int)
     return figure
 
 
+def _set_title(axes: "Axes", title: str, width: int) -> None:
+    text = shorten(title, width - 60, font(TITLE_SIZE))
+    axes.set_title(text, fontsize=_points(TITLE_SIZE), parse_math=False)
+
+
 def _add_legend(axes: "Axes", handles: list["Artist"], names: list[str], width: int, below: int) -> None:
     """Put a legend `below` pixels under the axes, with its entries below one another."""
     pad = below / TEXT_SIZE  # matplotlib measures the distance in heights of letters
     position = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "borderaxespad": pad, "borderpad": 0}
+    style = {"fontsize": _points(TEXT_SIZE), "frameon": False, "handlelength": 3.2}
     numbers = [str(number) for number in range(len(names))]
-    legend = axes.legend(handles, numbers, fontsize=_points(TEXT_SIZE), frameon=False, handlelength=3.2, **position)
+    legend = axes.legend(handles, numbers, **position, **style)
     for text, name in zip(legend.get_texts(), names, strict=True):
         # Written afterwards: a legend skips labels that begin with an underscore, and reads "$" as
         # mathematics.

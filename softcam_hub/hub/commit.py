@@ -161,11 +161,13 @@ def _errors_explained(api: HfApi, destination: Destination, parent: str | None =
         http = _http_error(error)
         status = http and http.response.status_code
         error_type, advice = _advise(status, destination)
-        reason = advice or " ".join(((http and http.server_message) or str(error) or type(error).__name__).split())
+        said = (http and http.server_message) or str(error) or type(error).__name__
+        reason = advice or " ".join(said.split())
         if parent is None:
-            raise error_type(f"{destination} could not be prepared, and nothing was sent: {reason}") from error
-        outcome = _describe_outcome(api, destination, parent, status)
-        message = f"the push to {destination} was interrupted: {reason.rstrip('.')}. {outcome}"
+            message = f"{destination} could not be prepared, and nothing was sent: {reason}"
+        else:
+            outcome = _describe_outcome(api, destination, parent, status)
+            message = f"the push to {destination} was interrupted: {reason.rstrip('.')}. {outcome}"
         raise error_type(message) from error
 
 
@@ -180,10 +182,10 @@ def _advise(status: int | None, destination: Destination) -> tuple[type[OSError]
     """Return the type of error and the advice for an HTTP status, if the status alone says what to do."""
     owner, repo_id = destination.repo_id.partition("/")[0], destination.repo_id
     refusals = {
-        401: (PermissionError, "the Hub does not accept the token; create a new one in its settings, and log in"),
+        401: (PermissionError, "the Hub does not accept the token; create a new one, and log in"),
         403: (PermissionError, f"the token may not write to repositories of {owner}; use one that may"),
         404: (FileNotFoundError, f"the Hub has no revision {repo_id}@{destination.branch} for this token"),
-        409: (FileExistsError, f"{repo_id} belongs to a repository that this token cannot see; choose another name"),
+        409: (FileExistsError, f"{repo_id} belongs to a repository that this token cannot see; choose another"),
         412: (ConnectionError, "somebody has committed meanwhile; look at their commit and push again"),
     }
     return refusals.get(status, (ConnectionError, ""))

@@ -79,7 +79,7 @@ class PushResult:
         lines = [f"{size:>12,}  {name}" for name, size in self.files.items()]
         lines.append(f"{sum(self.files.values()):>12,}  bytes in {len(self.files)} files")
         if self.deleted is None:
-            lines.append(f"the Hub does not say whether {self.repo_id} holds older weights that would be deleted")
+            lines.append(f"the Hub does not say which older weights in {self.repo_id} would be deleted")
         else:
             lines += [f"{'delete':>12}  {name}, weights under another name" for name in self.deleted]
         return "\n".join(lines)
@@ -117,7 +117,8 @@ def push(
     folder = Path(folder)
     files = model_files(folder, repo_id)
     destination = Destination(repo_id, "model", private, revision, create_pr)
-    return _push(files, destination, message or f"Upload {read_model_config(folder)['architecture']}", token, dry_run)
+    message = message or f"Upload {read_model_config(folder)['architecture']}"
+    return _push(files, destination, message, token, dry_run)
 
 
 def push_space(
@@ -164,7 +165,7 @@ def check_repo_id(repo_id: str) -> None:
         raise ValueError(f"{repo_id!r} is not the name of a repository: {error}") from error
     if repo_id.count("/") != 1 or repo_id == PLACEHOLDER_REPO:
         raise ValueError(
-            f"{repo_id!r} is not the name of a repository: expected your user or organisation, a slash and a name"
+            f"{repo_id!r} is not the name of a repository: expected your user or organisation, a slash, a name"
         )
 
 
@@ -203,8 +204,8 @@ def model_files(folder: Path, repo_id: str) -> RepoFiles:
 def _finish_card(folder: Path, repo_id: str, present: set[str]) -> str:
     """Return the card of a model folder with the name of its repository, and check it."""
     file = folder / "README.md"
-    card = file.read_text(encoding="utf-8") if file.exists() else render_trained_card(load_model_record(folder))
-    card = card.replace(PLACEHOLDER_REPO, repo_id)
+    card = file.read_text(encoding="utf-8") if file.exists() else None
+    card = (card or render_trained_card(load_model_record(folder))).replace(PLACEHOLDER_REPO, repo_id)
     try:
         check_card(card, present=present)
     except ValueError as error:

@@ -1,11 +1,11 @@
-"""What model cards say of each family, in Markdown."""
+"""Text of model cards about each family, in Markdown."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class CardText:
-    """What a model card says of a family, in Markdown.
+    """Text of a model card about a family, in Markdown.
 
     Args:
         meaning: Paragraph on the meaning of the value at a location. The default is the
@@ -17,43 +17,51 @@ class CardText:
 
     meaning: str = ""
     cautions: tuple[str, ...] = ()
-    pretrained: str = "timm's classifier comes along, but the logits differ from timm's: train the model before use."
+    pretrained: str = (
+        "The head takes over timm's classifier, but its logits differ from timm's: train the model before use."
+    )
     citation: str = ""
 
 
 SOFTCAM_CARD = CardText(
-    meaning="The evidence at a location is `M' = W·F + b`, one number per class, and a class's logit *is* the mean "
-    "of its map. A location\nwith positive evidence speaks for the class, one with negative evidence against it; "
-    "the unit is the logit's.",
+    meaning="""The evidence at a location is `M' = W·F + b`, one number per class,
+and a class's logit *is* the mean of its map. A location with positive evidence speaks for the class,
+and a location with negative evidence against it. The unit of the map is the unit of the logit.""",
     cautions=(
-        "The ReLU and the scaling of a drawn heat map drop the sign and the unit; only the raw map adds up to the "
-        "logit.",
+        """The ReLU and the scaling of a drawn heat map drop the sign and the unit: only the raw map
+  averages to the logit.""",
     ),
-    pretrained="timm's classifier comes along and is applied at every location instead of after the average, "
-    "which\nchanges nothing but rounding in the logits. There is nothing to train.",
-    citation="""@misc{djoumessi2025softcam,
+    pretrained="""The head takes over timm's classifier and applies it at
+every location instead of after the average. Up to rounding, the logits stay the same: there is nothing to train.""",
+    citation="""@inproceedings{djoumessi2026softcam,
   title={Soft-{CAM}: Making black box models self-explainable for high-stakes decisions},
   author={Djoumessi, Kerol and Berens, Philipp},
-  year={2025}
+  booktitle={Medical Imaging with Deep Learning},
+  series={Proceedings of Machine Learning Research},
+  volume={315},
+  pages={433--467},
+  year={2026}
 }""",
 )
 
 CAPE_CARD = CardText(
-    meaning="The map of a class holds, at each location, the probability `softmax_c(M'/T') · softmax_ij(mean_c "
-    "M'/T')` of the evidence\n`M' = W·F + b`, and the predicted probability of the class *is* the sum of its map. "
-    "So one may say: these locations carry\nso many percent of the prediction. Maps of two classes may be "
-    "subtracted; `mu-cape` also shows what the classes share.",
+    meaning="""The map of a class holds, at each location, the probability
+`softmax_c(M'/T') · softmax_ij(mean_c M'/T')` of the evidence `M' = W·F + b`,
+and the predicted probability of the class *is* the sum of its map. One can therefore say which
+percentage of the prediction some locations carry, and subtract the map of one class from the map of
+another. The `mu-cape` maps also show evidence that the classes share.""",
     cautions=(
-        "The shares are of the model's probability, which is not calibrated by being explained: CAPE that learnt "
-        "from a teacher is\n  less sure than it is right until its temperature is fitted to held-out images "
-        "(`softcam_hub.fit_temperature`).",
-        "Where one location is enough for the answer, CAPE puts the mass there and leaves other lesions of the "
-        "same class dark.",
-        "Maps of two images do not compare where the probabilities differ.",
+        """The maps divide up the model's probability, and an explained probability is not a calibrated one.
+  CAPE that learnt from a teacher is less confident than it is accurate, until its temperature is fitted
+  to held-out images (`softcam_hub.fit_temperature`).""",
+        """If one location is enough for the prediction, CAPE puts the probability there, and leaves other
+  lesions of the same class dark.""",
+        "Maps of two images cannot be compared if the probabilities differ.",
     ),
-    pretrained="timm's classifier comes along: the CAPE paper's *off-the-shelf* configuration. It needs no "
-    "training, but it is a\ndifferent classifier from timm's: the paper reports a loss of accuracy, and that "
-    "post-fitting wins part of it back (its\nTable 2). Neither was measured here on real data.",
+    pretrained="""The head takes over timm's classifier, which is the
+CAPE paper's *off-the-shelf* configuration. It works without training, but it is a different classifier
+from timm's: the paper reports a loss of accuracy, part of which post-fitting wins back (its Table 2).
+Neither was measured here on real data.""",
     citation="""@inproceedings{chowdhury2024cape,
   title={{CAPE}: {CAM} as a Probabilistic Ensemble for Enhanced {DNN} Interpretation},
   author={Chowdhury, Townim Faisal and Liao, Kewen and Phan, Vu Minh Hieu and To, Minh-Son and Xie, Yutong and Hung,

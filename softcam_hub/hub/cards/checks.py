@@ -39,9 +39,7 @@ def check_card(card: str, rows: list[Any] | None = None, present: set[str] | Non
     _check_text(text)
     for target in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", CODE_SPAN.sub("", FENCE.sub("", text))):
         if present is not None and "://" not in target and target not in present:
-            raise ValueError(
-                f"the card shows {target}, which is not beside it: add the picture, or remove it from the card"
-            )
+            raise ValueError(f"the card shows {target}, which is not beside it: add the picture, or remove it")
     if rows is not None:
         known = list(_numbers_of(rows))
         for number in [*_stated(text), *_indexed(metadata)]:
@@ -54,7 +52,7 @@ def check_card(card: str, rows: list[Any] | None = None, present: set[str] | Non
 def _check_metadata(metadata: dict[str, Any]) -> None:
     for name in REQUIRED:
         if not metadata.get(name):
-            raise ValueError(f"the metadata of the card lacks {name}: add it to the YAML block at the top of the card")
+            raise ValueError(f"the metadata of the card lacks {name}: add it to the YAML block at its top")
     empty = next((path for path, value in _leaves(metadata) if value in (None, "", [], {})), None)
     if empty:
         raise ValueError(f"the metadata of the card leaves {empty} empty: fill it in, or remove it")
@@ -84,7 +82,7 @@ def _check_code(code: str) -> None:
 
 
 def _check_sections(prose: str) -> None:
-    """Refuse a heading without text: followed at once by a heading of its own or a higher level, or by the end."""
+    """Refuse a heading that is followed at once by one of its own or a higher level, or by the end."""
     parts = re.split(r"^(#+ .*)$", prose, flags=re.MULTILINE)
     headings = [*parts[1::2], "#"]
     if not parts[1::2]:

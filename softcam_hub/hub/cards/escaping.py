@@ -1,4 +1,4 @@
-"""Write names that other people chose, such as those of classes, as text in Markdown: never markup, gaps or scores."""
+"""Write names that other people chose, such as those of classes, as text in Markdown."""
 
 import re
 
@@ -21,7 +21,7 @@ _ESCAPED = (
 
 
 def as_text(name: object) -> str:
-    """Write a name so that Markdown shows its characters: markup becomes HTML entities, line breaks become spaces."""
+    """Write a name so that Markdown shows its characters: markup becomes entities, line breaks become spaces."""
     if isinstance(name, int):
         return str(name)
     text = _shorten(name)
@@ -30,11 +30,12 @@ def as_text(name: object) -> str:
 
 
 def as_code(name: object) -> str:
-    """Write a name as a code span, or as text if it has characters that end a code span; nothing for an empty name."""
+    """Write a name as a code span, or as text if its characters could end a code span."""
     text = _shorten(name)
     if not text:
         return ""
-    return f"`{text}`" if _PLAIN.fullmatch(text) and not re.search("|".join(GAP_WORDS), text) else as_text(text)
+    plain = _PLAIN.fullmatch(text) and not re.search("|".join(GAP_WORDS), text)
+    return f"`{text}`" if plain else as_text(text)
 
 
 def on_one_line(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Keep the places of files on somebody's machine out of cards and of the records that are published with them.
+"""Keep the paths of files on somebody's machine out of cards and of published records.
 
 Only the last part of a local path is shown.
 """
@@ -16,7 +16,7 @@ from .records import EXPLANATIONS, METRICS, RECIPE, Row, read_optional_mapping, 
 
 
 def is_hub_id(name: str) -> bool:
-    """Tell whether a name is that of a repository on the Hub; a local path may look the same, and then exists."""
+    """Tell whether a name is that of a repository on the Hub; a local path that looks alike exists."""
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -26,7 +26,9 @@ def is_hub_id(name: str) -> bool:
 
 def hide_local_path(value: Any) -> Any:
     """Return the last part of a local path, and any other value as it is."""
-    if not isinstance(value, str) or "/" not in value or "://" in value or is_hub_id(value.removeprefix("hf-hub:")):
+    if not isinstance(value, str) or "/" not in value or "://" in value:
+        return value
+    if is_hub_id(value.removeprefix("hf-hub:")):
         return value
     return Path(value).name
 

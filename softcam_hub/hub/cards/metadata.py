@@ -1,7 +1,7 @@
 """The YAML block at the top of a card: tags, licence, base model, data, and the scores of the model-index.
 
-`library_name` is `transformers`: the Hub then shows visitors a snippet with `trust_remote_code`, which works with the
-code in the repository. The snippet for timm would fail without `import softcam_hub`; a tag names timm too.
+`library_name` is `transformers`: the Hub then shows visitors a snippet with `trust_remote_code`, which works with
+the code in the repository. The snippet for timm would fail without `import softcam_hub`; a tag names timm too.
 """
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -44,7 +44,7 @@ def card_metadata(
 
 
 def find_base_model(settings: Row, backbone: str) -> PretrainedCfg | None:
-    """Return timm's description of the weights that training started from, or None without pretrained weights.
+    """Return timm's description of the weights that training started from, or None if they were random.
 
     Args:
         settings: Settings of the training run.
@@ -63,7 +63,7 @@ def model_index(data: str, split: str, scores: Row, explanations: list[Row]) -> 
         data: Name of the data.
         split: Split on which the scores were measured.
         scores: Scores of the predictions, by name.
-        explanations: Rows of a benchmark. Rows of post-hoc maps are left out: they do not describe this model.
+        explanations: Rows of a benchmark. Those of post-hoc maps are left out, as they describe other models.
     """
     results = [_result(name, in_words(name), value, data, split) for name, value in scores.items()]
     for row in explanations:

@@ -1,4 +1,4 @@
-"""Read what the card of a trained model is made of: configuration, scores, recipe, benchmark rows and pictures."""
+"""Read what the card of a model is made of: configuration, scores, recipe, benchmark rows and pictures."""
 
 import json
 from dataclasses import dataclass, field

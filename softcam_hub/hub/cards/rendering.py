@@ -39,7 +39,7 @@ def write_card(folder: str | Path, license: str | None = None, overwrite: bool =
 
     Args:
         folder: Model folder with scores, recipe and pictures.
-        license: Licence of the weights, as the Hub spells it; by default the one that the existing card states.
+        license: Licence of the weights, as the Hub spells it; by default the one in the existing card.
         overwrite: Replace a README.md that differs from the card, perhaps because somebody has edited it.
     """
     file = Path(folder) / "README.md"
@@ -49,7 +49,7 @@ def write_card(folder: str | Path, license: str | None = None, overwrite: bool =
     card = render_trained_card(record)
     if not overwrite and existing not in (None, card):
         raise FileExistsError(
-            f"{file} exists already, and may hold text that you wrote: --overwrite (overwrite=True) replaces it"
+            f"{file} exists already, and may hold your own text: --overwrite (overwrite=True) replaces it"
         )
     check_card(card, record.rows, {path.name for path in file.parent.iterdir()})
     remove_drafts(file.parent, older_than=ABANDONED)

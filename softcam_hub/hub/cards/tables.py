@@ -1,6 +1,6 @@
 """Write the records of a model as text for its card: scores, tables, settings and commands.
 
-Every text that comes from a record is escaped, because other people chose the names of metrics, data and machines.
+Every text that comes from a record is escaped, because other people chose the names in it.
 """
 
 import json
@@ -92,7 +92,8 @@ def format_settings(settings: Row) -> str:
     if not shown:
         return ""
     text = yaml.safe_dump(shown, sort_keys=False).strip()
-    if "`" in text or "\n\n" in text:  # could end the code block, or lose a line: JSON is YAML, and escapes both
+    # A backtick could end the code block, and an empty line could get lost. JSON is YAML, and escapes both.
+    if "`" in text or "\n\n" in text:
         text = json.dumps(shown, indent=2, default=str).replace("`", "\\u0060")
     return text
 
@@ -117,7 +118,9 @@ def format_timing(row: Row) -> Row:
 
 def explanation_table(rows: list[Row]) -> Row:
     """Return what a card shows of a benchmark: a table with a column for every score, images and commands."""
-    names = dict.fromkeys(name for row in rows for name, value in row.items() if is_explanation_score(name, value))
+    names: dict[str, None] = {}
+    for row in rows:
+        names |= dict.fromkeys(name for name, value in row.items() if is_explanation_score(name, value))
     lines = []
     for row in rows:
         values = [format_score("", row[name]) if is_score(row.get(name)) else "-" for name in names]
