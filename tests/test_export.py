@@ -27,7 +27,13 @@ def run(path, images):
     return [torch.from_numpy(found) for found in session.run(None, {"pixel_values": images.numpy()})]
 
 
-@pytest.mark.parametrize("architecture", CASES)
+SLOW = ("softcam_test_resnet", "softcam_test_vit2", "cape_swinv2_tiny_window8_256")
+"""Cases that the fast tests leave out: exporting takes four seconds."""
+
+
+@pytest.mark.parametrize(
+    "architecture", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in CASES]
+)
 @torch.no_grad()
 def test_outputs_are_those_of_torch(architecture, tmp_path):
     model = randomise(timm.create_model(architecture, num_classes=5, **CASES[architecture])).train()

@@ -87,6 +87,12 @@ vision_transformer.linear vision_transformer_sam.linear
 
 COVERED = dict(line.split(": ") for line in MEMBERS.strip().splitlines())
 
+SLOW = """
+sequencer2d_s halonet_h1 swinv2_tiny_window8_256 efficientvit_m0 swin_tiny_patch4_window7_224 mvitv2_tiny davit_tiny
+mobileone_s0 swinv2_cr_tiny_224 densenet121 repvit_m1
+"""
+"""Members that take more than two seconds."""
+
 
 def family_of(architecture: str) -> str:
     return f"{_registry._model_to_module[architecture]}.{architectures()[architecture]}"
@@ -105,7 +111,14 @@ def test_no_family_is_missing():
     assert exact == COVERED.keys() | set(ABOVE_30M.split())
 
 
-@pytest.mark.parametrize("architecture", " ".join(COVERED.values()).split())
+def members():
+    """Return all members, the slow ones marked."""
+    slow = SLOW.split()
+    names = " ".join(COVERED.values()).split()
+    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
+
+
+@pytest.mark.parametrize("architecture", members())
 def test_exact(architecture):
     assert family_of(architecture) in COVERED
     vanilla = randomise(timm.create_model(architecture, num_classes=7)).eval()
