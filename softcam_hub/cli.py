@@ -49,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def make_parser(words: Sequence[str]) -> ArgumentParser:
     """Make the parser of the command that the words name, or of all commands with one line of help each."""
-    parser = ArgumentParser(PROGRAM, description="Image classifiers that explain themselves.")
+    description = "Image classifiers that explain themselves."
+    parser = ArgumentParser(PROGRAM, description=description, formatter_class=WideHelpFormatter)
     parser.set_defaults(run=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     named = next((word for word in words if not word.startswith("-")), None)

@@ -4,7 +4,7 @@ import argparse
 
 from .benchmark import add_fields, show_table
 
-HELP = "write the accuracies of training runs, and of CAPE with the weights of a vanilla classifier, as a table"
+HELP = "Write a table of the accuracies of training runs, and of CAPE with the weights of a vanilla classifier."
 
 SETTINGS = ("output", "split", "limit", "batch_size")
 """Settings of a benchmark that this command shares."""

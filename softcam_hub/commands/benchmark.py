@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 from .. import CAPE_LESIONS
 
-HELP = "measure explanations on a data set; write the CAPE paper's Table 1, and curves"
+HELP = "Measure explanations on a data set, and write the CAPE paper's Table 1 and curves."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

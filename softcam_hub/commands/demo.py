@@ -6,7 +6,7 @@ import threading
 
 from .. import CAPE_LESIONS
 
-HELP = "Serve a page that explains pictures. (It needs the extra [demo].)"
+HELP = "Serve a page that explains pictures (needs the extra [demo])."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
