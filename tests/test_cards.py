@@ -55,7 +55,7 @@ def test_the_committed_cards_are_those_of_their_rows():
     assert list(render_cards.find_problems(list(render_cards.render_cards()))) == []
 
 
-def test_there_is_a_card_of_every_family_and_of_the_model_that_ships():
+def test_every_family_and_the_shipped_model_have_a_card():
     architectures = ("resnet50", "vgg16", "swinv2_b")
     expected = {f"{family}_{name}" for family in ("softcam", "cape") for name in architectures} | {"cape_lesions"}
     assert CARDS.keys() == expected
@@ -85,7 +85,7 @@ slowly = pytest.param("softcam_vgg16", marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize("name", ["softcam_resnet50", "cape_resnet50", slowly])
-def test_a_familys_row_is_true(name):
+def test_the_row_of_a_family_matches_its_model(name):
     row = FAMILIES[name]
     model = timm.create_model(name).eval()
     maps = model.explain(torch.rand(1, 3, row["image_size"], row["image_size"])).maps
@@ -192,7 +192,7 @@ def test_the_command_of_a_card_knows_the_defaults_of_a_benchmark():
 
 
 @pytest.mark.parametrize("line", ['{"file": "eye.png"}', "[1]", "3"])
-def test_rows_that_are_of_no_benchmark_are_named(line, folder):
+def test_rows_that_do_not_come_from_a_benchmark_are_refused(line, folder):
     (folder / "rows.jsonl").write_text(line)
     with pytest.raises(ValueError, match=r"line 1 of .*rows\.jsonl names no explainer: expected the rows\.jsonl"):
         load_model_record(folder)
@@ -225,7 +225,7 @@ def test_a_model_without_any_record_gets_a_card_that_says_so(folder):
     assert "![" not in text
 
 
-def test_weights_that_were_started_from_are_named_with_their_licence():
+def test_the_weights_that_training_started_from_are_named_with_their_licence():
     config = load_model_record(Path(softcam_hub.CAPE_LESIONS)).config
     started = {"model": "cape_resnet50.tv_in1k", "pretrained": True}
     model = ModelRecord({**config, "architecture": "cape_resnet50"}, settings=started)
@@ -252,7 +252,7 @@ def test_every_registered_tag_has_a_licence_of_its_own():
     assert (data.base_model, data.license) == ("apple/mobileclip_s0_timm", "apple-amlr")
 
 
-def test_of_a_local_path_a_card_tells_the_last_part(folder):
+def test_a_card_shows_the_last_part_of_a_local_path(folder):
     config = load_model_record(folder).config
     for data in ("/home/ada/patients/cohort", str(folder.parent / "cohort"), "../ada/cohort", "~/ada/cohort"):
         card = render_trained_card(
@@ -303,7 +303,7 @@ def test_cape_and_softcam_cards_say_different_things():
     assert softcam.index("djoumessi") < softcam.index("chowdhury")
 
 
-def test_a_card_names_a_place_until_it_is_pushed(folder):
+def test_a_card_names_a_placeholder_until_it_is_pushed(folder):
     assert PLACEHOLDER_REPO in (folder / "README.md").read_text()
     assert PLACEHOLDER_REPO.encode() not in model_files(folder, "ada/eyes")["README.md"]
 

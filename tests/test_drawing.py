@@ -72,7 +72,7 @@ def test_a_colour_bar_shows_both_limits_and_the_middle(written):
         assert np.abs(strip[place] - DIVERGING[stop]).max() <= 8
 
 
-def test_overlay_leaves_silent_places_in_grey():
+def test_overlay_leaves_places_without_heat_in_grey():
     image = Image.new("RGB", (8, 8), (200, 100, 50))
     heat = torch.zeros(8, 8)
     heat[:4] = 1

@@ -191,14 +191,14 @@ def test_comparison_is_hot_where_the_map_is():
 @pytest.mark.parametrize("shape", [(1, 2, 1, 1), (1, 2, 40, 40), (1, 2, 3, 11)])
 @pytest.mark.parametrize("size", [(64, 64), (96, 40)])
 @pytest.mark.parametrize("fill", [torch.zeros, torch.rand], ids=["zero", "random"])
-def test_odd_shapes_and_silent_maps_are_drawn(shape, size, fill):
+def test_odd_shapes_and_maps_of_zeros_are_drawn(shape, size, fill):
     image = Image.new("RGB", size)
     explanation = Explanation(fill(*shape) / 100, torch.tensor([[0, 1]]), torch.tensor([[0.2, 0.1]]), "cape")
     for figure in (top_two, per_class, single):
         assert figure(image, explanation, NAMES, mask=torch.ones(size[::-1])).height > size[1]
 
 
-def test_one_class_and_half_precision_and_gradients():
+def test_maps_of_one_class_in_half_precision_and_with_gradients_are_drawn():
     explanation = explained("cape_test_resnet", 1, top_k=1)
     per_class(GREY, explanation, ["only"])
     with pytest.raises(ValueError, match="top_k=2"):

@@ -34,7 +34,7 @@ def folder(tmp_path):
 # --- what arrives ------------------------------------------------------------------------------------------------------
 
 
-def test_a_model_arrives_whole(hub, folder, monkeypatch):
+def test_all_files_of_a_model_arrive(hub, folder, monkeypatch):
     monkeypatch.chdir(folder.parent)  # where the recipe's output is no path; that of the rows' model is one anywhere
     done = push(folder, REPO)
     there = hub.files(REPO)
@@ -49,7 +49,7 @@ def test_a_model_arrives_whole(hub, folder, monkeypatch):
     assert not HfApi(endpoint=hub.url).repo_info(REPO).private
 
 
-def test_local_paths_stay_behind(hub, folder):
+def test_local_paths_are_removed_from_published_records(hub, folder):
     home = folder.parent / "home of ada"
     metrics, recipe = (
         json.loads((folder / "metrics.json").read_text()),
@@ -89,7 +89,7 @@ def test_the_code_is_what_save_pretrained_writes(hub, folder, tmp_path):
     assert "No scores were recorded with this model" in second["README.md"].decode()
 
 
-def test_a_card_of_ones_own_words_stays(hub, folder):
+def test_an_edited_card_is_kept(hub, folder):
     card = folder / "README.md"
     card.write_text(card.read_text().replace("## Limitations\n", "## Limitations\n\nAsk Ada first.\n"))
     push(folder, REPO)
@@ -106,7 +106,7 @@ THEIRS = (
 )
 
 
-def test_weights_under_other_names_do_not_stay_beside_the_new_and_what_others_keep_there_does(hub, folder):
+def test_older_weights_are_deleted_and_other_files_are_kept(hub, folder):
     hub.add_repo(REPO, dict.fromkeys((*OLD, *THEIRS), b"old"))
     assert sorted(push(folder, REPO, dry_run=True).deleted) == sorted(OLD)
     assert sorted(push(folder, REPO, dry_run=True, revision="new").deleted) == sorted(OLD)
@@ -124,7 +124,7 @@ def test_nothing_is_deleted_in_spaces(hub):
     assert "model-00001-of-00002.safetensors" in hub.files("tester/explanation_scores", repo_type="space")
 
 
-def test_pictures_of_other_formats_and_onnx_go_too(hub, folder):
+def test_pictures_of_all_formats_and_onnx_are_published(hub, folder):
     for name in ("photo.jpg", "photo.webp", "model.onnx"):
         (folder / name).write_bytes(b"x")
     card = folder / "README.md"
@@ -132,7 +132,7 @@ def test_pictures_of_other_formats_and_onnx_go_too(hub, folder):
     assert {"photo.jpg", "photo.webp", "model.onnx"} <= push(folder, REPO).files.keys()
 
 
-def test_hidden_files_folders_and_strangers_stay_behind(hub, folder):
+def test_hidden_files_folders_and_other_types_are_not_published(hub, folder):
     for name in (".draft.json", "checkpoint-5/optimizer.pt", "events.tfevents"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("secret")
@@ -160,13 +160,13 @@ def test_a_pull_request_leaves_main_alone(hub, folder):
     assert hub.files(REPO) == {"notes.txt": b"mine"}
 
 
-def test_private(hub, folder):
+def test_a_new_repository_can_be_private(hub, folder):
     push(folder, REPO, private=True)
     assert HfApi(endpoint=hub.url, token="hf_test").repo_info(REPO).private
     push(folder, REPO, private=True, message="again")
 
 
-def test_a_public_repo_is_no_private_one(hub, folder):
+def test_private_is_refused_for_an_existing_public_repository(hub, folder):
     hub.add_repo(REPO, {"notes.txt": b"mine"})
     with pytest.raises(FileExistsError, match="exists and is public"):
         push(folder, REPO, private=True)
@@ -229,7 +229,7 @@ def test_a_bad_folder_is_refused(case, hub, folder):
     assert hub.requests == []
 
 
-def test_a_run_is_not_its_model(hub, folder, tmp_path):
+def test_a_run_folder_is_refused_with_a_hint_at_its_model(hub, folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="did you mean .*model"):
         push(tmp_path, REPO)
 
@@ -243,7 +243,7 @@ def test_a_bad_name_is_refused(name, hub, folder):
     assert hub.requests == []
 
 
-def test_no_token(hub, folder, monkeypatch):
+def test_a_push_without_a_token_is_refused(hub, folder, monkeypatch):
     monkeypatch.setattr("softcam_hub.hub.commit.get_token", lambda: None)
     with pytest.raises(PermissionError, match="hf auth login"):
         push(folder, REPO)
@@ -287,7 +287,7 @@ def command(*words):
     push_command.run(parser.parse_args([str(word) for word in words]))
 
 
-def test_the_command(hub, folder, capsys):
+def test_the_push_command_pushes_models_and_spaces(hub, folder, capsys):
     command(folder, REPO, "--dry_run")
     assert "nothing was sent" in capsys.readouterr().out
     assert writes(hub) == []
@@ -303,7 +303,7 @@ def test_the_command(hub, folder, capsys):
 # --- Trainer -----------------------------------------------------------------------------------------------------------
 
 
-def test_trainers_own_push_takes_our_card(hub, tmp_path):
+def test_push_to_hub_of_the_trainer_publishes_our_card(hub, tmp_path):
     model = SoftCAMForImageClassification.from_timm("softcam_test_resnet", pretrained=False, num_labels=3, l1=1e-4)
     data = [{"pixel_values": torch.rand(3, 64, 64), "labels": i % 3} for i in range(6)]
     options = {"max_steps": 1, "per_device_train_batch_size": 3, "use_cpu": True, "report_to": "none"}

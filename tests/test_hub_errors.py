@@ -19,7 +19,7 @@ def folder(tmp_path):
     return shipped_model(tmp_path)
 
 
-def test_a_wrong_token(hub, folder):
+def test_a_wrong_token_is_refused(hub, folder):
     hub.add_repo(REPO, {"notes.txt": b"mine"})
     for repo in (REPO, "tester/new"):
         with pytest.raises(PermissionError, match="does not accept the token"):
@@ -34,14 +34,14 @@ def test_a_wrong_token(hub, folder):
         (409, FileExistsError, "belongs to a repository that this token"),
     ],
 )
-def test_a_name_that_is_not_ours(status, error, message, hub, folder):
+def test_a_name_that_belongs_to_others_is_refused(status, error, message, hub, folder):
     hub.fail_next("POST", "/api/repos/create", status)
     with pytest.raises(error, match=message):
         push(folder, REPO)
     assert not any("/commit/" in path or "/lfs/" in path for path in writes(hub))
 
 
-def test_a_repo_of_another_type(hub, folder):
+def test_a_repository_of_another_type_is_named(hub, folder):
     hub.add_repo(REPO, {"data.csv": b"1"}, repo_type="dataset")
     with pytest.raises(FileNotFoundError, match=r"no model repository tester/tiny \(tester/tiny is a dataset\)"):
         push(folder, REPO, create_pr=True)
@@ -87,7 +87,7 @@ def test_a_new_repo_stays_empty_when_its_first_push_breaks_off(hub, folder):
     assert hub.files(REPO) == {}
 
 
-def test_a_hub_that_is_gone(folder, monkeypatch):
+def test_an_unreachable_hub_is_named(folder, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # the Hub's client waits between its attempts
     with HubServer() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)

@@ -1,4 +1,4 @@
-"""The page of the Space: the model that comes with softcam_hub; name others to show them too."""
+"""Run the demo page with the model that comes with softcam_hub; add folders or repositories to show other models."""
 
 from softcam_hub import CAPE_LESIONS
 from softcam_hub.demo import open_page
