@@ -32,32 +32,38 @@ def data(model, count=24, sharpness=2.0):
 
 
 @torch.no_grad()
-def loss_at(model, value, images, labels):
-    """Cross-entropy with T' = value, by eqs. 7 and 8 as they stand, in 64 bits."""
+def evidence_of(model, images):
+    """Return the evidence (B, C, H, W) in 64 bits."""
     head, features = model.head, model.forward_features(images).double()
-    evidence = torch.einsum("ck,bkij->bcij", head.weight.double(), features) + head.bias.double()[:, None, None]
+    return torch.einsum("ck,bkij->bcij", head.weight.double(), features) + head.bias.double()[:, None, None]
+
+
+def loss_at(evidence, value, labels):
+    """Compute the cross-entropy with T' = value, by eqs. 7 and 8 as they stand."""
     by_class = (evidence / value).softmax(dim=1)
     by_place = (evidence / value).mean(dim=1, keepdim=True).flatten(2).softmax(dim=2).view_as(evidence[:, :1])
     p = (by_class * by_place).sum(dim=(2, 3))
     return float(-p.gather(1, labels[:, None]).log().mean())
 
 
-def best_of_many(model, images, labels):
-    return min((math.exp(step / 100) for step in range(-300, 301)), key=lambda v: loss_at(model, v, images, labels))
+def best_of_many(evidence, labels):
+    """Return the best of 601 values of T'."""
+    return min((math.exp(step / 100) for step in range(-300, 301)), key=lambda value: loss_at(evidence, value, labels))
 
 
 @pytest.mark.parametrize("sharpness", [0.5, 2.0, 4.0])
-def test_it_is_where_the_cross_entropy_is_least(sharpness):
+def test_the_fitted_temperature_has_the_least_cross_entropy(sharpness):
     model = cape()
     images, labels = data(model, sharpness=sharpness)
-    expected = best_of_many(model, images, labels)
+    evidence = evidence_of(model, images)
+    expected = best_of_many(evidence, labels)
     value = fit_temperature(model, [(images[:16], labels[:16]), (images[16:], labels[16:])])
     assert abs(math.log(value / expected)) < 0.03
     assert math.isclose(float(model.head.log_temperature.detach().exp()), value, rel_tol=1e-6)
-    assert loss_at(model, value, images, labels) < loss_at(model, 1.0, images, labels)
+    assert loss_at(evidence, value, labels) < loss_at(evidence, 1.0, labels)
 
 
-def test_it_does_not_depend_on_where_it_starts():
+def test_the_fit_does_not_depend_on_the_initial_temperature():
     model = cape()
     images, labels = data(model)
     first = fit_temperature(model, [(images, labels)])
@@ -82,10 +88,10 @@ def test_maps_add_up_afterwards_and_the_model_is_as_it_was():
 
 def test_transformers_models_too():
     model = softcam_hub.CAPEForImageClassification.from_timm("cape_test_resnet", pretrained=False, num_labels=3)
-    twin = timm.create_model("cape_test_resnet", num_classes=3)
-    twin.load_state_dict(model.state_dict())
-    batches = [data(twin.eval())]
-    assert fit_temperature(model, batches) == fit_temperature(twin, batches)
+    timm_model = timm.create_model("cape_test_resnet", num_classes=3)
+    timm_model.load_state_dict(model.state_dict())
+    batches = [data(timm_model.eval())]
+    assert fit_temperature(model, batches) == fit_temperature(timm_model, batches)
 
 
 @pytest.mark.parametrize(
@@ -151,10 +157,10 @@ def test_a_run_ends_with_the_temperature_fitted(tmp_path):
 
 
 def test_a_run_refuses_what_cannot_be_fitted(tmp_path):
-    with pytest.raises(ValueError, match="calibrate is a setting of cape"):
+    with pytest.raises(ValueError, match="calibrate is an option of cape"):
         make_config(model="softcam_test_resnet", calibrate=True)
     options = {**SMALL, "model": "cape_test_resnet", "epochs": 1, "validation_split": "", "hold_out": 0.0}
-    with pytest.raises(ValueError, match="calibrate fits T' to validation data, but there is none"):
+    with pytest.raises(ValueError, match="calibrate needs validation images, but there are none"):
         run(make_config(**options, output=tmp_path, calibrate=True))
 
 
