@@ -58,7 +58,7 @@ def result(output):
     ours = {name: data for name, data in files.items() if name.startswith(("model/", "vanilla/")) or "/" not in name}
     for name in ("metrics.json", "model/metrics.json"):
         ours[name] = {**json.loads(ours[name]), "seconds": 0}
-    ours["model/README.md"] = re.sub(rb"Took \d+ seconds", b"", ours["model/README.md"])
+    ours["model/README.md"] = re.sub(rb"took \d+ seconds", b"", ours["model/README.md"])
     return {name: data for name, data in ours.items() if name not in ("settings.yaml", "model/recipe.yaml", RECORD)}
 
 
