@@ -25,11 +25,12 @@ def maps_of(image: Image.Image, explanation: Explanation, index: int) -> Tensor:
     """
     if not isinstance(image, Image.Image):
         raise TypeError(
-            f"expected a Pillow image, got {type(image).__name__}: figures.denormalise turns a tensor into one"
+            f"expected a Pillow image, got {type(image).__name__}: figures.denormalise makes one of a tensor"
         )
     if not 0 <= index < len(explanation.maps):
         raise IndexError(f"image {index} is not among the {len(explanation.maps)} explained images")
-    maps = explanation.maps[index].detach().cpu().to(torch.promote_types(explanation.maps.dtype, torch.float32))
+    dtype = torch.promote_types(explanation.maps.dtype, torch.float32)  # half precision is too coarse to draw
+    maps = explanation.maps[index].detach().cpu().to(dtype)
     if not maps.isfinite().all():
         raise ValueError(
             f"the maps of image {index} contain NaN or infinity: check the weights of the model and the image"
@@ -57,7 +58,8 @@ def outline_annotation(image: Image.Image, mask: Tensor | None) -> Image.Image:
     """
     if mask is None:
         return image
-    if mask.ndim != 2 or abs(mask.shape[1] * image.height / mask.shape[0] - image.width) > 0.02 * image.width + 1:
+    tolerance = 0.02 * image.width + 1
+    if mask.ndim != 2 or abs(mask.shape[1] * image.height / mask.shape[0] - image.width) > tolerance:
         raise ValueError(
             f"expected a mask (H, W) in the proportions of the image ({image.height}, {image.width}), "
             f"got {tuple(mask.shape)}: crop and resize the mask like the image"
@@ -72,7 +74,7 @@ def scale_of(maps: Tensor, kind: str) -> Scale:
 
 
 def caption_of(explanation: Explanation, names: Names, index: int, rank: int) -> str:
-    """Write the name of an explained class and its probability; where the map averages to the logit, also the logit.
+    """Write the name of a class and its probability, and the logit if the map averages to it.
 
     Args:
         explanation: Explanation of a batch.

@@ -22,7 +22,7 @@ Colour = tuple[int, int, int]
 SEQUENTIAL = ((0, 0, 0), (70, 15, 110), (170, 45, 100), (235, 110, 40), (250, 190, 60), (255, 255, 200))
 DIVERGING = ((5, 60, 130), (90, 150, 210), (250, 250, 250), (240, 150, 60), (150, 60, 0))
 LARGEST_TEXT, SMALLEST_TEXT = 16, 9
-"""Sizes of the numbers in cells, in pixels. Where even the smallest does not fit, a dot stands for a number."""
+"""Sizes of numbers in cells, in pixels. A dot stands for a number that does not fit in the smallest."""
 
 
 @dataclass(frozen=True)

@@ -123,8 +123,8 @@ def _check_maps(name: str, maps: Tensor, count: int) -> Tensor:
         maps = maps[:, 0]
     if maps.ndim != 3 or len(maps) != count:
         raise ValueError(
-            f"{name}: expected maps ({count}, H, W), one for each image, got {tuple(maps.shape)}: choose one class "
-            "for each image"
+            f"{name}: expected maps ({count}, H, W), one for each image, got {tuple(maps.shape)}: choose one "
+            "class for each image"
         )
     return maps.detach().cpu()
 

@@ -49,7 +49,8 @@ def captioned_row(panels: list[tuple[str, Image.Image]], side: int = 256, gap: i
     sheet = Image.new("RGB", (width, side + caption_height + 2 * gap), "white")
     pen, left = ImageDraw.Draw(sheet), gap
     for caption, picture in zip(captions, pictures, strict=True):
-        _write_lines(pen, caption, left, gap, CAPTION_LINE, CAPTION_SIZE)
+        for number, line in enumerate(caption):
+            pen.text((left, gap + number * CAPTION_LINE), line, fill="black", font=letters)
         sheet.paste(picture, (left, caption_height + gap))
         left += picture.width + gap
     return sheet
@@ -57,15 +58,13 @@ def captioned_row(panels: list[tuple[str, Image.Image]], side: int = 256, gap: i
 
 def note(text: str, width: int) -> Image.Image:
     """Write a paragraph on a sheet of its own, `width` pixels wide."""
-    lines = wrap(text, width - 2 * GAP, font(NOTE_SIZE), most=12)
+    letters = font(NOTE_SIZE)
+    lines = wrap(text, width - 2 * GAP, letters, most=12)
     sheet = Image.new("RGB", (width, NOTE_LINE * len(lines) + GAP), "white")
-    _write_lines(ImageDraw.Draw(sheet), lines, GAP, 2, NOTE_LINE, NOTE_SIZE)
-    return sheet
-
-
-def _write_lines(pen: ImageDraw.ImageDraw, lines: list[str], left: int, top: int, line_height: int, size: int) -> None:
+    pen = ImageDraw.Draw(sheet)
     for number, line in enumerate(lines):
-        pen.text((left, top + number * line_height), line, fill="black", font=font(size))
+        pen.text((GAP, 2 + number * NOTE_LINE), line, fill="black", font=letters)
+    return sheet
 
 
 @dataclass(frozen=True)
@@ -121,9 +120,9 @@ def colour_bar(scale: Scale, width: int, labels: list[str] | None = None, left: 
     strengths = np.linspace(-1 if scale.diverging else 0, 1, length)
     colours = scale.paint(strengths[None].repeat(16, axis=0)).astype(np.uint8)
     sheet.paste(Image.fromarray(colours), (left, 4))
-    pen = ImageDraw.Draw(sheet)
+    pen, letters = ImageDraw.Draw(sheet), font(NOTE_SIZE)
     pen.rectangle((left, 4, left + length - 1, 19), outline=(120, 120, 120))
     # The outer labels end with the bar, so that they stay on the sheet.
     for position, anchor, text in zip((0, 0.5, 1), ("la", "ma", "ra"), labels or scale.labels(), strict=True):
-        pen.text((left + position * (length - 1), 24), text, fill="black", font=font(NOTE_SIZE), anchor=anchor)
+        pen.text((left + position * (length - 1), 24), text, fill="black", font=letters, anchor=anchor)
     return sheet

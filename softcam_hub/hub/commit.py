@@ -26,7 +26,7 @@ WEIGHTS = re.compile(r"(model(-\d+-of-\d+)?\.safetensors|pytorch_model(-\d+-of-\
 REPO_TYPES = ("model", "dataset", "space")
 
 TRANSIENT = (408, 412, 429)
-"""HTTP statuses below 500 after which the same push may succeed: timeout, commit by others, too many requests."""
+"""HTTP statuses below 500 after which the same push may succeed: timeout, commit by others, busy Hub."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,12 @@ def commit_files(
     files: RepoFiles, destination: Destination, message: str, token: str | None
 ) -> tuple[str | None, list[str]]:
     """Commit files, and delete weights under other names with the same commit.
+
+    Args:
+        files: Files of the commit.
+        destination: Repository and branch to commit to; both are created if they do not exist.
+        message: Commit message.
+        token: Access token; by default the one of `hf auth login`, or HF_TOKEN.
 
     Returns:
         Address of the commit or pull request (None if the repository held the same files already), and the

@@ -151,7 +151,9 @@ def push_space(
 
 
 def _push(files: RepoFiles, destination: Destination, message: str, token: str | None, dry_run: bool) -> PushResult:
-    sizes = {name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in files.items()}
+    sizes = {}
+    for name, file in files.items():
+        sizes[name] = len(file) if isinstance(file, bytes) else file.stat().st_size
     if dry_run:
         return PushResult(destination.repo_id, sizes, deleted=find_stale_weights(files, destination, token))
     return PushResult(destination.repo_id, sizes, *commit_files(files, destination, message, token))
@@ -191,7 +193,7 @@ def model_files(folder: Path, repo_id: str) -> RepoFiles:
             "not published. Delete them, or save the model again with save_pretrained"
         )
     if not any(file.suffix == ".safetensors" for file in candidates):
-        raise FileNotFoundError(f"{folder} holds no weights: expected model.safetensors, which save_pretrained writes")
+        raise FileNotFoundError(f"{folder} holds no weights: expected the model.safetensors of save_pretrained")
     files: RepoFiles = {file.name: file for file in candidates if _is_published(file)}
     files |= published_records(folder)
     for code in sorted(CODE.glob("*.py")):

@@ -21,7 +21,7 @@ _ESCAPED = (
 
 
 def as_text(name: object) -> str:
-    """Write a name so that Markdown shows its characters: markup becomes entities, line breaks become spaces."""
+    """Write a name so that Markdown shows its characters: markup becomes entities, breaks become spaces."""
     if isinstance(name, int):
         return str(name)
     text = _shorten(name)

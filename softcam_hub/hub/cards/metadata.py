@@ -1,7 +1,7 @@
 """The YAML block at the top of a card: tags, licence, base model, data, and the scores of the model-index.
 
-`library_name` is `transformers`: the Hub then shows visitors a snippet with `trust_remote_code`, which works with
-the code in the repository. The snippet for timm would fail without `import softcam_hub`; a tag names timm too.
+`library_name` is `transformers`: the Hub then shows visitors a snippet with `trust_remote_code`, which works
+with the code in the repository. The snippet for timm would fail without `import softcam_hub`; a tag names timm.
 """
 
 from huggingface_hub import EvalResult, ModelCardData

@@ -189,8 +189,8 @@ def _is_generated(data: str) -> bool:
 
 
 def _render(metadata: ModelCardData, context: Row) -> str:
-    options = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     template = files(__package__).joinpath("template.md").read_text(encoding="utf-8")
-    text = Environment(**options).from_string(template).render(**context)
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    text = environment.from_string(template).render(**context)
     text = re.sub(r"\n{3,}", "\n\n", text)
     return f"---\n{metadata.to_yaml()}\n---\n\n{text.strip()}\n"
