@@ -310,7 +310,7 @@ def test_every_run_of_a_study_has_the_same_budget(name):
     assert all(config.run.select == "accuracy" and config.data.validation_split for config in configs)
     assert configs[0].model.init is None
     starts = {config.model.init for config in configs[1:] if config.model.mode != "post-fit"}
-    start = chain.black_box if study.fine_tuned else chain.start
+    start = chain.vanilla if study.fine_tuned else chain.start
     assert starts == {None if study.backbone == "vgg16" else str(start)}
 
 

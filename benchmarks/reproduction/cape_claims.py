@@ -166,8 +166,8 @@ CAPE_CLAIMS = [
     ),
     Claim(
         "C2",
-        "Accuracy falls from the black box over bootstrapped CAPE (TS, PF) to CAPE off the shelf, naive, and trained "
-        "directly.",
+        "Accuracy falls from the vanilla classifier over bootstrapped CAPE (TS, PF) to CAPE off the shelf, naive, and "
+        "trained directly.",
         f"Each step of the order: the mean difference is not below -{SAME:g} point; *the rest* is the best of the "
         "others in each seed.",
         order_of_accuracy,
@@ -176,8 +176,8 @@ CAPE_CLAIMS = [
     Claim(
         "C3",
         "µ-CAPE leads the Borda ranking. CAPE leads mIoU with many classes; with two classes CAM or LIFT-CAM does.",
-        "The best mean over seeds, among the black box's post-hoc maps and the maps of bootstrapped CAPE. With three "
-        "to nine classes the leader in mIoU is told and decides nothing.",
+        "The best mean over seeds, among the vanilla classifier's post-hoc maps and the maps of bootstrapped CAPE. "
+        "With three to nine classes the leader in mIoU is shown and decides nothing.",
         leads,
         tuple(SMALL),
     ),
@@ -199,7 +199,7 @@ CAPE_CLAIMS = [
     ),
     Claim(
         "C6",
-        "SoftCAM and CAPE cost about as much as the black box, Score-CAM many times that.",
+        "SoftCAM and CAPE cost about as much as the vanilla classifier, Score-CAM many times that.",
         f"All maps in one forward take at most {CHEAP:g} times the vanilla forward on every network and batch that was "
         f"measured; Score-CAM takes at least {DEAR:g} times.",
         costs,

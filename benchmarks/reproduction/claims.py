@@ -50,7 +50,7 @@ These sentences are not computed; the tables above are what they rest on.
   (`--pretrained`, `--init`). The recipes that took the SoftCAM authors' λ at its word were near or beyond C - 1, and
   have a tenth of it now. What a penalty makes is smaller evidence, not evidence in fewer places: the Gini index falls.
 - **Mode.** Post-fitting takes seconds and gives the accuracy that training from scratch with a teacher gives. CAPE
-  trained directly is another model: with this little training more accurate than the black box, and surer.
+  trained directly is another model: with this little training more accurate than the vanilla classifier, and surer.
 - **Temperature.** After bootstrapping, `--calibrate` or `fit_temperature`; the tables tell what it costs in accuracy.
 - **Selective divergence** did not help, and stays off unless asked for.
 - **Learning rates** were not searched.
@@ -64,9 +64,9 @@ LIMITS = """## What this does not show
   ResNet-50, VGG-16 and Swin Transformers from ImageNet for hours.
 - Score-CAM, Guided Backprop and Integrated Gradients are not among the post-hoc maps here: the first takes a forward
   per channel and image, the others explain pixels. S2, S3 and C3 are about the seven other CAM methods.
-- Without a penalty SoftCAM is the black box with its classifier moved before the pool. From the same first weights it
-  becomes the same network, so that S1 holds of `softcam` by construction, and S2 and S3 compare its map with CAM's,
-  from which it differs by the bias. What a penalty does is seen in `softcam-sparse`.
+- Without a penalty SoftCAM is the vanilla classifier with its linear layer moved before the pool. From the same first
+  weights it becomes the same network, so that S1 holds of `softcam` by construction, and S2 and S3 compare its map with
+  CAM's, from which it differs by the bias. What a penalty does is seen in `softcam-sparse`.
 - Penalties, learning rates and temperatures are those of the recipes, the same for every seed; they were not searched
   for each method. Another choice may change an order that is within the spread.
 - Three seeds tell a large difference from none, and no more. The spread is that of images, weights and batches
@@ -149,7 +149,9 @@ def section(found: Findings, claim: Claim) -> str:
 def study_section(found: Findings, study: str) -> str:
     rows = found.rows(study, "training")
     shown = found.rows(study, "explanation")
-    start = " of the black box and as many more of what starts from it" if {**SMALL, **LARGE}[study].fine_tuned else ""
+    start = ""
+    if {**SMALL, **LARGE}[study].fine_tuned:
+        start = " of the vanilla classifier and as many more of what starts from it"
     budget = f"{rows[0]['images']} training images, {rows[0]['epochs']} epochs{start}"
     explained = f"{shown[0]['images']} test images explained"
     title = f"## Study: {study}\n\nData `{rows[0]['data']}`, {budget}; {explained}.\n"

@@ -1,4 +1,4 @@
-"""Measure the explanations of the trained lesions models beside those of the black box, the CAPE paper's Table 1.
+"""Measure the explanations of the trained lesions models and of the vanilla classifier: the CAPE paper's Table 1.
 
 python -m benchmarks.reproduction.lesions        # trains them
 python -m benchmarks.reproduction.explanations   # rows go to benchmarks/results/explanations.jsonl, curves to docs/
@@ -36,10 +36,10 @@ ALWAYS = (
     *(("softcam", "lesions-softcam"), ("cape", POST_HOC)),
     *(("cape", "lesions-cape"), ("mu-cape", "lesions-cape"), ("random", VANILLA)),
 )
-"""Explainers, and what they explain, that stand in every chart."""
+"""Explainers and the models that they explain, which every chart shows."""
 
 LINES = 3
-"""Post-hoc explainers beside them: more, and colours would repeat."""
+"""Number of post-hoc explainers beside them; with more of them colours would repeat."""
 
 SETTINGS = {
     "data": "lesions",
@@ -53,7 +53,7 @@ SETTINGS = {
 
 
 def rows_of(recipe: str, explainers: str) -> list[Row]:
-    """The rows of one run, with the recipe whose model each of them explains."""
+    """Measure one run, and add to every row the recipe whose model it explains."""
     run = Path("runs") / recipe
     vanilla = run / "vanilla" if recipe == POST_HOC else None
     found = benchmark(run / "model", run / "explanations", vanilla=vanilla, explainers=explainers, **SETTINGS)
@@ -62,7 +62,7 @@ def rows_of(recipe: str, explainers: str) -> list[Row]:
 
 
 def draw(rows: list[Row], file: Path) -> None:
-    """The curves over k, each line with the model that it explains; charts of one measure share their axis."""
+    """Draw the curves over k, each with the model that it explains; charts of one measure share their axis."""
     found = {(row["explainer"], row["explains"]): row for row in rows}
     others = [one for one in found if one[1] == VANILLA and one not in ALWAYS]
     groups = [(*ALWAYS, *others[first : first + LINES]) for first in range(0, len(others), LINES)]

@@ -58,7 +58,7 @@ class Findings:
         return list(dict.fromkeys(row["run"] for row in self.rows(study, kind)))
 
     def post_hoc(self, study: str, name: str) -> dict[str, Column]:
-        """Explainer of the black box -> its column; random and centre are none."""
+        """Explainer of the vanilla classifier -> its column; random and centre are none."""
         found = {row["explainer"] for row in self.rows(study, "explanation", run="vanilla")} - set(UNINFORMED)
         return {one: self.column(study, "explanation", name, run="vanilla", explainer=one) for one in sorted(found)}
 
@@ -67,9 +67,9 @@ class Findings:
         return self.column(study, "explanation", name, run=run, explainer="softcam")
 
     def table1(self, study: str) -> dict[str, list[Row]]:
-        """Label -> a row per seed with its Borda points: post-hoc maps of the black box beside bootstrapped CAPE's.
+        """Return the rows of every seed with their Borda points, by label.
 
-        Random and centre are no rivals.
+        Post-hoc maps of the vanilla classifier stand beside the maps of bootstrapped CAPE, without random and centre.
         """
         found: dict[str, list[Row]] = {}
         for seed in self.seeds():

@@ -5,14 +5,14 @@ python -m benchmarks.reproduction.reproduce --study screening --seeds 0
 python -m benchmarks.reproduction.reproduce --large  # ResNet-50, VGG-16 and SwinV2 at 224 and 448: for a GPU
 python -m benchmarks.reproduction.reproduce --quick               # a smoke test: tiny runs, nothing written
 
-- A study is a data set and a backbone, a chain is a study with one seed: of the images, the weights and the batches.
+- A study is a data set and a backbone. A chain is a study with one seed for images, weights and batches.
   Chains are independent and run side by side, one thread each; what a chain has finished is not done again.
 - Every run of a chain has the same images, epochs, batches and first weights, so that runs differ in what they learn
-  from and not in luck; post-fitting has them for the head alone, after those of the black box. Nothing is chosen on the
-  test split: the best epoch and the fitted temperature are chosen on validation data, learning rates and penalties are
-  those of the recipes.
-- Where a study fine-tunes, its runs go on from the trained black box, as the papers' do from ImageNet.
-- VGG's hidden layers are made anew on the grid, so that its black box has no weights for an evidence map: no
+  from and not in luck. Post-fitting has them for the head alone, after those of the vanilla classifier. Nothing is
+  chosen on the test split: the best epoch and the fitted temperature are chosen on validation data, learning rates and
+  penalties are those of the recipes.
+- Where a study fine-tunes, its runs go on from the trained vanilla classifier, as the papers' do from ImageNet.
+- VGG's hidden layers are made anew on the grid, so that its vanilla classifier has no weights for an evidence map: no
   post-fitting there, no CAPE off the shelf, and first weights of its own.
 - Runs and benchmarks go to runs/reproduction/STUDY/SEED/, rows to benchmarks/results/reproduction.jsonl.
 """
@@ -54,22 +54,22 @@ CAPE = ("cape-direct", "cape-ts", "cape-pf")
 MEASURES = "table localisation sensitivity gini"
 DATA = ("data", "train_count", "eval_count", "data_size", "data_seed")
 KEPT = ("explainer", "explains", "images", "annotated")
-"""What a row keeps of a benchmark's beside its numbers and curves."""
+"""Columns of a benchmark's row that are kept beside its numbers and curves."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """A data set and a backbone.
+    """A data set and a backbone, with the runs on them.
 
     Args:
-        data: a generated variant.
-        runs: recipes beside `vanilla`.
-        backbone: in place of the recipes' test_resnet.
-        sweep: l1 of further runs of `softcam-sparse`.
-        fine_tuned: whether runs start from the trained black box; post-hoc maps, of a network that was trained for
-            less, are no rivals there.
-        limit: how many test images are explained.
-        settings: what is otherwise than in the recipes.
+        data: Name of a generated data set.
+        runs: Recipes beside `vanilla`.
+        backbone: Backbone in place of test_resnet, which the recipes use.
+        sweep: Values of l1 for further runs of `softcam-sparse`.
+        fine_tuned: Start the runs from the trained vanilla classifier. Its post-hoc maps are no rivals then, as it was
+            trained for fewer epochs.
+        limit: Number of test images to explain.
+        settings: Settings that differ from the recipes.
     """
 
     data: str
@@ -119,13 +119,13 @@ QUICK = {
 
 
 class Chain:
-    """A study with one seed: its runs, one after another, and the rows they leave.
+    """A study with one seed: its runs, one after another, and their rows.
 
     Args:
-        name: of the study.
-        study: what it is.
-        seed: of everything.
-        runs: folder of all runs.
+        name: Name of the study.
+        study: Data set and backbone.
+        seed: Seed of images, weights and batches.
+        runs: Folder of all runs.
     """
 
     def __init__(self, name: str, study: Study, seed: int, runs: Path = RUNS) -> None:
@@ -134,7 +134,7 @@ class Chain:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def rows(self) -> list[Row]:
-        """Train and measure; everything that is there already is read."""
+        """Train and measure, and read the results that exist already."""
         began = time.monotonic()
         try:
             found = list(self._found())
@@ -144,15 +144,15 @@ class Chain:
         return [{"study": self.name, "seed": self.seed, "kind": kind, **_rounded(row)} for kind, row in found]
 
     def config(self, recipe: str, l1: float | None = None) -> Config:
-        """The settings of one run."""
+        """Return the settings of one run."""
         output = self._output(recipe, l1)
         given = {**self.study.settings, "data": self.study.data, "seed": self.seed, "data_seed": self.seed}
         given |= {"model": read_recipe(f"reproduction/{recipe}")["model"].replace("test_resnet", self.study.backbone)}
         if recipe.startswith("cape-pf"):  # starts from weights of its own, and trains a head: at its own rate
-            given |= {"init": self.black_box, "pretrained": False}
+            given |= {"init": self.vanilla, "pretrained": False}
             given.pop("lr", None)
-        elif recipe != "vanilla" and self.starts_as_black_box:
-            given |= {"init": self.black_box if self.study.fine_tuned else self.start, "pretrained": False}
+        elif recipe != "vanilla" and self.starts_as_vanilla:
+            given |= {"init": self.vanilla if self.study.fine_tuned else self.start, "pretrained": False}
         if l1 is not None:
             given["l1"] = l1
         flags = [f"--{name}={value}" for name, value in given.items()]
@@ -165,17 +165,17 @@ class Chain:
 
     @property
     def start(self) -> Path:
-        """Folder of the black box before it is trained."""
+        """Folder of the vanilla classifier before it is trained."""
         return self.folder / "start"
 
     @property
-    def black_box(self) -> Path:
-        """Folder of the black box when it is trained."""
+    def vanilla(self) -> Path:
+        """Folder of the vanilla classifier when it is trained."""
         return self.folder / "vanilla" / "model"
 
     @cached_property
-    def starts_as_black_box(self) -> bool:
-        """Whether an evidence map can take over the black box's classifier."""
+    def starts_as_vanilla(self) -> bool:
+        """Whether the vanilla classifier has weights for an evidence map."""
         return examine(self.study.backbone, **self.config("vanilla").model.architecture_args()).exact
 
     def _output(self, recipe: str, l1: float | None = None) -> Path:
@@ -194,14 +194,14 @@ class Chain:
             yield from (("calibration", {"run": recipe, **row}) for row in self._calibrations(recipe))
 
     def _variants(self) -> list[Row]:
-        """Accuracy of the vanilla model, and of CAPE with its weights: naive, and off the shelf."""
+        """Measure the accuracy of the vanilla classifier, and of CAPE with its weights, naive and off the shelf."""
         compared = any(run in CAPE for run in self.study.runs)
         if not compared or not load_classifier(self.folder / self.study.runs[0] / "model").model.exact:
             return []
-        return measure_vanilla(load_classifier(self.black_box), self.splits.test, self.study.data, 50, self.device)
+        return measure_vanilla(load_classifier(self.vanilla), self.splits.test, self.study.data, 50, self.device)
 
     def _explanations(self) -> Iterator[Row]:
-        """Post-hoc maps of the black box beside the maps of each run."""
+        """Measure post-hoc maps of the vanilla classifier, and the maps of each run."""
         if not self.study.fine_tuned:
             yield from self._benchmark("vanilla")
         for recipe in self.study.runs:
@@ -226,7 +226,7 @@ class Chain:
         return calibrations(classifier, self.splits, None if settings.mode == "direct" else settings.temperature)
 
     def _add_seconds(self, now: float) -> float:
-        """Of this call, and of earlier ones that were broken off."""
+        """Add the seconds of this call to those of earlier ones that were interrupted."""
         file = self.folder / "seconds.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         total = now + (json.loads(file.read_text()) if file.exists() else 0.0)
@@ -235,7 +235,7 @@ class Chain:
 
 
 def _rounded(row: Row) -> Row:
-    """Six digits, as what is beyond them is not the same on another machine; None for NaN, which JSON has not."""
+    """Round to six digits, as further ones differ between machines; NaN, which JSON does not have, becomes None."""
 
     def short(value: Any) -> Any:
         if isinstance(value, list):
@@ -253,7 +253,7 @@ def chain_rows(name: str, study: Study, seed: int, threads: int) -> list[Row]:
 
 
 def keep(found: list[Row]) -> None:
-    """Write the rows of a chain in place of its earlier ones."""
+    """Write the rows of a chain in place of its earlier rows."""
     key = (found[0]["study"], found[0]["seed"])
     rows = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
     rows = [row for row in rows if (row["study"], row["seed"]) != key] + found
@@ -261,7 +261,7 @@ def keep(found: list[Row]) -> None:
 
 
 def run_chains(chains: list[tuple[str, Study, int]], processes: int) -> list[str]:
-    """Keep the rows of every chain as it ends; what went wrong with the others."""
+    """Run chains side by side, write the rows of each as it ends, and return the failures."""
     threads, failures = max(1, (os.cpu_count() or 1) // processes), []
     with ProcessPoolExecutor(processes, get_context("spawn"), max_tasks_per_child=1) as pool:
         jobs = {pool.submit(chain_rows, *chain, threads): chain for chain in chains}
@@ -276,7 +276,7 @@ def run_chains(chains: list[tuple[str, Study, int]], processes: int) -> list[str
 
 
 def try_out() -> None:
-    """Everything once, as small as it goes, in a folder that is thrown away."""
+    """Run everything once, as small as possible, in a temporary folder."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         for name, study in QUICK.items():

@@ -33,7 +33,7 @@ def keeps_accuracy(found: Findings, studies: tuple[str, ...]) -> list[Part]:
 
 
 def beside_post_hoc(found: Findings, study: str, run: str, name: str, what: str, higher: bool = True) -> list[Part]:
-    """Better than the best post-hoc map of the black box, in every seed."""
+    """Better than the best post-hoc map of the vanilla classifier, in every seed."""
     ours, rivals = found.native(study, run, name), found.post_hoc(study, name)
     best = best_of(rivals, max if higher else min)
     names = sorted({one for one, column in rivals.items() for seed in column if column[seed] == best[seed]})
@@ -101,15 +101,15 @@ def _trade(found: Findings, study: str) -> list[Part]:
 SOFTCAM_CLAIMS = [
     Claim(
         "S1",
-        "SoftCAM keeps the accuracy and the AUC of the black box, with two classes and with more.",
-        f"The mean over seeds of the difference to the black box is not below -{MAY_LOSE:g} point of accuracy, and not "
-        f"below -{MAY_LOSE_AUC:g} of AUC.",
+        "SoftCAM keeps the accuracy and the AUC of the vanilla classifier, with two classes and with more.",
+        f"The mean over seeds of the difference to the vanilla classifier is not below -{MAY_LOSE:g} point of "
+        f"accuracy, and not below -{MAY_LOSE_AUC:g} of AUC.",
         keeps_accuracy,
         ("screening", "lesions"),
     ),
     Claim(
         "S2",
-        "SoftCAM's maps localise better than post-hoc maps of the black box.",
+        "SoftCAM's maps localise better than post-hoc maps of the vanilla classifier.",
         "The native map is above the best post-hoc map in every seed; which post-hoc method is best is chosen anew for "
         "every measure and seed.",
         localises,

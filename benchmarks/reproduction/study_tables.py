@@ -37,7 +37,7 @@ SWEPT = ("accuracy", "auc", "sparseness")
 
 
 def predictions(found: Findings, study: str) -> str:
-    """One line per trained run, and CAPE with the black box's weights."""
+    """One line per trained run, and CAPE with the vanilla classifier's weights."""
     body = []
     for run in found.runs(study):
         rows = found.rows(study, "training", run=run)
@@ -55,7 +55,7 @@ def predictions(found: Findings, study: str) -> str:
 
 
 def explanations(found: Findings, study: str) -> str:
-    """One line per explainer and run; post-hoc maps explain the black box, the others their own run."""
+    """One line per explainer and run; post-hoc maps explain the vanilla classifier, the others their own run."""
     groups: dict[str, list[Row]] = {}
     for row in found.rows(study, "explanation"):
         groups.setdefault(label(row), []).append(row)

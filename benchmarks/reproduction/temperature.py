@@ -1,4 +1,4 @@
-"""What CAPE's temperature does to its confidence: T' as learnt, divided by the teacher's T, fitted to validation data.
+"""Measure the effect of CAPE's temperature on its confidence: T' as learnt, divided by the teacher's T, and fitted.
 
 The temperature acts on the evidence alone, so that every image passes through the network once.
 """
@@ -56,19 +56,19 @@ def evidence_of(classifier: LoadedClassifier, samples: Samples) -> tuple[Tensor,
 
 @torch.no_grad()
 def with_temperature(head: nn.Module, value: float, evidence: Tensor) -> Tensor:
-    """log P (N, C, H, W), with T' = exp(value)."""
+    """Compute log P (N, C, H, W) with T' = exp(value)."""
     head.log_temperature.fill_(value)
     return torch.cat([head.log_parts(part) for part in evidence.split(BATCH)])
 
 
 def fitted(head: nn.Module, evidence: Tensor, labels: Tensor) -> float:
-    """T' with the least cross-entropy on these images."""
+    """Fit T' to the least cross-entropy on these images."""
     parts = zip(evidence.split(BATCH), labels.split(BATCH), strict=True)
     return set_temperature(head, torch.cat([candidate_losses(head, *part) for part in parts]))
 
 
 def calibration(head: nn.Module, value: float, evidence: Tensor, labels: Tensor) -> Row:
-    """How the confidence fits the accuracy at one temperature, and whether the maps still add up."""
+    """Compare confidence and accuracy at one temperature, and check that the maps still add up."""
     parts = with_temperature(head, value, evidence)
     logits, maps = head.compose(evidence).detach(), parts.exp()
     probabilities = logits.softmax(dim=1)

@@ -5,10 +5,11 @@ python -m benchmarks.speed.explainers --methods fd-cam score-cam   # these again
 python -m benchmarks.speed.explainers --quick    # a smoke test: a small network, nothing written
 
 - One class per image, weights and images random: the cost does not depend on them.
-- Peers are given what suits them: objects are made beforehand, images come as one batch, weights are not frozen (two of
-  them fail on frozen ones). pytorch-grad-cam always enlarges its maps to the image, which is a small part of its time.
-- Guided Backprop and Integrated Gradients are captum's own, called by us; they show what our call adds.
-- Memory is what a fresh process rises by, the network left out.
+- Peers run under the conditions that suit them: objects are made beforehand, images come as one batch, and weights are
+  not frozen (two of them fail on frozen ones). pytorch-grad-cam always enlarges its maps to the image, which is a small
+  part of its time.
+- Integrated Gradients is captum's own, called by our explainer; the difference is the cost of our call.
+- Memory is the rise of a fresh process above the network itself.
 """
 
 import argparse
@@ -38,7 +39,7 @@ LAST = "layer4"
 SIX = ["cam", "grad-cam", "grad-cam++", "smooth-grad-cam++", "layer-cam", "lift-cam"]
 CLOSED = {"six closed forms": SIX, "the six and fd-cam": [*SIX, "fd-cam"]}
 PAIRS = {"integrated-gradients": 2, "score-cam": 4, **dict.fromkeys([*CLOSED, "fd-cam"], 30)}
-"""How many pairs the dear ones are given, and those that differ from a forward by a few percent; the others get 10.
+"""Number of timed pairs for slow methods, and for those that differ from a forward by a few percent; 10 for others.
 Below 5 there is no warm-up."""
 
 TORCHCAM = {
@@ -95,7 +96,7 @@ def with_torchcam(method: str, model: nn.Module, images: Tensor, classes: Tensor
 
 @contextlib.contextmanager
 def peer_hooks(peer: Any) -> Iterator[Any]:
-    """torchcam's hooks would run in everybody else's forward passes."""
+    """Remove the hooks of torchcam afterwards, as they would run in the forward passes of the others."""
     try:
         yield peer
     finally:
@@ -137,7 +138,7 @@ def case(architecture: str, batch: int) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def rows(architecture: str, batch: int, methods: list[str], quick: bool) -> Iterator[Row]:
-    """Every method on every side, against one forward."""
+    """Measure every method of every library against one forward pass."""
     model, images, classes = case(architecture, batch)
 
     def forward() -> Tensor:

@@ -62,10 +62,10 @@ def model_rows(architecture: str, batch: int, pairs: int) -> Iterator[Row]:
 
 def contestants(vanilla: nn.Module, images: Tensor) -> dict[str, tuple[str, Step]]:
     """What is compared with `vanilla(images)`: name -> what it does, and the step."""
-    twin = copy.deepcopy(vanilla)  # not the same object: its weights would stay in the cache as no other model's do
+    other = copy.deepcopy(vanilla)  # not the same object: its weights would stay in the cache as no other model's do
     softcam, cape = softcam_hub.convert(vanilla, "softcam"), softcam_hub.convert(vanilla, "cape")
     return {
-        "control": ("a copy of the vanilla model", lambda: twin(images)),
+        "control": ("a copy of the vanilla model", lambda: other(images)),
         "softcam explained": ("SoftCAM: logits and the maps of all classes", lambda: explained(softcam, images)),
         "cape explained": ("CAPE: logits and the maps of all classes", lambda: explained(cape, images)),
         "softcam logits": ("SoftCAM: logits only", lambda: softcam(images)),
