@@ -1,8 +1,6 @@
-"""Every CAM against a slow transcription of its formula, and against independent libraries where those are sound."""
+"""Gradient methods and Score-CAM against slow transcriptions of their formulas, and against independent libraries."""
 
 import copy
-import warnings
-from concurrent.futures import ThreadPoolExecutor
 
 import captum.attr
 import pytest
@@ -12,85 +10,28 @@ import torch
 import torch.nn.functional as F
 import torchcam.methods
 from conftest import randomise, relative_error
+from helpers.cams import (
+    CLASSES,
+    PLACES,
+    activations_and_gradients,
+    make_networks,
+    maps_of,
+    place_id,
+    small_resnet,
+    tokens,
+)
 from pytorch_grad_cam.utils.image import scale_cam_image
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-from timm.layers import ClassifierHead
-from timm.models.vgg import ConvMlp
 
 import softcam_hub
 from softcam_hub.explainers import cams
 from softcam_hub.explainers.explained_model import Activations, ExplainedModel
 from softcam_hub.explainers.methods import create_explainer
 
-CLASSES = torch.tensor([[0, 3], [4, 1]])
-SWIN = {"img_size": 64, "embed_dim": 24, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 4, 8), "window_size": 2}
-
-
-def maps_of(raw):
-    return raw
-
-
-def channels_last(raw):
-    return raw.permute(0, 3, 1, 2)
-
-
-def tokens(raw):
-    return raw[:, 1:].transpose(1, 2).unflatten(2, (10, 10))
-
-
-NETWORKS = {
-    "resnet18": ({}, 128),
-    "vgg11_bn": ({}, 64),
-    "swinv2_tiny_window8_256": (SWIN, 64),
-    "test_vit": ({}, 160),
-}
-PLACES = [
-    ("resnet18", None, "layer4", maps_of),
-    ("resnet18", "layer3", "layer3", maps_of),
-    ("resnet18", "layer4.0.bn2", "layer4.0.bn2", maps_of),  # beside a shortcut, and before a ReLU that writes in place
-    ("vgg11_bn", None, "features", maps_of),
-    ("vgg11_bn", "features.21", "features.21", maps_of),
-    ("swinv2_tiny_window8_256", None, "norm", channels_last),
-    ("swinv2_tiny_window8_256", "layers.2", "layers.2", channels_last),
-    ("test_vit", None, "blocks.5.norm1", tokens),
-    ("test_vit", "blocks.2", "blocks.2", tokens),
-]
-"""(network, layer as asked for, the module that this is, how its output lies)."""
-
 
 @pytest.fixture(scope="module")
 def networks():
-    torch.manual_seed(1)
-    made = {}
-    for name, (options, size) in NETWORKS.items():
-        model = timm.create_model(name, num_classes=5, **options)
-        if name == "vgg11_bn":  # the same head, 32 times narrower: its 120 million weights are slow to run
-            model.pre_logits, model.head = ConvMlp(512, 128, 7), ClassifierHead(128, 5)
-        randomise(model).double().eval()  # so that only a wrong formula shows
-        made[name] = model, torch.randn(2, 3, size, size, dtype=torch.float64)
-        teach(*made[name])
-    return made
-
-
-def small_resnet():
-    return randomise(timm.create_model("test_resnet", num_classes=5)).double().eval()
-
-
-@torch.no_grad()
-def teach(model, images):
-    """Weights that tell locations apart, as those of a trained classifier do: large, and blind to what all share."""
-    fc = dict(model.named_modules())[model.pretrained_cfg["classifier"]]
-    read = []
-    handle = fc.register_forward_hook(lambda _, inputs, __: read.append(inputs[0]))
-    model(images)
-    handle.remove()
-    shared = F.normalize(read[0].mean(dim=0), dim=0)
-    fc.weight.mul_(10)
-    fc.weight.sub_((fc.weight @ shared)[:, None] * shared)
-
-
-def place_id(place):
-    return f"{place[0]}-{place[1] or 'last'}"
+    return make_networks()
 
 
 @pytest.fixture(params=PLACES, ids=place_id)
@@ -98,33 +39,6 @@ def place(request, networks):
     name, layer, module, to_maps = request.param
     model, images = networks[name]
     return model, images, layer, module, to_maps
-
-
-def activations_and_gradients(model, images, module, to_maps, classes):
-    """A (B, K, H, W) and g (B, k, K, H, W), one class at a time and with the whole network in the graph."""
-    kept = []
-
-    def keep(_, __, output):
-        kept.append(output)
-        return output.clone()  # the next layer may write in place
-
-    handle = model.get_submodule(module).register_forward_hook(keep)
-    columns = []
-    for column in classes.T:
-        kept.clear()
-        logits = model(images)
-        columns.append(torch.autograd.grad(logits.gather(1, column[:, None]).sum(), kept[0])[0])
-    handle.remove()
-    return to_maps(kept[0]).detach(), torch.stack([to_maps(column) for column in columns], dim=1)
-
-
-def replaced(model, image, module, raw):
-    """Logits (C,) of one image if the module had given `raw`."""
-    handle = model.get_submodule(module).register_forward_hook(lambda *_: raw)
-    with torch.no_grad():
-        logits = model(image[None])[0]
-    handle.remove()
-    return logits
 
 
 def slow_plus_plus(A, first, second, third):
@@ -183,248 +97,6 @@ def test_smooth_grad_cam_pp_follows_its_formula(place):
 def test_smooth_grad_cam_pp_needs_a_noisy_image(layer):
     with pytest.raises(ValueError, match="^n is the number of noisy images and must be at least 1, got 0$"):
         create_explainer("smooth-grad-cam++", small_resnet(), layer, n=0)(torch.randn(1, 3, 64, 64).double(), 0)
-
-
-def slow_fd_cam(model, image, module, to_maps, from_maps, A, g, c):
-    """FD-CAM of one image and class, one channel after the other, with the quantile written out."""
-    flat = A.flatten(1)
-    cosine = F.cosine_similarity(flat[:, None], flat[None], dim=2)
-    full, score = None, []
-    for k in range(len(A)):
-        similar = cosine[k] > torch.quantile(cosine[k], 0.95)
-        keep = similar[:, None, None].to(A)
-        full = replaced(model, image, module, from_maps(A))[c] if full is None else full
-        alone = replaced(model, image, module, from_maps(A * keep))[c]
-        without = replaced(model, image, module, from_maps(A * (1 - keep)))[c]
-        score.append(alone + full - without)
-    score, slope = torch.stack(score), g.mean(dim=(1, 2))
-    score, slope = ((v - v.min()) / (v.max() - v.min()) for v in (score, slope))
-    return ((score.exp() * slope - 0.5)[:, None, None] * A).sum(dim=0)
-
-
-@pytest.mark.parametrize("which", ["test_resnet", "test_resnet-stages", "swinv2-last", "test_vit"])
-def test_fd_cam_follows_its_formula(networks, which):
-    if which.startswith("test_resnet"):
-        model, images = small_resnet(), torch.randn(2, 3, 96, 64).double()
-        layer, module = (None, "layer4") if which == "test_resnet" else ("layer3", "layer3")
-        to_maps = maps_of
-    elif which == "swinv2-last":
-        (model, images), (layer, module, to_maps) = networks["swinv2_tiny_window8_256"], (None, "norm", channels_last)
-    else:
-        (model, images), (layer, module, to_maps) = networks["test_vit"], (None, "blocks.5.norm1", tokens)
-    classes = CLASSES[:, :1]
-    A, g = activations_and_gradients(model, images, module, to_maps, classes)
-    expected = []
-    for i, image in enumerate(images):
-        raw = []
-        handle = model.get_submodule(module).register_forward_hook(lambda *all, raw=raw: raw.append(all[2].detach()))
-        model(image[None])
-        handle.remove()
-
-        def from_maps(maps, raw=raw[0]):
-            if to_maps is channels_last:
-                return maps.permute(1, 2, 0)[None]
-            return torch.cat([raw[:, :1], maps.flatten(1).T[None]], dim=1) if to_maps is tokens else maps[None]
-
-        expected.append(slow_fd_cam(model, image, module, to_maps, from_maps, A[i], g[i, 0], classes[i, 0]))
-    found = create_explainer("fd-cam", model, layer, signed=True)(images, classes)
-    assert relative_error(found[:, 0], torch.stack(expected)) < 1e-9
-    again = create_explainer("fd-cam", model, layer, signed=True, batch=5)(images, classes)
-    assert relative_error(again, found) < 1e-9
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 19, 20, 21, 22, 40, 41, 61, 100, 257])
-def test_similar_channels_are_those_above_the_quantile(count):
-    features = torch.randn(count, 4, 4).relu()
-    features[:: max(count // 7, 1)] = 0  # dead channels tie
-    flat = features.double().flatten(1)
-    cosine = F.cosine_similarity(flat[:, None], flat[None], dim=2)
-    expected = cosine > torch.quantile(cosine, 0.95, dim=1, keepdim=True)
-    directions = cams._directions(features.double())
-    found = torch.cat([cams._similar_channels(directions, slice(start, start + 9)) for start in range(0, count, 9)])
-    assert torch.equal(found.bool(), expected)
-
-
-def test_fd_cam_where_something_beside_the_layer_keeps_the_batch_size():
-    class Shortcut(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.stem, self.side = torch.nn.Conv2d(3, 8, 8, 8), torch.nn.Conv2d(3, 8, 8, 8)
-            self.fc = torch.nn.Linear(16, 5)
-
-        def forward(self, x):
-            return self.fc(torch.cat([self.side(x), self.stem(x)], dim=1).square().mean(dim=(2, 3)))
-
-    model, images = Shortcut().eval(), torch.randn(2, 3, 32, 32)
-    A, g = activations_and_gradients(model, images, "stem", maps_of, CLASSES)
-    found = create_explainer("fd-cam", model, "stem", signed=True)(images, CLASSES)
-    for i in range(2):
-        for c in range(2):
-            expected = slow_fd_cam(model, images[i], "stem", maps_of, lambda m: m[None], A[i], g[i, c], CLASSES[i, c])
-            assert relative_error(found[i, c], expected) < 1e-4
-
-
-def threads_of_a_new_thread():
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(torch.get_num_threads).result()
-
-
-def test_fd_cam_leaves_the_number_of_threads(monkeypatch):
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        explainer = create_explainer("fd-cam", small_resnet())
-        explainer(torch.randn(1, 3, 64, 64, dtype=torch.float64), 0)
-        assert (torch.get_num_threads(), threads_of_a_new_thread()) == (2, 2)
-        monkeypatch.setattr(cams, "_mark_similar", None)
-        with pytest.raises(TypeError):
-            explainer(torch.randn(1, 3, 64, 64, dtype=torch.float64), 0)
-        assert (torch.get_num_threads(), threads_of_a_new_thread()) == (2, 2)
-    finally:
-        torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("layer", [None, "layer3"])
-def test_fd_cam_under_autocast(layer):
-    model, images = small_resnet().float(), torch.randn(2, 3, 64, 64)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        maps = create_explainer("fd-cam", model, layer)(images, CLASSES)
-    assert maps.dtype == torch.float32
-    assert maps.isfinite().all()
-
-
-@pytest.mark.parametrize(("network", "layer"), [("resnet18", None), ("resnet18", "layer3"), ("vgg11_bn", None)])
-def test_lift_cam_is_captums_deep_lift_of_the_tail(networks, network, layer):
-    model, images = networks[network]
-    parts = [model.pre_logits, model.head] if network == "vgg11_bn" else [model.global_pool, model.fc]
-    tail = torch.nn.Sequential(*([model.layer4] if layer else []), *parts)
-    module = layer or ("features" if network == "vgg11_bn" else "layer4")
-    A, _ = activations_and_gradients(model, images, module, maps_of, CLASSES)
-    found = create_explainer("lift-cam", model, layer, signed=True)(images, CLASSES)
-    for column in range(2):
-        leaf = A.clone().requires_grad_()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            shares = captum.attr.DeepLift(tail).attribute(leaf, torch.zeros_like(A), target=CLASSES[:, column])
-        expected = (shares.sum(dim=(2, 3), keepdim=True) * A).sum(dim=1)
-        assert relative_error(found[:, column], expected.detach()) < 1e-4
-
-
-def slow_deep_lift(layers, inputs, target):
-    """The multipliers at the input of a chain of modules, layer by layer from the top (one image, baseline 0)."""
-    there, base = [inputs[None]], [torch.zeros_like(inputs[None])]
-    for layer in layers:
-        there.append(layer(there[-1].clone()))
-        base.append(layer(base[-1].clone()))
-    slope = torch.zeros_like(there[-1])
-    slope[0, target] = 1
-    for n in reversed(range(len(layers))):
-        layer, change, risen = layers[n], there[n] - base[n], there[n + 1] - base[n + 1]
-        if isinstance(layer, torch.nn.ReLU):
-            slope = torch.where(change == 0, slope, slope * risen / change.where(change != 0, 1))
-        elif isinstance(layer, torch.nn.MaxPool2d):
-            slope = slow_max_pool(there[n][0], base[n][0], slope[0], layer.kernel_size, layer.stride)[None]
-        else:  # linear: the derivative is the slope
-            leaf = there[n].clone().requires_grad_()
-            (slope,) = torch.autograd.grad(layer(leaf), leaf, slope)
-    return slope[0]
-
-
-def slow_max_pool(there, base, slope, size, stride):
-    found = torch.zeros_like(there)
-    for k in range(slope.shape[0]):
-        for i in range(slope.shape[1]):
-            for j in range(slope.shape[2]):
-                window = (k, slice(i * stride, i * stride + size), slice(j * stride, j * stride + size))
-                o, o0 = there[window].max(), base[window].max()
-                for share, winner in ((max(o, o0) - o0, there), (o - max(o, o0), base)):
-                    if share != 0:
-                        place = (winner[window] == winner[window].max()).nonzero()[0]
-                        spot = (k, i * stride + place[0], j * stride + place[1])
-                        found[spot] += slope[k, i, j] * share / (there[spot] - base[spot])
-    return found
-
-
-def test_lift_cam_through_max_pools_follows_the_rule():
-    """captum is no oracle here: on VGG its contributions miss the change of the logit by 5 %."""
-    layers = [
-        *(torch.nn.Conv2d(4, 6, 3), torch.nn.BatchNorm2d(6), torch.nn.ReLU(inplace=True), torch.nn.MaxPool2d(3, 2)),
-        *(torch.nn.Conv2d(6, 8, 2), torch.nn.ReLU(inplace=True), torch.nn.MaxPool2d(2, 2)),
-        *(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 5)),
-    ]
-    model = randomise(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), *layers)).eval()
-    images = torch.randn(2, 3, 15, 15)
-    A = model[0](images).detach()
-    found = create_explainer("lift-cam", model, "0", signed=True)(images, CLASSES)
-    for i in range(2):
-        for c in range(2):
-            alpha = (slow_deep_lift(layers, A[i], CLASSES[i, c]) * A[i]).sum(dim=(1, 2), keepdim=True)
-            assert relative_error(found[i, c], (alpha * A[i]).sum(dim=0)) < 1e-4
-
-
-@pytest.mark.parametrize(("activation", "pool"), [("relu", False), ("gelu", False), ("silu", True), ("relu_", True)])
-def test_lift_cam_counts_activations_that_are_functions(activation, pool):
-    act = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "relu_": lambda x: x.relu_()}[activation]
-
-    class Net(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.stem, self.conv = torch.nn.Conv2d(3, 6, 4, 4), torch.nn.Conv2d(6, 9, 3)
-            self.fc = torch.nn.Linear(9, 5)
-
-        def forward(self, x):
-            x = act(self.conv(self.stem(x)))
-            return self.fc(act((F.max_pool2d(x, 2) if pool else x).mean(dim=(2, 3)) - 0.1))
-
-    model, images = Net().eval(), torch.randn(2, 3, 40, 40)
-    activations = ExplainedModel(model, "stem").record(images).for_classes(CLASSES)
-    shares = cams.deep_lift(activations)  # complete, or it would have been refused
-    zero = [replaced(model, image, "stem", torch.zeros(1, 6, 10, 10)) for image in images]
-    change = (model(images) - torch.stack(zero)).gather(1, CLASSES)
-    assert relative_error(shares.sum(dim=2), change.detach()) < 1e-4
-
-
-def test_lift_cam_by_hand():
-    """logit = ReLU(a - 1) + ReLU(2b - 1) summed over two locations: the slopes are (f(a) - f(0)) / a."""
-
-    class Net(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = torch.nn.Identity()
-
-        def forward(self, x):
-            x = self.layer(x)
-            return (F.relu(x * torch.tensor([1.0, 2.0])[:, None, None] - 1)).sum(dim=(1, 2, 3))[:, None]
-
-    A = torch.tensor([[[[3.0, 0.5]], [[1.0, 2.0]]]])
-    found = create_explainer("lift-cam", Net(), "layer", layout="NCHW", signed=True)(A, 0)
-    # channel a contributes 2 + 0, channel b 1 + 3
-    assert torch.allclose(found, 2 * A[:, :1] + 4 * A[:, 1:])
-
-
-@pytest.mark.parametrize(
-    "where", [("swinv2_tiny_window8_256", "layers.3"), ("test_vit", None), ("test_vit", "blocks.2")], ids=str
-)
-def test_lift_cam_refuses_what_deep_lift_does_not_explain(networks, where):
-    name, layer = where
-    model, images = networks[name]
-    with pytest.raises(ValueError, match=r"^lift-cam is not defined at layer '.*': .* miss the change of the logit by"):
-        create_explainer("lift-cam", model, layer)(images, CLASSES)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("layer", ["layer2", "layer3"])
-def test_lift_cam_in_half_precision(dtype, layer):
-    model, images = small_resnet(), torch.randn(2, 3, 96, 96)
-    expected = create_explainer("lift-cam", model, layer)(images.double(), CLASSES)
-    found = create_explainer("lift-cam", model.to(dtype), layer)(images.to(dtype), CLASSES)
-    assert relative_error(found.double(), expected) < 0.2
-
-
-def test_lift_cam_refuses_products_in_half_precision_too():
-    model = randomise(timm.create_model("efficientnet_b0", num_classes=5)).eval().bfloat16()
-    with pytest.raises(ValueError, match=r"stands above the layer, or torch.bfloat16 rounds too much \(use float32\);"):
-        create_explainer("lift-cam", model, "blocks.5")(torch.randn(2, 3, 64, 64).bfloat16(), CLASSES)
 
 
 def test_cam_is_the_classifiers_weights_and_torchcams_cam(networks):
@@ -579,8 +251,10 @@ def test_vanishing_and_exploding_gradients_leave_grad_cam_pp_finite(scale):
     assert relative_error(found[0, 0].double(), slow_plus_plus(A, g, g**2, g**3)) < 1e-3
 
 
-def test_softcam_twin_gives_the_maps_of_the_vanilla_model(networks):
+def test_softcam_gives_the_maps_of_the_vanilla_model(networks):
     model, images = networks["resnet18"]
-    twin = softcam_hub.convert(model)
+    softcam = softcam_hub.convert(model)
     for name in ("cam", "fd-cam", "lift-cam"):
-        assert relative_error(create_explainer(name, twin)(images, 3), create_explainer(name, model)(images, 3)) < 1e-5
+        assert (
+            relative_error(create_explainer(name, softcam)(images, 3), create_explainer(name, model)(images, 3)) < 1e-5
+        )
