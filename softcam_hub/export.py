@@ -1,4 +1,4 @@
-"""ONNX with two outputs, logits and maps, checked in onnxruntime before it takes the file's place."""
+"""Export a model to ONNX with two outputs, logits and maps, and check the file in onnxruntime before it is kept."""
 
 import os
 import secrets
@@ -17,6 +17,8 @@ HINT = "ONNX export needs extra packages: pip install 'softcam-hub[onnx]'"
 
 
 class _LogitsAndMaps(nn.Module):
+    """Return logits and maps from the forward pass of a model."""
+
     def __init__(self, model: SelfExplaining) -> None:
         super().__init__()
         self.model = model
@@ -27,17 +29,20 @@ class _LogitsAndMaps(nn.Module):
 
 
 def export_onnx(model: SelfExplaining, path: str | Path, tolerance: float = 1e-4, overwrite: bool = False) -> Path:
-    """Write `model` to an ONNX file with input `pixel_values` and outputs `logits` and `maps`.
+    """Write a model to an ONNX file with the input `pixel_values` and the outputs `logits` and `maps`.
 
-    The batch is dynamic, and so are height and width where the architecture takes any size. The file appears only
-    after onnxruntime has given the same outputs on another batch size. Weights of more than 1.5 GB lie in a second
+    The batch is dynamic, and so are height and width where the architecture accepts any size. The file appears only
+    after onnxruntime has computed the same outputs on another batch size. Weights of more than 1.5 GB lie in a second
     file beside it, whose name is new for every export, so that an earlier export stays whole until it is replaced.
 
     Args:
-        model: A timm or Hugging Face model of ours, with classes.
+        model: timm or Hugging Face model of this package, with classes.
         path: File to write.
         tolerance: Largest difference between torch and onnxruntime, relative to the largest output.
         overwrite: Replace a file that exists.
+
+    Returns:
+        Path of the file.
     """
     try:
         import onnx  # noqa: F401
@@ -47,15 +52,15 @@ def export_onnx(model: SelfExplaining, path: str | Path, tolerance: float = 1e-4
         raise ImportError(f"{HINT} ({error.name} is missing)") from error
     if not model.num_classes:
         raise ValueError("export_onnx() needs classes: this model has num_classes=0; call reset_classifier(n) first")
-    path, both = Path(path), _LogitsAndMaps(model)
+    path, exported = Path(path), _LogitsAndMaps(model)
     check_replaceable(path, overwrite)
     remove_drafts(path.parent, older_than=ABANDONED)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=DRAFT) as folder, evaluation_mode(both):
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=DRAFT) as folder, evaluation_mode(exported):
         draft = Path(folder) / f"{path.stem}-{secrets.token_hex(6)}{path.suffix}"  # its weights are named after it
         try:
-            _export(both, model, draft, tolerance)
+            _export(exported, model, draft, tolerance)
             flush(draft.parent)
-            check_replaceable(path, overwrite)  # the export has taken its time
+            check_replaceable(path, overwrite)  # again, as an export can last minutes
             for weights in draft.parent.iterdir():
                 if weights != draft:
                     os.replace(weights, path.with_name(weights.name))
@@ -65,7 +70,7 @@ def export_onnx(model: SelfExplaining, path: str | Path, tolerance: float = 1e-4
     return path
 
 
-def _export(both: nn.Module, model: SelfExplaining, file: Path, tolerance: float) -> None:
+def _export(exported: nn.Module, model: SelfExplaining, file: Path, tolerance: float) -> None:
     """Write an ONNX file and compare its outputs with those of torch."""
     import onnxruntime
 
@@ -74,7 +79,7 @@ def _export(both: nn.Module, model: SelfExplaining, file: Path, tolerance: float
     batch = torch.export.Dim("batch", min=1, max=4096)
     sides = {} if fixed else {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     torch.onnx.export(
-        both,
+        exported,
         kwargs={"pixel_values": torch.zeros(2, channels, height, width)},
         f=file,
         dynamo=True,
@@ -86,16 +91,17 @@ def _export(both: nn.Module, model: SelfExplaining, file: Path, tolerance: float
     )
     other = (height, width) if fixed else (height + 32, width + 64)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    _check(both, session, torch.randn(3, channels, *other), tolerance)
+    _check_outputs(exported, session, torch.randn(3, channels, *other), tolerance)
 
 
 @torch.no_grad()
-def _check(both: nn.Module, session: Any, images: Tensor, tolerance: float) -> None:
-    found = session.run(None, {"pixel_values": images.numpy()})
-    for name, ours, theirs in zip(("logits", "maps"), both(images), found, strict=True):
-        error = float((ours - torch.from_numpy(theirs)).abs().max() / ours.abs().max())
+def _check_outputs(exported: nn.Module, session: Any, images: Tensor, tolerance: float) -> None:
+    """Raise RuntimeError where onnxruntime computes other logits or maps than torch."""
+    outputs = session.run(None, {"pixel_values": images.numpy()})
+    for name, expected, output in zip(("logits", "maps"), exported(images), outputs, strict=True):
+        error = float((expected - torch.from_numpy(output)).abs().max() / expected.abs().max())
         if not error <= tolerance:
             raise RuntimeError(
-                f"the exported {name} differ from torch's by {error:.1e} of the largest, more than {tolerance:.0e}: "
-                "nothing was written"
+                f"the exported {name} differ from torch's by {error:.1e} of the largest value, more than "
+                f"{tolerance:.0e}: no file was written"
             )

@@ -44,9 +44,9 @@ default_cfgs: dict[str, Any] = {}
 
 @cache
 def architectures() -> dict[str, str]:
-    """Return timm architecture -> how its head reads the features (`models.backbone.Anatomy.kind`)."""
+    """Return timm architecture -> how its head reads the features (`models.backbone.Anatomy.head_type`)."""
     table = json.loads(files(__package__).joinpath("architectures.json").read_text())
-    return {name: kind for kind, names in table["kinds"].items() for name in names}
+    return {name: head_type for head_type, names in table["kinds"].items() for name in names}
 
 
 def register() -> None:

@@ -1,7 +1,7 @@
-"""CAPE's temperature T', fitted to images that it has not learnt from.
+"""Fit CAPE's temperature T' to images that the model has not learnt from.
 
-- CAPE that learnt from a teacher is less sure than it is right (C5 in docs/reproduction.md). Its maps add up at any T',
-  but T' also weighs locations against one another, so that another one changes some predictions.
+- CAPE that learnt from a teacher is less confident than it is right (C5 in docs/reproduction.md). Its maps add up at
+  any T', but T' also weighs locations against one another, so that a new T' changes some predictions.
 - T' acts on the evidence alone: every image passes through the network once, and all candidates are tried on it.
 """
 
@@ -19,25 +19,25 @@ from .models.losses import check_labels
 from .models.self_explaining import SelfExplaining
 
 GRID = [step / 8 for step in range(-32, 33)]
-"""Candidates for log T'; between them a parabola tells the minimum."""
+"""Candidates for log T'; a parabola through the best one and its neighbours gives the minimum between them."""
 
 
 @torch.no_grad()
 def fit_temperature(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Set T' to where the cross-entropy is least, and return it.
+    """Set T' to the value with the least cross-entropy, and return it.
 
         softcam_hub.fit_temperature(model, validation_loader)
 
     Args:
-        model: of the CAPE family.
-        batches: images (B, 3, H, W) as the model takes them, and labels (B,).
+        model: CAPE model, or another model whose head has a temperature.
+        batches: Pairs of images (B, 3, H, W), normalised as for the model, and labels (B,).
     """
     if not isinstance(model, SelfExplaining) or not model.head_class.has_temperature:
         raise ValueError(f"only CAPE has a temperature to fit, got {type(model).__name__}")
     device, losses = next(model.parameters()).device, []
     with evaluation_mode(model):
         for batch in batches:
-            images, labels = _pair(batch)
+            images, labels = _check_pair(batch)
             _, evidence = model.head(model.forward_features(images.to(device)), kind="evidence")
             losses.append(candidate_losses(model.head, evidence, labels.to(device)).double().cpu())
     if not losses:
@@ -45,7 +45,8 @@ def fit_temperature(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) 
     return set_temperature(model.head, torch.cat(losses))
 
 
-def _pair(batch: Any) -> tuple[Tensor, Tensor]:
+def _check_pair(batch: Any) -> tuple[Tensor, Tensor]:
+    """Return a batch as images and labels, or raise TypeError."""
     pair = batch if isinstance(batch, list | tuple) else ()
     if len(pair) != 2 or not all(isinstance(one, Tensor) for one in pair):
         raise TypeError(f"every batch must be a pair of tensors, images and labels, got {type(batch).__name__}")
@@ -54,24 +55,37 @@ def _pair(batch: Any) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def candidate_losses(head: nn.Module, evidence: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each image at each T' of the grid, (B, G)."""
+    """Compute the cross-entropy of each image at each T' of the grid, (B, G).
+
+    Args:
+        head: Head with a temperature.
+        evidence: Evidence M', (B, C, H, W).
+        labels: Class indices, (B,).
+    """
     if labels.ndim != 1 or labels.is_floating_point():
         raise ValueError(
             f"labels must be class indices (B,), got {labels.dtype} {tuple(labels.shape)}: CAPE's probabilities add up "
             "to one"
         )
     labels = check_labels(labels, evidence[:, :, 0, 0])
-    learnt = float(head.log_temperature)
-    at = [head.compose(at_least_float32(evidence) * math.exp(learnt - value)) for value in GRID]
-    return torch.stack([F.nll_loss(logits, labels, reduction="none") for logits in at], dim=1)
+    present, losses = float(head.log_temperature), []
+    for value in GRID:
+        logits = head.compose(at_least_float32(evidence) * math.exp(present - value))  # as if T' were another
+        losses.append(F.nll_loss(logits, labels, reduction="none"))
+    return torch.stack(losses, dim=1)
 
 
 @torch.no_grad()
 def set_temperature(head: nn.Module, losses: Tensor) -> float:
-    """T' where the mean of `losses` (N, G) is least."""
+    """Set T' to the value with the least mean loss, and return it.
+
+    Args:
+        head: Head with a temperature.
+        losses: Cross-entropy of each image at each T' of the grid, (N, G).
+    """
     mean = losses.double().mean(dim=0)
     if not mean.isfinite().all():
-        raise ValueError("the cross-entropy is not finite: are weights or images?")
+        raise ValueError("the cross-entropy is not finite: check the weights and the images for NaN and infinity")
     best = int(mean.argmin())
     value = GRID[best]
     if 0 < best < len(GRID) - 1:

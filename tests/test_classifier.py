@@ -277,8 +277,8 @@ MISTAKES = {
     ),
     "regions of SoftCAM": (
         lambda: softcam().explain(images()).regions(),
-        "regions() adds up probabilities, and only 'cape' maps hold any: this explanation is 'softcam'; use a cape_* model "
-        "with kind='cape', or heatmaps() to rank locations",
+        "regions() adds up probabilities, and only 'cape' maps hold probabilities: this explanation is 'softcam'. Use a "
+        "cape_* model with kind='cape', or rank locations with heatmaps()",
     ),
     "other pool": (
         lambda: cape(global_pool="max"),

@@ -75,9 +75,9 @@ def test_unknown_names_in_the_table_are_skipped(monkeypatch):
 SAMPLE = [(name, kind) for name, kind in architectures().items()][::25]
 
 
-@pytest.mark.parametrize(("architecture", "kind"), SAMPLE)
-def test_a_sample_of_the_table_is_true(architecture, kind):
-    assert examine(architecture).kind == kind
+@pytest.mark.parametrize(("architecture", "head_type"), SAMPLE)
+def test_a_sample_of_the_table_is_true(architecture, head_type):
+    assert examine(architecture).head_type == head_type
 
 
 REFUSED = {

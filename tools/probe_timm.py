@@ -16,33 +16,35 @@ from softcam_hub.arguments import ArgumentParser
 from softcam_hub.files import write_text
 from softcam_hub.models.anatomy import examine
 from softcam_hub.models.backbone import NoEvidenceMap
+from softcam_hub.models.heads import HEADS
 
 TABLE = Path(__file__).parents[1] / "softcam_hub" / "architectures.json"
 
 
 def probe(names: list[str]) -> dict[str, list[str]]:
-    """Kind -> architectures, for those that admit evidence maps."""
-    kinds: dict[str, list[str]] = defaultdict(list)
+    """Return the architectures that admit evidence maps, by the type of their head."""
+    architectures: dict[str, list[str]] = defaultdict(list)
     for name in names:
         try:
-            kinds[examine(name).kind].append(name)
+            architectures[examine(name).head_type].append(name)
         except NoEvidenceMap:
             continue
-    return {kind: kinds[kind] for kind in sorted(kinds)}
+    return dict(sorted(architectures.items()))
 
 
 def main() -> int:
+    """Write the table or compare it, and return the exit status."""
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare with the committed table instead of writing it")
     check = parser.parse_args().check
-    names = [name for name in timm.list_models() if not name.startswith(("softcam_", "cape_"))]
-    kinds = probe(names)
-    print({kind: len(found) for kind, found in kinds.items()})
+    measured = probe([name for name in timm.list_models() if name.partition("_")[0] not in HEADS])
+    print({head_type: len(names) for head_type, names in measured.items()})
     if not check:
-        write_text(TABLE, json.dumps({"timm": timm.__version__, "kinds": kinds}, indent=1) + "\n")
+        write_text(TABLE, json.dumps({"timm": timm.__version__, "kinds": measured}, indent=1) + "\n")
         return 0
     committed = json.loads(TABLE.read_text())["kinds"]
-    differing = [k for k in kinds.keys() | committed.keys() if set(kinds.get(k, [])) != set(committed.get(k, []))]
+    types = measured.keys() | committed.keys()
+    differing = [name for name in types if set(measured.get(name, [])) != set(committed.get(name, []))]
     print(f"differs from the table in: {', '.join(differing)}" if differing else "the table is up to date")
     return bool(differing)
 

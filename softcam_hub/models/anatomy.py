@@ -1,4 +1,4 @@
-"""How the head of a timm architecture reads its features, found out by running it.
+"""Find out how the head of a timm architecture reads its features, by running it.
 
 - The head alone gets random weights and random features; the equalities that an evidence map rests on are checked on
   them in double precision. So a new timm needs no new table, and an unknown norm is refused instead of trusted.
@@ -22,7 +22,7 @@ _ONLY_CLASS_TOKENS = "its features keep no patch tokens, only class tokens"
 
 
 def weights_of(linear: nn.Module) -> tuple[Tensor, Tensor]:
-    """(C, K) weight and (C,) bias of a linear layer or 1x1 convolution; a missing bias is zero."""
+    """Return weight (C, K) and bias (C,) of a linear layer or 1x1 convolution; a missing bias is zero."""
     weight = linear.weight.flatten(1)
     return weight, weight.new_zeros(weight.shape[0]) if linear.bias is None else linear.bias
 
@@ -35,8 +35,8 @@ def examine(architecture: str, **model_args: Any) -> Anatomy:
     double precision, and the equalities that an evidence map rests on are checked on them.
 
     Args:
-        architecture: a timm name without tag, such as `resnet50`.
-        model_args: what `timm.create_model` takes beside it.
+        architecture: timm name without tag, such as `resnet50`.
+        model_args: Further arguments of `timm.create_model`.
     """
     with torch.device("meta"):
         vanilla = timm.create_model(architecture, **{**model_args, "num_classes": _PROBE_CLASSES}).eval()
@@ -94,7 +94,7 @@ class _Probe:
             self._materialise(self.vanilla.get_submodule(name))
 
     def _layers(self) -> list[tuple[str, nn.Module, torch.Size]]:
-        """The layers with weights or a nonlinearity that `forward_head` runs, with the shape of their input."""
+        """List the layers with weights or a nonlinearity that `forward_head` runs, with the shape of their input."""
         passive = (nn.Identity, nn.Dropout, nn.Flatten)
         layers: list[tuple[str, nn.Module, torch.Size]] = []
 
@@ -125,21 +125,22 @@ class _Probe:
         return torch.randn(shape or self.shape, generator=self.generator, dtype=torch.float64, device="cpu")
 
     def close(self, left: Tensor, right: Tensor) -> bool:
-        """Whether two results of the head agree; some norms compute in float32 whatever they are given."""
+        """Tell whether two results of the head agree; some norms compute in float32 for inputs of any precision."""
         return left.shape == right.shape and torch.allclose(left.double(), right.double(), rtol=1e-4, atol=1e-4)
 
 
 def _read_head(probe: _Probe) -> Anatomy:
+    """Compare the head with each form that admits an evidence map, or raise NoEvidenceMap."""
     anatomy = _layout(probe.vanilla, probe.shape)
     names = ", ".join(name for name, _, _ in probe.layers[:-1])
     if isinstance(getattr(probe.vanilla, "pre_logits", None), ConvMlp):
         hidden = probe.vanilla.pre_logits.fc2.out_channels
-        return replace(anatomy, kind="vgg", channels=hidden, linear=probe.layers[-1][0])
+        return replace(anatomy, head_type="vgg", channels=hidden, linear=probe.layers[-1][0])
     probe.materialise()
     if _reads_average(probe, anatomy):
-        found = _linear_after(probe, anatomy)
-        if found is not None:
-            return found
+        linear = _linear_after(probe, anatomy)
+        if linear is not None:
+            return linear
         raise NoEvidenceMap(f"between its pool and its classifier stand nonlinear layers ({names})")
     if not anatomy.tokens:
         raise NoEvidenceMap(f"its classifier reads more than the average of its features (through {names})")
@@ -147,7 +148,7 @@ def _read_head(probe: _Probe) -> Anatomy:
 
 
 def _layout(vanilla: nn.Module, shape: torch.Size) -> Anatomy:
-    """Where locations and channels are in the raw features; `tokens` until more is known."""
+    """Read off a shape where locations and channels are in the raw features; the head type is `tokens` for now."""
     if len(shape) == 4:
         last = getattr(vanilla, "output_fmt", None) == "NHWC"
         return Anatomy("tokens", channels=shape[3 if last else 1], channels_last=last)
@@ -167,7 +168,7 @@ def _with_class_tokens(anatomy: Anatomy, vanilla: nn.Module, shape: torch.Size, 
 
 
 def _count_prefix(length: int, image_size: tuple[int, int]) -> int:
-    """The least number of tokens to drop so that the rest fills a grid in the shape of the image."""
+    """Return the least number of tokens to drop so that the rest fills a grid in the shape of the image."""
     for prefix in range(length):
         height = int(((length - prefix) * image_size[0] / image_size[1]) ** 0.5 + 0.5)
         if height * round(height * image_size[1] / image_size[0]) == length - prefix:
@@ -176,7 +177,7 @@ def _count_prefix(length: int, image_size: tuple[int, int]) -> int:
 
 
 def _reads_average(probe: _Probe, anatomy: Anatomy) -> bool:
-    """Whether the head gives the same for features whose every location holds their average."""
+    """Tell whether the head returns the same for features whose every location holds their average."""
     raw = probe.random()
     if anatomy.tokens:
         patches = raw[:, anatomy.prefix_tokens :]
@@ -188,13 +189,13 @@ def _reads_average(probe: _Probe, anatomy: Anatomy) -> bool:
 
 
 def _linear_after(probe: _Probe, anatomy: Anatomy) -> Anatomy | None:
-    """The anatomy of a head that is linear, affine, or linear after a norm of the pooled features."""
+    """Return the anatomy of a head that is linear, affine, or linear after a norm of the pooled features."""
     raw, other = probe.random(), probe.random()
     logits = probe.head(raw)
     linear, last = probe.layers[-1][:2]
     norms = [name for name, module, shape in probe.layers[:-1] if shape.numel() == anatomy.channels]
-    readings = [replace(anatomy, kind="linear", linear=linear)]
-    readings += [replace(anatomy, kind="norm", linear=linear, norm=norm) for norm in norms if "norm" in norm]
+    readings = [replace(anatomy, head_type="linear", linear=linear)]
+    readings += [replace(anatomy, head_type="norm", linear=linear, norm=norm) for norm in norms if "norm" in norm]
     for reading in readings:
         if isinstance(last, nn.Linear | nn.Conv2d) and last.weight.shape[1] == anatomy.channels:
             features = reading.to_maps(raw, probe.image_size)
@@ -204,5 +205,5 @@ def _linear_after(probe: _Probe, anatomy: Anatomy) -> Anatomy | None:
             if probe.close(logits, torch.einsum("bkhw,ck->bchw", features, weight).mean(dim=(2, 3)) + bias):
                 return reading
     if probe.close(probe.head((raw + other) / 2), (logits + probe.head(other)) / 2):
-        return replace(anatomy, kind="affine")
+        return replace(anatomy, head_type="affine")
     return None

@@ -33,17 +33,17 @@ class Anatomy:
     """How the head of a timm classifier reads its features.
 
     Args:
-        kind: `linear` (pool, linear layer), `affine` (pool, then layers that fold into one linear layer), `norm` (pool,
-            norm, linear layer), `vgg` or `tokens` (a class token or attention pool: patches need a head of their own).
-        channels: K of the features.
-        tokens: the features are (B, L, K) rather than maps.
-        channels_last: the features are (B, H, W, K).
-        prefix_tokens: tokens before the patches (class token, registers).
-        norm: path of the norm between pool and linear layer.
-        linear: path of the linear layer.
+        head_type: `linear` (pool, linear layer), `affine` (pool, then layers that fold into one linear layer), `norm`
+            (pool, norm, linear layer), `vgg` or `tokens` (a class token or attention pool: patches need a new head).
+        channels: Number K of feature channels.
+        tokens: The features are (B, L, K) rather than maps.
+        channels_last: The features are (B, H, W, K).
+        prefix_tokens: Number of tokens before the patches (class token, registers).
+        norm: Path of the norm between pool and linear layer.
+        linear: Path of the linear layer.
     """
 
-    kind: str
+    head_type: str
     channels: int = 0
     tokens: bool = False
     channels_last: bool = False
@@ -54,16 +54,22 @@ class Anatomy:
     @property
     def exact(self) -> bool:
         """Whether the classifier's own weights give evidence that averages to its own logits."""
-        return self.kind in ("linear", "affine", "norm")
+        return self.head_type in ("linear", "affine", "norm")
 
     def features(self, backbone: nn.Module, images: Tensor) -> Tensor:
-        """Return the evidence features (B, K, H, W) of `images`; `backbone` comes from `make_backbone`."""
+        """Compute the evidence features (B, K, H, W) of images, with a backbone from `make_backbone`."""
         return self.localise(backbone, backbone(images), images.shape[-2:])
 
     def localise(self, backbone: nn.Module, raw: Tensor, image_size: tuple[int, int]) -> Tensor:
-        """The backbone's own output `raw` as (B, K, H, W), after what its head does before the linear layer."""
+        """Bring the output of the backbone to (B, K, H, W), and apply what its head does before the linear layer.
+
+        Args:
+            backbone: Backbone from `make_backbone`.
+            raw: Output of the backbone.
+            image_size: Height and width of the images.
+        """
         features = self.to_maps(in_spatial_order(backbone, raw), image_size)
-        if self.kind == "vgg":
+        if self.head_type == "vgg":
             return backbone.pre_logits(features)
         if self.norm is not None:
             return backbone.get_submodule(self.norm)(features)
@@ -93,7 +99,13 @@ def in_spatial_order(backbone: nn.Module, raw: Tensor) -> Tensor:
 
 @torch.fx.wrap
 def grid_height(tokens: int, height: int, width: int) -> int:
-    """Rows of the grid that fills `tokens` and comes closest to the image's shape, which padding may have changed."""
+    """Return the number of rows of the token grid that comes closest to the image's shape, which padding may change.
+
+    Args:
+        tokens: Number of patch tokens, all of which the grid holds.
+        height: Height of the image.
+        width: Width of the image.
+    """
     if not isinstance(tokens, int):  # symbolic while an export traces
         return int((tokens * height / width) ** 0.5 + 0.5)  # round() breaks tracing
     best, smallest = 1, math.inf
@@ -106,7 +118,12 @@ def grid_height(tokens: int, height: int, width: int) -> int:
 
 
 def input_size(vanilla: nn.Module, model_args: dict[str, Any]) -> tuple[int, int, int]:
-    """The (channels, height, width) that `vanilla`, made with `model_args`, takes by default."""
+    """Return the (channels, height, width) of the images that a timm model expects.
+
+    Args:
+        vanilla: Any model with a `pretrained_cfg`.
+        model_args: Arguments that the model was made with.
+    """
     channels, height, width = vanilla.pretrained_cfg.get("input_size", (3, 224, 224))
     size = model_args.get("img_size") or (height, width)
     height, width = (size, size) if isinstance(size, int) else size
@@ -174,7 +191,7 @@ def make_backbone(architecture: str, anatomy: Anatomy, **model_args: Any) -> nn.
     which would leave a single location at 224 px.
     """
     backbone = timm.create_model(architecture, **{**model_args, "num_classes": 0})
-    if anatomy.kind == "vgg":
+    if anatomy.head_type == "vgg":
         old = backbone.pre_logits
         like = {"device": old.fc1.weight.device, "dtype": old.fc1.weight.dtype}
         ratio = old.fc1.out_channels / old.fc2.out_channels

@@ -121,14 +121,14 @@ class Classifier(SelfExplaining):
         return self.forward_head(self.forward_features(images))
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits (B, C) of features (B, K, H, W), or their pooled vector (B, K)."""
+        """Compute the logits (B, C) of features (B, K, H, W), or their pooled vector (B, K)."""
         features = self.drop_features(features)
         if self.num_classes and not pre_logits:
             return self.head(features)
         return features.mean(dim=(2, 3)) if self.global_pool else features
 
     def forward_intermediates(self, images: Tensor, indices: int | list[int] | None = None, **options: Any) -> Any:
-        """timm's intermediate features; the final ones, where returned whole, are those of `forward_features`."""
+        """Compute timm's intermediate features; the final ones, where returned, are those of `forward_features`."""
         images = self.prepare_images(images)
         if not hasattr(self.backbone, "forward_intermediates"):
             raise ValueError(f"timm's {self.architecture} gives no intermediate features")
@@ -192,7 +192,7 @@ class Classifier(SelfExplaining):
 
     @property
     def init_weights(self) -> Callable[..., None]:
-        """timm's initialisation of the backbone, and ours of the head; only where the backbone has one."""
+        """timm's initialisation of the backbone, and that of the head; only where the backbone has one."""
         theirs = self.backbone.init_weights
 
         def init_weights(*args: Any, **options: Any) -> None:
@@ -218,11 +218,11 @@ class Classifier(SelfExplaining):
         return set_input_size
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """The graph that `torch.jit.script` compiles, since TorchScript knows no keyword of the head's forward."""
+        """Return the graph that `torch.jit.script` compiles, as TorchScript has no keyword-only arguments."""
         return trace(self)
 
     def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False) -> Any:
-        """Load our weights, or those of the vanilla timm model, from which an exact head takes its classifier."""
+        """Load weights of this model, or of the vanilla timm model, whose classifier an exact head adopts."""
         return super().load_state_dict(adopt(state_dict, self), strict=strict, assign=assign)
 
 
@@ -248,6 +248,7 @@ def split_head_args(family: str, args: dict[str, Any]) -> tuple[dict[str, Any], 
 
 
 def check_pool(global_pool: str | None, num_classes: int) -> None:
+    """Raise UnsupportedPool for any pooling but the average; a model without classes need not pool at all."""
     if global_pool not in (None, "avg") and not (global_pool == "" and num_classes == 0):
         also = "" if num_classes else ", or '' for features that are not pooled"
         raise UnsupportedPool(
@@ -256,6 +257,7 @@ def check_pool(global_pool: str | None, num_classes: int) -> None:
 
 
 def examine_or_explain(name: str, architecture: str, model_args: dict[str, Any]) -> Anatomy:
+    """Find out how an architecture reads its features, with errors in terms of the name that the user gave."""
     try:
         return examine(architecture, **model_args)
     except TypeError as error:  # of the architecture's constructor
@@ -304,9 +306,9 @@ def build(architecture: str, pretrained: bool = False, **options: Any) -> nn.Mod
 
 def _build_features(name: str, pretrained: bool, cfg: PretrainedCfg, options: dict[str, Any]) -> nn.Module:
     """Make a feature extractor, from a model without classes; without weights to load, that model needs no memory."""
-    chosen = {key: options.pop(key) for key in OPTIONS if key in options}
-    options = {**options, "num_classes": 0}
-    place = {} if pretrained else {"device": "meta"}
-    model = build(name, pretrained, pretrained_cfg=cfg, **{**options, **place})
-    runtime = {key: options[key] for key in ("device", "dtype") if key in options}
-    return extract_features(model, pretrained, **runtime, **chosen)
+    extraction = {key: options.pop(key) for key in (*OPTIONS, "device", "dtype") if key in options}
+    placement = {key: extraction[key] for key in ("device", "dtype") if key in extraction}
+    if not pretrained:
+        placement["device"] = "meta"
+    model = build(name, pretrained, pretrained_cfg=cfg, **{**options, **placement, "num_classes": 0})
+    return extract_features(model, pretrained, **extraction)

@@ -20,8 +20,8 @@ from .saved_format import read_saved_args, written_args
 from .weights import SOURCES
 
 _NOT_MODEL_ARGS = ("num_classes", "global_pool", "multi_label", *SOURCES)
-"""What timm's own export puts into `model_args` although it is said elsewhere or has one possible value, and what says
-where other weights came from."""
+"""Keys of `model_args` that timm's own export writes although they stand elsewhere or have one possible value, and keys
+that name the source of other weights."""
 
 _LABELS = ("id2label", "label2id", "num_labels", "num_classes", "label_names")
 """Keys of a config.json that speak of classes, in transformers' words and in timm's."""
@@ -30,7 +30,7 @@ _NOT_PREPROCESSING = (
     *("state_dict", "hf_hub_id", "hf_hub_filename", "url", "file", "source", "tag"),
     *("architecture", "label_names", "label_descriptions"),
 )
-"""Keys of a `pretrained_cfg` that say where other weights came from, or what config.json says at its root."""
+"""Keys of a `pretrained_cfg` that name the source of other weights, or that stand at the root of config.json."""
 
 
 @strict
@@ -99,8 +99,7 @@ class EvidenceConfig(PreTrainedConfig):
         if not self.num_labels:
             raise ValueError("num_labels must be at least 1: a model that shows evidence has classes to show it for")
         if set(self.id2label) != set(range(self.num_labels)):
-            last, found = self.num_labels - 1, list(self.id2label)
-            raise ValueError(f"id2label must name the classes 0 to {last}, got {found}")
+            raise ValueError(f"id2label must name the classes 0 to {self.num_labels - 1}, got {list(self.id2label)}")
         if self.problem_type not in (None, *PROBLEM_TYPES):
             raise ValueError(
                 f"problem_type={self.problem_type!r} is not possible, evidence maps are maps of classes: expected "
@@ -135,7 +134,7 @@ class EvidenceConfig(PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As read from disk or the Hub; transformers calls timm's own exports, which name no type, `timm_wrapper`."""
+        """Read a config.json from disk or the Hub; timm's own exports have no type, and transformers gives them one."""
         config_dict, kwargs = super().get_config_dict(*args, **kwargs)
         if not config_dict:
             raise OSError(f"{args[0] if args else 'the model'} holds no config.json, so what to build is not known")
@@ -145,19 +144,24 @@ class EvidenceConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Read our own config.json, or the one that timm's export of our model wrote.
+        """Make a configuration from a config.json that this package or timm's export of a model wrote.
 
         Settings given as keywords replace the written ones before the configuration is made, so that one check
         sees them all. A new number of classes, or new names, replace all that is written about classes.
+
+        Args:
+            config_dict: Content of the config.json.
+            kwargs: Settings, and arguments of `PreTrainedConfig.from_dict`.
         """
         settings = _with_id2label(config_dict)
         fields = {*cls.__dataclass_fields__, *_LABELS} - {"num_labels", "dtype"}  # these two transformers reads itself
-        given = {name: kwargs.pop(name) for name in fields & kwargs.keys()}
-        if "id2label" in given or kwargs.get("num_labels", _count(settings)) != _count(settings):
+        chosen = {name: kwargs.pop(name) for name in fields & kwargs.keys()}
+        if "id2label" in chosen or kwargs.get("num_labels", _count(settings)) != _count(settings):
             settings = {name: value for name, value in settings.items() if name not in _LABELS}
-        return super().from_dict({**settings, **given}, **kwargs)
+        return super().from_dict({**settings, **chosen}, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the content of config.json, in the words of transformers and of timm."""
         output = super().to_dict()
         output["num_classes"] = self.num_labels
         output["label_names"] = self._label_names()
@@ -189,18 +193,18 @@ def _with_id2label(config_dict: dict[str, Any]) -> dict[str, Any]:
 
 
 def _count(settings: dict[str, Any]) -> int:
-    """Return the number of classes that settings speak of; transformers' own default is 2."""
+    """Return the number of classes in the settings; the default of transformers is 2."""
     labels = settings.get("id2label")
     return settings.get("num_labels", 2) if labels is None else len(labels)
 
 
 @strict
 class SoftCAMConfig(EvidenceConfig):
-    """SoftCAM: logits are the mean of the maps, trained with cross-entropy and ElasticNet on the maps.
+    """Describe a SoftCAM model: logits are the mean of the maps, trained with cross-entropy and ElasticNet.
 
     Args:
-        l1: weight of mean|M'|; above zero makes maps sparse.
-        l2: weight of mean M'².
+        l1: Weight of mean|M'|; above zero makes maps sparse.
+        l2: Weight of mean M'².
     """
 
     model_type = "softcam"
@@ -226,14 +230,14 @@ class SoftCAMConfig(EvidenceConfig):
 
 @strict
 class CAPEConfig(EvidenceConfig):
-    """CAPE: maps are probabilities that sum to the prediction.
+    """Describe a CAPE model: maps are probabilities that sum to the prediction.
 
     Args:
         mode: `direct`, `from-scratch` or `post-fit` (`losses.Bootstrap`); the last two hold a teacher.
-        alpha: weight of the cross-entropy; the mode's own by default.
-        beta: weight of the divergence from the teacher; the mode's own by default.
-        temperature: T of the teacher.
-        selective: the divergence counts only where model and teacher disagree (eq. 11).
+        alpha: Weight of the cross-entropy. The default is that of the mode.
+        beta: Weight of the divergence from the teacher. The default is that of the mode.
+        temperature: Temperature T of the teacher.
+        selective: Count the divergence only where model and teacher disagree (eq. 11).
     """
 
     model_type = "cape"
@@ -257,13 +261,13 @@ class CAPEConfig(EvidenceConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As written; a `mode` chosen at loading brings its own weights of the two terms."""
+        """Make a configuration; a `mode` chosen at loading brings its own weights of the two terms."""
         if kwargs.get("mode", config_dict.get("mode")) != config_dict.get("mode"):
             config_dict = {key: value for key, value in config_dict.items() if key not in ("alpha", "beta")}
         return super().from_dict(config_dict, **kwargs)
 
     def for_inference(self) -> "CAPEConfig":
-        """The same model without its training mode, which would ask for a teacher."""
+        """Return a copy without the training mode, which would ask for a teacher."""
         self.validate_settings()
         config = copy.deepcopy(self)
         config.mode, config.alpha, config.beta = "direct", None, None
@@ -271,4 +275,5 @@ class CAPEConfig(EvidenceConfig):
 
     @property
     def bootstrap(self) -> Bootstrap:
+        """The loss that these settings describe."""
         return Bootstrap(self.mode, self.alpha, self.beta, self.temperature, self.selective)

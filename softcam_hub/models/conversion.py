@@ -51,8 +51,8 @@ def _check_conversion(vanilla: nn.Module, model: Classifier) -> None:
     image = torch.randn(1, *model.input_size, generator=generator).to(weight.device, weight.dtype)
     with evaluation_mode(vanilla), evaluation_mode(model):
         expected = vanilla(image)
-        found = F.linear(model.forward_features(image).mean(dim=(2, 3)), weight, model.head.bias)
-    error = (found - expected).abs().max() / expected.abs().max()
+        logits = F.linear(model.forward_features(image).mean(dim=(2, 3)), weight, model.head.bias)
+    error = (logits - expected).abs().max() / expected.abs().max()
     if not error < max(1e-3, 16 * torch.finfo(weight.dtype).eps):
         raise ValueError(
             f"this {model.architecture} does not average its features and multiply once, as timm's does (its logits "
@@ -61,9 +61,14 @@ def _check_conversion(vanilla: nn.Module, model: Classifier) -> None:
 
 
 def to_vanilla(model: Classifier) -> nn.Module:
-    """The plain timm model with this classifier's weights; from SoftCAM its logits are the same."""
+    """Make the vanilla timm model with the weights of a self-explaining one; from SoftCAM its logits are the same.
+
+    Args:
+        model: timm model of this package, with classes and an exact head.
+    """
     if not isinstance(model, Classifier) or not model.num_classes:
-        raise TypeError(f"to_vanilla() takes a softcam_* or cape_* timm model with classes, got {type(model).__name__}")
+        names = " or ".join(f"{family}_*" for family in HEADS)
+        raise TypeError(f"to_vanilla() takes a {names} timm model with classes, got {type(model).__name__}")
     _refuse_inexact(model, f"{model.family}_{model.architecture} has no vanilla counterpart")
     args = {**model.backbone_args, "num_classes": model.num_classes}
     vanilla = timm.create_model(model.architecture, pretrained_cfg=restore_cfg(model), **args)
@@ -78,11 +83,12 @@ def to_vanilla(model: Classifier) -> nn.Module:
     return vanilla
 
 
-def _refuse_inexact(model: Classifier, what: str) -> None:
+def _refuse_inexact(model: Classifier, purpose: str) -> None:
+    """Raise ValueError, with a reason, for an architecture whose own classifier cannot be applied per location."""
     if model.exact:
         return
     reasons = {
         "vgg": "its 7x7 fully connected layers cannot be applied per location",
         "tokens": "its classifier reads a class token or attention pool, not the patches",
     }
-    raise ValueError(f"{what}: {reasons[model.anatomy.kind]}")
+    raise ValueError(f"{purpose}: {reasons[model.anatomy.head_type]}")

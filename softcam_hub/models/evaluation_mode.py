@@ -20,7 +20,7 @@ class _Hold:
 
     Args:
         training: Mode of the module before.
-        count: Number of `evaluation` blocks that are inside.
+        count: Number of `evaluation_mode` blocks that hold the module.
     """
 
     training: bool
@@ -31,7 +31,7 @@ _LOCK = threading.RLock()
 """Guards `_HOLDS` and every change of modes here, which takes milliseconds; models run without it."""
 
 _HOLDS: dict[int, _Hold] = {}
-"""id of a module -> its hold, while there is one; models know nothing of it, so they copy and pickle as ever."""
+"""id of a module -> its hold, while there is one. Models have no attribute for it, so that they copy and pickle."""
 
 
 @contextmanager
@@ -39,6 +39,9 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Keep every submodule in eval mode inside the `with`, and restore all modes afterwards, also after an exception.
 
     Any number of threads may be inside for one model. A thread that trains the model meanwhile is not protected.
+
+    Args:
+        model: Model to evaluate.
     """
     modules = list(model.modules())
     with _LOCK:
@@ -55,19 +58,18 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _release(module: nn.Module) -> bool:
-    """Leave a module; True for the last to leave."""
+    """Give up one hold of a module, and tell whether it was the last."""
     hold = _HOLDS[id(module)]
     hold.count -= 1
     return hold.count == 0
 
 
 def _restore(modules: list[nn.Module]) -> None:
-    """Give modules that nobody holds any more their modes from before; parents stand before their children."""
+    """Give modules without a hold their former modes back; parents stand before their children."""
     before = [(module, _HOLDS.pop(id(module)).training) for module in modules]
     try:
         for module, training in before:
-            free = training and not module.training and not any(id(child) in _HOLDS for child in module.modules())
-            if free:
+            if training and not module.training and not any(id(child) in _HOLDS for child in module.modules()):
                 module.train()
     finally:
         for module, training in before:

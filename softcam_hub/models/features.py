@@ -23,13 +23,13 @@ def extract_features(model: nn.Module, loaded: bool, **options: Any) -> nn.Modul
 
     Args:
         model: A timm model of ours without classes.
-        loaded: Whether the extractor takes the weights of the model's backbone; otherwise it draws its own.
-        options: Those of `OPTIONS` that were given.
+        loaded: Give the extractor the weights of the model's backbone; otherwise it draws fresh ones.
+        options: Some of `OPTIONS`, and `device` and `dtype` of the extractor.
     """
     cfg = restore_cfg(model)
     source = cfg
     if loaded:
-        fresh = "pre_logits." if model.anatomy.kind == "vgg" else None  # these layers differ from timm's
+        fresh = "pre_logits." if model.anatomy.head_type == "vgg" else None  # these layers differ from timm's
         weights = {
             key: value for key, value in model.backbone.state_dict().items() if not (fresh and key.startswith(fresh))
         }

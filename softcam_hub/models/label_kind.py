@@ -1,12 +1,12 @@
-"""One label per image or several: a fact about a trained model, which decides between softmax and sigmoid.
+"""One label per image or several: a property of a trained model, which decides between softmax and sigmoid.
 
-The fact travels in config.json under two names, because neither library reads the other's:
+The property travels in config.json under two names, because neither library reads the other's:
 
-- transformers keeps it as `problem_type`, which is what our configurations hold in memory.
+- transformers keeps it as `problem_type`, which is also the name in the configurations of this package.
 - timm passes `model_args` on to the model and drops other keys. A model of several labels therefore has
   `"multi_label": true` among its `model_args`, where timm's own `save_for_hf` keeps it too.
 
-Folders that were saved without `multi_label` still say it to our timm models, which look up `problem_type` themselves.
+Folders that were saved without `multi_label` still work in timm, as the models look up `problem_type` themselves.
 """
 
 import json
@@ -27,11 +27,11 @@ def class_probabilities(logits: Tensor, multi_label: bool) -> Tensor:
 
 
 def is_multi_label(model: nn.Module, default: bool | None = False) -> bool | None:
-    """Say whether an image may have several labels for this model.
+    """Tell whether an image may have several labels for this model.
 
     Args:
-        model: Any classifier. Our models say it themselves. A vanilla timm model says it in the config.json that timm
-            loaded it from.
+        model: Any classifier. Self-explaining models hold the answer. For a vanilla timm model it is in the config.json
+            that timm loaded it from.
         default: Answer for a model that does not say.
     """
     known = getattr(model, "multi_label", None)
@@ -44,8 +44,8 @@ def recorded_multi_label(cfg: Any, cache_dir: str | Path | None = None) -> bool 
     """Look up the kind of labels in the config.json that timm has just read, or return None where there is none.
 
     Args:
-        cfg: timm's description of pretrained weights; `local-dir:` and `hf-hub:` names put their place into it.
-        cache_dir: Folder of downloads that timm was asked to use.
+        cfg: timm's description of pretrained weights; `local-dir:` and `hf-hub:` names put their source into it.
+        cache_dir: Folder of downloads that timm uses.
     """
     cfg = cfg.to_dict() if isinstance(cfg, PretrainedCfg) else cfg
     if not isinstance(cfg, dict) or cfg.get("source") not in ("local-dir", "hf-hub"):
@@ -66,14 +66,14 @@ def recorded_multi_label(cfg: Any, cache_dir: str | Path | None = None) -> bool 
 def written_multi_label(config: dict[str, Any]) -> bool | None:
     """Read the kind of labels from the content of a config.json; None where it does not say."""
     problem, args = config.get("problem_type"), config.get("model_args")
-    told = args.get("multi_label") if isinstance(args, dict) else None
-    if not isinstance(told, bool | None):
-        raise ValueError(f"multi_label in model_args must be true or false, got {told!r}")
+    multi_label = args.get("multi_label") if isinstance(args, dict) else None
+    if not isinstance(multi_label, bool | None):
+        raise ValueError(f"multi_label in model_args must be true or false, got {multi_label!r}")
     if problem is None:
-        return told
-    if told is not None and told != (problem == MULTI_LABEL):
+        return multi_label
+    if multi_label is not None and multi_label != (problem == MULTI_LABEL):
         raise ValueError(
-            f"config.json contradicts itself: problem_type is {problem!r}, but model_args say multi_label={told}: "
-            "remove multi_label from model_args, or correct problem_type"
+            f"config.json contradicts itself: problem_type is {problem!r}, but model_args say "
+            f"multi_label={multi_label}: remove multi_label from model_args, or correct problem_type"
         )
     return problem == MULTI_LABEL

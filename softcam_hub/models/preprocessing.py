@@ -101,7 +101,7 @@ def _check_choice(name: str, value: Any, known: tuple[str, ...]) -> None:
 
 
 def _check_crop(name: str, share: Any, size: tuple[int, int, int]) -> None:
-    """Refuse a share of the resized image that is none, or so small that the resized image would not fit."""
+    """Refuse a value that is not a share of the resized image, or too small for the resized image to fit in memory."""
     if share is None:
         return
     if not _is_number(share) or not 0 < share <= 2:
@@ -140,6 +140,6 @@ def _is_number(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    """The value in a message, cut where it is long."""
+    """Write a value for a message, cut where it is long."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}..."

@@ -1,4 +1,4 @@
-"""What the timm model and the Hugging Face model have in common: `backbone`, `head`, and `explain`."""
+"""Base of the timm models and the Hugging Face models: `backbone`, `head`, and `explain`."""
 
 import re
 from collections.abc import Callable
@@ -41,11 +41,11 @@ class SelfExplaining(nn.Module):
 
     @property
     def input_size(self) -> tuple[int, int, int]:
-        """(channels, height, width) that the model was made for."""
+        """Channels, height and width of the images that the model was made for."""
         return input_size(self, self.backbone_args)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """The features that the head reads at every location, (B, K, H, W)."""
+        """Compute the features that the head reads at every location, (B, K, H, W)."""
         return self.anatomy.features(self.backbone, self.prepare_images(images))
 
     def prepare_images(self, images: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class SelfExplaining(nn.Module):
         return images.to(next(weights, images.dtype))
 
     def drop_features(self, features: Tensor) -> Tensor:
-        """The classifier's dropout: dropping channels of F is dropping entries of the pooled vector."""
+        """Apply the classifier's dropout: dropping channels of F is dropping entries of the pooled vector."""
         return F.dropout2d(features, self.drop_rate, self.training) if self.drop_rate else features
 
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class SelfExplaining(nn.Module):
         return class_probabilities(logits, self.multi_label)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay must spare."""
+        """Return the names of the parameters that weight decay must spare."""
         names = self.backbone.no_weight_decay() if hasattr(self.backbone, "no_weight_decay") else set()
         own = {"head.log_temperature"} if self.head_class.has_temperature else set()
         return {f"backbone.{name}" for name in names} | own
@@ -85,15 +85,15 @@ class SelfExplaining(nn.Module):
     def explain(
         self, images: Tensor, classes: int | Tensor | None = None, top_k: int = 1, kind: str | None = None
     ) -> Explanation:
-        """Maps of the given classes, or of the `top_k` most probable ones.
+        """Return the maps of the given classes, or of the `top_k` most probable ones.
 
-        The model is evaluated in eval mode and left in the modes it was in. Several threads may ask one model.
+        The model computes in eval mode, and its modes are restored afterwards. Several threads may share one model.
 
         Args:
-            images: (B, C, H, W), normalised as for `forward`.
-            classes: a class index for all images, (B,) one per image, or (B, k) several per image.
-            top_k: how many classes to explain when `classes` is not given.
-            kind: One of `head.kinds`. The default is the kind that composes the prediction.
+            images: Images (B, C, H, W), normalised as for `forward`.
+            classes: A class index for all images, one per image (B,), or several per image (B, k).
+            top_k: Number of classes to explain when `classes` is not given.
+            kind: One of `head.kinds`. The default is the kind that the prediction is made of.
         """
         if not self.num_classes:
             raise ValueError("explain() needs classes: this model has num_classes=0; call reset_classifier(n) first")
@@ -115,7 +115,11 @@ class SelfExplaining(nn.Module):
 
 
 def _below_backbone(spec: Any) -> Any:
-    """A timm group specification, one pattern or a list of (pattern, suffix), for names that begin with `backbone.`."""
+    """Rewrite a timm group specification for names that begin with `backbone.`.
+
+    Args:
+        spec: A pattern, or a list of (pattern, suffix).
+    """
     if isinstance(spec, str):
         unanchored = re.sub(r"(?<!\[)\^", "", spec)
         return rf"^backbone\.(?:{unanchored})"
@@ -124,7 +128,14 @@ def _below_backbone(spec: Any) -> Any:
 
 @torch.fx.wrap  # a tracer has no images yet
 def check_images(images: Tensor, channels: int) -> None:
-    """Refuse what is no floating-point batch (B, `channels`, H, W); static facts only, so that export stays whole."""
+    """Refuse anything but a floating-point batch (B, `channels`, H, W).
+
+    Shape and dtype alone are checked, not values, so that export stays whole.
+
+    Args:
+        images: Batch of images.
+        channels: Number of channels that the model expects.
+    """
     if not isinstance(images, Tensor):
         hint = "maps need whole images, NaFlex patches have no grid" if isinstance(images, dict) else ""
         raise TypeError(
@@ -144,7 +155,14 @@ def check_images(images: Tensor, channels: int) -> None:
 
 
 def choose_classes(classes: int | Tensor | None, top_k: int, batch: int, num_classes: int) -> int | Tensor:
-    """Checked class indices (B, k), or how many of the most probable classes to take."""
+    """Return checked class indices (B, k), or the number of the most probable classes to explain.
+
+    Args:
+        classes: A class index for all images, one per image (B,), or several per image (B, k).
+        top_k: Number of classes to explain when `classes` is None.
+        batch: Number B of images.
+        num_classes: Number C of classes of the model.
+    """
     if classes is None:
         if not isinstance(top_k, int) or not 1 <= top_k <= num_classes:
             raise ValueError(

@@ -34,7 +34,8 @@ def keep_functions_whole(backbone: nn.Module) -> None:
     """Make the functions that timm names leaves for every tracer of a model that holds the backbone.
 
     A tracer finds such functions in the files of the modules that it calls. Our models call `forward_features` of the
-    backbone, which is a method, so the backbone's own file has to be named. `fx.wrap` names the file that calls it.
+    backbone, which is a method, so the backbone's own file has to be named. `fx.wrap` names the file from which it is
+    called at the top level, so that the call is made in the name of that file.
 
     Args:
         backbone: A timm model.
@@ -42,4 +43,4 @@ def keep_functions_whole(backbone: nn.Module) -> None:
     file = vars(sys.modules[type(backbone).__module__])
     for function in get_notrace_functions():
         if file.get(function.__name__) is function:
-            exec(f"__import__('torch').fx.wrap({function.__name__!r})", file)
+            exec("wrap(name)", file, {"wrap": fx.wrap, "name": function.__name__})

@@ -28,36 +28,42 @@ SOURCES = (
 
 
 def describe_file(file: Path, architecture: str) -> dict[str, Any]:
-    """timm's description of the weights in a local file, as a `pretrained_cfg_overlay`.
+    """Describe the weights in a local file for timm, as a `pretrained_cfg_overlay`.
 
     Only tensors are read from the file: a pickled file that asks for more is refused.
 
     Args:
-        file: A state dict of the vanilla timm model or of ours, as .safetensors or as torch.save wrote it.
+        file: State dict of a vanilla timm model or of a model of this package, as .safetensors or as torch.save wrote
+            it.
         architecture: timm name of the network, which may have a tag.
     """
     try:
         state_dict = load_state_dict(str(file), weights_only=True)
         shapes = {name: tensor.shape for name, tensor in state_dict.items()}
-    except Exception as error:  # of torch, pickle and safetensors, of many kinds
+    except Exception as error:  # torch, pickle and safetensors raise many types
         reason = " ".join((str(error) or type(error).__name__).split())[:300]
         raise ValueError(
             f"{file} holds no weights that can be read: {reason}; expected a state dict as .safetensors, or as "
             "torch.save writes it"
         ) from error
     classifier = "head" if is_ours(shapes) else get_pretrained_cfg(architecture).classifier
-    rows = _length(state_dict, classifier, 0)
-    counted = {} if rows is None else {"num_classes": rows, "label_offset": None}
+    classes = _length(state_dict, classifier, 0)
+    counted = {} if classes is None else {"num_classes": classes, "label_offset": None}
     return {"file": str(file), "url": None, "hf_hub_id": None, "source": None, "custom_load": False, **counted}
 
 
 def is_ours(names: Iterable[str]) -> bool:
-    """Whether all of these are names of weights of our models, not of a vanilla one."""
+    """Tell whether all names are those of weights of a self-explaining model, not of a vanilla one."""
     return all(name.startswith(("backbone.", "head.", "teacher.")) for name in names)
 
 
 def derive_cfg(cfg: PretrainedCfg | None, architecture: str | None = None) -> PretrainedCfg:
-    """timm's description of pretrained weights, for our `architecture` that adopts them."""
+    """Describe pretrained weights of timm for a self-explaining model that adopts them.
+
+    Args:
+        cfg: timm's description of the weights.
+        architecture: Name of the self-explaining model.
+    """
     cfg = cfg or PretrainedCfg()
     return replace(
         cfg,
@@ -71,26 +77,26 @@ def derive_cfg(cfg: PretrainedCfg | None, architecture: str | None = None) -> Pr
 
 
 def below_backbone(layers: Any) -> Any:
-    """timm's name or names of layers, as they are in our model."""
+    """Return timm's name or names of layers as they are in a self-explaining model."""
     return f"backbone.{layers}" if isinstance(layers, str) else layers and tuple(f"backbone.{n}" for n in layers)
 
 
 def restore_cfg(model: nn.Module) -> PretrainedCfg:
-    """The inverse of `derive_cfg`: the vanilla model's description, with this model's preprocessing."""
+    """Describe the vanilla model, with the preprocessing of a self-explaining one; the inverse of `derive_cfg`."""
     timms = _timm_cfg(model)
     theirs = {"architecture": model.architecture, "first_conv": timms.first_conv, "classifier": timms.classifier}
     return replace(timms, **{**model.pretrained_cfg, "state_dict": None, **theirs})
 
 
 def _timm_cfg(model: nn.Module) -> PretrainedCfg:
-    """timm's description of the weights that the model's tag names, or of its default ones."""
+    """Return timm's description of the weights that the model's tag names, or of its default weights."""
     tagged = f"{model.architecture}.{getattr(model, 'pretrained_cfg', {}).get('tag')}"
     known = tagged in get_arch_pretrained_cfgs(model.architecture)
     return get_pretrained_cfg(tagged if known else model.architecture) or PretrainedCfg()
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Bring a checkpoint to our keys and resize it to the model's image size, as weights to start from.
+    """Bring a checkpoint to the keys of a self-explaining model, and resize it to the model's image size.
 
     It has the name by which timm's own tools look for such a function in the module of a model.
     """
@@ -106,16 +112,26 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
 
 
 def adopt(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Bring a checkpoint to our keys: ours pass, less a teacher; a vanilla one goes through timm and is converted."""
+    """Bring a checkpoint to the keys of a self-explaining model; weights of a vanilla model are converted through timm.
+
+    Args:
+        state_dict: Weights of a self-explaining model, whose teacher is dropped, or of a vanilla timm model.
+        model: Self-explaining model that is to load them.
+    """
     if is_ours(state_dict):
         return {key: value for key, value in state_dict.items() if not key.startswith("teacher.")}
     return converted_weights(_load_vanilla(state_dict, model), model)
 
 
 def converted_weights(vanilla: nn.Module, model: nn.Module) -> dict[str, Tensor]:
-    """Our state dict with the weights of `vanilla`; what it has no place for stays fresh, as in `model`."""
+    """Return the state dict of a self-explaining model with the weights of a vanilla one.
+
+    Args:
+        vanilla: timm classifier.
+        model: Self-explaining model; weights for which the vanilla model has none stay as they are here.
+    """
     weights = dict(model.state_dict())
-    fresh = "pre_logits." if model.anatomy.kind == "vgg" else None
+    fresh = "pre_logits." if model.anatomy.head_type == "vgg" else None
     for key, value in vanilla.state_dict().items():
         if f"backbone.{key}" in weights and not (fresh and key.startswith(fresh)):
             weights[f"backbone.{key}"] = value
@@ -133,14 +149,14 @@ def converted_weights(vanilla: nn.Module, model: nn.Module) -> dict[str, Tensor]
 
 
 def _load_vanilla(state_dict: dict[str, Tensor], model: nn.Module, num_classes: int | None = None) -> nn.Module:
-    """The vanilla timm model with the weights of `state_dict`, through timm's own filters and resizing."""
+    """Make the vanilla timm model with the weights of a state dict, through timm's own filters and resizing."""
     cfg = _timm_cfg(model)
-    rows = _length(state_dict, cfg.classifier, 0) if num_classes is None else num_classes
+    classes = _length(state_dict, cfg.classifier, 0) if num_classes is None else num_classes
     stem = _length(model.state_dict(), cfg.first_conv and f"backbone.{_names(cfg.first_conv)[0]}", 1)
     channels = model.in_chans if stem and stem == _length(state_dict, cfg.first_conv, 1) else cfg.input_size[0]
     cfg = replace(
         cfg,
-        num_classes=cfg.num_classes if rows is None else rows,
+        num_classes=cfg.num_classes if classes is None else classes,
         input_size=(channels, *cfg.input_size[1:]),
         state_dict=state_dict,
         custom_load=False,
@@ -154,18 +170,18 @@ def _load_vanilla(state_dict: dict[str, Tensor], model: nn.Module, num_classes: 
 
 
 def _names(layers: str | tuple[str, ...] | list[str] | None) -> tuple[str, ...]:
-    """Layer names as timm gives them: one, several or none."""
+    """Return the layer names of a `pretrained_cfg`, which timm writes as one name, several or none."""
     return (layers,) if isinstance(layers, str) else tuple(layers or ())
 
 
 def _length(state_dict: dict[str, Tensor], layers: Any, dim: int) -> int | None:
-    """Rows or columns of a layer's weight, of the first layer where timm names several."""
+    """Return the length of a side of a layer's weight, of the first layer where timm names several."""
     weight = state_dict.get(f"{_names(layers)[0]}.weight") if layers else None
     return None if weight is None else weight.shape[dim]
 
 
 def linear_classifier(vanilla: nn.Module, anatomy: Anatomy) -> tuple[Tensor, Tensor]:
-    """The (C, K) weight and (C,) bias by which an exact timm model reads its features; an affine head is folded."""
+    """Return the weight (C, K) and bias (C,) by which an exact timm model reads its features; layers are folded."""
     if anatomy.linear is not None:
         return weights_of(vanilla.get_submodule(anatomy.linear))
     probes = torch.zeros(anatomy.channels + 1, anatomy.channels, dtype=torch.float64)
@@ -177,7 +193,7 @@ def linear_classifier(vanilla: nn.Module, anatomy: Anatomy) -> tuple[Tensor, Ten
 
 @contextmanager
 def _head_in_double(vanilla: nn.Module) -> Iterator[None]:
-    """The top-level modules of the classifier replaced by evaluating copies in double precision on the CPU."""
+    """Replace the top-level modules of the classifier by copies in double precision on the CPU, in eval mode."""
     names = {name.split(".")[0] for name in _names(vanilla.pretrained_cfg["classifier"])}
     originals = {name: vanilla.get_submodule(name) for name in names}
     training = vanilla.training
@@ -209,14 +225,14 @@ def set_linear_classifier(vanilla: nn.Module, anatomy: Anatomy, weight: Tensor, 
 
 
 def _one_location(vectors: Tensor, anatomy: Anatomy) -> Tensor:
-    """(N, K) pooled vectors as raw features with a single location."""
+    """Turn pooled vectors (N, K) into raw features with a single location."""
     if anatomy.tokens:
         return vectors[:, None]
     return vectors[:, None, None] if anatomy.channels_last else vectors[:, :, None, None]
 
 
 def _norms_before(vanilla: nn.Module, layers: list[nn.Module]) -> list[nn.BatchNorm1d]:
-    """The batch norms that share a parent with one of the linear `layers`."""
+    """Return the batch norms that share a parent with one of the linear layers."""
     parents = [m for m in vanilla.modules() if any(child in layers for child in m.children())]
     return [child for m in parents if m is not vanilla for child in m.children() if isinstance(child, nn.BatchNorm1d)]
 

@@ -310,4 +310,4 @@ def _return_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 def _has_unused_parameters(model: nn.Module) -> bool:
     """Tell whether some parameters may get no gradient, such as those of a class token."""
     anatomy = getattr(model, "anatomy", None)
-    return anatomy is not None and anatomy.kind == "tokens"
+    return anatomy is not None and anatomy.head_type == "tokens"
