@@ -115,7 +115,7 @@ def test_cam_is_the_classifiers_weights_and_torchcams_cam(networks):
 
 
 @pytest.mark.parametrize("layer", ["layer4", "layer3"])
-@pytest.mark.parametrize("name", ["grad-cam", "layer-cam", "score-cam"])
+@pytest.mark.parametrize("name", ["grad-cam", "layer-cam", pytest.param("score-cam", marks=pytest.mark.slow)])
 def test_torchcam_agrees(networks, layer, name):
     model, images = networks["resnet18"]
     if name == "score-cam":

@@ -23,7 +23,7 @@ def test_every_explainer_is_listed():
         ("test_resnet", [*CAMS, *PIXELS]),
         ("softcam_test_resnet", [*CAMS, *PIXELS, "softcam"]),
         ("cape_test_resnet", ["cam", *EVERYWHERE, *PIXELS, "cape", "mu-cape"]),
-        ("convnext_atto", EVERYWHERE),
+        pytest.param("convnext_atto", EVERYWHERE, marks=pytest.mark.slow),
     ],
 )
 def test_several_methods_give_what_each_gives_alone(name, names):

@@ -1,11 +1,11 @@
-"""Where a classifier looks, over a whole dataset: the share of each class's probability on named regions.
+"""Attention placement over a whole data set: the share of each class's probability on named regions.
 
 CAPE's maps are probabilities, so a region's cells add up to the part of the prediction that was decided there. This is
 the attention placement of the CAPE paper (supplement, Table 6).
 
 - A cell that a region covers in part counts for it by area, as if every point of the cell carried an equal share.
-- What no region covers is `elsewhere`, so that the shares of a class are 1 together.
-- Compare a share with the area of its region: a map that sees nothing has the two equal.
+- Everything that no region covers is `elsewhere`, so that the shares of a class add up to 1.
+- Compare a share with the area of its region: they are equal for a constant map.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ ELSEWHERE = "elsewhere"
 
 
 class Placement:
-    """Mean shares over images, batch by batch.
+    """Accumulate the shares of regions over images, batch by batch.
 
         placement = Placement(["lesion"], names)
         for images, masks in batches:                                # masks (B, 1, H, W)
@@ -33,8 +33,8 @@ class Placement:
     with `classes=labels` those of that label, with `top_k=C` all of them.
 
     Args:
-        regions: their names, in the order of the masks.
-        classes: class index -> name.
+        regions: Names of the regions, in the order of the masks.
+        classes: Names of the classes, or a mapping from class index to name.
     """
 
     def __init__(self, regions: Sequence[str], classes: Sequence[str] | Mapping[int, str]) -> None:
@@ -48,11 +48,11 @@ class Placement:
         self._areas, self._images = torch.zeros(len(self.regions), dtype=torch.float64), 0
 
     def add(self, explanation: Explanation, masks: Tensor) -> None:
-        """Take in a batch.
+        """Add a batch.
 
         Args:
-            explanation: `cape` maps of any classes.
-            masks: (B, R, H, W), true on each region; the regions of an image may not overlap.
+            explanation: Maps of any classes that add up to probabilities, such as `cape`.
+            masks: Masks (B, R, H, W), true on each region; the regions of an image may not overlap.
         """
         shares, classes = region_shares(explanation, masks).flatten(0, 1), explanation.classes.flatten().cpu()
         if shares.shape[1] != len(self.regions):
@@ -68,23 +68,23 @@ class Placement:
         self._images += len(masks)
 
     def counts(self) -> dict[str, int]:
-        """Class -> images in which it was explained, for those that were; an all-zero map does not count."""
+        """Return the number of images in which each class was explained; an all-zero map does not count."""
         counts = {name: int(self._counts[index]) for index, name in self.classes.items()}
         return {name: count for name, count in counts.items() if count}
 
     def shares(self) -> dict[str, dict[str, float]]:
-        """Class -> region -> mean share of the class's probability, for the classes that were explained."""
+        """Return class -> region -> mean share of the class's probability, for the classes that were explained."""
         means = self._sums / self._counts[:, None].clamp_min(1)
-        found = self.counts()
-        named = {name: means[index].tolist() for index, name in self.classes.items() if name in found}
+        counted = self.counts()
+        named = {name: means[index].tolist() for index, name in self.classes.items() if name in counted}
         return {name: dict(zip(self.regions, mean, strict=True)) for name, mean in named.items()}
 
     def areas(self) -> dict[str, float]:
-        """Region -> mean share of the image's area: what a map that sees nothing would give it."""
+        """Return region -> mean share of the image's area, which is the share that a constant map would give it."""
         return dict(zip(self.regions, (self._areas / max(1, self._images)).tolist(), strict=True))
 
     def table(self) -> str:
-        """A Markdown table: one row for each explained class, and the area of the regions to compare it with."""
+        """Format a Markdown table with a row for each explained class, and the area of the regions to compare with."""
         counts = self.counts()
         rows = [(name, shares, counts[name]) for name, shares in self.shares().items()]
         rows.append(("*area of the region*", self.areas(), self._images))
@@ -95,7 +95,7 @@ class Placement:
         return "\n".join(lines) + "\n"
 
     def chart(self, most: int = 30) -> Image.Image:
-        """The table as stacked bars; of more than `most` classes, those explained most often."""
+        """Draw the table as stacked bars; of more than `most` classes, those explained most often."""
         counts, shares = self.counts(), self.shares()
         often = sorted(counts, key=lambda name: -counts[name])[:most]
         bars = {name: parts for name, parts in shares.items() if name in often}
@@ -104,11 +104,11 @@ class Placement:
 
 
 def region_shares(explanation: Explanation, masks: Tensor) -> Tensor:
-    """Σ_ij P[c,ij]·area of region r in cell ij / p̂[c]: (B, k, R + 1), the last region being elsewhere.
+    """Compute Σ_ij P[c,ij]·area of region r in cell ij / p̂[c]: (B, k, R + 1), the last region being elsewhere.
 
     Args:
-        explanation: `cape` maps (B, k, h, w).
-        masks: (B, R, H, W), true on each region.
+        explanation: Maps (B, k, h, w) that add up to probabilities, such as `cape`.
+        masks: Masks (B, R, H, W), true on each region.
 
     Returns:
         Shares that are 1 together for each class of each image, in float64; NaN where a map is all zero.
@@ -122,7 +122,7 @@ def region_shares(explanation: Explanation, masks: Tensor) -> Tensor:
 
 
 def with_elsewhere(masks: Tensor) -> Tensor:
-    """Masks (B, R, H, W) and one more for what none of them covers: (B, R + 1, H, W), in float64."""
+    """Add a mask of what no region covers: (B, R, H, W) -> (B, R + 1, H, W), in float64."""
     if masks.ndim != 4 or not masks.numel():
         raise ValueError(f"expected masks (B, R, H, W), one for each region of each image, got {tuple(masks.shape)}")
     if masks.dtype != torch.bool and not ((masks == 0) | (masks == 1)).all():
@@ -136,13 +136,13 @@ def with_elsewhere(masks: Tensor) -> Tensor:
 
 
 def areas_in_cells(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """The fraction of every cell that a mask covers: (B, R, H, W) to (B, R, *size), whether or not H is a multiple."""
+    """Compute the fraction of every cell that a mask covers: (B, R, H, W) -> (B, R, *size), for any H and W."""
     rows, columns = (_overlaps(cells, pixels) for cells, pixels in zip(size, masks.shape[-2:], strict=True))
     return rows @ masks.double() @ columns.mT
 
 
 def _overlaps(cells: int, pixels: int) -> Tensor:
-    """The part of each of `cells` intervals of a side that each of its `pixels` intervals takes, (cells, pixels)."""
+    """Compute the fraction of every cell of a side that each of its pixels covers, (cells, pixels)."""
     starts, fine = torch.arange(cells, dtype=torch.float64)[:, None], torch.arange(pixels, dtype=torch.float64)
     low = torch.maximum(starts * pixels, fine * cells)
     high = torch.minimum((starts + 1) * pixels, (fine + 1) * cells)
