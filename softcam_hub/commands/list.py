@@ -29,6 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from ..models.heads import HEADS
+
     architectures = find_architectures(arguments.pattern, arguments.exact, arguments.trained)
     if not architectures:
         raise ValueError(explain_no_match(arguments))
@@ -46,7 +48,8 @@ def run(arguments: argparse.Namespace) -> None:
         exactness = "exact" if architecture["exact"] else "head to train"
         print(f"{architecture['architecture']:{width}}  {exactness:13}  {sizes}".rstrip())
     hint = "" if "map_size" in architectures[0] else "; --map_size also measures their maps"
-    print(f"{len(architectures)} architectures, each as softcam_NAME and cape_NAME{hint}")
+    names = " and ".join(f"{family}_NAME" for family in HEADS)
+    print(f"{len(architectures)} architectures, each as {names}{hint}")
 
 
 def explain_no_match(arguments: argparse.Namespace) -> str:

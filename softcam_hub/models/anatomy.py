@@ -159,7 +159,7 @@ def _layout(vanilla: nn.Module, shape: torch.Size) -> Anatomy:
 
 
 def _with_class_tokens(anatomy: Anatomy, vanilla: nn.Module, shape: torch.Size, image_size: tuple[int, int]) -> Anatomy:
-    """The anatomy of a head that reads something other than the average; the class tokens that timm does not count."""
+    """Count the class tokens that timm does not count, for a head that reads something other than the average."""
     if anatomy.tokens and not hasattr(vanilla, "num_prefix_tokens"):
         anatomy = replace(anatomy, prefix_tokens=_count_prefix(shape[1], image_size))
         if shape[1] - anatomy.prefix_tokens < 2:

@@ -20,7 +20,7 @@ class MapKind:
     Args:
         name: Name that `explain(..., kind=name)` and the explainers take, such as `mu-cape`.
         title: Name for readers, such as `μ-CAPE`. The default is `name`.
-        composition: How the cells of a map make up the prediction, or None for maps that only rank locations.
+        composition: Rule by which cells make up the prediction, or None for maps that only rank locations.
         signed: A location may speak against the class.
         caption: Sentence for figures. The default follows from `composition` and `signed`.
         threshold: Default fraction of a map's maximum above which `Explanation.regions` counts a location.
