@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 TESTS := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 AS_ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
 
-.PHONY: help demo test test-all chromium lint bench reproduce reproduce-large claims table cards peer-tests kills clean
+.PHONY: help demo test test-all chromium lint docs bench reproduce reproduce-large claims table cards peer-tests kills clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 17
@@ -37,7 +37,15 @@ lint: $(STAMP) ## ruff, and the model cards against their rows
 	$(VENV)/bin/ruff format --check .
 	$(RUN) -m tools.render_cards --check
 
-bench: $(STAMP) ## measure speed side by side, then derive README's table from the rows
+docs: $(VENV)/.docs ## build the documentation into site/; a warning is an error
+	$(VENV)/bin/mkdocs build --strict --quiet
+
+$(VENV)/.docs: pyproject.toml
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	touch $@
+
+bench: $(STAMP) ## measure speed side by side, then derive the tables of README and docs/ from the rows
 	$(RUN) -m benchmarks.speed.heads
 	$(RUN) -m benchmarks.speed.import_time
 	$(RUN) -m benchmarks.speed.training
@@ -71,4 +79,4 @@ kills: $(STAMP) ## kill commands at random moments, 50 times in all (ten minutes
 	$(RUN) -m benchmarks.tables
 
 clean: ## remove the virtual environment and what was made
-	rm -rf $(VENV) .peers demo_output .pytest_cache .ruff_cache
+	rm -rf $(VENV) .peers demo_output site .pytest_cache .ruff_cache

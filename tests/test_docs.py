@@ -1,39 +1,148 @@
-"""Every Python block of the pages in `docs/` runs as it stands, page by page, in a fresh process in an empty folder.
+"""The blocks, links and tree of README and of the pages in `docs/`.
 
-A page's blocks run one after another, as a reader would type them. A new page needs no line here.
+The Python blocks of a page run as they stand, one after another, in a fresh process in an empty folder, against a Hub
+on this machine. A new page needs no line here.
 """
 
 import os
 import re
+import shlex
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import timm
+import torch
+import yaml
+from helpers.hub_server import HubServer
+from safetensors.torch import save
+
+from softcam_hub.cli import COMMANDS, make_parser
+from softcam_hub.training.parsing import make_parser as make_training_parser
+from softcam_hub.training.parsing import recipes
 
 ROOT = Path(__file__).parents[1]
-FENCE = re.compile(r"^```python\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
-PAGES = {page.name: page.read_text() for page in sorted((ROOT / "docs").glob("*.md"))}
-BLOCKS = {name: FENCE.findall(text) for name, text in PAGES.items() if FENCE.search(text)}
+FILES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = {str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in FILES}
+PYTHON, SHELL = (
+    {name: re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE) for name, text in PAGES.items()}
+    for language in ("python", "bash")
+)
+LONG_PAGES = [name for name, blocks in PYTHON.items() if blocks and name != "README.md"]
+INSTALLERS = ("pip", "git", "pre-commit", "cd")
+
+
+@pytest.fixture(scope="module")
+def hub():
+    """A Hub that has timm's ResNet-50 with random weights."""
+    torch.manual_seed(0)
+    weights = {key: value.contiguous() for key, value in timm.create_model("resnet50").state_dict().items()}
+    with HubServer() as hub:
+        hub.add_repo("timm/resnet50.a1_in1k", {"model.safetensors": save(weights)})
+        yield hub
+
+
+def run_blocks(page, hub, folder):
+    (folder / "page.py").write_text("\n".join(PYTHON[page]))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **hub.env(folder / "home")}
+    done = subprocess.run(
+        [sys.executable, "page.py"], capture_output=True, text=True, check=False, env=environment, cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_snippet_of_readme_runs(hub, tmp_path):
+    printed = run_blocks("README.md", hub, tmp_path)
+    assert re.search(r"\d+ of 49 locations carry [\d.]+% of this class's [\d.]+%", printed)
 
 
 def test_pages_have_blocks():
-    assert "clients.md" in BLOCKS
+    assert {"docs/models.md", "docs/huggingface.md", "docs/scores.md", "docs/clients.md"} <= set(LONG_PAGES)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", BLOCKS)
-def test_the_blocks_of_a_page_run_one_after_another(page, tmp_path):
-    (tmp_path / "page.py").write_text("\n".join(BLOCKS[page]))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
-    done = subprocess.run(
-        [sys.executable, "page.py"], capture_output=True, text=True, check=False, env=environment, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("page", LONG_PAGES)
+def test_the_blocks_of_a_page_run_one_after_another(page, hub, tmp_path):
+    run_blocks(page, hub, tmp_path)
+
+
+def test_readme_is_short():
+    assert len(PAGES["README.md"].splitlines()) <= 180
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_name_files_that_exist(page):
-    for target in re.findall(r"\]\(([^)#]+)\)", PAGES[page]):
-        if "://" not in target:
-            assert (ROOT / "docs" / target).exists(), f"{page} links to {target}, which does not exist"
+def test_links_name_files_and_sections_that_exist(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
+        if "://" in target:
+            continue
+        name, _, section = target.partition("#")
+        file = (ROOT / page).parent / name if name else ROOT / page
+        assert file.exists(), f"{page} links to {target}, which does not exist"
+        if section:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert section in slugs, f"{page} links to {target}, which has no such section"
+
+
+def test_the_tree_of_readme_names_files_that_exist():
+    folder = ROOT
+    for line in PAGES["README.md"].split("## The tree")[1].split("```")[1].strip().splitlines():
+        name = line.split()[0]
+        indented = line.startswith("  ")
+        file = folder / name if indented else ROOT / name
+        assert file.exists(), f"the tree names {name}, which does not exist"
+        if not indented and name.endswith("/"):
+            folder = file
+
+
+def test_the_site_shows_every_page():
+    class Loader(yaml.SafeLoader):
+        """YAML whose tags, such as those of Material for MkDocs, are of no interest here."""
+
+    Loader.add_multi_constructor("", lambda loader, suffix, node: None)
+    nav = yaml.load((ROOT / "mkdocs.yml").read_text(), Loader)["nav"]
+    shown = set(re.findall(r"[\w/-]+\.md", str(nav)))
+    assert shown == {name.removeprefix("docs/") for name in PAGES if name.startswith("docs/")}
+
+
+def command_lines():
+    for page, blocks in SHELL.items():
+        for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
+            for command in re.split(r"&&", line):
+                words = shlex.split(command, comments=True)
+                words = words[next((i for i, word in enumerate(words) if "=" not in word), 0) :]
+                if words:
+                    yield pytest.param(words, id=f"{page}: {' '.join(words)}")
+
+
+@pytest.mark.parametrize("words", list(command_lines()))
+def test_commands_in_shell_blocks_exist(words, capsys):
+    if words[0] == "softcam-hub":
+        assert words[1] in COMMANDS
+        if "--help" not in words:
+            make_parser(words[1:]).parse_args(words[1:])  # exits where an option does not exist
+    elif words[0] == "make":
+        makefile = (ROOT / "Makefile").read_text()
+        assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in words[1:])
+    elif "train_accelerate.py" in words:
+        check_training_options(words[words.index("train_accelerate.py") + 1 :])
+    elif words[:2] == ["python", "-m"]:
+        assert find_spec(words[2])
+    elif words[:2] == ["python", "-c"]:
+        compile(words[2], "<command>", "exec")
+    elif words[0] == "python":
+        assert (ROOT / words[1]).exists()
+    else:
+        assert words[0] in INSTALLERS
+
+
+def check_training_options(words):
+    known = make_training_parser()._option_string_actions
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == "--recipe":
+            assert following in recipes()
+        elif word.startswith("--") and word != "--resume":
+            assert word in known, f"train_accelerate.py has no option {word}"
