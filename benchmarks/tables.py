@@ -172,8 +172,8 @@ def summary_table(models: list[Row], explanations: list[Row]) -> str:
         )
     return (
         "Networks of 0.4 million parameters on generated lesions, one run each with seed 0: accuracy on 600 test "
-        "images, maps on 200. The completeness error is the difference between the sum (CAPE) or mean (SoftCAM) of a map and "
-        "the prediction. Post-hoc maps explain the vanilla classifier. Measures are in percent.\n\n"
+        "images, maps on 200. The completeness error is the difference between the sum (CAPE) or mean (SoftCAM) of a "
+        "map and the prediction. Post-hoc maps explain the vanilla classifier. Measures are in percent.\n\n"
     ) + markdown(["map", "accuracy", "completeness error ↓", *SUMMARY.values()], body)
 
 
