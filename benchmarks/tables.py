@@ -10,19 +10,21 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from benchmarks.speed.tables import (
+    Row,
+    explainers_table,
+    heads_table,
+    import_table,
+    markdown,
+    peer_table,
+    training_table,
+)
 from softcam_hub.arguments import ArgumentParser
 from softcam_hub.evaluation.report import table1
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
-COLUMNS = {
-    "softcam logits": "SoftCAM, logits only",
-    "softcam explained": "SoftCAM, all maps",
-    "cape explained": "CAPE, all maps",
-    "control": "vanilla again (control)",
-}
 
 LESIONS = {
     "test_accuracy": "accuracy",
@@ -34,15 +36,11 @@ LESIONS = {
     "seconds": "seconds",
 }
 
-SIDES = ("ours", "captum", "pytorch-grad-cam", "torchcam")
-
 SUMMARY = {
     "energy_pointing": "share of the map on lesions ↑",
     "activation_precision": "activation precision ↑",
     "adcc": "ADCC ↑",
 }
-
-Row = dict[str, Any]
 
 Table = tuple[Callable[..., str], tuple[str, ...]]
 """Function that renders a table, and the files of rows that it takes."""
@@ -58,91 +56,8 @@ SUMMARISED = (
 """Explainers and the models that they explain, in the table of README."""
 
 
-def markdown(header: list[str], body: list[list[str]]) -> str:
-    """A table whose first column is text and whose others are numbers."""
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *body))
-
-
-def with_quartiles(row: Row, name: str, form: str) -> str:
-    low, high = row[f"{name}_quartiles"]
-    return f"{row[name]:{form}} ({low:{form}} to {high:{form}})"
-
-
-def where(row: Row) -> str:
-    return f"torch {row['torch']}, timm {row['timm']}, {row['machine']}, torch threads: {row['threads']}"
-
-
-def heads_table(rows: list[Row]) -> str:
-    formula = [row for row in rows if row["comparison"] == "cape formula"]
-    return "\n\n".join([models_table([row for row in rows if row["comparison"] in COLUMNS]), formula_table(formula)])
-
-
-def models_table(rows: list[Row]) -> str:
-    """One line per model and batch: the vanilla forward, and what each variant takes of it."""
-    cases: dict[tuple[str, int], dict[str, Row]] = {}
-    for row in rows:
-        cases.setdefault((row["model"], row["batch"]), {})[row["comparison"]] = row
-    body = [
-        [
-            f"`{model}` at {found['control']['image_size']} px, batch {batch}",
-            f"{1000 * found['control']['b_seconds']:.0f} ms",
-            *(with_quartiles(found[comparison], "ratio", ".3f") for comparison in COLUMNS),
-        ]
-        for (model, batch), found in cases.items()
-    ]
-    pairs = sorted({row["pairs"] for row in rows})
-    return (
-        "Time of one forward, as a multiple of the vanilla timm forward with the same (random) weights: median of "
-        f"{pairs[0]} to {pairs[-1]} interleaved pairs, quartiles in brackets. The control is a copy of the vanilla "
-        f"model: what it differs from 1 by is noise. {where(rows[0])}.\n\n"
-    ) + markdown(["model", "vanilla", *COLUMNS.values()], body)
-
-
-def formula_table(rows: list[Row]) -> str:
-    """One line per evidence shape and pass: the authors' formula beside ours."""
-    return (
-        "CAPE from evidence to log-probabilities (the 1x1 evidence layer is on neither side): `CAPEHead` beside the "
-        "authors' formula, which forms a (B, C, HW, HW) tensor. Peak memory is what a fresh process rises by.\n\n"
-    ) + markdown(
-        ["evidence", "authors' formula", "`CAPEHead`", "time ratio", "CPU time ratio", "memory, theirs", "ours"],
-        [formula_line(row) for row in rows],
-    )
-
-
-def formula_line(row: Row) -> list[str]:
-    shape = "×".join(str(size) for size in (row["batch"], row["classes"], *row["map_size"]))
-    label = f"{shape}, {row['pass']}"
-    if "not_run" in row:
-        return [label, row["not_run"], *["-"] * 5]
-    return [
-        label,
-        *(f"{three_digits(1000 * row[f'{side}_seconds'])} ms" for side in "ab"),
-        with_quartiles(row, "ratio", ".0f"),
-        with_quartiles(row, "cpu_ratio", ".0f"),
-        *(mebibytes(row[f"{side}_peak_mib"]) for side in "ab"),
-    ]
-
-
-def mebibytes(value: float | None) -> str:
-    return "not measured" if value is None else f"{three_digits(value)} MiB"
-
-
-def three_digits(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def import_table(rows: list[Row]) -> str:
-    row = rows[0]
-    cells = [f"{row['b_seconds']:.2f} s", f"{row['a_seconds']:.2f} s", with_quartiles(row, "added_seconds", ".2f")]
-    return (
-        f"Seconds to import, in fresh processes: medians of {row['pairs']} interleaved pairs, and the median of the "
-        f"differences with quartiles. Python {row['python']}, {where(row)}.\n\n"
-    ) + markdown(["", "without `softcam_hub`", "with it", "added"], [[f"`{row['b']}`", *cells]])
-
-
 def lesions_table(rows: list[Row]) -> str:
-    """One line per recipe: scores on the test split, and what the run took."""
+    """Render one line per recipe: scores on the test split, and the seconds of the run."""
     body = [[f"`{row['recipe']}`", f"`{row['model']}`", *(_score(row, name) for name in LESIONS)] for row in rows]
     trained = [row for row in rows if "torch" in row]
     where_run = sorted({f"{row['device']}, torch {row['torch']}, threads: {row['threads']}" for row in trained})
@@ -177,24 +92,8 @@ def summary_table(models: list[Row], explanations: list[Row]) -> str:
     ) + markdown(["map", "accuracy", "completeness error ↓", *SUMMARY.values()], body)
 
 
-def training_table(rows: list[Row]) -> str:
-    """One line per setting: an epoch of post-fitting with and without the cache."""
-    body = [
-        [
-            f"`{row['model']}` at {row['image_size']} px, {row['images']} images, {row['classes']} classes",
-            *(f"{row[f'{side}_seconds']:.2f} s" for side in ("uncached", "cached")),
-            f"{row['ratio']:.0f} ({row['ratio_quartiles'][0]:.0f} to {row['ratio_quartiles'][1]:.0f})",
-        ]
-        for row in rows
-    ]
-    return (
-        "An epoch of post-fitting with the features of the frozen backbone computed anew, and read from the cache: "
-        f"medians of {rows[0]['pairs']} interleaved pairs, quartiles in brackets. {where(rows[0])}.\n\n"
-    ) + markdown(["model", "computed anew", "cached", "ratio"], body)
-
-
 def explanations_table(rows: list[Row]) -> str:
-    """The CAPE paper's Table 1 on lesions, every explainer among all others."""
+    """Render the CAPE paper's Table 1 on lesions, with every explainer among all others."""
     row = rows[0]
     table, _, _ = table1(rows).partition("\n\n")
     return table + (
@@ -205,45 +104,8 @@ def explanations_table(rows: list[Row]) -> str:
     )
 
 
-def explainers_table(rows: list[Row]) -> str:
-    """One line per method and batch: what it costs with us and with each peer, in forward passes."""
-    cases: dict[tuple[str, int, str], dict[str, Row]] = {}
-    for row in rows:
-        cases.setdefault((row["model"], row["batch"], row["method"]), {})[row["side"]] = row
-    body = []
-    for (model, batch, method), found in cases.items():
-        ratios = [with_quartiles(found[side], "ratio", ".3g") if side in found else "-" for side in SIDES]
-        memory = ["-" if side not in found else mebibytes(found[side]["peak_mib"]) for side in SIDES[:3:2]]
-        body.append([f"{method}, `{model}`, batch {batch}", *ratios, *memory])
-    row, pairs = rows[0], [row["pairs"] for row in rows]
-    return (
-        f"Maps of one class per image as a multiple of one forward of the same batch at {row['image_size']} px "
-        f"(random weights): medians of {min(pairs)} (the dearest) to {max(pairs)} interleaved pairs, quartiles in "
-        "brackets. Memory is what a fresh process rises by. "
-        f"{where(row)}.\n\n"
-    ) + markdown(["method", *SIDES, "memory, ours", f"memory, {SIDES[2]}"], body)
-
-
-def peer_table(rows: list[Row]) -> str:
-    """One line per peer: Table 1 of 64 images with it, and with us."""
-    body = [
-        [
-            f"{row['peer']}: {', '.join(row['methods'])}",
-            *(f"{row[f'{side}_seconds']:.1f} s" for side in "ab"),
-            with_quartiles(row, "ratio", ".2f"),
-        ]
-        for row in rows
-    ]
-    row = rows[0]
-    return (
-        f"AD, IC, ADD, ADCC and mIoU of {row['images']} images at {row['image_size']} px, `{row['model']}` with random "
-        f"weights, batch {row['batch']}: medians of {row['pairs']} interleaved pairs, quartiles in brackets. "
-        f"{where(row)}.\n\n"
-    ) + markdown(["peer and its methods", "with the peer", "`softcam-hub benchmark`", "ratio"], body)
-
-
 def kills_table(rows: list[Row]) -> str:
-    """One line per command and setting: kills, and what came of them."""
+    """Render one line per command and setting: the number of kills, and whether the output was whole."""
     body = [
         [
             f"{row['command']}: {row['configuration']}",
@@ -301,7 +163,7 @@ def read_rows(name: str) -> list[Row]:
 
 
 def filled(page: str, text: str, name: str, table: str) -> str:
-    """`text` with `table` between the markers of `name`."""
+    """Return `text` with `table` between the markers of `name`."""
     pattern = re.compile(rf"(<!-- table: {name} -->\n)(?:(?!<!-- table).)*?(<!-- /table -->)", re.DOTALL)
     if len(pattern.findall(text)) != 1:
         sys.exit(f"{page} needs `<!-- table: {name} -->` and `<!-- /table -->` once, each on its own line")

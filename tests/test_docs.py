@@ -1,7 +1,7 @@
 """The blocks, links and tree of README and of the pages in `docs/`.
 
-The Python blocks of a page run as they stand, one after another, in a fresh process in an empty folder, against a Hub
-on this machine. A new page needs no line here.
+The Python blocks of a page run as they stand, one after another, in a fresh process in an empty folder, against a
+Hub on this machine. A new page needs no line here.
 """
 
 import os
@@ -26,10 +26,14 @@ from softcam_hub.training.parsing import recipes
 ROOT = Path(__file__).parents[1]
 FILES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = {str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in FILES}
-PYTHON, SHELL = (
-    {name: re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE) for name, text in PAGES.items()}
-    for language in ("python", "bash")
-)
+
+
+def find_blocks(language):
+    block = re.compile(rf"^```{language}\n(.*?)^```", re.DOTALL | re.MULTILINE)
+    return {name: block.findall(text) for name, text in PAGES.items()}
+
+
+PYTHON, SHELL = find_blocks("python"), find_blocks("bash")
 LONG_PAGES = [name for name, blocks in PYTHON.items() if blocks and name != "README.md"]
 INSTALLERS = ("pip", "git", "pre-commit", "cd")
 

@@ -1,0 +1,154 @@
+"""Tables of speed, in Markdown: seconds and memory beside timm, the authors' formula and peers."""
+
+from typing import Any
+
+COLUMNS = {
+    "softcam logits": "SoftCAM, logits only",
+    "softcam explained": "SoftCAM, all maps",
+    "cape explained": "CAPE, all maps",
+    "control": "vanilla again (control)",
+}
+"""Comparison in a row -> heading of its column."""
+
+SIDES = ("ours", "captum", "pytorch-grad-cam", "torchcam")
+
+Row = dict[str, Any]
+
+
+def markdown(header: list[str], body: list[list[str]]) -> str:
+    """Format a table whose first column is text and whose others are numbers."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *body))
+
+
+def with_quartiles(row: Row, name: str, form: str) -> str:
+    """Format a median with its quartiles in brackets."""
+    low, high = row[f"{name}_quartiles"]
+    return f"{row[name]:{form}} ({low:{form}} to {high:{form}})"
+
+
+def where(row: Row) -> str:
+    """Describe the versions and the machine of a measurement."""
+    return f"torch {row['torch']}, timm {row['timm']}, {row['machine']}, torch threads: {row['threads']}"
+
+
+def heads_table(rows: list[Row]) -> str:
+    """Render the costs of the heads: of whole models, and of CAPE's formula."""
+    formula = [row for row in rows if row["comparison"] == "cape formula"]
+    return "\n\n".join([models_table([row for row in rows if row["comparison"] in COLUMNS]), formula_table(formula)])
+
+
+def models_table(rows: list[Row]) -> str:
+    """Render one line per model and batch: the vanilla forward, and the cost of each variant as a multiple of it."""
+    cases: dict[tuple[str, int], dict[str, Row]] = {}
+    for row in rows:
+        cases.setdefault((row["model"], row["batch"]), {})[row["comparison"]] = row
+    body = [
+        [
+            f"`{model}` at {case['control']['image_size']} px, batch {batch}",
+            f"{1000 * case['control']['b_seconds']:.0f} ms",
+            *(with_quartiles(case[comparison], "ratio", ".3f") for comparison in COLUMNS),
+        ]
+        for (model, batch), case in cases.items()
+    ]
+    pairs = sorted({row["pairs"] for row in rows})
+    return (
+        "Time of one forward, as a multiple of the vanilla timm forward with the same (random) weights: median of "
+        f"{pairs[0]} to {pairs[-1]} interleaved pairs, quartiles in brackets. The control is a copy of the vanilla "
+        f"model: what it differs from 1 by is noise. {where(rows[0])}.\n\n"
+    ) + markdown(["model", "vanilla", *COLUMNS.values()], body)
+
+
+def formula_table(rows: list[Row]) -> str:
+    """Render one line per evidence shape and pass: the authors' formula beside ours."""
+    return (
+        "CAPE from evidence to log-probabilities (the 1x1 evidence layer is on neither side): `CAPEHead` beside the "
+        "authors' formula, which forms a (B, C, HW, HW) tensor. Peak memory is what a fresh process rises by.\n\n"
+    ) + markdown(
+        ["evidence", "authors' formula", "`CAPEHead`", "time ratio", "CPU time ratio", "memory, theirs", "ours"],
+        [formula_line(row) for row in rows],
+    )
+
+
+def formula_line(row: Row) -> list[str]:
+    shape = "×".join(str(size) for size in (row["batch"], row["classes"], *row["map_size"]))
+    label = f"{shape}, {row['pass']}"
+    if "not_run" in row:
+        return [label, row["not_run"], *["-"] * 5]
+    return [
+        label,
+        *(f"{three_digits(1000 * row[f'{side}_seconds'])} ms" for side in "ab"),
+        with_quartiles(row, "ratio", ".0f"),
+        with_quartiles(row, "cpu_ratio", ".0f"),
+        *(mebibytes(row[f"{side}_peak_mib"]) for side in "ab"),
+    ]
+
+
+def mebibytes(value: float | None) -> str:
+    return "not measured" if value is None else f"{three_digits(value)} MiB"
+
+
+def three_digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def import_table(rows: list[Row]) -> str:
+    row = rows[0]
+    cells = [f"{row['b_seconds']:.2f} s", f"{row['a_seconds']:.2f} s", with_quartiles(row, "added_seconds", ".2f")]
+    return (
+        f"Seconds to import, in fresh processes: medians of {row['pairs']} interleaved pairs, and the median of the "
+        f"differences with quartiles. Python {row['python']}, {where(row)}.\n\n"
+    ) + markdown(["", "without `softcam_hub`", "with it", "added"], [[f"`{row['b']}`", *cells]])
+
+
+def training_table(rows: list[Row]) -> str:
+    """Render one line per setting: an epoch of post-fitting with and without the cache."""
+    body = [
+        [
+            f"`{row['model']}` at {row['image_size']} px, {row['images']} images, {row['classes']} classes",
+            *(f"{row[f'{side}_seconds']:.2f} s" for side in ("uncached", "cached")),
+            f"{row['ratio']:.0f} ({row['ratio_quartiles'][0]:.0f} to {row['ratio_quartiles'][1]:.0f})",
+        ]
+        for row in rows
+    ]
+    return (
+        "An epoch of post-fitting with the features of the frozen backbone computed anew, and read from the cache: "
+        f"medians of {rows[0]['pairs']} interleaved pairs, quartiles in brackets. {where(rows[0])}.\n\n"
+    ) + markdown(["model", "computed anew", "cached", "ratio"], body)
+
+
+def explainers_table(rows: list[Row]) -> str:
+    """Render one line per method and batch: its cost here and with each peer, in forward passes."""
+    cases: dict[tuple[str, int, str], dict[str, Row]] = {}
+    for row in rows:
+        cases.setdefault((row["model"], row["batch"], row["method"]), {})[row["side"]] = row
+    body = []
+    for (model, batch, method), case in cases.items():
+        ratios = [with_quartiles(case[side], "ratio", ".3g") if side in case else "-" for side in SIDES]
+        memory = ["-" if side not in case else mebibytes(case[side]["peak_mib"]) for side in SIDES[:3:2]]
+        body.append([f"{method}, `{model}`, batch {batch}", *ratios, *memory])
+    row, pairs = rows[0], [row["pairs"] for row in rows]
+    return (
+        f"Maps of one class per image as a multiple of one forward of the same batch at {row['image_size']} px "
+        f"(random weights): medians of {min(pairs)} (the dearest) to {max(pairs)} interleaved pairs, quartiles in "
+        "brackets. Memory is what a fresh process rises by. "
+        f"{where(row)}.\n\n"
+    ) + markdown(["method", *SIDES, "memory, ours", f"memory, {SIDES[2]}"], body)
+
+
+def peer_table(rows: list[Row]) -> str:
+    """Render one line per peer: the seconds for Table 1 of 64 images with the peer, and with this package."""
+    body = [
+        [
+            f"{row['peer']}: {', '.join(row['methods'])}",
+            *(f"{row[f'{side}_seconds']:.1f} s" for side in "ab"),
+            with_quartiles(row, "ratio", ".2f"),
+        ]
+        for row in rows
+    ]
+    row = rows[0]
+    return (
+        f"AD, IC, ADD, ADCC and mIoU of {row['images']} images at {row['image_size']} px, `{row['model']}` with random "
+        f"weights, batch {row['batch']}: medians of {row['pairs']} interleaved pairs, quartiles in brackets. "
+        f"{where(row)}.\n\n"
+    ) + markdown(["peer and its methods", "with the peer", "`softcam-hub benchmark`", "ratio"], body)
