@@ -221,3 +221,16 @@ def test_features_of_a_pruned_hiera_lie_where_its_intermediate_features_lie(inde
         expected = model.forward_intermediates(images, indices=[index], intermediates_only=True)[0]
         model.prune_intermediate_layers([index], prune_norm=True)
         torch.testing.assert_close(model.forward_features(images), expected)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "size"),
+    [("vit_tiny_patch16_224", (3, 224, 224)), ("deepseek_vit_412m", (3, 544, 544))],  # one size only, and any
+)
+def test_the_default_size_fits_another_patch_size(architecture, size):
+    model = timm.create_model(
+        f"softcam_{architecture}", patch_size=10 if size[1] == 224 else 8, embed_dim=32, depth=2, num_heads=2
+    )
+    assert model.input_size == size
+    model.prune_intermediate_layers([0])
+    assert model.num_features == 32

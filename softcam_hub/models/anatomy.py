@@ -40,16 +40,9 @@ def examine(architecture: str, **model_args: Any) -> Anatomy:
     """
     with torch.device("meta"):
         vanilla = timm.create_model(architecture, **{**model_args, "num_classes": _PROBE_CLASSES}).eval()
-        image = torch.empty(1, *_whole_patches(input_size(vanilla, model_args), model_args.get("patch_size")))
+        image = torch.empty(1, *input_size(vanilla, model_args))
         raw = _raw_features(vanilla, image)
     return _read_head(_Probe(vanilla, raw.shape, image.shape[-2:]))
-
-
-def _whole_patches(size: tuple[int, int, int], patch_size: int | tuple[int, int] | None) -> tuple[int, int, int]:
-    """Round the sides of an image down to whole patches, as the default size is made for the default patches."""
-    rows, columns = patch_size if isinstance(patch_size, tuple | list) else (patch_size or 1, patch_size or 1)
-    channels, height, width = size
-    return channels, height // rows * rows, width // columns * columns
 
 
 @torch.no_grad()

@@ -118,7 +118,10 @@ def grid_height(tokens: int, height: int, width: int) -> int:
 
 
 def input_size(vanilla: nn.Module, model_args: dict[str, Any]) -> tuple[int, int, int]:
-    """Return the (channels, height, width) of the images that a timm model expects.
+    """Return the (channels, height, width) that a timm model takes by default.
+
+    Another `patch_size` may not divide the architecture's own size, which is then rounded down to whole patches, unless
+    the model takes images of that size only.
 
     Args:
         vanilla: Any model with a `pretrained_cfg`.
@@ -127,7 +130,11 @@ def input_size(vanilla: nn.Module, model_args: dict[str, Any]) -> tuple[int, int
     channels, height, width = vanilla.pretrained_cfg.get("input_size", (3, 224, 224))
     size = model_args.get("img_size") or (height, width)
     height, width = (size, size) if isinstance(size, int) else size
-    return model_args.get("in_chans") or channels, height, width
+    patches = getattr(getattr(vanilla, "backbone", vanilla), "patch_embed", None)
+    one_size_only = getattr(patches, "strict_img_size", False)
+    patch_size = 1 if one_size_only else model_args.get("patch_size") or 1
+    rows, columns = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
+    return model_args.get("in_chans") or channels, height // rows * rows, width // columns * columns
 
 
 def pooled_norm(norm: nn.Module, features: Tensor) -> Tensor:

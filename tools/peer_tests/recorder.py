@@ -24,7 +24,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def _message(report: pytest.TestReport) -> str:
-    """Return the first line of the error, or the reason of a skip."""
+    """Return the beginning of the error on one line, or the reason of a skip."""
     crash = getattr(report.longrepr, "reprcrash", None)
     text = crash.message if crash else str(report.longrepr[-1] if report.skipped else report.longrepr or "")
-    return text.partition("\n")[0][:200]
+    return " ".join(text.split())[:200]

@@ -84,13 +84,14 @@ the image classifiers of transformers work. `make peer-tests` checks this with t
 
 - `tests/test_models.py` of timm {versions.get("timm")}, unmodified, on {len(ARCHITECTURES)} architectures from
   different families of backbones. Each test runs on timm's own model, which is the control, on `softcam_*` and on
-  `cape_*`. The tests that download weights are left out. A test of an architecture that admits no evidence map is
-  skipped.
+  `cape_*`. Parts of timm's own classes that a test reads, such as `model.stages`, are looked up on our `backbone`. The
+  tests that download weights are left out. A test of an architecture that admits no evidence map is skipped.
 - `ModelTesterMixin` and `ConfigTester` of transformers {versions.get("transformers")} on `SoftCAMModel`, `CAPEModel`,
   `SoftCAMForImageClassification` and `CAPEForImageClassification`. The controls are `TimmWrapper` and `ResNet`.
 
 The suites are downloaded from PyPI in the versions that are installed. The run takes {minutes:.0f} minutes of one
 core. Its results are the rows in `benchmarks/results/peer_tests.jsonl`, from which this page is written.
+{_run_again(rows)}
 
 ## Counts
 
@@ -102,6 +103,12 @@ A failure counts as ours when the control passes the same test.
 
 {_table_of_differences(compare(rows).differences)}
 """
+
+
+def _run_again(rows: list[Row]) -> str:
+    """Return a sentence on the tests that were run again after a mend, if there were any."""
+    count = sum(row.get("run_again", 0) for row in rows)
+    return f"\nAfter changes, {count} tests that had failed were run again by themselves.\n" if count else ""
 
 
 def _counts(rows: list[Row]) -> str:

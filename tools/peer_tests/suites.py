@@ -55,23 +55,8 @@ def run(subject: Subject, sources: dict[str, Path], folder: Path) -> dict[str, A
         sources: Unpacked source distributions, by name of the package.
         folder: Folder for the record and the log of the run.
     """
-    source, stem = sources[subject.suite], subject.name.strip("_*")
-    record, log = folder / f"{stem}.jsonl", folder / f"{stem}.log"
-    record.unlink(missing_ok=True)
     started = time.monotonic()
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "recorder", "-W", "ignore"]
-    with log.open("w", encoding="utf-8") as output:
-        done = subprocess.run(
-            [*command, *_selection(subject)],
-            cwd=source / "tests" if subject.suite == "timm" else source,
-            env={**os.environ, **_environment(subject, source, folder), "PEER_RECORD": str(record)},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            check=False,
-        )
-    if done.returncode not in (0, 1):  # 1 says that tests failed, which is a result
-        raise RuntimeError(f"the tests of {subject.suite} did not run on {subject.name}: see {log}")
-    outcomes = read_record(record)
+    outcomes = _outcomes(subject, _selection(subject), sources, folder)
     return {
         "suite": subject.suite,
         "subject": subject.name,
@@ -82,6 +67,53 @@ def run(subject: Subject, sources: dict[str, Path], folder: Path) -> dict[str, A
         "skipped": sorted(test for test, (outcome, _) in outcomes.items() if outcome == "skipped"),
         "failed": {test: message for test, (outcome, message) in sorted(outcomes.items()) if outcome == "failed"},
     }
+
+
+def run_failed(subject: Subject, row: dict[str, Any], sources: dict[str, Path], folder: Path) -> dict[str, Any]:
+    """Run the tests that a row says have failed, and return the row with their new outcomes.
+
+    Args:
+        subject: Models to test.
+        row: Row of an earlier run of the whole suite on the subject.
+        sources: Unpacked source distributions, by name of the package.
+        folder: Folder for the record and the log of the run.
+    """
+    if not row["failed"]:
+        return row
+    *options, prefix = _selection(subject)
+    tests = [f"{prefix}::{test}" for test in row["failed"]]
+    outcomes = _outcomes(subject, [*options, *tests], sources, folder)
+    return {
+        **row,
+        "passed": row["passed"] + sum(outcome == "passed" for outcome, _ in outcomes.values()),
+        "skipped": sorted(
+            [*row["skipped"], *(test for test, (outcome, _) in outcomes.items() if outcome == "skipped")]
+        ),
+        "failed": {test: message for test, (outcome, message) in sorted(outcomes.items()) if outcome == "failed"},
+        "run_again": len(row["failed"]),
+    }
+
+
+def _outcomes(
+    subject: Subject, selection: list[str], sources: dict[str, Path], folder: Path
+) -> dict[str, tuple[str, str]]:
+    """Run pytest with the options and tests of `selection`; return outcome and message of each test."""
+    source, stem = sources[subject.suite], subject.name.strip("_*")
+    record, log = folder / f"{stem}.jsonl", folder / f"{stem}.log"
+    record.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "recorder", "-W", "ignore"]
+    with log.open("w", encoding="utf-8") as output:
+        done = subprocess.run(
+            [*command, *selection],
+            cwd=source / "tests" if subject.suite == "timm" else source,
+            env={**os.environ, **_environment(subject, source, folder), "PEER_RECORD": str(record)},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    if done.returncode not in (0, 1):  # 1 says that tests failed, which is a result
+        raise RuntimeError(f"the tests of {subject.suite} did not run on {subject.name}: see {log}")
+    return read_record(record)
 
 
 def _selection(subject: Subject) -> list[str]:

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import timm
 from timm_architectures import ARCHITECTURES
+from torch import nn
 
-import softcam_hub  # noqa: F401, registers our architectures
+from softcam_hub import Classifier
 
 FAMILY = os.environ.get("PEER_FAMILY", "")
 """`softcam`, `cape`, or nothing for timm's own models, which are the control."""
@@ -49,6 +50,20 @@ def list_chosen(list_models: Callable[..., list[str]]) -> Callable[..., list[str
     return listed
 
 
+def look_into_backbone(model: nn.Module, name: str) -> Any:
+    """Return an attribute of our model, or of its backbone where our model has none of that name.
+
+    The suite reads parts of timm's own classes, such as `model.stages`. With them the tests reach what they are about.
+    """
+    try:
+        return nn.Module.__getattr__(model, name)
+    except AttributeError:
+        if name.startswith("__") or "backbone" not in model._modules:
+            raise
+        return getattr(model._modules["backbone"], name)
+
+
+Classifier.__getattr__ = look_into_backbone
 timm.list_models = list_chosen(timm.list_models)
 timm.list_pretrained = lambda *_, **__: []  # weights are not downloaded
 
