@@ -1,7 +1,7 @@
 """Examine every architecture of the installed timm and write `softcam_hub/architectures.json`.
 
-python tools/probe_timm.py            # about four minutes of one core
-python tools/probe_timm.py --check    # compare with the committed table instead of writing it
+python -m tools.probe_timm            # about four minutes of one core
+python -m tools.probe_timm --check    # compare with the committed table instead of writing it
 """
 
 import argparse

@@ -1,12 +1,14 @@
 """Run a whole training: data and model, checks, training, test, and the output folder.
 
 output/
-  model/             the result with its card; timm, transformers and pipelines load it, `softcam-hub push`
-  publishes it vanilla/           modes from-scratch and post-fit: the vanilla classifier that CAPE has learnt
-  from metrics.json       scores of the result on the test split, with time and versions curve.png
-  accuracy and loss of every epoch examples.png       explained test images, with their ground truth log.jsonl
-  every logged value settings.yaml      a recipe that repeats the run checkpoints/       the last checkpoints,
-  for --resume
+  model/          the result with its card; timm, transformers and pipelines load it, `softcam-hub push` publishes it
+  vanilla/        modes from-scratch and post-fit: the vanilla classifier that CAPE has learnt from
+  metrics.json    scores of the result on the test split, with time and versions
+  curve.png       accuracy and loss of every epoch
+  examples.png    explained test images, with their ground truth
+  log.jsonl       every logged value
+  settings.yaml   a recipe that repeats the run
+  checkpoints/    the last checkpoints, for --resume
 """
 
 import platform
