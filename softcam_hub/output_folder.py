@@ -48,6 +48,8 @@ class OutputFolder:
         flag: Command-line flag that names the folder, for error messages.
         recognise: Function that tells whether a folder without a record is an earlier output for the same
             purpose, made before there were records.
+        older_names: Patterns of the paths that such an earlier output may have written, if they differ from
+            `names`. Other files in it are not replaced.
     """
 
     def __init__(
@@ -57,9 +59,11 @@ class OutputFolder:
         names: list[str],
         flag: str = "--output",
         recognise: Callable[[Path], bool] = lambda path: False,
+        older_names: list[str] | None = None,
     ) -> None:
         self.path, self.purpose, self.names, self.flag = Path(path), purpose, list(names), flag
         self.recognise = recognise
+        self.older_names = self.names if older_names is None else list(older_names)
 
     @contextmanager
     def locked(self, use: Use) -> Iterator[None]:
@@ -95,7 +99,7 @@ class OutputFolder:
                 return
             if use != "continue" or not self.recognise(self.path):
                 raise FileExistsError(self._describe_foreign(foreign, use))
-            recorded = self.names
+            recorded = self.older_names
         is_recorded = _matcher(recorded)
         earlier = next(filter(is_recorded, self._paths_below()), None)
         if use == "new" and earlier:
@@ -111,7 +115,9 @@ class OutputFolder:
         Call it inside `locked()`, when everything else that can be refused has been checked.
         """
         self.check(use)
-        recorded = self._recorded_names() or []
+        recorded = self._recorded_names()
+        if recorded is None:
+            recorded = self.older_names if use == "continue" else []
         if use == "replace":
             self._delete(recorded)
             recorded = []

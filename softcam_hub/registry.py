@@ -6,6 +6,7 @@
 """
 
 import json
+import warnings
 from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
@@ -112,11 +113,14 @@ def _check_names(head: type[EvidenceHead]) -> None:
 def _register_with_timm(family: str) -> None:
     names = {name: name for name in architectures() if timm.is_model(name)}
     names |= {alias: name for alias, name in ALIASES.items() if name in names}
-    for short, architecture in names.items():
-        name = f"{family}_{short}"
-        tags = {f"{name}{tag}": cfg for tag, cfg in _pretrained_tags(architecture).items()}
-        default_cfgs.update(generate_default_cfgs(tags))
-        globals()[name] = register_model(_entrypoint(name))
+    with warnings.catch_warnings():
+        # a cell of a notebook that is run again registers its head again, and timm would warn of every name
+        warnings.filterwarnings("ignore", "Overwriting .* in registry")
+        for short, architecture in names.items():
+            name = f"{family}_{short}"
+            tags = {f"{name}{tag}": cfg for tag, cfg in _pretrained_tags(architecture).items()}
+            default_cfgs.update(generate_default_cfgs(tags))
+            globals()[name] = register_model(_entrypoint(name))
 
 
 def _register_with_transformers(

@@ -105,7 +105,7 @@ def test_an_option_of_the_head_travels(tmp_path):
     save_for_hf(model, tmp_path, safe_serialization=True)
     assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True).head.factor == 3.0
     assert EvidenceForImageClassification.from_pretrained(tmp_path).head.factor == 3.0
-    with pytest.raises(ValueError, match="factor is an option of Scaled evidence, and CAPE has no such option"):
+    with pytest.raises(TypeError, match="neither timm's test_resnet nor the head of cape_test_resnet.*'factor'"):
         timm.create_model("cape_test_resnet", factor=3.0)
 
 
@@ -270,7 +270,27 @@ REFUSED = {
     ),
     "logits of the wrong shape": (
         lambda: head(compose=lambda self, evidence: evidence),
-        r"must return logits \(B, C\)",
+        r"logits of OtherHead must be a tensor \(B, C\): got \(2, 3, 4, 4\)",
+    ),
+    "logits of nothing": (
+        lambda: head(compose=lambda self, evidence: None),
+        r"must be a tensor \(B, C\): got NoneType",
+    ),
+    "maps of nothing": (
+        lambda: head(draw=lambda self, evidence, kind: None),
+        r"'other' maps of OtherHead must be a tensor \(B, C, H, W\): got NoneType",
+    ),
+    "logits that are not finite": (
+        lambda: head(compose=lambda self, evidence: evidence.mean(dim=(2, 3)) * float("nan")),
+        "logits of OtherHead are not finite",
+    ),
+    "maps that are not finite": (
+        lambda: head(draw=lambda self, evidence, kind: evidence / 0),
+        "'other' maps of OtherHead are not finite",
+    ),
+    "an option of the backbone": (
+        lambda: head(__init__=lambda self, in_features, num_classes, img_size=3: None),
+        "an option 'img_size', which is an argument of timm's models",
     ),
     "an option without default": (
         lambda: head(__init__=lambda self, in_features, num_classes, power, **placement: None),
@@ -293,3 +313,18 @@ def test_a_map_kind_that_contradicts_itself_is_refused():
         MapKind("other", composition="sum", signed=True)
     with pytest.raises(ValueError, match="must be 'sum', 'mean' or None: 'max'"):
         MapKind("other", composition="max")
+
+
+def test_options_of_another_package_take_no_argument_from_our_heads(monkeypatch):
+    def make(self, in_features, num_classes, depth=3, **placement):
+        EvidenceHead.__init__(self, in_features, num_classes, **placement)
+
+    monkeypatch.setitem(HEADS, "other", head(__init__=make))
+    assert HEADS["other"].options() == ("depth",)
+    model = timm.create_model("softcam_test_vit", num_classes=3, depth=1)
+    assert len(model.backbone.blocks) == 1
+
+
+def test_a_head_is_registered_again_in_silence(recwarn):
+    softcam_hub.register_head(HEADS["lse"])
+    assert not recwarn.list

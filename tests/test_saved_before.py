@@ -138,6 +138,10 @@ REFUSED = {
         {"format": FORMAT, "head_options": {"gates": 3}},
         "was saved with the head option 'gates', which {title} does not have in this release",
     ),
+    "an option of another type": (
+        {"format": FORMAT, "head_options": {"naive": "false"}},
+        "naive of CAPE must be true or false, got 'false'|'naive', which SoftCAM does not have",
+    ),
     "options without names": ({"head_options": ["gates"]}, r"head_options in model_args must map names to values"),
 }
 

@@ -137,6 +137,15 @@ def test_an_unfinished_run_without_record_and_digests_is_resumed(broken, finishe
     assert result(broken) == result(finished)
 
 
+def test_the_users_vanilla_folder_in_a_run_without_a_record_is_left_alone(broken):
+    (broken / RECORD).unlink()
+    fill(broken, "vanilla/config.json")
+    before = content(broken)
+    with pytest.raises(FileExistsError, match="vanilla/config.json is not a file of an earlier training run"):
+        train(broken, **TINY, resume=True)
+    assert content(broken) == before
+
+
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(output_folder, "LOCK_TIMEOUT", 0.1)
     with (

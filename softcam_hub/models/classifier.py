@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .anatomy import examine, examine_pruned
 from .backbone import Anatomy, NoEvidenceMap, make_backbone
 from .features import OPTIONS, extract_features
-from .heads import HEADS
+from .heads import BUILT_IN, HEADS
 from .label_kind import recorded_multi_label
 from .preprocessing import check_model_args, check_pretrained_cfg
 from .saved_format import plain_args, read_saved_args, written_args
@@ -229,14 +229,14 @@ class Classifier(SelfExplaining):
 def split_head_args(family: str, args: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split arguments into those of the head and those of the backbone.
 
-    An option that only another head has is refused, as timm's message would not say whose it is.
+    An option that only another head of this package has is refused, as timm's message would not say whose it is.
 
     Args:
         family: Family of the head.
         args: Options of the head, and arguments of the timm architecture.
     """
     own = HEADS[family].options()
-    others = {option: head for head in HEADS.values() for option in head.options() if option not in own}
+    others = {option: head for head in BUILT_IN for option in head.options() if option not in own}
     for option, head in others.items():
         if args.get(option):
             raise ValueError(
@@ -244,6 +244,7 @@ def split_head_args(family: str, args: dict[str, Any]) -> tuple[dict[str, Any], 
                 f"or build {head.family}_<timm name>"
             )
     head_args = {name: value for name, value in args.items() if name in own}
+    HEADS[family].check_options(head_args)
     return head_args, {name: value for name, value in args.items() if name not in (*own, *others)}
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from typing import Any
 
 import torch
 
@@ -9,6 +10,13 @@ from .heads import HEADS, EvidenceHead
 from .map_kind import MapKind
 
 _FAMILY = re.compile("[a-z][a-z0-9]*")
+
+_TAKEN = {
+    *("drop_block_rate", "drop_path_rate", "drop_rate", "dynamic_img_size", "features_only", "format", "global_pool"),
+    *("head", "head_options", "img_size", "in_chans", "kind", "multi_label", "out_indices", "output_stride"),
+    *("patch_size", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "scriptable", "window_size"),
+}
+"""Names of arguments that make a model. A head cannot have options of these names."""
 
 _TOLERANCE = 1e-4
 """Largest difference between what the maps of a head make up and its prediction, relative to the largest value."""
@@ -30,6 +38,7 @@ def check_head(head: type[EvidenceHead]) -> None:
         raise TypeError(f"{head.__name__} has no {missing}(): define it, as EvidenceHead only declares it")
     _check_family(head)
     _check_kinds(head)
+    _check_options(head)
     _check_numbers(head)
 
 
@@ -59,6 +68,15 @@ def _check_kinds(head: type[EvidenceHead]) -> None:
                 )
 
 
+def _check_options(head: type[EvidenceHead]) -> None:
+    """Refuse options that would keep an argument from the backbone."""
+    taken = sorted(_TAKEN & set(head.options()))
+    if taken:
+        raise ValueError(
+            f"{head.__name__} has an option {taken[0]!r}, which is an argument of timm's models: give it another name"
+        )
+
+
 @torch.no_grad()
 def _check_numbers(head: type[EvidenceHead]) -> None:
     """Make a small head, and compare its maps with what their description says of them."""
@@ -72,14 +90,12 @@ def _check_numbers(head: type[EvidenceHead]) -> None:
                 f"{head.__name__}(in_features, num_classes) cannot be made: {error}; options of its own need defaults"
             ) from error
     logits = made(features)
-    if logits.shape != (batch, classes):
-        raise ValueError(f"compose() of {head.__name__} must return logits (B, C): got {tuple(logits.shape)}")
+    _check_tensor(f"logits of {head.__name__}", logits, (batch, classes), "(B, C)")
     if not isinstance(made.weight, torch.nn.Parameter) or made.weight.shape != (classes, channels):
         raise ValueError(f"{head.__name__} must keep the weight (C, K) and bias (C) of the vanilla classifier")
     for kind in head.map_kinds:
         maps = made.maps(features, kind=kind.name)
-        if maps.shape != (batch, classes, side, side):
-            raise ValueError(f"{kind.name!r} maps of {head.__name__} must be (B, C, H, W): got {tuple(maps.shape)}")
+        _check_tensor(f"{kind.name!r} maps of {head.__name__}", maps, (batch, classes, side, side), "(B, C, H, W)")
         if not kind.signed and (maps < 0).any():
             raise ValueError(f"{kind.name!r} maps of {head.__name__} have negative values: say signed=True of the kind")
         if kind.composition is not None:
@@ -88,6 +104,15 @@ def _check_numbers(head: type[EvidenceHead]) -> None:
             if not error <= _TOLERANCE * predicted.abs().max():
                 meaning = "sum to the probability" if kind.sums_to_probability else "average to the logit"
                 raise ValueError(f"{kind.name!r} maps of {head.__name__} do not {meaning}: they are {error:.1e} away")
+
+
+def _check_tensor(what: str, values: Any, shape: tuple[int, ...], dimensions: str) -> None:
+    """Raise ValueError unless `values` is a finite tensor of the shape that `dimensions` describes."""
+    if not isinstance(values, torch.Tensor) or values.shape != shape:
+        found = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
+        raise ValueError(f"{what} must be a tensor {dimensions}: got {found}")
+    if not values.isfinite().all():
+        raise ValueError(f"{what} are not finite for random features: check the computation")
 
 
 def _path(head: type[EvidenceHead]) -> str:

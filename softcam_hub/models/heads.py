@@ -12,7 +12,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +83,18 @@ class EvidenceHead(nn.Module, ABC):
         """Return the names of the constructor's arguments that are variants of this family, such as `naive`."""
         arguments = inspect.signature(cls.__init__).parameters
         common = inspect.signature(EvidenceHead.__init__).parameters
-        return tuple(name for name in arguments if name not in common)
+        variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        return tuple(
+            name for name, argument in arguments.items() if name not in common and argument.kind not in variable
+        )
+
+    @classmethod
+    def check_options(cls, options: dict[str, Any]) -> None:
+        """Raise ValueError for a value that is no truth value where the default of the option is one."""
+        arguments = inspect.signature(cls.__init__).parameters
+        for name, value in options.items():
+            if isinstance(arguments[name].default, bool) and not isinstance(value, bool):
+                raise ValueError(f"{name} of {cls.title} must be true or false, got {value!r}")
 
     def reset_parameters(self) -> None:
         """Draw fresh parameters, as for a classifier that has seen no image."""

@@ -27,7 +27,7 @@ def read_saved_args(model_args: dict[str, Any], architecture: str) -> dict[str, 
     """
     check_format(model_args.get("format", 1))
     check_registered(architecture, model_args)
-    options = model_args.get("head_options") or {}
+    options = model_args.get("head_options", {})
     if not isinstance(options, dict):
         raise ValueError(f"head_options in model_args must map names to values, got {options!r}")
     head = HEADS.get(architecture.partition("_")[0])

@@ -50,7 +50,9 @@ def output_folder(config: Config) -> OutputFolder:
     names += [f"vanilla/{name}" for name in ("config.json", *WEIGHTS)]
     names += ["best/*", "checkpoints/*", "features/*", f"{TRACKER_FOLDER}/*"]
     names += [f"T={temperature:g}/*" for temperature in config.model.candidates()]
-    return OutputFolder(config.run.output, "training run", names, recognise=is_older_run)
+    # runs from before there were records called the folder of the vanilla classifier `twin`
+    older_names = [name.replace("vanilla/", "twin/") for name in names]
+    return OutputFolder(config.run.output, "training run", names, recognise=is_older_run, older_names=older_names)
 
 
 def is_older_run(path: Path) -> bool:
