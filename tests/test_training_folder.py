@@ -124,21 +124,26 @@ def test_a_run_without_a_record_is_resumed_but_not_overwritten(finished, tmp_pat
     assert train(output, **TINY, resume=True) == json.loads(before["metrics.json"])
 
 
-def test_an_unfinished_run_without_record_and_digests_is_resumed(broken, finished):
-    (broken / RECORD).unlink()
-    for file in broken.rglob(DIGESTS):
+def make_older(output):
+    """Give an unfinished run the form of runs made before there were records and digests."""
+    (output / RECORD).unlink()
+    for file in output.rglob(DIGESTS):
         file.unlink()
-    (best,) = (broken / "best").iterdir()  # older runs kept it in `best` itself
+    (best,) = (output / "best").iterdir()  # older runs kept it in `best` itself
     for file in best.iterdir():
-        file.rename(broken / "best" / file.name)
+        file.rename(output / "best" / file.name)
     best.rmdir()
+
+
+def test_an_unfinished_run_without_record_and_digests_is_resumed(broken, finished):
+    make_older(broken)
     assert is_older_run(broken)
     train(broken, **TINY, resume=True)
     assert result(broken) == result(finished)
 
 
 def test_the_users_vanilla_folder_in_a_run_without_a_record_is_left_alone(broken):
-    (broken / RECORD).unlink()
+    make_older(broken)
     fill(broken, "vanilla/config.json")
     before = content(broken)
     with pytest.raises(FileExistsError, match="vanilla/config.json is not a file of an earlier training run"):
