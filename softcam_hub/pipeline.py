@@ -10,10 +10,10 @@ from torch import Tensor
 from transformers import AutoModelForImageClassification, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .data.downloads import download
-from .data.images import UnreadableImage, decode, name_image, open_local, read_user_image, to_rgb, turn_upright
-from .data.text import abbreviate, printable
 from .figures import denormalise, overlay
+from .models.downloads import download
+from .models.images import UnreadableImage, decode, name_image, open_local, read_user_image, to_rgb, turn_upright
+from .models.text import abbreviate, printable
 
 TASK = "image-explanation"
 
@@ -116,7 +116,7 @@ def read_input(image: Any, timeout: float | None) -> Image.Image:
     Args:
         image: PIL image, array of bytes, path, http(s) URL, or base64 text with or without
             "data:image/png;base64,".
-        timeout: Seconds that a download may take in all. `softcam_hub.data.downloads.MAX_SECONDS` by default.
+        timeout: Seconds that a download may take in all. `softcam_hub.models.downloads.MAX_SECONDS` by default.
     """
     _check_not_empty(image)
     if isinstance(image, np.ndarray):

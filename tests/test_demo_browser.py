@@ -13,9 +13,9 @@ from playwright.sync_api import expect, sync_playwright
 
 import softcam_hub
 from softcam_hub import CAPE_LESIONS
-from softcam_hub.data.images import read_user_image
 from softcam_hub.data.lesions import draw
 from softcam_hub.demo import open_page
+from softcam_hub.models.images import read_user_image
 
 pytestmark = pytest.mark.slow
 

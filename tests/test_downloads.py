@@ -7,9 +7,9 @@ import time
 import pytest
 from helpers.failing_server import GOOD, MOST, STOP, FailingHandler, FailingServer
 
-from softcam_hub.data import downloads
-from softcam_hub.data.downloads import DownloadError, download
-from softcam_hub.data.images import UnreadableImage
+from softcam_hub.models import downloads
+from softcam_hub.models.downloads import DownloadError, download
+from softcam_hub.models.images import UnreadableImage
 from softcam_hub.pipeline import read_input
 
 LIMITS = (downloads.MAX_BYTES, downloads.MAX_SECONDS)

@@ -9,8 +9,8 @@ from helpers.data import POSTSCRIPT, load, paint
 
 from softcam_hub.cli import main
 from softcam_hub.commands.explain import MAX_NAME_BYTES, find_images, name_pictures, writable_name
-from softcam_hub.data.images import UnreadableImage, read_user_image
-from softcam_hub.data.text import as_unicode, printable
+from softcam_hub.models.images import UnreadableImage, read_user_image
+from softcam_hub.models.text import as_unicode, printable
 from softcam_hub.pipeline import read_input
 
 pytestmark = pytest.mark.usefixtures("dataset_cache")

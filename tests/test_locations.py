@@ -14,10 +14,10 @@ from helpers.data import load, manifest, paint
 
 from softcam_hub.data.columns import Columns
 from softcam_hub.data.config import DataConfig
-from softcam_hub.data.downloads import DownloadError
-from softcam_hub.data.images import UnreadableImage
 from softcam_hub.data.locations import Locations, check_image_paths
 from softcam_hub.data.sources import read_source
+from softcam_hub.models.downloads import DownloadError
+from softcam_hub.models.images import UnreadableImage
 from softcam_hub.training import parse
 
 pytestmark = pytest.mark.usefixtures("dataset_cache")

@@ -17,7 +17,7 @@ from transformers import AutoImageProcessor, pipeline
 
 import softcam_hub
 from softcam_hub import CAPEForImageClassification, SoftCAMForImageClassification
-from softcam_hub.data.images import UnreadableImage
+from softcam_hub.models.images import UnreadableImage
 from softcam_hub.pipeline import read_input
 
 LABELS = {0: "cat", 1: "dog", 2: "owl"}

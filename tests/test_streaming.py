@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.functional import pil_to_tensor
 
 from softcam_hub.data.config import DataConfig
-from softcam_hub.data.images import UnreadableImage
 from softcam_hub.data.splits import load_splits
 from softcam_hub.data.streaming import EndlessImageDataset, StreamedImageDataset
+from softcam_hub.models.images import UnreadableImage
 
 pytestmark = pytest.mark.usefixtures("dataset_cache")
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
-from softcam_hub.data.images import UnreadableImage, read_user_image
+from softcam_hub.models.images import UnreadableImage, read_user_image
 
 RED = Image.new("RGB", (40, 30), (200, 10, 20))
 

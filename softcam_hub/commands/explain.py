@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from .. import CAPE_LESIONS
-from ..data.images import SUFFIXES, UnreadableImage, read_user_image
-from ..data.text import abbreviate, as_unicode, printable
 from ..files import DRAFT, draft_of, is_draft
+from ..models.images import SUFFIXES, UnreadableImage, read_user_image
+from ..models.text import abbreviate, as_unicode, printable
 from ..output_folder import OutputFolder
 
 if TYPE_CHECKING:

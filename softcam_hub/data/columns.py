@@ -3,9 +3,9 @@
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from ..models.text import abbreviate
 from .config import DataConfig
 from .labels import MULTI_LABEL_COLUMN
-from .text import abbreviate
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.types as types
 
-from .text import abbreviate
+from ..models.text import abbreviate
 
 if TYPE_CHECKING:
     from datasets import Dataset

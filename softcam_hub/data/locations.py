@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import pyarrow.compute as pc
 from PIL import Image
 
+from ..models.downloads import download
+from ..models.images import UndecodableImage, decode, name_image, open_local, to_rgb, unreadable
+from ..models.text import printable
 from .columns import Columns, disable_decoding
-from .downloads import download
-from .images import UndecodableImage, decode, name_image, open_local, to_rgb, unreadable
-from .text import printable
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..models.images import name_image
 from .columns import Columns
-from .images import name_image
 from .locations import ADVICE, Locations
 
 

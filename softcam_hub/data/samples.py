@@ -24,11 +24,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
+from ..models.images import UnreadableImage
+from ..models.text import abbreviate, printable
 from .columns import Columns, disable_decoding
-from .images import UnreadableImage
 from .locations import Locations, embedded_bytes, path_of
 from .masks import read_boxes, read_mask
-from .text import abbreviate, printable
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..models.images import FORMAT_NAMES, SUFFIXES
+from ..models.text import as_unicode, printable
 from . import lesions
 from .config import DataConfig
-from .images import FORMAT_NAMES, SUFFIXES
 from .lesions import LESIONS, VARIANTS
 from .locations import ANY_ADDRESS, Locations
-from .text import as_unicode, printable
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset

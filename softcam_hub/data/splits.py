@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..models.text import abbreviate
 from .columns import DEFAULTS, Columns, disable_decoding, find_column, find_columns
 from .config import DataConfig
 from .labels import Labels, declared_classes, read_labels
@@ -21,7 +22,6 @@ from .samples import Samples
 from .sources import Source, read_source
 from .stratification import assign_parts
 from .streaming import StreamedSamples
-from .text import abbreviate
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset

@@ -22,12 +22,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from ..models.images import UnreadableImage
+from ..models.text import printable
 from .columns import Columns, disable_decoding
-from .images import UnreadableImage
 from .labels import read_cells
 from .locations import Locations, path_of
 from .samples import Sample, fixed_random_state, label_tensor
-from .text import printable
 
 if TYPE_CHECKING:
     import datasets

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.images import MAX_USER_BYTES, MAX_USER_PIXELS, read_user_image
 from ..data.lesions import VARIANTS, draw
+from ..models.images import MAX_USER_BYTES, MAX_USER_PIXELS, read_user_image
 from . import views
 from .models import DemoModel, ExplainedImage
 

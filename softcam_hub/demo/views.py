@@ -15,9 +15,10 @@ from torch import Tensor
 from ..figures import Scale, outline, overlay
 from ..figures.captions import caption_of, meaning_of, scale_of
 from ..figures.difference import tiers
-from ..figures.drawing import enlarge, spread, tint
+from ..figures.drawing import enlarge
 from ..figures.numbers import format_share
 from ..models.explanation import Explanation, Regions
+from ..models.overlays import spread, tint
 from .models import ExplainedImage
 
 SIDE = 320

@@ -1,7 +1,8 @@
 """Pictures of explanations, as Pillow images: their parts, and the papers' figures."""
 
+from ..models.overlays import Scale, denormalise, overlay
 from .difference import top_two
-from .drawing import Scale, denormalise, outline, overlay
+from .drawing import outline
 from .grids import comparison, per_class, single
 from .layout import captioned_row, stack_vertically
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ..models.explanation import Explanation
 from ..models.heads import describe_kind
-from .drawing import Scale, outline
+from ..models.overlays import Scale
+from .drawing import outline
 from .numbers import format_share
 
 Names = Sequence[str] | Mapping[int, str]

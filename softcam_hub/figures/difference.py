@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..models.explanation import Explanation
+from ..models.overlays import Colour, Scale, spread, tint
 from .captions import (
     Names,
     caption_of,
@@ -20,7 +21,7 @@ from .captions import (
     outline_annotation,
     scale_of,
 )
-from .drawing import Colour, Scale, enlarge, frame_cells, spread, tint, write_numbers
+from .drawing import enlarge, frame_cells, write_numbers
 from .layout import GAP, LegendEntry, captioned_row, colour_bar, legend, note, stack_vertically
 from .numbers import THRESHOLD, format_cells, format_share
 

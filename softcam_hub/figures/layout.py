@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .drawing import Colour, Scale, enlarge
+from ..models.overlays import Colour, Scale
+from .drawing import enlarge
 from .text import font, shorten, wrap
 
 GAP = 12
