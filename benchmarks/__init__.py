@@ -1,1 +1,1 @@
-"""Measurements: speed beside other libraries, and the claims of the papers. Rows in `results/`, tables from rows."""
+"""Measure speed beside other libraries, and test the claims of the papers. `results/` has the rows."""

@@ -5,23 +5,15 @@ python -m benchmarks.tables --check    # exit 1 where a page differs from the ro
 """
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.speed.tables import (
-    Row,
-    explainers_table,
-    heads_table,
-    import_table,
-    markdown,
-    peer_table,
-    training_table,
-)
+from benchmarks.speed.tables import explainers_table, heads_table, import_table, peer_table, training_table
+from benchmarks.timing import Row, read_rows
 from softcam_hub.arguments import ArgumentParser
-from softcam_hub.evaluation.report import table1
+from softcam_hub.evaluation.report import markdown, table1
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
@@ -62,9 +54,10 @@ def lesions_table(rows: list[Row]) -> str:
     trained = [row for row in rows if "torch" in row]
     where_run = sorted({f"{row['device']}, torch {row['torch']}, threads: {row['threads']}" for row in trained})
     return (
-        "Scores on 600 generated test images of four classes (200 for the demo), one run each with seed 0; the floor "
-        "is a linear model on the mean colour. *Teacher* is the vanilla head that CAPE learnt from. Seconds are of "
-        f"{'; '.join(where_run)}, on a machine that did other work too.\n\n"
+        "Scores on 600 generated test images of four classes (200 for the demo), one run each with seed 0. "
+        "*Mean colour* is a linear model on the mean colour of an image. *Teacher* is the vanilla head that "
+        f"CAPE learnt from. Seconds were measured on a machine that did other work too: "
+        f"{'; '.join(where_run)}.\n\n"
     ) + markdown(["recipe", "model", *LESIONS.values()], body)
 
 
@@ -86,9 +79,10 @@ def summary_table(models: list[Row], explanations: list[Row]) -> str:
             ]
         )
     return (
-        "Networks of 0.4 million parameters on generated lesions, one run each with seed 0: accuracy on 600 test "
-        "images, maps on 200. The completeness error is the difference between the sum (CAPE) or mean (SoftCAM) of a "
-        "map and the prediction. Post-hoc maps explain the vanilla classifier. Measures are in percent.\n\n"
+        "Networks of 0.4 million parameters on generated lesions, one run each with seed 0: accuracy on 600 "
+        "test images, maps on 200. The completeness error is the difference between the sum (CAPE) or mean "
+        "(SoftCAM) of a map and the prediction. Post-hoc maps explain the vanilla classifier. Measures are in "
+        "percent.\n\n"
     ) + markdown(["map", "accuracy", "completeness error ↓", *SUMMARY.values()], body)
 
 
@@ -97,10 +91,11 @@ def explanations_table(rows: list[Row]) -> str:
     row = rows[0]
     table, _, _ = table1(rows).partition("\n\n")
     return table + (
-        f"\n\n{row['images']} test images, {row['annotated']} of them with lesions; one run of each model, seed 0; "
-        f"torch {row['torch']}, timm {row['timm']}, {row['device']}. Percent, but for BC, completeness error and Gini. "
-        "BC is the Borda count of AD, IC, ADD, ADCC and mIoU among all but the floors. Localisation is of the map of "
-        "the true label; top-k means the mean over the 1 to 30 highest of 256 patches."
+        f"\n\n{row['images']} test images, {row['annotated']} of them with lesions; one run of each model, "
+        f"seed 0; torch {row['torch']}, timm {row['timm']}, {row['device']}. Measures are in percent, except "
+        f"for BC, completeness error and Gini. BC is the Borda count of AD, IC, ADD, ADCC and mIoU among all "
+        "explainers except random and centre. Localisation measures the map of the true label. Top-k is the "
+        "mean over the 1 to 30 highest of 256 patches."
     )
 
 
@@ -118,8 +113,8 @@ def kills_table(rows: list[Row]) -> str:
     kills, same = sum(row["kills"] for row in rows), sum(row["identical"] for row in rows)
     lost = sum(row["lost_files"] for row in rows)
     return (
-        f"{kills} kills; output identical in {same} of {len(rows)} cases; lost files: {lost}. Seconds include the "
-        "undisturbed run and all reruns, on a machine that did other work too.\n\n"
+        f"{kills} kills; output identical in {same} of {len(rows)} cases; lost files: {lost}. Seconds include "
+        f"the undisturbed run and all reruns, on a machine that did other work too.\n\n"
     ) + markdown(["command", "processes", "kills", "identical", "lost files", "seconds"], body)
 
 
@@ -127,7 +122,9 @@ def _score(row: Row, name: str) -> str:
     value = row.get(name)
     if value is None:
         return "-"
-    return f"{value:.0f}" if name == "seconds" else f"{100 * value:.1f} %" if "accuracy" in name else f"{value:.3f}"
+    if name == "seconds":
+        return f"{value:.0f}"
+    return f"{100 * value:.1f} %" if "accuracy" in name else f"{value:.3f}"
 
 
 README_TABLES: dict[str, Table] = {"summary": (summary_table, ("lesions", "explanations"))}
@@ -153,13 +150,13 @@ PAGES: dict[Path, dict[str, Table]] = {
 """Page -> name between its markers -> table."""
 
 
-def read_rows(name: str) -> list[Row]:
-    path = RESULTS / f"{name}.jsonl"
-    if not path.exists():
-        sys.exit(
-            f"benchmarks/results/{path.name} does not exist: run `make {name if name == 'kills' else 'bench'}` first"
-        )
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def read_results(name: str) -> list[Row]:
+    """Read a file of `benchmarks/results/`, or end the program with the command that writes it."""
+    rows = read_rows(RESULTS / f"{name}.jsonl")
+    if not rows:
+        target = name if name == "kills" else "bench"
+        sys.exit(f"benchmarks/results/{name}.jsonl does not exist or is empty: run `make {target}` first")
+    return rows
 
 
 def filled(page: str, text: str, name: str, table: str) -> str:
@@ -167,7 +164,7 @@ def filled(page: str, text: str, name: str, table: str) -> str:
     pattern = re.compile(rf"(<!-- table: {name} -->\n)(?:(?!<!-- table).)*?(<!-- /table -->)", re.DOTALL)
     if len(pattern.findall(text)) != 1:
         sys.exit(f"{page} needs `<!-- table: {name} -->` and `<!-- /table -->` once, each on its own line")
-    return pattern.sub(lambda found: f"{found[1]}\n{table}\n\n{found[2]}", text)
+    return pattern.sub(lambda markers: f"{markers[1]}\n{table.rstrip()}\n\n{markers[2]}", text)
 
 
 def main() -> None:
@@ -179,7 +176,7 @@ def main() -> None:
             sys.exit(f"{page.name} does not exist: write it first, with a pair of markers for each table")
         old = new = page.read_text(encoding="utf-8")
         for name, (render, files) in tables.items():
-            new = filled(page.name, new, name, render(*(read_rows(file) for file in files)))
+            new = filled(page.name, new, name, render(*(read_results(file) for file in files)))
         if check and new != old:
             sys.exit(f"{page.name} differs from the rows in benchmarks/results: run `python -m benchmarks.tables`")
         if new != old:

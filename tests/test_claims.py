@@ -9,8 +9,9 @@ import timm
 
 from benchmarks.reproduction import cape_claims, claims, softcam_claims
 from benchmarks.reproduction.findings import Findings, spread
-from benchmarks.reproduction.reproduce import LARGE, SMALL, Chain, keep
+from benchmarks.reproduction.reproduce import LARGE, SMALL, Chain
 from benchmarks.reproduction.verdicts import NOT_MEASURED, Part, verdict
+from benchmarks.timing import replace_rows
 
 ROOT = Path(__file__).parents[1]
 
@@ -175,10 +176,10 @@ def test_c2_compares_percent_of_variants_with_shares_of_runs():
     found += training("cape-direct", 0.88) + rows("lesions", "variant", {"accuracy": 89.7}, variant="naive")
     parts = cape_claims.order_of_accuracy(Findings(found), ("lesions",))
     assert words(parts) == {
-        "cape-ts: vanilla ≥ it": "no",
-        "cape-ts: it ≥ the rest": "yes",
-        "cape-pf: vanilla ≥ it": "yes",
-        "cape-pf: it ≥ the rest": "yes",
+        "cape-ts: vanilla ≥ CAPE": "no",
+        "cape-ts: CAPE ≥ other variants": "yes",
+        "cape-pf: vanilla ≥ CAPE": "yes",
+        "cape-pf: CAPE ≥ other variants": "yes",
     }
     assert "naive 89.7" in parts[-1].figure
 
@@ -224,11 +225,11 @@ def calibrated(temperature, error, confidence=0.8, completeness=1e-7):
     )
 
 
-def test_c5_softness_and_both_cures():
+def test_c5_low_confidence_and_both_corrections():
     found = calibrated("learnt", 0.1) + calibrated("fitted", 0.02) + calibrated("divided by T", 0.12, completeness=1e-3)
-    parts = cape_claims.confidence_is_soft(Findings(found), ("lesions",))
+    parts = cape_claims.confidence_is_low(Findings(found), ("lesions",))
     assert words(parts) == {
-        "cape-ts: soft": "yes",
+        "cape-ts: confidence too low": "yes",
         "cape-ts: T' divided by T": "no",
         "cape-ts: T' fitted": "yes",
         "cape-ts: completeness": "no",
@@ -288,10 +289,10 @@ def test_the_committed_page_is_that_of_the_rows(monkeypatch):
     claims.main()
 
 
-def test_rows_of_a_chain_replace_its_earlier_ones(monkeypatch, tmp_path):
-    monkeypatch.setattr("benchmarks.reproduction.reproduce.ROWS", tmp_path / "rows.jsonl")
+def test_rows_of_a_chain_replace_its_earlier_ones(tmp_path):
     for seed, value in ((1, 1), (0, 2), (1, 3)):
-        keep([{"study": "a", "seed": seed, "value": value}])
+        row = {"study": "a", "seed": seed, "value": value}
+        replace_rows([row], tmp_path / "rows.jsonl", ("study", "seed"))
     kept = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert [(row["seed"], row["value"]) for row in kept] == [(0, 2), (1, 3)]
 

@@ -1,4 +1,4 @@
-"""The claims of the CAPE paper and their rules, and what both papers say about costs."""
+"""Judge the claims of the CAPE paper, and the claims of both papers about costs."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,30 +10,30 @@ from .reproduce import SMALL
 from .verdicts import MAY_LOSE, NOT_MEASURED, Claim, Part, always, part
 
 SAME = 0.5
-"""Points of accuracy that count as equal."""
+"""Difference in points of accuracy that counts as equal."""
 
 ADDS_UP = 1e-5
-"""The largest error of a sum."""
+"""Largest error of maps that add up to the prediction."""
 
-CHEAP, DEAR = 1.1, 100.0
-"""Vanilla forwards that all maps of ours may take, and that Score-CAM takes at least."""
+LOW_COST, HIGH_COST = 1.1, 100.0
+"""Largest cost of all our maps, and least cost of Score-CAM, in forwards of the vanilla classifier."""
 
 MANY = 10
-"""Classes from which on a data set has many."""
+"""Least number of classes that counts as many."""
 
 UNTRAINED = ("naive", "off-the-shelf")
 
 
-def adds_up(found: Findings, studies: tuple[str, ...]) -> list[Part]:
-    """Of the runs of a family; SoftCAM's logits are those of the pooled features where its maps are benchmarked."""
+def adds_up(findings: Findings, studies: tuple[str, ...]) -> list[Part]:
+    """Judge C1: the maps of every run of a family add up to the prediction."""
     parts = []
     for study in studies:
         for family in ("softcam", "cape"):
-            runs = [run for run in found.runs(study) if run.startswith(family)]
-            columns = {run: found.trained(study, run, "completeness_error") for run in runs}
+            runs = [run for run in findings.runs(study) if run.startswith(family)]
+            columns = {run: findings.trained(study, run, "completeness_error") for run in runs}
             for run in runs:
                 where = {"run": run, "explainer": family}
-                columns[f"{run} explained"] = found.column(study, "explanation", "completeness_error", **where)
+                columns[f"{run} explained"] = findings.column(study, "explanation", "completeness_error", **where)
             worst = best_of(columns)
             figure = f"largest mean error {max(worst.values(), default=0):.1e}"
             below = always(lambda value: value <= ADDS_UP)
@@ -41,45 +41,60 @@ def adds_up(found: Findings, studies: tuple[str, ...]) -> list[Part]:
     return parts
 
 
-def order_of_accuracy(found: Findings, studies: tuple[str, ...]) -> list[Part]:
+def order_of_accuracy(findings: Findings, studies: tuple[str, ...]) -> list[Part]:
+    """Judge C2: bootstrapped CAPE lies between the vanilla classifier and the other variants."""
     parts = []
     for study in studies:
-        lower = {name: found.column(study, "variant", "accuracy", variant=name) for name in UNTRAINED}
-        lower["direct"] = found.trained(study, "cape-direct", "accuracy")
+        lower = {name: findings.column(study, "variant", "accuracy", variant=name) for name in UNTRAINED}
+        lower["direct"] = findings.trained(study, "cape-direct", "accuracy")
         lower = {name: column for name, column in lower.items() if column}
-        vanilla, below = found.trained(study, "vanilla", "accuracy"), best_of(lower)
+        vanilla, below = findings.trained(study, "vanilla", "accuracy"), best_of(lower)
         for run in ("cape-ts", "cape-pf"):
-            ours = found.trained(study, run, "accuracy")
-            for what, gap in (("vanilla ≥ it", minus(vanilla, ours)), ("it ≥ the rest", minus(ours, below))):
-                best = vanilla if what.startswith("vanilla") else below
-                figure = f"{spread(ours)} beside {spread(best)}: gap {spread(gap, sign='+')}"
-                if best is below:
-                    figure += f" ({', '.join(f'{name} {spread(column)}' for name, column in lower.items())})"
-                parts += part(study, run, what, figure, gap, lambda gap: mean(gap) >= -SAME)
+            ours = findings.trained(study, run, "accuracy")
+            others = ", ".join(f"{name} {spread(column)}" for name, column in lower.items())
+            comparisons = (
+                ("vanilla ≥ CAPE", vanilla, minus(vanilla, ours), ""),
+                ("CAPE ≥ other variants", below, minus(ours, below), f" ({others})"),
+            )
+            for measure, compared, gap, remark in comparisons:
+                figure = f"{spread(ours)} against {spread(compared)}: gap {spread(gap, sign='+')}{remark}"
+                parts += part(study, run, measure, figure, gap, lambda gap: mean(gap) >= -SAME)
     return parts
 
 
-def leads(found: Findings, studies: tuple[str, ...]) -> list[Part]:
+def leads(findings: Findings, studies: tuple[str, ...]) -> list[Part]:
+    """Judge C3: the maps that lead the Borda ranking and mIoU."""
     parts = []
     for study in studies:
-        table = found.table1(study)
+        table = findings.table1(study)
         if not any(name.startswith("mu-cape") for name in table):
             continue
-        data = found.rows(study, "training")[0]["data"]
+        data = findings.rows(study, "training")[0]["data"]
         parts += _leader(study, table, "borda", "µ-CAPE leads Borda", ("mu-cape",), lambda value: -value)
         many, few = len(VARIANTS[data]) >= MANY, len(VARIANTS[data]) == 2
-        who, what = (("cam", "lift-cam"), "CAM or LIFT-CAM leads mIoU") if few else (("cape",), "CAPE leads mIoU")
+        expected, measure = ("cape",), "CAPE leads mIoU"
+        if few:
+            expected, measure = ("cam", "lift-cam"), "CAM or LIFT-CAM leads mIoU"
         parts += [
             one if many or few else replace(one, holds=None)
-            for one in _leader(study, table, "miou", what, who, lambda value: value)
+            for one in _leader(study, table, "miou", measure, expected, lambda value: value)
         ]
     return parts
 
 
 def _leader(
-    study: str, table: dict, name: str, what: str, who: tuple[str, ...], key: Callable[[float], float]
+    study: str, table: dict, name: str, measure: str, expected: tuple[str, ...], key: Callable[[float], float]
 ) -> list[Part]:
-    """Whether one of `who` has the best mean of a column; the first three are named."""
+    """Judge whether one of the expected maps has the best mean of a column, and name the first three.
+
+    Args:
+        study: Name of the study.
+        table: Rows of every seed, by map.
+        name: Name of the column.
+        measure: Name of the part.
+        expected: Maps, one of which is to lead.
+        key: Function that sorts the best mean first.
+    """
     columns = {
         one: {row["seed"]: row[name] for row in rows if row.get(name) is not None} for one, rows in table.items()
     }
@@ -90,41 +105,43 @@ def _leader(
     best = mean(columns[ranked[0]])
     first = [one for one in ranked if mean(columns[one]) == best]
     figure = ", ".join(f"{one} {spread(columns[one])}" for one in ranked[: max(3, len(first))])
-    holds = any(one.split(" (")[0] in who for one in first)
-    return part(study, "all maps", what, figure, columns[ranked[0]], lambda _: holds)
+    holds = any(one.split(" (")[0] in expected for one in first)
+    return part(study, "all maps", measure, figure, columns[ranked[0]], lambda _: holds)
 
 
-def selective_helps(found: Findings, studies: tuple[str, ...]) -> list[Part]:
+def selective_helps(findings: Findings, studies: tuple[str, ...]) -> list[Part]:
+    """Judge C4: selective divergence raises the accuracy."""
     parts = []
     for study in studies:
         for run in ("cape-ts", "cape-pf"):
-            ours, plain = (found.trained(study, one, "accuracy") for one in (f"{run}-selective", run))
+            ours, plain = (findings.trained(study, one, "accuracy") for one in (f"{run}-selective", run))
             gain = minus(ours, plain)
             figure = f"{spread(ours)} against {spread(plain)}: {spread(gain, sign='+')}"
             parts += part(study, run, "accuracy", figure, gain, always(lambda value: value > 0))
     return parts
 
 
-def confidence_is_soft(found: Findings, studies: tuple[str, ...]) -> list[Part]:
+def confidence_is_low(findings: Findings, studies: tuple[str, ...]) -> list[Part]:
+    """Judge C5: the confidence of bootstrapped CAPE is too low, and another temperature corrects it."""
     return [
         one
         for study in studies
-        for run in found.runs(study, "calibration")
+        for run in findings.runs(study, "calibration")
         if run in ("cape-ts", "cape-pf")
-        for one in _softness(found, study, run)
+        for one in _judge_confidence(findings, study, run)
     ]
 
 
-def _softness(found: Findings, study: str, run: str) -> list[Part]:
+def _judge_confidence(findings: Findings, study: str, run: str) -> list[Part]:
     def column(name: str, temperature: str = "learnt") -> Column:
-        return found.column(study, "calibration", name, run=run, temperature=temperature)
+        return findings.column(study, "calibration", name, run=run, temperature=temperature)
 
     confidence, accuracy = (
         {seed: 100 * value for seed, value in column(name).items()} for name in ("confidence", "accuracy")
     )
     figure = f"confidence {spread(confidence)}, accuracy {spread(accuracy)}"
     gap = minus(accuracy, confidence)
-    parts = part(study, run, "soft", figure, gap, always(lambda value: value > MAY_LOSE))
+    parts = part(study, run, "confidence too low", figure, gap, always(lambda value: value > MAY_LOSE))
     learnt = column("calibration_error")
     for way in ("divided by T", "fitted"):
         error = column("calibration_error", way)
@@ -135,25 +152,25 @@ def _softness(found: Findings, study: str, run: str) -> list[Part]:
     return parts + part(study, run, "completeness", figure, worst, always(lambda value: value <= ADDS_UP))
 
 
-def costs(found: Findings, studies: tuple[str, ...]) -> list[Part]:
-    """Of one forward with all maps, and of Score-CAM; no study and no seed is needed."""
+def costs(findings: Findings, studies: tuple[str, ...]) -> list[Part]:
+    """Judge C6: the cost of one forward with all maps, and of Score-CAM, in no study and without seeds."""
     ours = [
         _cost(
             f"{family}, all maps",
-            [row["ratio"] for row in found.heads if row["comparison"] == f"{family} explained"],
-            lambda ratio: ratio <= CHEAP,
+            [row["ratio"] for row in findings.heads if row["comparison"] == f"{family} explained"],
+            lambda ratio: ratio <= LOW_COST,
         )
         for family in ("softcam", "cape")
     ]
-    score_cam = [row["ratio"] for row in found.explainers if (row["method"], row["side"]) == ("score-cam", "ours")]
-    return [*ours, _cost("Score-CAM, one class", score_cam, lambda ratio: ratio >= DEAR)]
+    score_cam = [row["ratio"] for row in findings.explainers if (row["method"], row["side"]) == ("score-cam", "ours")]
+    return [*ours, _cost("Score-CAM, one class", score_cam, lambda ratio: ratio >= HIGH_COST)]
 
 
-def _cost(what: str, ratios: list[float], test: Callable[[float], bool]) -> Part:
+def _cost(measure: str, ratios: list[float], test: Callable[[float], bool]) -> Part:
     if not ratios:
-        return Part("-", "-", what, NOT_MEASURED, None)
+        return Part("-", "-", measure, NOT_MEASURED, None)
     figure = " to ".join(dict.fromkeys(f"{end(ratios):.4g}" for end in (min, max))) + " vanilla forwards"
-    return Part("-", "-", what, figure, all(test(ratio) for ratio in ratios))
+    return Part("-", "-", measure, figure, all(test(ratio) for ratio in ratios))
 
 
 CAPE_CLAIMS = [
@@ -166,42 +183,44 @@ CAPE_CLAIMS = [
     ),
     Claim(
         "C2",
-        "Accuracy falls from the vanilla classifier over bootstrapped CAPE (TS, PF) to CAPE off the shelf, naive, and "
-        "trained directly.",
-        f"Each step of the order: the mean difference is not below -{SAME:g} point; *the rest* is the best of the "
-        "others in each seed.",
+        "The vanilla classifier is at least as accurate as bootstrapped CAPE (TS, PF), and bootstrapped CAPE "
+        "at least as accurate as the other variants of CAPE: off the shelf, naive, and trained directly.",
+        f"In each of the two comparisons, the mean difference is not below -{SAME:g} point. Of the other "
+        f"variants, the best of each seed counts.",
         order_of_accuracy,
         tuple(SMALL),
     ),
     Claim(
         "C3",
         "µ-CAPE leads the Borda ranking. CAPE leads mIoU with many classes; with two classes CAM or LIFT-CAM does.",
-        "The best mean over seeds, among the vanilla classifier's post-hoc maps and the maps of bootstrapped CAPE. "
-        "With three to nine classes the leader in mIoU is shown and decides nothing.",
+        "The named map has the best mean over seeds, among the post-hoc maps of the vanilla classifier and "
+        "the maps of bootstrapped CAPE. With three to nine classes, the leader in mIoU is shown but decides "
+        "nothing.",
         leads,
         tuple(SMALL),
     ),
     Claim(
         "C4",
         "Selective divergence (eq. 11) helps with many classes.",
-        "The accuracy with it is above that without it in every seed.",
+        "The accuracy with selective divergence is above the accuracy without it in every seed.",
         selective_helps,
         ("marks",),
     ),
     Claim(
         "C5",
-        "CAPE's confidence is soft, dividing T' by T or fitting it to validation data mends that, and maps still add "
-        "up.",
-        f"Confidence is more than {MAY_LOSE:g} point below accuracy in every seed; the calibration error is lower than "
-        f"as learnt in every seed; the largest error of completeness is at most {ADDS_UP:g} at every T'.",
-        confidence_is_soft,
+        "The confidence of bootstrapped CAPE is below its accuracy. Dividing T' by T, or fitting T' to "
+        "validation data, corrects that, and maps still add up.",
+        f"The confidence is more than {MAY_LOSE:g} point below the accuracy in every seed. The calibration "
+        f"error is lower than with the learnt T' in every seed. The largest completeness error is at most "
+        f"{ADDS_UP:g} at every T'.",
+        confidence_is_low,
         tuple(SMALL),
     ),
     Claim(
         "C6",
-        "SoftCAM and CAPE cost about as much as the vanilla classifier, Score-CAM many times that.",
-        f"All maps in one forward take at most {CHEAP:g} times the vanilla forward on every network and batch that was "
-        f"measured; Score-CAM takes at least {DEAR:g} times.",
+        "SoftCAM and CAPE cost about as much as the vanilla classifier, and Score-CAM many times as much.",
+        f"One forward with all maps takes at most {LOW_COST:g} times as long as the vanilla forward, for "
+        f"every network and batch that was measured. Score-CAM takes at least {HIGH_COST:g} times as long.",
         costs,
     ),
 ]

@@ -1,9 +1,8 @@
-"""The rows of benchmarks/results/ that the papers' claims are judged by, picked and averaged over seeds.
+"""Select rows of benchmarks/results/ to judge the papers' claims by, and average them over seeds.
 
-A column is a dictionary seed -> number; accuracies are in percent, areas and errors are not.
+A column is a dictionary seed -> number. Accuracies are in percent; areas under a curve and errors are not.
 """
 
-import json
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,65 +12,72 @@ from typing import Any
 from softcam_hub.evaluation.report import with_borda
 from softcam_hub.explainers.methods import UNINFORMED
 
+from ..timing import Row, read_rows
+
 RESULTS = Path(__file__).parents[1] / "results"
 CAPE_NAMES = {"cape-pf": "PF", "cape-ts": "TS"}
-PERCENT = ("test_accuracy", "test_confidence", "test_teacher_accuracy", "test_disagreement")
+"""Run of bootstrapped CAPE -> short name in tables."""
 
-Row = dict[str, Any]
+PERCENT = ("test_accuracy", "test_confidence", "test_teacher_accuracy", "test_disagreement")
+"""Columns that are shown in percent."""
+
 Column = dict[int, float]
 
 
 @dataclass(frozen=True)
 class Findings:
-    """All rows that there are.
+    """All rows by which claims are judged.
 
     Args:
-        reproduction: rows of reproduce.py.
-        heads: rows of heads.py: what our heads cost.
-        explainers: rows of explainers.py: what post-hoc methods cost.
+        reproduction: Rows of `reproduce.py`.
+        heads: Rows of `speed/heads.py`, with the cost of the heads.
+        explainers: Rows of `speed/explainers.py`, with the cost of post-hoc methods.
     """
 
     reproduction: list[Row] = field(default_factory=list)
     heads: list[Row] = field(default_factory=list)
     explainers: list[Row] = field(default_factory=list)
 
-    def studies(self) -> list[str]:
-        return list(dict.fromkeys(row["study"] for row in self.reproduction))
-
     def seeds(self) -> list[int]:
+        """Return all seeds."""
         return sorted({row["seed"] for row in self.reproduction})
 
     def rows(self, study: str, kind: str, **where: Any) -> list[Row]:
-        """Rows of one kind whose columns are these."""
+        """Return the rows of one kind in a study, with the given values in further columns."""
         wanted = {"study": study, "kind": kind, **where}
         return [row for row in self.reproduction if all(row.get(name) == value for name, value in wanted.items())]
 
     def column(self, study: str, kind: str, name: str, **where: Any) -> Column:
-        """Seed -> number."""
+        """Return the number in a column of the rows that `rows` selects, by seed."""
         factor = 100 if name in PERCENT else 1
         return {row["seed"]: factor * row[name] for row in self.rows(study, kind, **where) if name in row}
 
     def trained(self, study: str, run: str, name: str) -> Column:
+        """Return a score of a trained run on the test split, by seed."""
         return self.column(study, "training", f"test_{name}", run=run)
 
     def runs(self, study: str, kind: str = "training") -> list[str]:
+        """Return the names of the runs of a study."""
         return list(dict.fromkeys(row["run"] for row in self.rows(study, kind)))
 
     def post_hoc(self, study: str, name: str) -> dict[str, Column]:
-        """Explainer of the vanilla classifier -> its column; random and centre are none."""
-        found = {row["explainer"] for row in self.rows(study, "explanation", run="vanilla")} - set(UNINFORMED)
-        return {one: self.column(study, "explanation", name, run="vanilla", explainer=one) for one in sorted(found)}
+        """Return a column of every post-hoc method, without random and centre."""
+        explainers = {row["explainer"] for row in self.rows(study, "explanation", run="vanilla")} - set(UNINFORMED)
+        return {
+            one: self.column(study, "explanation", name, run="vanilla", explainer=one) for one in sorted(explainers)
+        }
 
     def native(self, study: str, run: str, name: str) -> Column:
-        """Of the maps that a SoftCAM run adds up."""
+        """Return a column of the maps of a SoftCAM run."""
         return self.column(study, "explanation", name, run=run, explainer="softcam")
 
     def table1(self, study: str) -> dict[str, list[Row]]:
         """Return the rows of every seed with their Borda points, by label.
 
-        Post-hoc maps of the vanilla classifier stand beside the maps of bootstrapped CAPE, without random and centre.
+        Post-hoc maps of the vanilla classifier stand beside the maps of bootstrapped CAPE, without random and
+        centre.
         """
-        found: dict[str, list[Row]] = {}
+        table: dict[str, list[Row]] = {}
         for seed in self.seeds():
             rows = [
                 {**row, "label": label(row)}
@@ -80,12 +86,12 @@ class Findings:
             ]
             named = [{**row, "explains": row["run"]} for row in rows]  # two runs have maps of one name
             for row in with_borda(named):
-                found.setdefault(row["label"], []).append(row)
-        return found
+                table.setdefault(row["label"], []).append(row)
+        return table
 
 
 def label(row: Row) -> str:
-    """What an explanation is called beside others."""
+    """Return the name of an explanation in a table with others."""
     if row["run"] == "vanilla":
         return row["explainer"]
     if row["run"].startswith("softcam"):
@@ -94,32 +100,32 @@ def label(row: Row) -> str:
 
 
 def read() -> Findings:
-    """What is in benchmarks/results/; numbers that are missing are left out of their rows."""
-    return Findings(*(_rows(RESULTS / f"{name}.jsonl") for name in ("reproduction", "heads", "explainers")))
-
-
-def _rows(path: Path) -> list[Row]:
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [{name: value for name, value in json.loads(line).items() if value is not None} for line in lines]
+    """Read the rows in benchmarks/results/, without their missing numbers."""
+    files = []
+    for name in ("reproduction", "heads", "explainers"):
+        rows = read_rows(RESULTS / f"{name}.jsonl")
+        files.append([{column: value for column, value in row.items() if value is not None} for row in rows])
+    return Findings(*files)
 
 
 def minus(a: Column, b: Column) -> Column:
-    """a - b, for the seeds that both have."""
+    """Return a - b for the seeds that both columns have."""
     return {seed: a[seed] - b[seed] for seed in a if seed in b}
 
 
 def best_of(columns: dict[str, Column], choose: Callable[..., float] = max) -> Column:
-    """The best of several columns, seed by seed."""
+    """Return the best value of several columns for each seed."""
     seeds = set().union(*columns.values()) if columns else set()
     return {seed: choose(column[seed] for column in columns.values() if seed in column) for seed in sorted(seeds)}
 
 
 def mean(column: Column) -> float:
+    """Return the mean over seeds."""
     return statistics.fmean(column.values())
 
 
 def spread(column: Column, form: str = ".1f", sign: str = "") -> str:
-    """Mean ± standard deviation over seeds."""
+    """Format mean ± standard deviation over seeds."""
     if not column:
         return "-"
     deviation = f" ± {statistics.stdev(column.values()):{form}}" if len(column) > 1 else ""

@@ -1,20 +1,24 @@
-"""Train and measure everything that docs/reproduction.md says about the papers' claims.
+"""Train and measure everything by which docs/reproduction.md judges the papers' claims.
 
-make reproduce                                       # 2.5 hours of two cores, then docs/reproduction.md from the rows
+make reproduce                                       # 2.5 hours of two cores; also writes docs/reproduction.md
 python -m benchmarks.reproduction.reproduce --study screening --seeds 0
-python -m benchmarks.reproduction.reproduce --large  # ResNet-50, VGG-16 and SwinV2 at 224 and 448: for a GPU
-python -m benchmarks.reproduction.reproduce --quick               # a smoke test: tiny runs, nothing written
+python -m benchmarks.reproduction.reproduce --large  # ResNet-50, VGG-16 and SwinV2 at 224 and 448 px, for a GPU
+python -m benchmarks.reproduction.reproduce --quick               # a smoke test: tiny runs that write nothing
 
 - A study is a data set and a backbone. A chain is a study with one seed for images, weights and batches.
-  Chains are independent and run side by side, one thread each; what a chain has finished is not done again.
-- Every run of a chain has the same images, epochs, batches and first weights, so that runs differ in what they learn
-  from and not in luck. Post-fitting has them for the head alone, after those of the vanilla classifier. Nothing is
-  chosen on the test split: the best epoch and the fitted temperature are chosen on validation data, learning rates and
-  penalties are those of the recipes.
-- Where a study fine-tunes, its runs go on from the trained vanilla classifier, as the papers' do from ImageNet.
-- VGG's hidden layers are made anew on the grid, so that its vanilla classifier has no weights for an evidence map: no
-  post-fitting there, no CAPE off the shelf, and first weights of its own.
-- Runs and benchmarks go to runs/reproduction/STUDY/SEED/, rows to benchmarks/results/reproduction.jsonl.
+  Chains are independent, and run side by side with one thread each. Finished parts of a chain are not
+  computed again.
+- All runs of a chain have the same images, epochs, batches and first weights, so that they differ in their
+  loss and not by chance. Post-fitting trains the head for as many epochs, after the vanilla classifier.
+  Nothing is chosen on the test split: the best epoch and the fitted temperature are chosen on validation
+  data, and learning rates and penalties are those of the recipes.
+- The runs of a study that fine-tunes start from the trained vanilla classifier, as the papers start from
+  ImageNet.
+- VGG's hidden layers are new layers on the grid, so that its vanilla classifier has no weights for an
+  evidence map. With VGG there is no post-fitting and no CAPE off the shelf, and runs start from weights of
+  their own.
+- Runs and benchmarks are written to runs/reproduction/STUDY/SEED/, and rows to
+  benchmarks/results/reproduction.jsonl.
 """
 
 import argparse
@@ -44,7 +48,7 @@ from softcam_hub.training import Config, parse, run
 from softcam_hub.training.objective import make_model
 from softcam_hub.training.parsing import read_recipe
 
-from ..timing import Row, environment, write
+from ..timing import Row, environment, replace_rows
 from .temperature import calibrations
 
 ROWS = Path(__file__).parents[1] / "results" / "reproduction.jsonl"
@@ -53,21 +57,23 @@ SOFTCAM = ("softcam", "softcam-sparse")
 CAPE = ("cape-direct", "cape-ts", "cape-pf")
 MEASURES = "table localisation sensitivity gini"
 DATA = ("data", "train_count", "eval_count", "data_size", "data_seed")
+"""Settings of the data, which the benchmarks share with the runs."""
+
 KEPT = ("explainer", "explains", "images", "annotated")
-"""Columns of a benchmark's row that are kept beside its numbers and curves."""
+"""Columns of a benchmark's row that are kept, besides its numbers and curves."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """A data set and a backbone, with the runs on them.
+    """A data set and a backbone, with the runs that are trained on them.
 
     Args:
         data: Name of a generated data set.
-        runs: Recipes beside `vanilla`.
-        backbone: Backbone in place of test_resnet, which the recipes use.
+        runs: Recipes that are run beside `vanilla`.
+        backbone: Backbone that replaces test_resnet, the backbone of the recipes.
         sweep: Values of l1 for further runs of `softcam-sparse`.
-        fine_tuned: Start the runs from the trained vanilla classifier. Its post-hoc maps are no rivals then, as it was
-            trained for fewer epochs.
+        fine_tuned: Start the runs from the trained vanilla classifier. Its post-hoc maps are not compared
+            then, because it was trained for fewer epochs.
         limit: Number of test images to explain.
         settings: Settings that differ from the recipes.
     """
@@ -81,7 +87,7 @@ class Study:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-SMALL = {  # the longest first, so that no core waits for long at the end
+SMALL = {  # the longest study comes first, so that no core waits for long at the end
     "lesions": Study("lesions", (*SOFTCAM, *CAPE), sweep=(0.003, 0.1, 1.0)),
     "marks": Study(
         "marks",
@@ -134,33 +140,38 @@ class Chain:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def rows(self) -> list[Row]:
-        """Train and measure, and read the results that exist already."""
+        """Train and measure, and read results that exist already."""
         began = time.monotonic()
         try:
-            found = list(self._found())
+            results = list(self._results())
         finally:
             seconds = self._add_seconds(time.monotonic() - began)
-        found.append(("chain", {"seconds": seconds, **environment()}))
-        return [{"study": self.name, "seed": self.seed, "kind": kind, **_rounded(row)} for kind, row in found]
+        results.append(("chain", {"seconds": seconds, **environment()}))
+        return [{"study": self.name, "seed": self.seed, "kind": kind, **_rounded(row)} for kind, row in results]
 
     def config(self, recipe: str, l1: float | None = None) -> Config:
         """Return the settings of one run."""
         output = self._output(recipe, l1)
-        given = {**self.study.settings, "data": self.study.data, "seed": self.seed, "data_seed": self.seed}
-        given |= {"model": read_recipe(f"reproduction/{recipe}")["model"].replace("test_resnet", self.study.backbone)}
-        if recipe.startswith("cape-pf"):  # starts from weights of its own, and trains a head: at its own rate
-            given |= {"init": self.vanilla, "pretrained": False}
-            given.pop("lr", None)
+        settings = {**self.study.settings, "data": self.study.data, "seed": self.seed, "data_seed": self.seed}
+        settings |= {
+            "model": read_recipe(f"reproduction/{recipe}")["model"].replace("test_resnet", self.study.backbone)
+        }
+        if recipe.startswith(
+            "cape-pf"
+        ):  # trains the head of the vanilla classifier, with the learning rate of the recipe
+            settings |= {"init": self.vanilla, "pretrained": False}
+            settings.pop("lr", None)
         elif recipe != "vanilla" and self.starts_as_vanilla:
-            given |= {"init": self.vanilla if self.study.fine_tuned else self.start, "pretrained": False}
+            settings |= {"init": self.vanilla if self.study.fine_tuned else self.start, "pretrained": False}
         if l1 is not None:
-            given["l1"] = l1
-        flags = [f"--{name}={value}" for name, value in given.items()]
+            settings["l1"] = l1
+        flags = [f"--{name}={value}" for name, value in settings.items()]
         resume = ["--resume"] if (output / "settings.yaml").exists() else []
         return parse([f"--recipe=reproduction/{recipe}", f"--output={output}", *flags, *resume])
 
     @cached_property
     def splits(self) -> Splits:
+        """Images of all runs."""
         return load_splits(self.config("vanilla").data)
 
     @property
@@ -179,9 +190,11 @@ class Chain:
         return examine(self.study.backbone, **self.config("vanilla").model.architecture_args()).exact
 
     def _output(self, recipe: str, l1: float | None = None) -> Path:
+        """Return the folder of a run."""
         return self.folder / (recipe if l1 is None else f"softcam-l1-{l1:g}")
 
-    def _found(self) -> Iterator[tuple[str, Row]]:
+    def _results(self) -> Iterator[tuple[str, Row]]:
+        """Train and measure one run after another, and return the kind of each row with the row."""
         make_model(self.config("vanilla"), self.splits).save_pretrained(self.start)
         runs = [(recipe, None) for recipe in ("vanilla", *self.study.runs)]
         for recipe, l1 in [*runs, *(("softcam-sparse", l1) for l1 in self.study.sweep)]:
@@ -211,15 +224,18 @@ class Chain:
 
     def _benchmark(self, name: str, explainers: str | None = None, measures: str = MEASURES) -> Iterator[Row]:
         data = {key: getattr(self.config("vanilla").data, key) for key in DATA}
-        asked = {"explainers": explainers, "measures": measures, "limit": self.study.limit, "seed": self.seed}
+        options = {"explainers": explainers, "measures": measures, "limit": self.study.limit, "seed": self.seed}
         sizes = {"batch_size": 25, "shard_size": 100}
-        for row in benchmark(self.folder / name / "model", self.folder / "benchmark" / name, **asked, **sizes, **data):
+        for row in benchmark(
+            self.folder / name / "model", self.folder / "benchmark" / name, **options, **sizes, **data
+        ):
             numbers = {
                 key: value for key, value in row.items() if isinstance(value, float | list) and key != "hold_out"
             }
             yield {"run": name, **{key: row[key] for key in KEPT}, **numbers}
 
     def _calibrations(self, recipe: str) -> list[Row]:
+        """Measure a CAPE run at several temperatures."""
         classifier = load_classifier(self.folder / recipe / "model")
         classifier.model.to(self.device)
         settings = self.config(recipe).model
@@ -235,7 +251,7 @@ class Chain:
 
 
 def _rounded(row: Row) -> Row:
-    """Round to six digits, as further ones differ between machines; NaN, which JSON does not have, becomes None."""
+    """Round numbers to six digits, as further digits differ between machines, and replace NaN by None."""
 
     def short(value: Any) -> Any:
         if isinstance(value, list):
@@ -248,16 +264,9 @@ def _rounded(row: Row) -> Row:
 
 
 def chain_rows(name: str, study: Study, seed: int, threads: int) -> list[Row]:
+    """Compute the rows of a chain in a process of its own."""
     torch.set_num_threads(threads)
     return Chain(name, study, seed).rows()
-
-
-def keep(found: list[Row]) -> None:
-    """Write the rows of a chain in place of its earlier rows."""
-    key = (found[0]["study"], found[0]["seed"])
-    rows = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
-    rows = [row for row in rows if (row["study"], row["seed"]) != key] + found
-    write(sorted(rows, key=lambda row: (row["study"], row["seed"])), ROWS)
 
 
 def run_chains(chains: list[tuple[str, Study, int]], processes: int) -> list[str]:
@@ -268,15 +277,15 @@ def run_chains(chains: list[tuple[str, Study, int]], processes: int) -> list[str
         for job in as_completed(jobs):
             name, _, seed = jobs[job]
             try:
-                keep(job.result())
+                replace_rows(job.result(), ROWS, ("study", "seed"))
                 print(f"finished: {name}, seed {seed}", flush=True)
-            except Exception as error:  # the other chains go on
+            except Exception as error:  # the other chains continue
                 failures.append(f"{name}, seed {seed}: {type(error).__name__}: {error}")
     return failures
 
 
 def try_out() -> None:
-    """Run everything once, as small as possible, in a temporary folder."""
+    """Run a tiny study in a temporary folder."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         for name, study in QUICK.items():
@@ -285,12 +294,15 @@ def try_out() -> None:
 
 
 def main() -> None:
+    """Run the chains that the command line names."""
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="tiny runs, to see that everything runs; nothing written")
-    parser.add_argument("--large", action="store_true", help="the larger variant, for a GPU")
-    parser.add_argument("--study", nargs="*", help=f"some of {', '.join([*SMALL, *LARGE])}; all by default")
-    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="chains side by side; 1 on a GPU")
+    parser.add_argument("--quick", action="store_true", help="run tiny studies, and write nothing")
+    parser.add_argument("--large", action="store_true", help="run the larger variant, for a GPU")
+    parser.add_argument("--study", nargs="*", help=f"studies to run, of {', '.join([*SMALL, *LARGE])}; all by default")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2], help="seeds to run")
+    parser.add_argument(
+        "--processes", type=int, default=os.cpu_count(), help="number of chains side by side; 1 on a GPU"
+    )
     args = parser.parse_args()
     if args.quick:
         try_out()
@@ -302,7 +314,7 @@ def main() -> None:
     chains = [(name, studies[name], seed) for name in args.study or studies for seed in args.seeds]
     failures = run_chains(chains, 1 if args.large else min(args.processes, len(chains)))
     if failures:
-        sys.exit("failed, and to be run again:\n" + "\n".join(failures))
+        sys.exit("these chains failed; run the same command again to repeat them:\n" + "\n".join(failures))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What a study found, as tables and curves: mean ± standard deviation over seeds.
+"""Write the tables and curves of a study: mean ± standard deviation over seeds.
 
-- Predictions are of the whole test split, explanations of its first images; see benchmarks/reproduction/reproduce.py.
-- The best mean of a column is bold, the floors random and centre among the candidates.
+- Predictions are measured on the whole test split, and explanations on its first images (see `reproduce.py`).
+- The best mean of a column is bold. The maps of `random` and `centre` may be the best, too.
 """
 
 import math
@@ -28,36 +28,37 @@ PREDICTIONS = {
 }
 EXPLANATIONS = [name for name in COLUMNS if name not in ("borda", "gini", "completeness_error")]
 POST_HOC_LINES = 2
-"""Post-hoc methods in a chart, beside native maps and random: there are seven colours."""
+"""Number of post-hoc methods in a chart, beside native maps and random; there are seven colours."""
 
 NO_PENALTY = -3.0
-"""Where a chart over log λ has λ = 0."""
+"""Position of λ = 0 in a chart over log λ."""
 
 SWEPT = ("accuracy", "auc", "sparseness")
 
 
-def predictions(found: Findings, study: str) -> str:
-    """One line per trained run, and CAPE with the vanilla classifier's weights."""
+def predictions(findings: Findings, study: str) -> str:
+    """Write a line for each trained run, and for CAPE with the weights of the vanilla classifier."""
     body = []
-    for run in found.runs(study):
-        rows = found.rows(study, "training", run=run)
+    for run in findings.runs(study):
+        rows = findings.rows(study, "training", run=run)
         seconds = {row["seed"]: row["seconds"] for row in rows}
-        cells = [spread(found.trained(study, run, name), form) for name, (_, form) in PREDICTIONS.items()]
+        cells = [spread(findings.trained(study, run, name), form) for name, (_, form) in PREDICTIONS.items()]
         body.append([f"`{run}` (`{rows[0]['model']}`)", *cells, spread(seconds, ".0f")])
     for name in UNTRAINED:
-        columns = {key: found.column(study, "variant", key, variant=name) for key in ("accuracy", "confidence")}
-        columns["teacher_accuracy"] = found.column(study, "variant", "teacher_accuracy", variant=name)
-        columns["disagreement"] = found.column(study, "variant", "disagreement", variant=name)
+        columns = {key: findings.column(study, "variant", key, variant=name) for key in PREDICTIONS}
         if columns["accuracy"]:
-            cells = [spread(columns.get(key, {}), form) for key, (_, form) in PREDICTIONS.items()]
+            cells = [spread(columns[key], form) for key, (_, form) in PREDICTIONS.items()]
             body.append([f"CAPE {name}, not trained", *cells, "-"])
     return markdown(["run", *(title for title, _ in PREDICTIONS.values()), "seconds"], body)
 
 
-def explanations(found: Findings, study: str) -> str:
-    """One line per explainer and run; post-hoc maps explain the vanilla classifier, the others their own run."""
+def explanations(findings: Findings, study: str) -> str:
+    """Write a line for each explainer and run.
+
+    Post-hoc maps explain the vanilla classifier, and native maps their own run.
+    """
     groups: dict[str, list[Row]] = {}
-    for row in found.rows(study, "explanation"):
+    for row in findings.rows(study, "explanation"):
         groups.setdefault(label(row), []).append(row)
     names = [name for name in EXPLANATIONS if any(name in row for rows in groups.values() for row in rows)]
     table = {one: {name: _column(rows, name) for name in names} for one, rows in groups.items()}
@@ -66,36 +67,36 @@ def explanations(found: Findings, study: str) -> str:
     return markdown(["maps", *(COLUMNS[name][0] for name in names)], body)
 
 
-def points(found: Findings, study: str) -> str:
-    """Borda points, as the CAPE paper gives them: post-hoc maps beside those of bootstrapped CAPE."""
-    ranked = {one: _column(rows, "borda") for one, rows in found.table1(study).items()}
+def points(findings: Findings, study: str) -> str:
+    """Write the Borda points of post-hoc maps and of the maps of bootstrapped CAPE, as in the CAPE paper."""
+    ranked = {one: _column(rows, "borda") for one, rows in findings.table1(study).items()}
     ranked = {one: column for one, column in ranked.items() if column}
     order = sorted(ranked, key=lambda one: -mean(ranked[one]))
     return markdown(["maps", "BC ↑"], [[one, spread(ranked[one])] for one in order])
 
 
-def temperatures(found: Findings, study: str) -> str:
-    """One line per CAPE run and choice of T'."""
+def temperatures(findings: Findings, study: str) -> str:
+    """Write a line for each CAPE run and choice of T'."""
     names = ("value", "accuracy", "confidence", "calibration_error", "loss", "completeness_error")
     body = []
-    for run in found.runs(study, "calibration"):
-        for way in dict.fromkeys(row["temperature"] for row in found.rows(study, "calibration", run=run)):
+    for run in findings.runs(study, "calibration"):
+        for way in dict.fromkeys(row["temperature"] for row in findings.rows(study, "calibration", run=run)):
             where = {"run": run, "temperature": way}
-            *columns, worst = (found.column(study, "calibration", name, **where) for name in names)
+            *columns, worst = (findings.column(study, "calibration", name, **where) for name in names)
             body.append([f"`{run}`, {way}", *(spread(one, ".3f") for one in columns), f"{max(worst.values()):.1e}"])
     header = ["T'", "value", "accuracy", "confidence", "calibration error", "cross-entropy", "completeness error"]
     return markdown(header, body)
 
 
-def penalties(found: Findings, study: str) -> str:
-    """One line per λ."""
+def penalties(findings: Findings, study: str) -> str:
+    """Write a line for each λ."""
     body = [
         [
             f"{l1:g}",
-            *(spread(found.trained(study, run, name), PREDICTIONS[name][1]) for name in SWEPT),
-            *(spread(found.native(study, run, name)) for name in LOCALISATION),
+            *(spread(findings.trained(study, run, name), PREDICTIONS[name][1]) for name in SWEPT),
+            *(spread(findings.native(study, run, name)) for name in LOCALISATION),
         ]
-        for l1, run in sweep(found, study).items()
+        for l1, run in sweep(findings, study).items()
     ]
     header = ["λ", *(PREDICTIONS[name][0] for name in SWEPT), *(COLUMNS[name][0] for name in LOCALISATION)]
     return markdown(header, body)
@@ -113,8 +114,8 @@ def _bold(column: Column, best: float) -> str:
     return f"**{spread(column)}**" if column and mean(column) == best else spread(column)
 
 
-def over_k(found: Findings, studies: list[str], name: str, higher: bool) -> Image.Image:
-    """A chart per study of a curve over the k highest patches: native maps, the best post-hoc ones, and random."""
+def over_k(findings: Findings, studies: list[str], name: str, higher: bool) -> Image.Image:
+    """Draw the curves over k of native maps, the best post-hoc maps and random, in a chart for each study."""
     panels = {}
     for study in studies:
         shown = [
@@ -123,10 +124,10 @@ def over_k(found: Findings, studies: list[str], name: str, higher: bool) -> Imag
             "cape (PF)",
             "mu-cape (PF)",
             "random",
-            *leaders(found, study, name, higher),
+            *leaders(findings, study, name, higher),
         ]
         groups: dict[str, list[list[float]]] = {}
-        for row in found.rows(study, "explanation"):
+        for row in findings.rows(study, "explanation"):
             if label(row) in shown and f"{name}_curve" in row:
                 groups.setdefault(label(row), []).append(row[f"{name}_curve"])
         title = f"{study}: {COLUMNS[name][0][:-2]} in % ({'higher' if higher else 'lower'} is better)"
@@ -135,9 +136,11 @@ def over_k(found: Findings, studies: list[str], name: str, higher: bool) -> Imag
     return stack_vertically([curves(row, "k highest patches") for row in rows])
 
 
-def leaders(found: Findings, study: str, name: str, higher: bool) -> list[str]:
-    """The best post-hoc methods; of those with the same numbers, such as CAM and Grad-CAM here, the first."""
-    different = {tuple(column.items()): one for one, column in reversed(found.post_hoc(study, name).items()) if column}
+def leaders(findings: Findings, study: str, name: str, higher: bool) -> list[str]:
+    """Return the best post-hoc methods, without those that have the same numbers as another one."""
+    different = {
+        tuple(column.items()): one for one, column in reversed(findings.post_hoc(study, name).items()) if column
+    }
     means = {one: mean(dict(items)) for items, one in different.items()}
     return sorted(means, key=lambda one: -means[one] if higher else means[one])[:POST_HOC_LINES]
 
@@ -146,22 +149,22 @@ def _mean_curve(values: list[list[float]]) -> Points:
     return [(k, sum(column) / len(column)) for k, column in enumerate(zip(*values, strict=True), 1)]
 
 
-def over_penalty(found: Findings, studies: list[str]) -> Image.Image:
-    """What λ does to predictions and maps, a line for each study."""
+def over_penalty(findings: Findings, studies: list[str]) -> Image.Image:
+    """Draw predictions and maps over λ, with a line for each study."""
 
     def panel(name: str, read: Callable[[str, str, str], Column]) -> dict[str, Points]:
         return {
-            study: [(_place(l1), mean(read(study, run, name))) for l1, run in sweep(found, study).items()]
+            study: [(_place(l1), mean(read(study, run, name))) for l1, run in sweep(findings, study).items()]
             for study in studies
         }
 
     predictions = {"accuracy in %": "accuracy", "confidence in %": "confidence"}
-    maps = {"sparseness of the maps (Gini)": panel("sparseness", found.trained)}
-    maps["activation sensitivity in %"] = panel("activation_sensitivity", found.native)
-    rows = [{title: panel(name, found.trained) for title, name in predictions.items()}, maps]
+    maps = {"sparseness of the maps (Gini)": panel("sparseness", findings.trained)}
+    maps["activation sensitivity in %"] = panel("activation_sensitivity", findings.native)
+    rows = [{title: panel(name, findings.trained) for title, name in predictions.items()}, maps]
     return stack_vertically([curves(row, "log10 of the penalty λ1 (leftmost: no penalty)") for row in rows])
 
 
 def _place(l1: float) -> float:
-    """On a logarithmic axis, where 0 has its place left of all others."""
+    """Return the position of a penalty on a logarithmic axis, with 0 left of all others."""
     return math.log10(l1) if l1 else NO_PENALTY

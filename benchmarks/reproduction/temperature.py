@@ -1,4 +1,6 @@
-"""Measure the effect of CAPE's temperature on its confidence: T' as learnt, divided by the teacher's T, and fitted.
+"""Measure the effect of CAPE's temperature T' on its confidence.
+
+T' is measured as it was learnt, divided by the teacher's T, and fitted to validation images.
 
 The temperature acts on the evidence alone, so that every image passes through the network once.
 """
@@ -18,6 +20,7 @@ from softcam_hub.training.metrics import calibration_error
 from ..timing import Row
 
 BATCH = 50
+"""Number of images that are computed together."""
 
 
 def calibrations(classifier: LoadedClassifier, splits: Splits, teacher_temperature: float | None) -> list[Row]:

@@ -1,7 +1,7 @@
-"""How a claim of the papers is judged: parts are put to its rule.
+"""Judge a claim of the papers by its parts, each of which is compared with a rule.
 
-A claim *holds* where all parts do, *does not hold* where none does, and is *mixed* otherwise. A part with fewer than
-three seeds decides nothing.
+A claim *holds* if all parts hold, *does not hold* if none holds, and is *mixed* otherwise. A part with fewer
+than three seeds decides nothing.
 """
 
 from collections.abc import Callable
@@ -10,22 +10,24 @@ from dataclasses import dataclass
 from .findings import Column, Findings
 
 SEEDS = 3
+"""Least number of seeds with which a part decides."""
+
 MAY_LOSE, MAY_LOSE_AUC = 1.0, 0.01
-"""Points of accuracy, and of the area under the curve, from which on a loss is one."""
+"""Largest loss of accuracy, in points, and of AUC that counts as none."""
 
 NOT_MEASURED = "not measured yet"
 
 
 @dataclass(frozen=True)
 class Part:
-    """One comparison.
+    """One comparison that belongs to a claim.
 
     Args:
-        study: where it was measured.
-        run: what was trained, or the family.
-        measure: what is compared.
-        figure: the numbers.
-        holds: None where it decides nothing.
+        study: Name of the study.
+        run: Name of the trained run, or several runs in words.
+        measure: Name of the compared quantity.
+        figure: Numbers, as text.
+        holds: Result of the rule, or None where the part decides nothing.
     """
 
     study: str
@@ -36,19 +38,20 @@ class Part:
 
     @property
     def word(self) -> str:
+        """The result in one word."""
         return "-" if self.holds is None else "yes" if self.holds else "no"
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What a paper says, and how it is judged.
+    """A claim of a paper, and the rule for its parts.
 
     Args:
-        code: of the claim.
-        says: the claim in a sentence.
-        rule: what must be true of each part.
-        judge: parts from the rows of some studies.
-        studies: of the small variant, that it is judged by.
+        code: Short name, such as S1.
+        says: Claim in a sentence.
+        rule: Condition that each part must meet, in a sentence.
+        judge: Function that computes the parts from the rows of some studies.
+        studies: Studies of the small variant that decide.
     """
 
     code: str
@@ -59,7 +62,7 @@ class Claim:
 
 
 def verdict(parts: list[Part]) -> str:
-    """`holds`, `does not hold`, `mixed` and how many parts of each measure hold, or `not tested here`."""
+    """Return the verdict on a claim in words; if it is mixed, with the number of parts that hold."""
     missing = ", ".join(part.measure for part in parts if part.figure == NOT_MEASURED)
     return _verdict(parts) + (f"; {NOT_MEASURED}: {missing}" if missing else "")
 
@@ -81,11 +84,21 @@ def _verdict(parts: list[Part]) -> str:
 def part(
     study: str, run: str, measure: str, figure: str, column: Column, holds: Callable[[Column], bool]
 ) -> list[Part]:
-    """One part, or none where there is no number."""
+    """Return a list with one part, or an empty list where there are no numbers.
+
+    Args:
+        study: Name of the study.
+        run: Name of the trained run.
+        measure: Name of the compared quantity.
+        figure: Numbers, as text.
+        column: Number of each seed.
+        holds: Rule for the column.
+    """
     if not column:
         return []
     return [Part(study, run, measure, figure, holds(column) if len(column) >= SEEDS else None)]
 
 
 def always(test: Callable[[float], bool]) -> Callable[[Column], bool]:
+    """Return a rule that every seed must meet."""
     return lambda column: all(test(value) for value in column.values())

@@ -1,23 +1,21 @@
-"""Measure what explaining costs, in forward passes, beside captum, pytorch-grad-cam and torchcam.
+"""Measure the cost of explaining in forward passes, beside captum, pytorch-grad-cam and torchcam.
 
 python -m benchmarks.speed.explainers            # a quarter of an hour; rows go to benchmarks/results/explainers.jsonl
-python -m benchmarks.speed.explainers --methods fd-cam score-cam   # these again, in place of their old rows
+python -m benchmarks.speed.explainers --methods fd-cam score-cam   # replace the rows of these two
 python -m benchmarks.speed.explainers --quick    # a smoke test: a small network, nothing written
 
-- One class per image, weights and images random: the cost does not depend on them.
-- Peers run under the conditions that suit them: objects are made beforehand, images come as one batch, and weights are
-  not frozen (two of them fail on frozen ones). pytorch-grad-cam always enlarges its maps to the image, which is a small
-  part of its time.
-- Integrated Gradients is captum's own, called by our explainer; the difference is the cost of our call.
+- Every image has one class to explain. Weights and images are random, as the cost does not depend on them.
+- Other libraries run under conditions that suit them: their objects are made before, images come as one
+  batch, and weights are not frozen (two of the libraries fail on frozen weights). pytorch-grad-cam always
+  enlarges its maps to the size of the image, which is a small part of its time.
+- Our Integrated Gradients calls that of captum. The difference is the cost of our call.
 - Memory is the rise of a fresh process above the network itself.
 """
 
 import argparse
 import contextlib
 import json
-import multiprocessing
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +30,26 @@ from torch import Tensor, nn
 import softcam_hub
 from softcam_hub.arguments import ArgumentParser
 
-from ..timing import Row, Step, environment, measure, rise_in_mib, warn_if_busy, write
+from ..timing import (
+    Row,
+    Step,
+    environment,
+    measure,
+    peak_in_fresh_process,
+    read_rows,
+    rise_in_mib,
+    warn_if_busy,
+    write_rows,
+)
 
 ROWS = Path(__file__).parents[1] / "results" / "explainers.jsonl"
 LAST = "layer4"
 SIX = ["cam", "grad-cam", "grad-cam++", "smooth-grad-cam++", "layer-cam", "lift-cam"]
 CLOSED = {"six closed forms": SIX, "the six and fd-cam": [*SIX, "fd-cam"]}
 PAIRS = {"integrated-gradients": 2, "score-cam": 4, **dict.fromkeys([*CLOSED, "fd-cam"], 30)}
-"""Number of timed pairs for slow methods, and for those that differ from a forward by a few percent; 10 for others.
-Below 5 there is no warm-up."""
+"""Number of measured pairs of slow methods, and of methods that differ from a forward by a few percent.
+
+Other methods are measured 10 times. Fewer than 5 pairs run without a warm-up."""
 
 TORCHCAM = {
     "cam": "CAM",
@@ -65,7 +74,7 @@ FAST = [*SIX, "fd-cam", *CLOSED, "guided-backprop"]
 CASES = [
     ("resnet50", 1, [*FAST, "integrated-gradients"]),
     ("resnet50", 8, FAST),
-    ("resnet18", 1, ["score-cam"]),  # 512 channels, a forward each; ResNet-50 has 2048
+    ("resnet18", 1, ["score-cam"]),  # one forward for each of 512 channels; ResNet-50 has 2048
 ]
 """Network, batch and methods of each table."""
 
@@ -74,11 +83,13 @@ METHODS = [*FAST, "integrated-gradients", "score-cam"]
 
 
 def ours(method: str, model: nn.Module, images: Tensor, classes: Tensor) -> Step:
+    """Return a step that explains with this package."""
     explainer = softcam_hub.create_explainer(CLOSED.get(method, method), model)
     return lambda: explainer(images, classes)
 
 
 def with_torchcam(method: str, model: nn.Module, images: Tensor, classes: Tensor) -> Step | None:
+    """Return a step that explains with torchcam, if it has the method."""
     if method not in TORCHCAM:
         return None
     options = {"fc_layer": "fc"} if method == "cam" else {}
@@ -96,7 +107,7 @@ def with_torchcam(method: str, model: nn.Module, images: Tensor, classes: Tensor
 
 @contextlib.contextmanager
 def peer_hooks(peer: Any) -> Iterator[Any]:
-    """Remove the hooks of torchcam afterwards, as they would run in the forward passes of the others."""
+    """Remove the hooks of torchcam at the end; they would run in the forward passes of other libraries."""
     try:
         yield peer
     finally:
@@ -104,6 +115,7 @@ def peer_hooks(peer: Any) -> Iterator[Any]:
 
 
 def with_pytorch_grad_cam(method: str, model: nn.Module, images: Tensor, classes: Tensor) -> Step | None:
+    """Return a step that explains with pytorch-grad-cam, if it has the method."""
     if method not in PYTORCH_GRAD_CAM:
         return None
     targets = [ClassifierOutputTarget(int(one)) for one in classes]
@@ -116,11 +128,12 @@ def with_pytorch_grad_cam(method: str, model: nn.Module, images: Tensor, classes
 
 
 def with_captum(method: str, model: nn.Module, images: Tensor, classes: Tensor) -> Step | None:
+    """Return a step that explains with captum, if it has the method."""
     if method not in CAPTUM:
         return None
     layer = [model.get_submodule(LAST)] if method == "grad-cam" else []
     attribution = getattr(captum.attr, CAPTUM[method])(model, *layer)
-    leaf = images.clone().requires_grad_()  # captum says so when it has to do this itself
+    leaf = images.clone().requires_grad_()  # captum warns where it has to do this itself
     return lambda: attribution.attribute(leaf, target=classes)
 
 
@@ -128,6 +141,7 @@ SIDES = {"ours": ours, "captum": with_captum, "pytorch-grad-cam": with_pytorch_g
 
 
 def case(architecture: str, batch: int) -> tuple[nn.Module, Tensor, Tensor]:
+    """Make a network with random weights, images and classes."""
     torch.manual_seed(0)
     model = timm.create_model(architecture).eval()
     for module in model.modules():
@@ -163,40 +177,37 @@ def rows(architecture: str, batch: int, methods: list[str], quick: bool) -> Iter
                 "image_size": images.shape[-1],
                 **environment(),
                 **measure(step, forward, pairs, warm_up=2 if pairs >= 5 else 0),
-                "peak_mib": None if method == "score-cam" else peak_in_fresh_process(method, side, architecture, batch),
+                "peak_mib": None
+                if method == "score-cam"
+                else peak_in_fresh_process(peak_mib, method, side, architecture, batch),
             }
 
 
-def peak_in_fresh_process(method: str, side: str, architecture: str, batch: int) -> float | None:
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(peak_mib, method, side, architecture, batch).result()
-
-
 def peak_mib(method: str, side: str, architecture: str, batch: int) -> float | None:
+    """Measure the memory of one explanation in this process."""
     model, images, classes = case(architecture, batch)
-    SIDES[side](method, model, images[:1, :, :64, :64], classes[:1])()  # threads and kernels are no part of it
+    SIDES[side](method, model, images[:1, :, :64, :64], classes[:1])()  # allocates threads and kernels
     return rise_in_mib(SIDES[side](method, model, images, classes))
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a small network and few pairs, nothing written")
-    parser.add_argument("--threads", type=int, help="torch's threads; one is steadier beside other programs")
+    parser.add_argument("--quick", action="store_true", help="measure a small network in few pairs, and write nothing")
+    parser.add_argument("--threads", type=int, help="number of torch's threads; one varies less beside other programs")
     parser.add_argument(
-        "--methods", nargs="+", choices=METHODS, default=METHODS, help="which to measure; all by default"
+        "--methods", nargs="+", choices=METHODS, default=METHODS, help="methods to measure; all by default"
     )
     args = parser.parse_args()
     warn_if_busy()
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    found = []
+    measured = []
     for architecture, batch, methods in QUICK if args.quick else CASES:
         for row in rows(architecture, batch, [name for name in methods if name in args.methods], args.quick):
             print(json.dumps(row, ensure_ascii=False), flush=True)
-            found.append(row)
+            measured.append(row)
     if not args.quick:
-        old = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
-        known = {(row["model"], row["batch"], row["method"], row["side"]): row for row in [*old, *found]}
-        write(list(known.values()), ROWS)
+        latest = {(row["model"], row["batch"], row["method"], row["side"]): row for row in read_rows(ROWS) + measured}
+        write_rows(list(latest.values()), ROWS)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,18 @@
-"""Measure what the two heads cost, beside the vanilla classifier and beside the CAPE authors' formula.
+"""Measure the cost of the two heads, beside the vanilla classifier and the formula of the CAPE authors.
 
 python -m benchmarks.speed.heads            # about five minutes of two cores; rows go to benchmarks/results/heads.jsonl
-python -m benchmarks.speed.heads --quick    # a smoke test: two pairs of everything small, nothing written
+python -m benchmarks.speed.heads --quick    # a smoke test: two pairs of small cases, nothing written
 
-- The control is a copy of the vanilla model against the vanilla model: its ratio shows what this machine can resolve.
-- Peak memory is measured in a fresh process for every side, so that no side finds what another one left allocated.
+- The control compares a copy of the vanilla model with the vanilla model. Its ratio shows how small a
+  difference this machine can resolve.
+- Peak memory is measured in a fresh process for every side, which holds nothing that the other side has
+  allocated.
 """
 
 import argparse
 import copy
 import json
-import multiprocessing
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import timm
@@ -23,7 +23,17 @@ import softcam_hub
 from softcam_hub.arguments import ArgumentParser
 from softcam_hub.models.heads import CAPEHead
 
-from ..timing import Row, Step, environment, measure, rise_in_mib, rounded, warn_if_busy, write
+from ..timing import (
+    Row,
+    Step,
+    environment,
+    measure,
+    peak_in_fresh_process,
+    rise_in_mib,
+    rounded,
+    warn_if_busy,
+    write_rows,
+)
 
 ROWS = Path(__file__).parents[1] / "results" / "heads.jsonl"
 PAIRS = {
@@ -32,7 +42,8 @@ PAIRS = {
     "swinv2_tiny_window8_256": (30, 8),
     "efficientnet_b0": (40, 40),
 }
-"""How often each model is measured at batch 1 and at batch 8: differences of one percent need many pairs."""
+"""Architecture -> number of pairs at batch 1 and at batch 8. Differences of one percent need many pairs."""
+
 EVIDENCE_SHAPES = ((8, 200, 14, 14), (8, 1000, 7, 7))
 FORMULA_PAIRS = 10
 
@@ -40,29 +51,29 @@ FORMULA_PAIRS = 10
 
 
 def model_rows(architecture: str, batch: int, pairs: int) -> Iterator[Row]:
-    """The vanilla model against its copy, both heads with all maps, and SoftCAM without maps."""
+    """Measure a copy of the vanilla model, both heads with all maps, and SoftCAM without maps."""
     vanilla = timm.create_model(architecture).eval()
     size = vanilla.pretrained_cfg["input_size"][-1]
     images = torch.randn(batch, 3, size, size)
-    for name, (what, step) in contestants(vanilla, images).items():
+    for name, (description, step) in compared_steps(vanilla, images).items():
         with torch.inference_mode():
-            found = measure(step, lambda: vanilla(images), pairs)
+            costs = measure(step, lambda: vanilla(images), pairs)
         yield {
             "comparison": name,
-            "a": what,
+            "a": description,
             "b": "vanilla timm forward",
             "model": architecture,
             "weights": "random, the same on both sides",
             "batch": batch,
             "image_size": size,
             **environment(),
-            **found,
+            **costs,
         }
 
 
-def contestants(vanilla: nn.Module, images: Tensor) -> dict[str, tuple[str, Step]]:
-    """What is compared with `vanilla(images)`: name -> what it does, and the step."""
-    other = copy.deepcopy(vanilla)  # not the same object: its weights would stay in the cache as no other model's do
+def compared_steps(vanilla: nn.Module, images: Tensor) -> dict[str, tuple[str, Step]]:
+    """Return the steps to compare with `vanilla(images)`: name -> description and step."""
+    other = copy.deepcopy(vanilla)  # the weights of the same object would still be in the processor's cache
     softcam, cape = softcam_hub.convert(vanilla, "softcam"), softcam_hub.convert(vanilla, "cape")
     return {
         "control": ("a copy of the vanilla model", lambda: other(images)),
@@ -73,6 +84,7 @@ def contestants(vanilla: nn.Module, images: Tensor) -> dict[str, tuple[str, Step
 
 
 def explained(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute logits and the maps of all classes."""
     return model.head(model.forward_features(images), kind=model.head.kinds[0])
 
 
@@ -80,11 +92,12 @@ def explained(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class PairwiseCAPE(nn.Module):
-    """log p̂ by the formula of the CAPE authors' code (eq. 9: one sum over classes and locations), in our own lines.
+    """Compute log p̂ by the formula of the CAPE authors' code (eq. 9: one sum over classes and locations).
 
-    The denominator of every location sums over all classes and over the saliency of all locations. Their code forms
-    each of these sums before it adds them up: (B, C, HW, HW). Kinder to it than the original in two ways: one
-    temperature instead of three, and none of the second, softened output that theirs computes as well.
+    The denominator of every location sums over all classes and over the saliency of all locations. Their code
+    stores every term of these sums, in a tensor (B, C, HW, HW), before it adds them up. This version is
+    faster than theirs in two ways: it has one temperature instead of three, and it leaves out their second,
+    softened output.
     """
 
     def __init__(self) -> None:
@@ -103,7 +116,7 @@ class PairwiseCAPE(nn.Module):
 
 
 class FactoredCAPE(CAPEHead):
-    """log p̂ as `CAPEHead` computes it, from evidence; its weights are of no use here."""
+    """Compute log p̂ from evidence as `CAPEHead` does; the weights of the head are not used."""
 
     def __init__(self) -> None:
         super().__init__(in_features=1, num_classes=1)
@@ -116,7 +129,13 @@ FORMULAS: dict[str, type[nn.Module]] = {"authors": PairwiseCAPE, "ours": Factore
 
 
 def formula_step(formula: str, shape: tuple[int, ...], backward: bool) -> Step:
-    """Evidence to log p̂, and back to the gradients of evidence and temperature when `backward`."""
+    """Return a step from evidence to log p̂.
+
+    Args:
+        formula: One of `FORMULAS`.
+        shape: Shape of the evidence.
+        backward: Compute the gradients of evidence and temperature, too.
+    """
     head = FORMULAS[formula]()
     evidence = torch.randn(shape, generator=torch.Generator().manual_seed(0), requires_grad=backward)
 
@@ -132,6 +151,7 @@ def formula_step(formula: str, shape: tuple[int, ...], backward: bool) -> Step:
 
 
 def formula_row(shape: tuple[int, ...], backward: bool, pairs: int) -> Row:
+    """Measure time and memory of the authors' formula and of ours for one shape of evidence."""
     row = {
         "comparison": "cape formula",
         "a": "the authors' formula, (B, C, HW, HW)",
@@ -146,8 +166,8 @@ def formula_row(shape: tuple[int, ...], backward: bool, pairs: int) -> Row:
         **environment(),
     }
     try:
-        row["a_peak_mib"] = peak_in_fresh_process("authors", shape, backward)
-        row["b_peak_mib"] = peak_in_fresh_process("ours", shape, backward)
+        row["a_peak_mib"] = peak_in_fresh_process(peak_mib, "authors", shape, backward)
+        row["b_peak_mib"] = peak_in_fresh_process(peak_mib, "ours", shape, backward)
     except (RuntimeError, MemoryError) as error:  # torch cannot allocate, or the system killed the process
         return {**row, "not_run": f"out of memory: {type(error).__name__}"}
     a, b = (formula_step(formula, shape, backward) for formula in FORMULAS)
@@ -155,17 +175,14 @@ def formula_row(shape: tuple[int, ...], backward: bool, pairs: int) -> Row:
     return {**row, **measure(a, b, pairs)}
 
 
-def peak_in_fresh_process(formula: str, shape: tuple[int, ...], backward: bool) -> float | None:
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(peak_mib, formula, shape, backward).result()
-
-
 def peak_mib(formula: str, shape: tuple[int, ...], backward: bool) -> float | None:
-    formula_step(formula, (1, 2, 2, 2), backward)()  # threads and kernels are no part of the formula
+    """Measure the memory of a formula in this process."""
+    formula_step(formula, (1, 2, 2, 2), backward)()  # allocates threads and kernels
     return rise_in_mib(formula_step(formula, shape, backward))
 
 
 def rows(quick: bool) -> Iterator[Row]:
+    """Measure all formulas and models, or a small one of each."""
     if quick:
         yield formula_row((2, 20, 7, 7), backward=True, pairs=2)
         yield from model_rows("efficientnet_b0", batch=1, pairs=2)
@@ -180,20 +197,22 @@ def rows(quick: bool) -> Iterator[Row]:
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few pairs of small cases, to see that everything runs")
-    parser.add_argument("--out", type=Path, help=f"JSON rows; results/{ROWS.name} by default, nowhere with --quick")
-    parser.add_argument("--threads", type=int, help="torch's threads; one is steadier beside other programs")
+    parser.add_argument("--quick", action="store_true", help="measure two pairs of small cases, and write nothing")
+    parser.add_argument(
+        "--out", type=Path, help=f"file for the rows; results/{ROWS.name} by default, and none with --quick"
+    )
+    parser.add_argument("--threads", type=int, help="number of torch's threads; one varies less beside other programs")
     args = parser.parse_args()
     warn_if_busy()
     torch.manual_seed(0)
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    found = []
+    measured = []
     for row in rows(args.quick):
         print(json.dumps(row, ensure_ascii=False), flush=True)
-        found.append(row)
+        measured.append(row)
     out = args.out or (None if args.quick else ROWS)
     if out:
-        write(found, out)
+        write_rows(measured, out)
 
 
 if __name__ == "__main__":

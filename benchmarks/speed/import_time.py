@@ -1,9 +1,10 @@
-"""Measure what `import softcam_hub` costs a program that imports timm and transformers anyway.
+"""Measure the time that `import softcam_hub` adds to a program that imports timm and transformers anyway.
 
 python -m benchmarks.speed.import_time            # under a minute; the row goes to benchmarks/results/import.jsonl
 python -m benchmarks.speed.import_time --quick    # a smoke test: two pairs, nothing written
 
-Every import runs in a fresh interpreter, the two programs take turns, and the difference is taken pair by pair.
+Every import runs in a fresh interpreter. The two programs take turns, and the difference is computed for each
+pair.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from softcam_hub.arguments import ArgumentParser
 
-from ..timing import Row, environment, in_turn, rounded, spread, write
+from ..timing import Row, environment, in_turn, rounded, spread, write_rows
 
 ROWS = Path(__file__).parents[1] / "results" / "import.jsonl"
 PAIRS = 6
@@ -24,14 +25,15 @@ WITH = f"{WITHOUT}; import softcam_hub"
 
 
 def seconds(imports: str) -> float:
-    """How long `imports` take in a fresh interpreter; its own start and end are left out."""
+    """Measure import statements in a fresh interpreter, without the start and the end of the interpreter."""
     program = f"from time import perf_counter; start = perf_counter(); {imports}; print(perf_counter() - start)"
     return float(subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout)
 
 
 def measure_imports(pairs: int) -> Row:
-    seconds(WITH)  # warm-up: files come from the disk and are compiled to bytecode
-    found = in_turn(lambda: seconds(WITH), lambda: seconds(WITHOUT), pairs)
+    """Measure both programs in turn."""
+    seconds(WITH)  # the first run reads files from the disk and compiles them to bytecode
+    times = in_turn(lambda: seconds(WITH), lambda: seconds(WITHOUT), pairs)
     return {
         "comparison": "import softcam_hub",
         "a": WITH,
@@ -39,22 +41,24 @@ def measure_imports(pairs: int) -> Row:
         **environment(),
         "python": sys.version.split()[0],
         "pairs": pairs,
-        "a_seconds": rounded(statistics.median(a for a, _ in found)),
-        "b_seconds": rounded(statistics.median(b for _, b in found)),
-        **spread("added_seconds", [a - b for a, b in found]),
+        "a_seconds": rounded(statistics.median(a for a, _ in times)),
+        "b_seconds": rounded(statistics.median(b for _, b in times)),
+        **spread("added_seconds", [a - b for a, b in times]),
     }
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two pairs, to see that it runs")
-    parser.add_argument("--out", type=Path, help=f"JSON row; results/{ROWS.name} by default, nowhere with --quick")
+    parser.add_argument("--quick", action="store_true", help="measure two pairs, and write nothing")
+    parser.add_argument(
+        "--out", type=Path, help=f"file for the row; results/{ROWS.name} by default, and none with --quick"
+    )
     args = parser.parse_args()
     row = measure_imports(2 if args.quick else PAIRS)
     print(json.dumps(row))
     out = args.out or (None if args.quick else ROWS)
     if out:
-        write([row], out)
+        write_rows([row], out)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Measure the CAPE paper's Table 1 of 64 images with `softcam_hub.evaluation`, and with peers that explain.
+"""Measure the time for the CAPE paper's Table 1 of 64 images, with this package and with other libraries.
 
 python -m benchmarks.speed.peer_table  # a few minutes of two cores; rows go to benchmarks/results/peer_table.jsonl
 python -m benchmarks.speed.peer_table --quick    # a smoke test: a small network, nothing written
 
-- Each peer is compared on the methods that it has; there is none with FD-CAM or LIFT-CAM.
-- The peers' side is what one would write with them: per method and batch the maps of two classes, the confidence of
-  E⊙x together with its map where the peer gives both at once, and the confidence of (1-E)⊙x. The scores are our
-  functions on both sides, and so are the images.
-- Ours also reads the images through its own loading and writes its folder of results.
+- Each library is compared on the methods that it has. None has FD-CAM or LIFT-CAM.
+- The side of a library is the code that its user would write. For each method and batch it computes the maps
+  of two classes, the confidence of E⊙x (together with its map where the library returns both at once), and
+  the confidence of (1-E)⊙x. Both sides use the same images, and our functions for the scores.
+- Our side also loads the images and writes a folder of results.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from softcam_hub.explanation_scores.faithfulness import coherency, complexity, t
 from softcam_hub.explanation_scores.maps import heat
 from softcam_hub.loading import load_classifier
 
-from ..timing import Row, environment, measure, warn_if_busy, write
+from ..timing import Row, environment, measure, warn_if_busy, write_rows
 from .explainers import LAST, PYTORCH_GRAD_CAM, TORCHCAM, peer_hooks
 
 ROWS = Path(__file__).parents[1] / "results" / "peer_table.jsonl"
@@ -46,14 +46,16 @@ METHODS = {
 }
 
 Explain = Callable[[Tensor, list[list[int]] | None], tuple[Tensor, list[Tensor]]]
-"""Images and lists of classes, by default the two most probable, -> logits and the maps (B, H, W) of each list."""
+"""Function from images and lists of classes (None: the two most probable) to logits, and maps of each list."""
 
 
 def top_two(logits: Tensor) -> list[list[int]]:
+    """Return the most probable class of every image, and the second most probable class of every image."""
     return logits.detach().topk(2).indices.T.tolist()
 
 
 def by_torchcam(method: str, model: nn.Module, images: Tensor, wanted: list[list[int]] | None) -> Any:
+    """Explain with torchcam."""
     options = {"fc_layer": "fc"} if method == "cam" else {}
     made = getattr(torchcam.methods, TORCHCAM[method])(model, LAST, **options)
     with peer_hooks(made) as peer, torch.no_grad() if method == "cam" else nullcontext():
@@ -66,6 +68,7 @@ def by_torchcam(method: str, model: nn.Module, images: Tensor, wanted: list[list
 
 
 def by_pytorch_grad_cam(method: str, model: nn.Module, images: Tensor, wanted: list[list[int]] | None) -> Any:
+    """Explain with pytorch-grad-cam."""
     with getattr(pytorch_grad_cam, PYTORCH_GRAD_CAM[method])(model, [model.get_submodule(LAST)]) as peer:
         logits = None
         if wanted is None:
@@ -80,17 +83,18 @@ def by_pytorch_grad_cam(method: str, model: nn.Module, images: Tensor, wanted: l
 SIDES = {"torchcam": by_torchcam, "pytorch-grad-cam": by_pytorch_grad_cam}
 
 
-def of_peer(peer: str, model: nn.Module, batches: list[Tensor]) -> Row:
-    """Table 1 with a peer: method -> (B,) values of each column."""
+def peer_scores(peer: str, model: nn.Module, batches: list[Tensor]) -> Row:
+    """Compute Table 1 with a library: the mean of every column, by method."""
     table = {}
     for method in METHODS[peer]:
         explain = partial(SIDES[peer], method, model)
-        parts = [of_batch(explain, model, images) for images in batches]
+        parts = [batch_scores(explain, model, images) for images in batches]
         table[method] = {name: torch.cat([part[name] for part in parts]).mean().item() for name in parts[0]}
     return table
 
 
-def of_batch(explain: Explain, model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+def batch_scores(explain: Explain, model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """Compute the columns of Table 1 for one batch, each (B,)."""
     logits, (first, second) = explain(images, None)
     top = logits.argmax(dim=1)
 
@@ -111,7 +115,8 @@ def of_batch(explain: Explain, model: nn.Module, images: Tensor) -> dict[str, Te
     }
 
 
-def of_ours(model: nn.Module, methods: list[str], data: dict[str, Any]) -> list[Row]:
+def our_scores(model: nn.Module, methods: list[str], data: dict[str, Any]) -> list[Row]:
+    """Compute Table 1 with `softcam_hub.benchmark`."""
     with tempfile.TemporaryDirectory() as folder:
         return benchmark(
             model, folder, explainers=methods, measures="table", batch_size=BATCH, shard_size=4 * BATCH, **data
@@ -120,7 +125,7 @@ def of_ours(model: nn.Module, methods: list[str], data: dict[str, Any]) -> list[
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a small network and few images, nothing written")
+    parser.add_argument("--quick", action="store_true", help="measure a small network on few images, and write nothing")
     quick = parser.parse_args().quick
     warn_if_busy()
     architecture, size, count, pairs = ("resnet18", 64, 8, 2) if quick else ("resnet50", 224, 64, 3)
@@ -133,7 +138,7 @@ def main() -> None:
         torch.stack([images[at]["pixel_values"] for at in range(first, first + BATCH)])
         for first in range(0, count, BATCH)
     ]
-    found = []
+    rows = []
     for peer, methods in METHODS.items():
         row = {
             "peer": peer,
@@ -147,16 +152,16 @@ def main() -> None:
             "image_size": size,
             **environment(),
         }
-        step = partial(of_peer, peer, model, batches)
+        step = partial(peer_scores, peer, model, batches)
         ours = next(
-            one["average_drop"] / 100 for one in of_ours(model, methods, data) if one["explainer"] == "grad-cam"
+            one["average_drop"] / 100 for one in our_scores(model, methods, data) if one["explainer"] == "grad-cam"
         )
         row["difference_of_average_drop"] = abs(ours - step()["grad-cam"]["average_drop"])
-        row |= measure(step, partial(of_ours, model, methods, data), pairs, warm_up=0)
+        row |= measure(step, partial(our_scores, model, methods, data), pairs, warm_up=0)
         print(json.dumps(row))
-        found.append(row)
+        rows.append(row)
     if not quick:
-        write(found, ROWS)
+        write_rows(rows, ROWS)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""Tables of speed, in Markdown: seconds and memory beside timm, the authors' formula and peers."""
+"""Write the tables of speed: time and memory, beside timm, the CAPE authors' formula and other libraries."""
 
-from typing import Any
+from softcam_hub.evaluation.report import markdown
+
+from ..timing import Row
 
 COLUMNS = {
     "softcam logits": "SoftCAM, logits only",
@@ -11,14 +13,6 @@ COLUMNS = {
 """Comparison in a row -> heading of its column."""
 
 SIDES = ("ours", "captum", "pytorch-grad-cam", "torchcam")
-
-Row = dict[str, Any]
-
-
-def markdown(header: list[str], body: list[list[str]]) -> str:
-    """Format a table whose first column is text and whose others are numbers."""
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *body))
 
 
 def with_quartiles(row: Row, name: str, form: str) -> str:
@@ -35,11 +29,11 @@ def where(row: Row) -> str:
 def heads_table(rows: list[Row]) -> str:
     """Render the costs of the heads: of whole models, and of CAPE's formula."""
     formula = [row for row in rows if row["comparison"] == "cape formula"]
-    return "\n\n".join([models_table([row for row in rows if row["comparison"] in COLUMNS]), formula_table(formula)])
+    return "\n".join([models_table([row for row in rows if row["comparison"] in COLUMNS]), formula_table(formula)])
 
 
 def models_table(rows: list[Row]) -> str:
-    """Render one line per model and batch: the vanilla forward, and the cost of each variant as a multiple of it."""
+    """Render one line per model and batch: time of the vanilla forward, and of each variant as a multiple."""
     cases: dict[tuple[str, int], dict[str, Row]] = {}
     for row in rows:
         cases.setdefault((row["model"], row["batch"]), {})[row["comparison"]] = row
@@ -53,17 +47,18 @@ def models_table(rows: list[Row]) -> str:
     ]
     pairs = sorted({row["pairs"] for row in rows})
     return (
-        "Time of one forward, as a multiple of the vanilla timm forward with the same (random) weights: median of "
-        f"{pairs[0]} to {pairs[-1]} interleaved pairs, quartiles in brackets. The control is a copy of the vanilla "
-        f"model: what it differs from 1 by is noise. {where(rows[0])}.\n\n"
+        "Time of one forward, as a multiple of the vanilla timm forward with the same (random) weights: "
+        f"median of {pairs[0]} to {pairs[-1]} interleaved pairs, quartiles in brackets. The control is a copy "
+        f"of the vanilla model: its difference from 1 is noise. {where(rows[0])}.\n\n"
     ) + markdown(["model", "vanilla", *COLUMNS.values()], body)
 
 
 def formula_table(rows: list[Row]) -> str:
     """Render one line per evidence shape and pass: the authors' formula beside ours."""
     return (
-        "CAPE from evidence to log-probabilities (the 1x1 evidence layer is on neither side): `CAPEHead` beside the "
-        "authors' formula, which forms a (B, C, HW, HW) tensor. Peak memory is what a fresh process rises by.\n\n"
+        "CAPE from evidence to log-probabilities (the 1x1 evidence layer is on neither side): `CAPEHead` "
+        "beside the authors' formula, which forms a (B, C, HW, HW) tensor. Peak memory is the rise of a fresh "
+        "process.\n\n"
     ) + markdown(
         ["evidence", "authors' formula", "`CAPEHead`", "time ratio", "CPU time ratio", "memory, theirs", "ours"],
         [formula_line(row) for row in rows],
@@ -71,6 +66,7 @@ def formula_table(rows: list[Row]) -> str:
 
 
 def formula_line(row: Row) -> list[str]:
+    """Write the cells of one shape and pass."""
     shape = "×".join(str(size) for size in (row["batch"], row["classes"], *row["map_size"]))
     label = f"{shape}, {row['pass']}"
     if "not_run" in row:
@@ -85,19 +81,22 @@ def formula_line(row: Row) -> list[str]:
 
 
 def mebibytes(value: float | None) -> str:
+    """Format a size in MiB."""
     return "not measured" if value is None else f"{three_digits(value)} MiB"
 
 
 def three_digits(value: float) -> str:
+    """Format a number with three digits, or with all digits before the point."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def import_table(rows: list[Row]) -> str:
+    """Render the time of the imports with and without this package."""
     row = rows[0]
     cells = [f"{row['b_seconds']:.2f} s", f"{row['a_seconds']:.2f} s", with_quartiles(row, "added_seconds", ".2f")]
     return (
-        f"Seconds to import, in fresh processes: medians of {row['pairs']} interleaved pairs, and the median of the "
-        f"differences with quartiles. Python {row['python']}, {where(row)}.\n\n"
+        f"Seconds to import, in fresh processes: medians of {row['pairs']} interleaved pairs, and the median "
+        f"of the differences with quartiles. Python {row['python']}, {where(row)}.\n\n"
     ) + markdown(["", "without `softcam_hub`", "with it", "added"], [[f"`{row['b']}`", *cells]])
 
 
@@ -112,8 +111,9 @@ def training_table(rows: list[Row]) -> str:
         for row in rows
     ]
     return (
-        "An epoch of post-fitting with the features of the frozen backbone computed anew, and read from the cache: "
-        f"medians of {rows[0]['pairs']} interleaved pairs, quartiles in brackets. {where(rows[0])}.\n\n"
+        "An epoch of post-fitting with the features of the frozen backbone computed anew, and read from the "
+        f"cache: medians of {rows[0]['pairs']} interleaved pairs, quartiles in brackets. "
+        f"{where(rows[0])}.\n\n"
     ) + markdown(["model", "computed anew", "cached", "ratio"], body)
 
 
@@ -129,10 +129,9 @@ def explainers_table(rows: list[Row]) -> str:
         body.append([f"{method}, `{model}`, batch {batch}", *ratios, *memory])
     row, pairs = rows[0], [row["pairs"] for row in rows]
     return (
-        f"Maps of one class per image as a multiple of one forward of the same batch at {row['image_size']} px "
-        f"(random weights): medians of {min(pairs)} (the dearest) to {max(pairs)} interleaved pairs, quartiles in "
-        "brackets. Memory is what a fresh process rises by. "
-        f"{where(row)}.\n\n"
+        f"Maps of one class per image as a multiple of one forward of the same batch at {row['image_size']} "
+        f"px (random weights): medians of {min(pairs)} (the slowest) to {max(pairs)} interleaved pairs, "
+        f"quartiles in brackets. Memory is the rise of a fresh process. {where(row)}.\n\n"
     ) + markdown(["method", *SIDES, "memory, ours", f"memory, {SIDES[2]}"], body)
 
 
@@ -148,7 +147,7 @@ def peer_table(rows: list[Row]) -> str:
     ]
     row = rows[0]
     return (
-        f"AD, IC, ADD, ADCC and mIoU of {row['images']} images at {row['image_size']} px, `{row['model']}` with random "
-        f"weights, batch {row['batch']}: medians of {row['pairs']} interleaved pairs, quartiles in brackets. "
-        f"{where(row)}.\n\n"
+        f"AD, IC, ADD, ADCC and mIoU of {row['images']} images at {row['image_size']} px, `{row['model']}` "
+        f"with random weights, batch {row['batch']}: medians of {row['pairs']} interleaved pairs, quartiles "
+        f"in brackets. {where(row)}.\n\n"
     ) + markdown(["peer and its methods", "with the peer", "`softcam-hub benchmark`", "ratio"], body)

@@ -1,10 +1,10 @@
-"""Measure what the feature cache saves: an epoch of post-fitting with features computed anew, and with cached ones.
+"""Measure an epoch of post-fitting with features that are computed anew, and with cached features.
 
 python -m benchmarks.speed.training            # rows go to benchmarks/results/training.jsonl
 python -m benchmarks.speed.training --quick    # a smoke test: a small network, nothing written
 
-Both epochs run in turn, and the ratio is taken pair by pair. Weights are random and images generated, which does not
-matter here.
+The two epochs take turns, and the ratio is computed for each pair. Weights are random and images are
+generated, as the time does not depend on them.
 """
 
 import argparse
@@ -25,19 +25,20 @@ from softcam_hub.training.loop import Training
 from softcam_hub.training.objective import make_model
 from softcam_hub.training.run import make_accelerator, prepare_training
 
-from ..timing import environment, spread, write
+from ..timing import environment, spread, write_rows
 
 ROWS = Path(__file__).parents[1] / "results" / "training.jsonl"
 
 
 def prepared(config: Config, output: Path) -> Training:
-    """A run that is ready for its first update; with the cache, the features are computed here."""
-    config, splits = replace(config, run=replace(config.run, output=str(output))), load_splits(config.data)
+    """Prepare a run for its first update, and compute the features if they are cached."""
+    config = replace(config, run=replace(config.run, output=str(output)))
+    splits = load_splits(config.data)
     return prepare_training(config, make_accelerator(config, output), splits, make_model(config, splits))
 
 
 def epoch(training: Training) -> float:
-    """Seconds of one epoch of updates."""
+    """Train for one epoch, and return the seconds."""
     began = time.perf_counter()
     training._train_epoch()
     training.epoch += 1
@@ -46,7 +47,7 @@ def epoch(training: Training) -> float:
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a small network, two pairs, nothing written")
+    parser.add_argument("--quick", action="store_true", help="measure two pairs of a small network, and write nothing")
     quick = parser.parse_args().quick
     model, size, images, pairs = ("test_resnet", 64, 32, 2) if quick else ("resnet50", 224, 128, 5)
     with tempfile.TemporaryDirectory() as folder:
@@ -73,7 +74,7 @@ def main() -> None:
     }
     print(json.dumps(row))
     if not quick:
-        write([row], ROWS)
+        write_rows([row], ROWS)
 
 
 if __name__ == "__main__":
