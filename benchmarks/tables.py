@@ -10,7 +10,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.speed.tables import explainers_table, heads_table, import_table, peer_table, training_table
+from benchmarks.speed.tables import (
+    explainers_table,
+    heads_table,
+    import_table,
+    peer_table,
+    three_digits,
+    training_table,
+)
 from benchmarks.timing import Row, read_rows
 from softcam_hub.arguments import ArgumentParser
 from softcam_hub.evaluation.report import markdown, table1
@@ -33,6 +40,9 @@ SUMMARY = {
     "activation_precision": "activation precision ↑",
     "adcc": "ADCC ↑",
 }
+
+CHOICE = {"energy_pointing": "energy in box ↑", "activation_sensitivity": "activation sensitivity ↑", "adcc": "ADCC ↑"}
+"""Measures in the table of methods, beside their cost."""
 
 Table = tuple[Callable[..., str], tuple[str, ...]]
 """Function that renders a table, and the files of rows that it takes."""
@@ -99,6 +109,21 @@ def explanations_table(rows: list[Row]) -> str:
     )
 
 
+def methods_table(costs: list[Row], explanations: list[Row]) -> str:
+    """Render one line per post-hoc method: its cost, and its maps of the vanilla classifier on lesions."""
+    ours = {row["method"]: row for row in costs if row["side"] == "ours" and row["batch"] == 1}
+    body = []
+    for row in explanations:
+        cost = ours.get(row["explainer"])
+        if cost is not None and row["explains"] == "lesions-vanilla":
+            numbers = [f"{row[name]:.1f}" for name in CHOICE]
+            body.append([f"`{row['explainer']}`", f"{three_digits(cost['ratio'])} (`{cost['model']}`)", *numbers])
+    return (
+        "Cost of a map of one image in forward passes, and measures in percent of the maps of `lesions-vanilla` "
+        "(one network, 200 generated images; all measures are in [Scores](scores.md)).\n\n"
+    ) + markdown(["method", "forward passes", *CHOICE.values()], body)
+
+
 def kills_table(rows: list[Row]) -> str:
     """Render one line per command and setting: the number of kills, and whether the output was whole."""
     body = [
@@ -139,6 +164,7 @@ SPEED_TABLES: dict[str, Table] = {
     "training": (training_table, ("training",)),
     "import": (import_table, ("import",)),
 }
+FAQ_TABLES: dict[str, Table] = {"methods": (methods_table, ("explainers", "explanations"))}
 OUTPUTS_TABLES: dict[str, Table] = {"kills": (kills_table, ("kills",))}
 
 PAGES: dict[Path, dict[str, Table]] = {
@@ -146,6 +172,7 @@ PAGES: dict[Path, dict[str, Table]] = {
     ROOT / "docs" / "scores.md": SCORES_TABLES,
     ROOT / "docs" / "speed.md": SPEED_TABLES,
     ROOT / "docs" / "outputs.md": OUTPUTS_TABLES,
+    ROOT / "docs" / "faq.md": FAQ_TABLES,
 }
 """Page -> name between its markers -> table."""
 

@@ -1,4 +1,4 @@
-"""Export a model to ONNX with two outputs, logits and maps, and check the file in onnxruntime before it is kept."""
+"""Export a model to ONNX with the outputs logits and maps, and check the file in onnxruntime."""
 
 import os
 import secrets
@@ -31,9 +31,10 @@ class _LogitsAndMaps(nn.Module):
 def export_onnx(model: SelfExplaining, path: str | Path, tolerance: float = 1e-4, overwrite: bool = False) -> Path:
     """Write a model to an ONNX file with the input `pixel_values` and the outputs `logits` and `maps`.
 
-    The batch is dynamic, and so are height and width where the architecture accepts any size. The file appears only
-    after onnxruntime has computed the same outputs on another batch size. Weights of more than 1.5 GB lie in a second
-    file beside it, whose name is new for every export, so that an earlier export stays whole until it is replaced.
+    The batch is dynamic, and so are height and width where the architecture accepts any size. The file
+    appears only after onnxruntime has computed the same outputs on another batch size. Weights of more than
+    1.5 GB lie in a second file beside it, whose name is new for every export, so that an earlier export stays
+    whole until it is replaced.
 
     Args:
         model: timm or Hugging Face model of this package, with classes.

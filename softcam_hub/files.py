@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,11 @@ def write_text(target: str | Path, text: str) -> None:
 def write_json(target: str | Path, values: Any) -> None:
     """Write an indented JSON file atomically."""
     write_text(target, json.dumps(values, indent=2) + "\n")
+
+
+def write_json_lines(target: str | Path, values: Iterable[Any]) -> None:
+    """Write a file with one JSON value per line atomically."""
+    write_text(target, "".join(json.dumps(value) + "\n" for value in values))
 
 
 def copy_file(source: Path, target: Path) -> None:

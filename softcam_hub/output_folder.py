@@ -144,7 +144,7 @@ class OutputFolder:
             self.path.rmdir()
 
     def _recorded_names(self) -> list[str] | None:
-        """Return the patterns of the record, or None if there is none. A record that does not fit is refused."""
+        """Return the patterns of the record, or None without a record, and refuse a record that does not fit."""
         file = self.path / RECORD
         if not file.is_file():
             return None

@@ -1,8 +1,10 @@
 """Fit CAPE's temperature T' to images that the model has not learnt from.
 
-- CAPE that learnt from a teacher is less confident than it is right (C5 in docs/reproduction.md). Its maps add up at
-  any T', but T' also weighs locations against one another, so that a new T' changes some predictions.
-- T' acts on the evidence alone: every image passes through the network once, and all candidates are tried on it.
+- CAPE that learnt from a teacher is less confident than it is right (C5 in docs/reproduction.md). Its maps
+  add up at any T', but T' also weighs locations against one another, so that a new T' changes some
+  predictions.
+- T' acts on the evidence alone: every image passes through the network once, and all candidates are tried on
+  it.
 """
 
 import math
@@ -19,7 +21,7 @@ from .models.losses import check_labels
 from .models.self_explaining import SelfExplaining
 
 GRID = [step / 8 for step in range(-32, 33)]
-"""Candidates for log T'; a parabola through the best one and its neighbours gives the minimum between them."""
+"""Candidates for log T'. A parabola through the best one and its neighbours finds the minimum."""
 
 
 @torch.no_grad()
@@ -64,8 +66,8 @@ def candidate_losses(head: nn.Module, evidence: Tensor, labels: Tensor) -> Tenso
     """
     if labels.ndim != 1 or labels.is_floating_point():
         raise ValueError(
-            f"labels must be class indices (B,), got {labels.dtype} {tuple(labels.shape)}: CAPE's probabilities add up "
-            "to one"
+            f"labels must be class indices (B,), got {labels.dtype} {tuple(labels.shape)}: CAPE's "
+            "probabilities add up to one"
         )
     labels = check_labels(labels, evidence[:, :, 0, 0])
     present, losses = float(head.log_temperature), []

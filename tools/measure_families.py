@@ -1,6 +1,5 @@
 """Measure what the cards of architectures say: sizes, and how exactly maps add up to predictions."""
 
-import json
 from pathlib import Path
 
 import timm
@@ -8,7 +7,7 @@ import torch
 from timm.models import get_pretrained_cfg
 
 import softcam_hub
-from softcam_hub.files import write_text
+from softcam_hub.files import write_json_lines
 from softcam_hub.hub.cards import Row
 from softcam_hub.models.heads import HEADS
 from softcam_hub.training import parse, recipes
@@ -23,7 +22,7 @@ IMAGES = 2
 def write_rows(file: Path) -> None:
     """Measure every family with every backbone, and write one row for each."""
     rows = [measure(family, backbone) for backbone in BACKBONES for family in HEADS]
-    write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
+    write_json_lines(file, rows)
 
 
 @torch.no_grad()

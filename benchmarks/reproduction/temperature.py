@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from softcam_hub.data.samples import Samples
 from softcam_hub.data.splits import Splits
-from softcam_hub.evaluation.shards import make_dataset
+from softcam_hub.evaluation.shards import make_dataset, stack_samples
 from softcam_hub.loading import LoadedClassifier
 from softcam_hub.temperature import candidate_losses, set_temperature
 from softcam_hub.training.metrics import calibration_error
@@ -51,10 +51,10 @@ def evidence_of(classifier: LoadedClassifier, samples: Samples) -> tuple[Tensor,
     evidence, labels = [], []
     for first in range(0, len(images), BATCH):
         some = [images[index] for index in range(first, min(first + BATCH, len(images)))]
-        pixels = torch.stack([sample["pixel_values"] for sample in some]).to(device)
+        pixels, some_labels = stack_samples(some, ("pixel_values", "labels"), device)
         evidence.append(model.head(model.forward_features(pixels), kind="evidence")[1])
-        labels += [sample["labels"] for sample in some]
-    return torch.cat(evidence), torch.stack(labels).to(device)
+        labels.append(some_labels)
+    return torch.cat(evidence), torch.cat(labels)
 
 
 @torch.no_grad()

@@ -1,12 +1,12 @@
 """The accuracy that explaining itself costs a model: the CAPE paper's Table 2, as far as its variants exist.
 
 - Trained variants are read from the `metrics.json` and `settings.yaml` of their runs.
-- *naive* (every location counts the same, eq. 4) and *off-the-shelf* need no training: CAPE's head holds the vanilla
-  weights. Both are measured here together with the vanilla classifier, in one pass over the images.
-- Disagreement is with the vanilla classifier on the same backbone, which for a run is the teacher trained with it.
+- *naive* (every location counts the same, eq. 4) and *off-the-shelf* need no training: CAPE's head holds the
+  vanilla weights. Both are measured here together with the vanilla classifier, in one pass over the images.
+- Disagreement is with the vanilla classifier on the same backbone, which for a run is the teacher trained
+  with it.
 """
 
-import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,18 +20,18 @@ from tqdm import tqdm
 
 from ..data.samples import Samples
 from ..data.splits import load_splits
-from ..files import read_mapping, write_text
+from ..files import read_mapping, write_json_lines, write_text
 from ..loading import LoadedClassifier, load_classifier
 from ..models.conversion import convert
 from ..models.heads import HEADS
 from ..models.modeling import model_class
 from .config import make_settings
 from .folder import TABLE2, TABLE2_ROWS, benchmark_folder
-from .models import ONE_LABEL, VANILLA
+from .models import VANILLA, one_label_message
 from .report import markdown
 from .results import Row
 from .run import samples_of_split, without_unused_images
-from .shards import make_dataset
+from .shards import make_dataset, stack_samples
 
 MODES = {"direct": "direct", "post-fit": "post-fit (PF)", "from-scratch": "from scratch (TS)"}
 """Mode of training -> variant in the table."""
@@ -40,14 +40,18 @@ MEASURED = (VANILLA, "naive", "off-the-shelf")
 """Variants that are measured with the weights of a vanilla classifier."""
 
 ORDER = (*MEASURED, *MODES.values())
+"""Variants in the order of the paper's table."""
+
 REMEDY = "leave this run out, or train it again"
+
 COLUMNS = ("accuracy", "disagreement", "confidence", "teacher_accuracy", "teacher_confidence")
+"""Scores in the table."""
 
 
 def accuracy(
     runs: Sequence[str | Path], output: str | Path, vanilla: str | Path | None = None, **settings: Any
 ) -> list[Row]:
-    """Write the accuracies of runs, and of CAPE with the weights of a vanilla classifier, and return their rows.
+    """Write a table of the accuracies of runs, and of CAPE with vanilla weights, and return its rows.
 
     Args:
         runs: Folders of finished training runs.
@@ -68,7 +72,7 @@ def accuracy(
             rows += measure_vanilla(classifier, samples, data.data, config.batch_size, state.device, config.limit)
         if state.is_main_process:
             folder.claim("continue")
-            write_text(folder.path / TABLE2_ROWS, "".join(json.dumps(row) + "\n" for row in rows))
+            write_json_lines(folder.path / TABLE2_ROWS, rows)
             write_text(folder.path / TABLE2, table2(rows))
     return rows
 
@@ -94,7 +98,7 @@ def read_run(run: Path) -> Row:
 
 
 def _variant(family: str, mode: str) -> str:
-    """Return the name of a trained variant in the table: its mode where the family has several, or the family."""
+    """Return the name of a trained variant: its mode if the family has several modes, otherwise the family."""
     if family not in HEADS:
         return VANILLA
     return MODES[mode] if "mode" in model_class(family).config_class.loss_settings else family
@@ -120,15 +124,15 @@ def measure_vanilla(
         limit: Number of images to measure, from the first one on; None for all.
     """
     if samples.labels.ndim == 2:
-        raise ValueError(ONE_LABEL)
+        raise ValueError(one_label_message(HEADS["cape"]))
     cape = convert(classifier.model, "cape").to(device).eval()
     images = make_dataset(classifier.preprocessing, samples)
     count = min(len(images), limit or len(images))
     parts = []
     for first in tqdm(range(0, count, batch_size), desc="accuracy"):
         some = [images[index] for index in range(first, min(first + batch_size, count))]
-        pixels, labels = (torch.stack([sample[name] for sample in some]) for name in ("pixel_values", "labels"))
-        parts.append(_predict_variants(cape, pixels.to(device)) | {"label": labels})
+        pixels, labels = stack_samples(some, ("pixel_values", "labels"), device)
+        parts.append(_predict_variants(cape, pixels) | {"label": labels})
     columns = {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
     common = {"model": classifier.model.pretrained_cfg["architecture"], "data": data, "images": count}
     return [{"variant": name, **common, **_score(columns, name)} for name in MEASURED]

@@ -13,8 +13,8 @@ from ..explainers.methods import list_explainers
 TABLE, LOCALISATION, SENSITIVITY = "table", "localisation", "sensitivity"
 SINGLE_DELETION, GRID = "single_deletion", "grid_pointing"
 DEFAULT_MEASURES = (TABLE, LOCALISATION, SENSITIVITY)
-"""AD, IC, ADD, ADCC, mIoU and completeness; and, on annotated images, precision at the annotation and the drop of the
-confidence with the top patches occluded."""
+"""AD, IC, ADD, ADCC, mIoU and completeness; and, on annotated images, precision at the annotation and the
+drop of the confidence with the top patches occluded."""
 
 OPTIONAL_MEASURES = ("gini", "insertion", "deletion", "road", SINGLE_DELETION, "max_sensitivity", GRID)
 """Measures that are in neither paper, most of which take longer."""

@@ -1,7 +1,7 @@
 """The folder of a benchmark: its files, and the settings that its values follow from.
 
-A benchmark continues an earlier one with the same settings. Other settings are refused, so that one table never mixes
-values of two benchmarks.
+A benchmark continues an earlier one with the same settings. Other settings are refused, so that one table
+never mixes values of two benchmarks.
 """
 
 import json
@@ -17,7 +17,7 @@ CURVES, TABLE1 = "curves.png", "table1.md"
 TABLE2, TABLE2_ROWS = "table2.md", "table2.jsonl"
 
 NAMES = [SETTINGS, f"{SHARDS}/*.json", ROWS, VALUES, CURVES, TABLE1, TABLE2_ROWS, TABLE2]
-"""Files of a benchmark. The settings come first, and are therefore deleted last: shards never lie without them."""
+"""Files of a benchmark. The settings come first and are deleted last, so that no shard is left without them."""
 
 KNOWN_SETTINGS = {"model", "data", "split", "explainers", "measures", "pairs", "weights", "images"}
 """Settings that every release has written, by which an earlier benchmark is recognised."""
@@ -32,13 +32,13 @@ def benchmark_folder(path: str | Path) -> OutputFolder:
 
 
 def is_earlier_benchmark(path: Path) -> bool:
-    """Tell whether a folder without a record has the structure of a benchmark, or of a table of accuracies."""
+    """Tell whether a folder without a record holds a benchmark, or a table of accuracies."""
     entries = {entry.name for entry in path.iterdir()}
     if SETTINGS in entries:
         settings, shards = _read_json(path / SETTINGS), path / SHARDS
         whole = isinstance(settings, dict) and settings.keys() >= KNOWN_SETTINGS
         return whole and all(SHARD.fullmatch(file.name) for file in shards.glob("*"))
-    return TABLE2_ROWS in entries and all(_is_accuracy(line) for line in _lines(path / TABLE2_ROWS))
+    return TABLE2_ROWS in entries and _holds_accuracies(path / TABLE2_ROWS)
 
 
 def claim_folder(folder: OutputFolder, settings: dict[str, Any], use: Use) -> None:
@@ -60,27 +60,27 @@ def _check_same_settings(folder: Path, settings: dict[str, Any]) -> None:
     if not (folder / SETTINGS).exists():
         if any((folder / SHARDS).glob("*.json")):
             raise ValueError(
-                f"{folder} holds values in {SHARDS} but no {SETTINGS}, so that nothing says what was measured: delete "
-                f"{SHARDS}, start again with --overwrite, or choose another --output"
+                f"{folder} holds values in {SHARDS} but no {SETTINGS}, so that nothing says what was "
+                f"measured: delete {SHARDS}, start again with --overwrite, or choose another --output"
             )
         return
     before = _read_json(folder / SETTINGS)
     if not isinstance(before, dict):
         raise ValueError(
-            f"{folder / SETTINGS} is damaged, so that nothing says what was measured: start again with --overwrite, "
-            "or choose another --output"
+            f"{folder / SETTINGS} is damaged, so that nothing says what was measured: start again with "
+            "--overwrite, or choose another --output"
         )
     before = with_current_role(before)
     for name, value in settings.items():
         if before.get(name) != value:
             raise ValueError(
-                f"{folder} holds a benchmark with {name}={before.get(name)!r}, but now it is {value!r}: use the same "
-                "settings to continue it, --overwrite to delete it, or another --output"
+                f"{folder} holds a benchmark with {name}={before.get(name)!r}, but now it is {value!r}: use "
+                "the same settings to continue it, --overwrite to delete it, or another --output"
             )
 
 
 def with_current_role(content: Any) -> Any:
-    """Return the content of a file with `vanilla` in place of `twin`, as earlier releases called that role."""
+    """Return the content of a file with `vanilla` in place of `twin`, its name in earlier releases."""
     if isinstance(content, list):
         return [with_current_role(one) for one in content]
     if not isinstance(content, dict):
@@ -99,12 +99,10 @@ def _read_json(file: Path) -> Any:
         return None
 
 
-def _lines(file: Path) -> list[Any]:
+def _holds_accuracies(file: Path) -> bool:
+    """Tell whether every line of a file is a row of the table of accuracies."""
     try:
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError):
-        return [None]
-
-
-def _is_accuracy(line: Any) -> bool:
-    return isinstance(line, dict) and {"variant", "model"} <= line.keys()
+        return False
+    return all(isinstance(row, dict) and {"variant", "model"} <= row.keys() for row in rows)

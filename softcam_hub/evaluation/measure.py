@@ -1,13 +1,15 @@
 """The values of one batch: how good the maps of every explainer are, image by image.
 
-- Methods whose heat maps agree to 1e-6 everywhere (CAM and Grad-CAM on a pooled linear head, Grad-CAM++ and its smooth
-  version there) see the same masked images, so that one forward pass over these images serves all of them.
+- Methods whose heat maps agree to 1e-6 everywhere (CAM and Grad-CAM on a pooled linear head, Grad-CAM++ and
+  its smooth version there) see the same masked images, so that one forward pass over these images serves all
+  of them.
 - The pass over E⊙x gives both the confidence that is kept and the features of coherency's second map.
-- AD, IC, ADD, ADCC, mIoU, sensitivity and the perturbation measures concern the class that the explained model
-  predicts. Localisation concerns the map of the *true* label (with several labels per image: of the predicted class),
-  and images with an annotation only.
-- Maps are heat maps: positive part, upsampled to the image, min-max scaled. Single deletion alone ranks signed maps,
-  and compares them with the drop of the logit. These drops are computed once per image, for all explainers.
+- AD, IC, ADD, ADCC, mIoU, sensitivity and the perturbation measures concern the class that the explained
+  model predicts. Localisation concerns the map of the *true* label (with several labels per image: of the
+  predicted class), and images with an annotation only.
+- Maps are heat maps: positive part, upsampled to the image, min-max scaled. Single deletion alone ranks
+  signed maps, and compares them with the drop of the logit. These drops are computed once per image, for all
+  explainers.
 """
 
 import heapq
@@ -66,7 +68,7 @@ class Batch:
     """
 
     def __init__(
-        self, classifier: ClassifierWithExplainers, images: Tensor, labels: Tensor, masks: Tensor | None
+        self, classifier: ClassifierWithExplainers, images: Tensor, labels: Tensor, masks: Tensor | None = None
     ) -> None:
         self.classifier, self.images, self.labels, self.masks = classifier, images, labels, masks
         self.size = tuple(images.shape[-2:])
@@ -87,7 +89,7 @@ class Batch:
         return values.gather(1, self.predicted[:, None])[:, 0]
 
     def of_label(self, name: str) -> Tensor:
-        """Return the heat map (B, H, W) of the true label, or of the predicted class where there are several labels."""
+        """Return the heat map (B, H, W) of the true label, or of the predicted class of multi-label data."""
         heats = self.heats[name]
         return heats[:, -1] if heats.shape[1] > self.top.shape[1] else heats[:, 0]
 
@@ -141,7 +143,7 @@ def _measure_kept(batch: Batch, group: Sequence[str]) -> tuple[Tensor, dict[str,
 
 
 def _measure_heat(batch: Batch, maps: Tensor, measures: Sequence[str], config: BenchmarkConfig) -> dict[str, Tensor]:
-    """Compute what follows from the heat map of the predicted class (B, H, W) and the model's predictions alone."""
+    """Compute measures that follow from heat maps (B, H, W) of the predicted class and from predictions alone."""
     predict, images = batch.classifier.predict, batch.images
     options: dict[str, Any] = {"classes": batch.predicted, "batch": config.batch_size}
     values = {}
@@ -162,7 +164,7 @@ def _measure_heat(batch: Batch, maps: Tensor, measures: Sequence[str], config: B
 
 
 def _measure_maps(batch: Batch, name: str, measures: Sequence[str], config: BenchmarkConfig) -> dict[str, Tensor]:
-    """Compute what needs the maps of this explainer."""
+    """Compute measures that need the maps of this explainer."""
     values = {}
     if TABLE in measures:
         if batch.top.shape[1] == 2:  # a model of one class has no second class to tell apart
@@ -251,8 +253,9 @@ def _for_some(some: Tensor, function: Callable[..., Tensor], *args: Any, **optio
 def grid_pointing(classifier: ClassifierWithExplainers, images: Tensor, labels: Tensor) -> Values:
     """Play the grid pointing game on the mosaic of four images of different classes.
 
-    The value is the share of each class's map of the mosaic that lies in its cell, averaged over the four classes, (1,)
-    by explainer. A mosaic is as large as one image, so that it fits a model of fixed input size.
+    The value is the share of each class's map of the mosaic that lies in its cell, averaged over the four
+    classes, (1,) by explainer. A mosaic is as large as one image, so that it fits a model of fixed input
+    size.
 
     Args:
         classifier: Classifier with its explainers.
@@ -267,7 +270,7 @@ def grid_pointing(classifier: ClassifierWithExplainers, images: Tensor, labels: 
 
 
 def choose_quartets(labels: Sequence[int]) -> list[list[int]]:
-    """Choose as many quartets of images of four different classes as there can be, in any order of the labels.
+    """Choose as many quartets of images of four different classes as possible, whatever the order of labels.
 
     Every quartet consists of the next image of the four classes of which most images are left.
     """

@@ -1,8 +1,10 @@
 """The classifiers of a benchmark, and the explainers that each of them is explained by.
 
-- A self-explaining model's own maps explain its own prediction. Post-hoc maps explain the *vanilla* classifier, the
-  same backbone with a linear classifier on pooled features. A model with the same logits can be turned back into it.
-- `random` and `centre` are measured on the vanilla classifier, or on the model where there is no vanilla classifier.
+- A self-explaining model's own maps explain its own prediction. Post-hoc maps explain the *vanilla*
+  classifier, the same backbone with a linear classifier on pooled features. A model with the same logits can
+  be turned back into it.
+- `random` and `centre` are measured on the vanilla classifier, or on the model where there is no vanilla
+  classifier.
 """
 
 import re
@@ -20,17 +22,22 @@ from ..loading import LoadedClassifier, load_classifier
 from ..models.classifier import Classifier
 from ..models.conversion import to_vanilla
 from ..models.evaluation_mode import evaluation_mode
-from ..models.heads import native_kinds
+from ..models.heads import EvidenceHead, native_kinds
 from ..models.label_kind import MULTI_LABEL, class_probabilities
 from ..models.self_explaining import SelfExplaining
 
-MODEL, VANILLA = ROLES = ("model", "vanilla")
+MODEL, VANILLA = "model", "vanilla"
+
+ROLES = (MODEL, VANILLA)
 """Roles that a classifier can have in a benchmark: self-explaining model, and vanilla classifier."""
 
 DEFAULT_POST_HOC = ("cam", "grad-cam", "grad-cam++", "smooth-grad-cam++", "layer-cam", "lift-cam", "fd-cam")
-"""Post-hoc explainers that are measured when the user names none: all that need at most a few forward passes."""
+"""Post-hoc explainers that are measured by default: all that need at most a few forward passes."""
 
-ONE_LABEL = "CAPE gives one label per image, and these data have several"
+
+def one_label_message(head: type[EvidenceHead]) -> str:
+    """Say that the models of a family cannot be measured on images with several labels."""
+    return f"{head.title} gives one label per image, and these data have several"
 
 
 @contextmanager
@@ -46,8 +53,9 @@ def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def fingerprint(classifier: LoadedClassifier) -> int:
-    """Compute a checksum that changes with the weights, with the network, and with what is done to the images."""
+    """Compute a checksum that changes with the weights, the network, the labels and the preprocessing."""
     model = classifier.model
+    # the text of a network does not show the arguments that it was made with
     naive = getattr(getattr(model, "head", None), "naive", None)
     args = getattr(model, "made_with", getattr(model, "_model_args", None))
     labels = ("multi_label",) if classifier.multi_label else ()
@@ -75,7 +83,12 @@ class ModelPair:
 
 
 def pair_models(classifier: LoadedClassifier, vanilla: LoadedClassifier | None) -> ModelPair:
-    """Pair a classifier with the vanilla classifier that the user names, or with the one that it can be turned into."""
+    """Pair a classifier with a vanilla classifier.
+
+    Args:
+        classifier: Classifier to measure.
+        vanilla: Vanilla classifier that the user names; None for the one that a model can be turned into.
+    """
     model = classifier.model
     if not isinstance(model, SelfExplaining):
         if vanilla is not None:
@@ -99,7 +112,8 @@ def pair_models(classifier: LoadedClassifier, vanilla: LoadedClassifier | None) 
 def resolve_multi_label(pair: ModelPair, role: str, data_multi_label: bool) -> bool:
     """Tell whether a classifier gives each class a probability of its own.
 
-    A vanilla classifier that does not say follows the model beside it, and one without a model follows the data.
+    A vanilla classifier that does not say follows the model beside it, and one without a model follows the
+    data.
 
     Args:
         pair: Classifiers of the benchmark.
@@ -110,10 +124,10 @@ def resolve_multi_label(pair: ModelPair, role: str, data_multi_label: bool) -> b
     multi_label = next((answer for answer in answers if answer is not None), data_multi_label)
     if data_multi_label and not multi_label:
         if pair.model is not None and not pair.model.model.head_class.multi_label:
-            raise ValueError(ONE_LABEL)
+            raise ValueError(one_label_message(pair.model.model.head_class))
         raise ValueError(
-            f"the {role} gives one label per image (a softmax), and these data have several: train it on such data, or "
-            f"write problem_type={MULTI_LABEL!r} into its config.json if it was"
+            f"the {role} gives one label per image (a softmax), and these data have several: train it on such "
+            f"data, or write problem_type={MULTI_LABEL!r} into its config.json if it was"
         )
     return multi_label
 

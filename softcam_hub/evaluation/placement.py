@@ -1,9 +1,10 @@
 """Attention placement over a whole data set: the share of each class's probability on named regions.
 
-CAPE's maps are probabilities, so a region's cells add up to the part of the prediction that was decided there. This is
-the attention placement of the CAPE paper (supplement, Table 6).
+CAPE's maps are probabilities, so a region's cells add up to the part of the prediction that was decided
+there. This is the attention placement of the CAPE paper (supplement, Table 6).
 
-- A cell that a region covers in part counts for it by area, as if every point of the cell carried an equal share.
+- A cell that a region covers in part counts for it by area, as if every point of the cell carried an equal
+  share.
 - Everything that no region covers is `elsewhere`, so that the shares of a class add up to 1.
 - Compare a share with the area of its region: they are equal for a constant map.
 """
@@ -17,6 +18,7 @@ from torch import Tensor
 from ..figures.charts import stacked_bars
 from ..loading import distinct_names
 from ..models.explanation import Explanation
+from .report import markdown
 
 ELSEWHERE = "elsewhere"
 
@@ -29,8 +31,8 @@ class Placement:
             placement.add(model.explain(images, top_k=1), masks)     # where each image's predicted class comes from
         print(placement.table())
 
-    A class's row is the mean over the images in which it was explained: with `top_k=1` those in which it was predicted,
-    with `classes=labels` those of that label, with `top_k=C` all of them.
+    A class's row is the mean over the images in which it was explained: with `top_k=1` those in which it was
+    predicted, with `classes=labels` those of that label, with `top_k=C` all of them.
 
     Args:
         regions: Names of the regions, in the order of the masks.
@@ -73,26 +75,23 @@ class Placement:
         return {name: count for name, count in counts.items() if count}
 
     def shares(self) -> dict[str, dict[str, float]]:
-        """Return class -> region -> mean share of the class's probability, for the classes that were explained."""
+        """Return the mean share of each explained class's probability on each region: class -> region -> share."""
         means = self._sums / self._counts[:, None].clamp_min(1)
         counted = self.counts()
         named = {name: means[index].tolist() for index, name in self.classes.items() if name in counted}
         return {name: dict(zip(self.regions, mean, strict=True)) for name, mean in named.items()}
 
     def areas(self) -> dict[str, float]:
-        """Return region -> mean share of the image's area, which is the share that a constant map would give it."""
+        """Return the mean share of the image's area of each region, which a constant map would give it, too."""
         return dict(zip(self.regions, (self._areas / max(1, self._images)).tolist(), strict=True))
 
     def table(self) -> str:
-        """Format a Markdown table with a row for each explained class, and the area of the regions to compare with."""
+        """Format a Markdown table with a row for each explained class, and a row with the areas of the regions."""
         counts = self.counts()
         rows = [(name, shares, counts[name]) for name, shares in self.shares().items()]
         rows.append(("*area of the region*", self.areas(), self._images))
-        cells = [["class", *self.regions, "images"]]
-        cells += [[name, *(f"{share:.1%}" for share in shares.values()), str(count)] for name, shares, count in rows]
-        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells]
-        lines.insert(1, "| --- |" + " ---: |" * (len(self.regions) + 1))
-        return "\n".join(lines) + "\n"
+        body = [[name, *(f"{share:.1%}" for share in shares.values()), str(count)] for name, shares, count in rows]
+        return markdown(["class", *self.regions, "images"], body)
 
     def chart(self, most: int = 30) -> Image.Image:
         """Draw the table as stacked bars; of more than `most` classes, those explained most often."""
@@ -104,7 +103,9 @@ class Placement:
 
 
 def region_shares(explanation: Explanation, masks: Tensor) -> Tensor:
-    """Compute Σ_ij P[c,ij]·area of region r in cell ij / p̂[c]: (B, k, R + 1), the last region being elsewhere.
+    """Compute the share of each class's probability on each region, (B, k, R + 1), the last being elsewhere.
+
+    The share is Σ_ij P[c,ij]·area(r,ij) / p̂[c] for class c, region r and cells ij.
 
     Args:
         explanation: Maps (B, k, h, w) that add up to probabilities, such as `cape`.
@@ -136,7 +137,7 @@ def with_elsewhere(masks: Tensor) -> Tensor:
 
 
 def areas_in_cells(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Compute the fraction of every cell that a mask covers: (B, R, H, W) -> (B, R, *size), for any H and W."""
+    """Compute the fraction of every cell that a mask (B, R, H, W) of any size covers, (B, R, *size)."""
     rows, columns = (_overlaps(cells, pixels) for cells, pixels in zip(size, masks.shape[-2:], strict=True))
     return rows @ masks.double() @ columns.mT
 

@@ -1,10 +1,10 @@
 """Rows as people read them: the CAPE paper's Table 1 as Markdown, and curves over k as a picture.
 
-- The best value of a column is bold, `random` and `centre` among the candidates: where maps that know nothing of the
-  model win, the measure or the maps are in doubt, and the table should show it.
-- Explainers earn Borda points among each other; `random` and `centre` take no part. Scores are ranked as they are
-  printed: methods with the same maps (CAM and Grad-CAM on a pooled linear head) differ by rounding noise, and share a
-  rank.
+- The best value of a column is bold, `random` and `centre` among the candidates: where maps that know nothing
+  of the model win, the measure or the maps are in doubt, and the table should show it.
+- Explainers earn Borda points among each other; `random` and `centre` take no part. Scores are ranked as they
+  are printed: methods with the same maps (CAM and Grad-CAM on a pooled linear head) differ by rounding noise,
+  and share a rank.
 """
 
 from collections.abc import Sequence
@@ -21,14 +21,8 @@ from ..models.heads import native_kinds
 from .models import ROLES
 from .results import CURVES, Row
 
-BORDA = {
-    "average_drop": False,
-    "increase_in_confidence": True,
-    "average_drop_in_deletion": True,
-    "adcc": True,
-    "miou": False,
-}
-"""Measures that earn Borda points -> whether higher is better."""
+BORDA = ("average_drop", "increase_in_confidence", "average_drop_in_deletion", "adcc", "miou")
+"""Measures that earn Borda points."""
 
 COLUMNS: dict[str, tuple[str, bool]] = {
     "average_drop": ("AD ↓", False),
@@ -63,7 +57,11 @@ LINES = 4
 def markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """Format a table whose first column is text and whose others are numbers."""
     rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *body)) + "\n"
+    text = ""
+    for line in (header, rule, *body):
+        cells = [cell.replace("|", "\\|") for cell in line]
+        text += f"| {' | '.join(cells)} |\n"
+    return text
 
 
 def with_borda(rows: list[Row]) -> list[Row]:
@@ -72,7 +70,8 @@ def with_borda(rows: list[Row]) -> list[Row]:
     if not rivals:
         return rows
     scores = torch.tensor([[row.get(name, torch.nan) for name in BORDA] for row in rivals], dtype=torch.float64)
-    points = borda_count(scores.round(decimals=1), list(BORDA.values())).tolist()
+    higher_is_better = [COLUMNS[name][1] for name in BORDA]
+    points = borda_count(scores.round(decimals=1), higher_is_better).tolist()
     earned = {(row["explainer"], row["explains"]): count for row, count in zip(rivals, points, strict=True)}
     return [row | {"borda": earned.get((row["explainer"], row["explains"]))} for row in rows]
 
@@ -94,15 +93,15 @@ def caption(rows: list[Row]) -> str:
     row = rows[0]
     models = ", ".join(f"{role} `{row[role]}`" for role in ROLES if row.get(role))
     sentences = [
-        f"{row['images']} images of `{row['data']}` ({row['split']}), {row['annotated']} of them annotated; seed "
-        f"{row['seed']}; {models}; torch {row['torch']}, timm {row['timm']}, {row['device']}.",
-        "Percent, but for BC, completeness error, ROAD, single deletion, max-sensitivity and Gini. BC is the Borda "
-        "count of AD, IC, ADD, ADCC and mIoU among the explainers without random and centre.",
+        f"{row['images']} images of `{row['data']}` ({row['split']}), {row['annotated']} of them annotated; "
+        f"seed {row['seed']}; {models}; torch {row['torch']}, timm {row['timm']}, {row['device']}.",
+        "Percent, but for BC, completeness error, ROAD, single deletion, max-sensitivity and Gini. BC is the "
+        "Borda count of AD, IC, ADD, ADCC and mIoU among the explainers without random and centre.",
     ]
     if row["annotated"]:
         sentences.append(
-            "Localisation is of the map of the true label, on annotated images, and top-k means the mean over the "
-            "1 to 30 highest patches."
+            "Localisation is of the map of the true label, on annotated images, and top-k means the mean over "
+            "the 1 to 30 highest patches."
         )
     return " ".join(sentences) + "\n"
 
@@ -138,7 +137,7 @@ def draw_curves(rows: list[Row], file: Path) -> None:
 
 
 def _panels(rows: list[Row], name: str) -> dict[str, dict[str, Points]]:
-    """Split the curves of a measure into charts: native maps and `random` in each, and a few post-hoc methods."""
+    """Split the curves of a measure into charts, with native maps, `random` and a few post-hoc methods in each."""
     lines = {row["explainer"]: list(enumerate(row[f"{name}_curve"], 1)) for row in rows if f"{name}_curve" in row}
     always = [one for one in lines if one in native_kinds() or one == "random"]
     others = [one for one in lines if one not in always]

@@ -1,7 +1,7 @@
 """One row per explainer from the values of all images: means in percent, as the papers print them.
 
-- The scores and their names are those of the `evaluate` module. A mean is taken over the images that have the value,
-  which for localisation are those with an annotation.
+- The scores and their names are those of the `evaluate` module. A mean is taken over the images that have the
+  value, which for localisation are those with an annotation.
 - A curve over k is the mean of the images' curves; the number of the same name is the mean over k.
 """
 

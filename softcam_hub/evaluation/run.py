@@ -9,7 +9,6 @@ output/
   shards/         the values of every image as they are computed; existing shards are not computed again
 """
 
-import json
 import logging
 import zlib
 from contextlib import ExitStack, nullcontext
@@ -25,7 +24,7 @@ from ..data.config import DataConfig
 from ..data.lesions import VARIANTS
 from ..data.samples import Samples
 from ..data.splits import Splits, load_splits
-from ..files import write_text
+from ..files import write_json_lines, write_text
 from ..loading import load_classifier
 from ..output_folder import OutputFolder, Use
 from . import report
@@ -76,11 +75,11 @@ def benchmark(
         benchmark("runs/x/model", "results", vanilla="runs/x/vanilla", data="lesions", eval_count=64)
 
     Args:
-        model: Self-explaining model, whose own maps are measured, or vanilla classifier: a module, model folder, timm
-            name or Hub id.
+        model: Self-explaining model, whose own maps are measured, or vanilla classifier: a module, model
+            folder, timm name or Hub id.
         output: Folder for the results.
-        vanilla: Vanilla classifier that post-hoc maps explain, in the same forms. A SoftCAM model with an exact head
-            is turned into its own.
+        vanilla: Vanilla classifier that post-hoc maps explain, in the same forms. A SoftCAM model with an
+            exact head is turned into its own.
         settings: Fields of `BenchmarkConfig` and `DataConfig`.
     """
     config, data = make_settings(output=str(output), **settings)
@@ -131,9 +130,11 @@ def _measure(
     rows = make_rows(lines, {name: value for name, value in settings.items() if name not in NOT_IN_ROWS})
     if state.is_main_process:
         _warn_of_missing_values(rows, shards)
-        _write_results(folder.path, rows)
+        write_json_lines(folder.path / ROWS, rows)
+        write_text(folder.path / TABLE1, report.table1(rows))
+        report.draw_curves(rows, folder.path / CURVES)
         if config.per_image:
-            _write_lines(folder.path / VALUES, lines)
+            write_json_lines(folder.path / VALUES, lines)
     return rows
 
 
@@ -216,14 +217,3 @@ def _warn_of_missing_values(rows: list[Row], shards: Shards) -> None:
     for measure, (name, need) in NEEDS.items():
         if measure in shards.measures and not any(name in row for row in rows):
             logger.warning("no value of %s: none of the %d images has %s", measure, shards.count, need)
-
-
-def _write_results(folder: Path, rows: list[Row]) -> None:
-    """Write rows, table and curves."""
-    _write_lines(folder / ROWS, rows)
-    write_text(folder / TABLE1, report.table1(rows))
-    report.draw_curves(rows, folder / CURVES)
-
-
-def _write_lines(file: Path, lines: list[dict[str, Any]]) -> None:
-    write_text(file, "".join(json.dumps(line) + "\n" for line in lines))

@@ -1,9 +1,10 @@
 """The values of a benchmark in shards: one file per shard of images, which is complete or absent.
 
-- The values of a shard follow from its images and the settings alone, so that neither the number of processes nor an
-  interruption changes them.
-- Mosaics of the grid pointing game combine images of four classes from all shards, also where images come in the order
-  of their classes. The value of a mosaic is stored with the first of its four images, in the shard of that image.
+- The values of a shard follow from its images and the settings alone, so that neither the number of processes
+  nor an interruption changes them.
+- Mosaics of the grid pointing game combine images of four classes from all shards, also where images come in
+  the order of their classes. The value of a mosaic is stored with the first of its four images, in the shard
+  of that image.
 """
 
 import json
@@ -43,6 +44,7 @@ class Shards:
         self.folder, self.samples, self.classifiers, self.config = folder, samples, classifiers, config
         self.measures = config.chosen_measures(samples.has_masks)
         self.masks = samples.has_masks and bool({LOCALISATION, SENSITIVITY} & set(self.measures))
+        self.fields = ("pixel_values", "labels", "mask") if self.masks else ("pixel_values", "labels")
         self.count = count_images(samples, config)
         size = config.shard_size
         self.ranges = [range(first, min(first + size, self.count)) for first in range(0, self.count, size)]
@@ -72,8 +74,8 @@ class Shards:
             shard = read_shard(self.file(number))
             if {line["index"] for line in shard} != set(indices):
                 raise ValueError(
-                    f"{self.file(number)} is not of images {indices.start} to {indices.stop - 1}: remove it and run "
-                    "the same again"
+                    f"{self.file(number)} is not of images {indices.start} to {indices.stop - 1}: remove it "
+                    "and run the same again"
                 )
             lines += shard
         return lines
@@ -84,7 +86,7 @@ class Shards:
         lines: dict[tuple[str, int], Line] = {}
         for first in range(indices.start, indices.stop, self.config.batch_size):
             samples = [images[index] for index in range(first, min(first + self.config.batch_size, indices.stop))]
-            batch = self._make_batch(classifier, samples)
+            batch = Batch(classifier, *stack_samples(samples, self.fields, classifier.device))
             common = {"label": batch.labels.tolist(), "predicted": batch.predicted.tolist()}
             common["annotated"] = batch.annotated.tolist() if self.masks else [False] * len(samples)
             values = measure(batch, self.measures, self.config)
@@ -92,14 +94,10 @@ class Shards:
             bar.update(len(samples))
         for quartet in self.quartets:
             if quartet[0] in indices:
-                inputs = _stack([images[index] for index in quartet], ("pixel_values", "labels"), classifier.device)
+                samples = [images[index] for index in quartet]
+                inputs = stack_samples(samples, ("pixel_values", "labels"), classifier.device)
                 _add_values(lines, classifier.role, grid_pointing(classifier, *inputs), quartet[:1], {})
         return list(lines.values())
-
-    def _make_batch(self, classifier: ClassifierWithExplainers, samples: list[dict[str, Any]]) -> Batch:
-        if not self.masks:
-            return Batch(classifier, *_stack(samples, ("pixel_values", "labels"), classifier.device), None)
-        return Batch(classifier, *_stack(samples, ("pixel_values", "labels", "mask"), classifier.device))
 
 
 def read_shard(file: Path) -> list[Line]:
@@ -144,7 +142,7 @@ def make_dataset(preprocessing: dict[str, Any], samples: Samples, masks: bool = 
     return ImageDataset(samples, make_transforms(preprocessing)[1], masks=mask)
 
 
-def _stack(samples: list[dict[str, Any]], names: tuple[str, ...], device: torch.device) -> list[Tensor]:
+def stack_samples(samples: list[dict[str, Any]], names: tuple[str, ...], device: torch.device) -> list[Tensor]:
     """Stack fields of samples into tensors on a device."""
     return [torch.stack([sample[name] for sample in samples]).to(device) for name in names]
 

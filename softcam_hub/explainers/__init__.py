@@ -1,1 +1,1 @@
-"""Explain any image classifier: post-hoc methods, and the own maps of our models, under one call signature."""
+"""Explain any image classifier, by post-hoc methods or by the maps of a self-explaining model."""

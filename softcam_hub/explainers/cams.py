@@ -1,15 +1,17 @@
-"""Class activation maps: `map_c = Σ_k weight_kc · A_k` for k classes at once; the methods differ in the weights.
+"""Compute class activation maps `map_c = Σ_k weight_kc · A_k`; the methods differ in the weights.
 
 `A` (B, K, H, W) is the layer's output, `w` the classifier's weights, `g = ∂logit_c/∂A`.
 
-- Where the logit is linear in mean(A), g is `w / HW` everywhere and the maps need no backward pass. Everywhere else one
-  backward pass per class serves all methods.
+- Where the logit is linear in mean(A), g is `w / HW` everywhere and the maps need no backward pass.
+  Everywhere else one backward pass per class serves all methods.
 - Maps are signed here; the caller takes the positive part.
-- Grad-CAM++ and Smooth Grad-CAM++ divide by a sum that may vanish where features are negative: the weight is 0 there.
-- Smooth Grad-CAM++ averages the derivatives over noisy images and applies them to the *clean* A. Every image gets the
-  same noise, so that a map does not depend on the other images of its batch.
+- Grad-CAM++ and Smooth Grad-CAM++ divide by a sum that may vanish where features are negative: the weight is
+  0 there.
+- Smooth Grad-CAM++ averages the derivatives over noisy images and applies them to the *clean* A. Every image
+  gets the same noise, so that a map does not depend on the other images of its batch.
 - FD-CAM and Score-CAM work on logits. Score-CAM's baseline cancels in its softmax and is not computed.
-- FD-CAM compares channels in float32 at least, under autocast too: in half precision rounding decides the quantile.
+- FD-CAM compares channels in float32 at least, under autocast too: in half precision rounding decides the
+  quantile.
 """
 
 import threading
@@ -29,7 +31,7 @@ from .deep_lift import deep_lift
 from .explained_model import Activations
 
 _BLOCK = 256
-"""Channels whose similarities a thread of FD-CAM compares at a time: few enough to stay in the processor's cache."""
+"""Number of channels that a thread of FD-CAM compares at a time; they fit into the processor's cache."""
 
 _NUMBER_OF_THREADS = threading.Lock()
 """Held while torch's number of threads, a setting of the whole process, is changed for a moment."""
@@ -48,8 +50,8 @@ def _classifier_weights(activations: Activations) -> Tensor:
     if model.layer is None and isinstance(head, EvidenceHead):
         return at_least_float32(head.weight.detach())[activations.classes]
     raise ValueError(
-        f"cam needs logits that are linear in the average of layer {model.layer_name!r}, and they are not: use "
-        "grad-cam, or the maps of softcam_hub.convert(model)"
+        f"cam needs logits that are linear in the average of layer {model.layer_name!r}, and they are not: "
+        "use grad-cam, or the maps of softcam_hub.convert(model)"
     )
 
 
@@ -74,9 +76,10 @@ def grad_cam_pp(activations: Activations) -> Tensor:
 
 
 def smooth_grad_cam_pp(activations: Activations, n: int = 10, sigma: float = 0.3, seed: int = 0) -> Tensor:
-    """Smooth Grad-CAM++ (Omeiza et al., 2019): D_p = mean_m g(x_m)^p, α = D2 / (2·D2 + Σ_ab A·D3), Σ_ij α·ReLU(D1).
+    """Smooth Grad-CAM++ (Omeiza et al., 2019): Grad-CAM++ with the mean of derivatives over noisy images x_m.
 
-    In closed form it is Grad-CAM++, since g does not depend on the image.
+    weight_kc = Σ_ij α·ReLU(D1) with D_p = mean_m g(x_m)^p and α = D2 / (2·D2 + Σ_ab A·D3). In closed form it
+    is Grad-CAM++, since g does not depend on the image.
 
     Args:
         activations: Activations of the clean images.
@@ -107,14 +110,14 @@ def _pp_weights(first: Tensor, second: Tensor, third: Tensor, features: Tensor) 
 
 
 def layer_cam(activations: Activations) -> Tensor:
-    """Layer-CAM (Jiang et al., 2021): Σ_k ReLU(g)·A, element by element. In closed form weights are ReLU(w) / HW."""
+    """Layer-CAM (Jiang et al., 2021): Σ_k ReLU(g)·A, element by element. In closed form ReLU(w) / HW."""
     if activations.linear is not None:
         return combine(activations.weights.relu() / _locations(activations), activations.features)
     return (activations.gradient.relu() * activations.features[:, None]).sum(dim=2)
 
 
 def lift_cam(activations: Activations) -> Tensor:
-    """LIFT-CAM (Jung & Oh, 2021): weight_kc = Σ_ij DeepLIFT of A_k, baseline 0. In closed form w_kc·mean(A_k)."""
+    """LIFT-CAM (Jung & Oh, 2021): weight_kc = Σ_ij DeepLIFT(A_k), baseline 0. In closed form w_kc·mean(A_k)."""
     if activations.linear is not None:
         return combine(activations.weights * activations.pooled[:, None], activations.features)
     return combine(deep_lift(activations), activations.features)
@@ -123,8 +126,9 @@ def lift_cam(activations: Activations) -> Tensor:
 def fd_cam(activations: Activations, batch: int = 32) -> Tensor:
     """FD-CAM (Li et al., 2022): weight = exp(minmax_k(score))·minmax_k(mean_ij g) - 0.5.
 
-    score_k = f_c(A⊙S_k) + f_c(A) - f_c(A⊙S̄_k), where S_k are the channels whose cosine with channel k is above the
-    0.95-quantile of row k, and S̄_k the others. In closed form score_k = b_c + 2·Σ_{j in S_k} w_jc·mean(A_j).
+    score_k = f_c(A⊙S_k) + f_c(A) - f_c(A⊙S̄_k), where S_k are the channels whose cosine with channel k is
+    above the 0.95-quantile of row k, and S̄_k the others. In closed form score_k = b_c + 2·Σ_{j in S_k}
+    w_jc·mean(A_j).
 
     Args:
         activations: Activations of the images.
@@ -148,14 +152,14 @@ def _directions(features: Tensor) -> Tensor:
 
 
 def _similar_channels(directions: Tensor, rows: slice) -> Tensor:
-    """Return S_k of the channels in `rows` as ones and zeros, (rows, K), for one image's directions (K, HW)."""
+    """Return S_k of the channels in `rows` as ones and zeros, (rows, K), from the directions (K, HW)."""
     with torch.autocast(directions.device.type, enabled=False):
         cosines = directions[rows] @ directions.T
     return _mark_similar(cosines, torch.empty_like(cosines))
 
 
 def _mark_similar(cosines: Tensor, scratch: Tensor) -> Tensor:
-    """Replace cosines (rows, K) in place by ones where they are above the 0.95-quantile of their row, else zeros.
+    """Replace cosines (rows, K) in place by 1 above the 0.95-quantile of their row, and by 0 elsewhere.
 
     Args:
         cosines: Cosines of channels.
@@ -198,8 +202,8 @@ def _fill_in_threads(
 ) -> None:
     """Share blocks among threads that each compute with one thread of torch's.
 
-    The quantiles, most of the work, use one thread only: without this pool two threads lose a sixth of a forward pass
-    of ResNet-50 to them.
+    The quantiles, most of the work, use one thread only: without this pool two threads lose a sixth of a
+    forward pass of ResNet-50 to them.
     """
     before, default = torch.get_num_threads(), _in_new_thread(torch.get_num_threads)
     threads = before if directions.device.type == "cpu" else 1
@@ -242,7 +246,9 @@ def _group_scores(activations: Activations, index: int, batch: int) -> Tensor:
 
 
 def score_cam(activations: Activations, batch: int | None = None, progress: bool = False) -> Tensor:
-    """Score-CAM (Wang et al., 2020): weight_kc = softmax_k(f_c(x ⊙ m_k)), m_k = A_k upsampled and min-max scaled.
+    """Score-CAM (Wang et al., 2020): weight_kc = softmax_k(f_c(x ⊙ m_k)).
+
+    m_k is A_k, upsampled to the image and min-max scaled.
 
     Args:
         activations: Activations of the images.

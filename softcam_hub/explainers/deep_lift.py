@@ -1,10 +1,12 @@
 """DeepLIFT's rescale rule (Shrikumar et al., 2017) for the part of a network above a layer, baseline 0.
 
-- The layer's output and the baseline run side by side, and every elementwise nonlinearity passes on Δout / Δin instead
-  of its derivative. Calls are intercepted, so that functional and in-place activations count like modules.
-- A maximum over a window shares Δout between the winner of the input and the winner of the baseline, so that the shares
-  add up to Δout.
-- Products, softmaxes and norms have no such rule. The contributions then miss f(A) - f(0), and the network is refused.
+- The layer's output and the baseline run side by side, and every elementwise nonlinearity passes on Δout /
+  Δin instead of its derivative. Calls are intercepted, so that functional and in-place activations count like
+  modules.
+- A maximum over a window shares Δout between the winner of the input and the winner of the baseline, so that
+  the shares add up to Δout.
+- Products, softmaxes and norms have no such rule. The contributions then miss f(A) - f(0), and the network is
+  refused.
 """
 
 from collections.abc import Callable
@@ -61,14 +63,18 @@ def _check_complete(contributions: Tensor, change: Tensor, layer: str) -> None:
         worst = float((missed / change.abs().clamp_min(torch.finfo(change.dtype).tiny)).max())
         rounded = f", or {change.dtype} rounds too much (use float32)" if precision > 1e-5 else ""
         raise ValueError(
-            f"lift-cam is not defined at layer {layer!r}: DeepLIFT's contributions miss the change of the logit by "
-            f"{worst:.1%}, because a norm, an attention or a product stands above the layer{rounded}; name a later "
-            "layer, or use the maps of softcam_hub.convert(model), where it is exact"
+            f"lift-cam is not defined at layer {layer!r}: DeepLIFT's contributions miss the change of the "
+            f"logit by {worst:.1%}, because a norm, an attention or a product stands above the "
+            f"layer{rounded}; name a later layer, or use the maps of softcam_hub.convert(model), where it is "
+            "exact"
         )
 
 
 class _RescaleRule(TorchFunctionMode):
-    """Give activations of a batch [input, baseline] the slope between the two as their gradient, inside the block."""
+    """Use the slope between input and baseline as the gradient of activations, inside the `with` block.
+
+    Every batch consists of inputs, followed by as many baselines.
+    """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -96,8 +102,8 @@ def _rescaled(activation: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
 def _shared_maximum(inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Return the maxima over windows, with Δout shared between two locations.
 
-    With o the maximum of the input and o0 that of the baseline, the winner of the input gets max(o, o0) - o0 and the
-    winner of the baseline o - max(o, o0), each divided by Δin at its location.
+    With o the maximum of the input and o0 that of the baseline, the winner of the input gets max(o, o0) - o0
+    and the winner of the baseline o - max(o, o0), each divided by Δin at its location.
     """
     outputs, winners = F.max_pool2d(inputs, *args, **kwargs)
     reached, baseline = inputs.chunk(2)

@@ -1,11 +1,11 @@
 """An image classifier cut at a layer, and the activations that one forward pass leaves there.
 
-- Models that keep features and classifier apart, as timm's and ours do, are cut there when no layer is named. All
-  others are cut by a forward hook, which exists only while the model runs.
-- The layer's output is a leaf of its own graph: only what stands above it is differentiated, frozen or not, and no
-  `.grad` of the model changes.
-- Whether the logits are linear in the average of the features is observed, not looked up: the last linear layer that
-  ran must have read exactly that average and given exactly these logits.
+- Models that keep features and classifier apart, as timm's and ours do, are cut there when no layer is named.
+  All others are cut by a forward hook, which exists only while the model runs.
+- The layer's output is a leaf of its own graph: only what stands above it is differentiated, frozen or not,
+  and no `.grad` of the model changes.
+- Whether the logits are linear in the average of the features is observed, not looked up: the last linear
+  layer that ran must have read exactly that average and given exactly these logits.
 """
 
 import copy
@@ -28,7 +28,7 @@ from .layouts import Layout, find_layout, hints_of
 
 
 class _Lock:
-    """A re-entrant lock that a copy or a pickle of its owner replaces by a new one."""
+    """A re-entrant lock that can be copied and pickled with its owner: the copy has a lock of its own."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -47,10 +47,12 @@ class ExplainedModel:
     """A classifier, cut at the layer whose output is explained.
 
     Args:
-        classifier: timm model, model of this package, transformers classifier, or any module from images to logits.
+        classifier: timm model, model of this package, transformers classifier, or any module from images to
+            logits.
         layer: Module or its dotted path. The default is the features before pooling.
         layout: Layout of the layer's output, where its shape does not tell.
-        prefix_tokens: Number of class tokens and registers in the layer's output, where its shape does not tell.
+        prefix_tokens: Number of class tokens and registers in the layer's output, where its shape does not
+            tell.
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class ExplainedModel:
 
     @property
     def halves(self) -> tuple[Callable[..., Any], Callable[..., Tensor]] | None:
-        """The functions from images to features and from features to logits, where the model keeps them apart."""
+        """The functions from images to features and from features to logits, if the model keeps them apart."""
         model = self.classifier
         if isinstance(model, SelfExplaining):
             return model.forward_features, model.head
@@ -95,15 +97,15 @@ class ExplainedModel:
         """Compute the logits (B, C) of images (B, 3, H, W)."""
         if self.halves is not None:
             features, head = self.halves
-            return _checked_logits(head(features(images)))
+            return _logits_of(head(features(images)))
         output = self.classifier(images)
-        return _checked_logits(getattr(output, "logits", output))
+        return _logits_of(getattr(output, "logits", output))
 
     def edited_logits(self, images: Tensor, edit: Edit) -> Tensor:
         """Compute the logits (B, C) with `edit` applied to the layer's output."""
         if self.layer is None and self.halves is not None:
             features, head = self.halves
-            return _checked_logits(head(edit(_single(features(images)))))
+            return _logits_of(head(edit(_check_features(features(images)))))
         with edited(self.layer, edit, self.layer_name):
             return self.logits(images)
 
@@ -116,7 +118,7 @@ class ExplainedModel:
             outputs: Outputs of the layer, (N, ...).
         """
         if self.layer is None:
-            return _checked_logits(self.halves[1](outputs))
+            return _logits_of(self.halves[1](outputs))
         try:
             logits = self.edited_logits(image, lambda _: outputs)
             if len(logits) == len(outputs):
@@ -128,9 +130,10 @@ class ExplainedModel:
     def record(self, images: Tensor) -> "Activations":
         """Run the model once and return its activations at the layer.
 
-        The first call settles the layer where none was named: the last whose output has locations or, where the logits
-        read class tokens only, the last that attention reads.
+        The first call settles the layer where none was named: the last whose output has locations or, where
+        the logits read class tokens only, the last that attention reads.
         """
+        # threads wait for one another only until the layer is settled
         with self._settling if not self.settled else nullcontext():
             if self.settled:
                 return self._record(images)
@@ -148,7 +151,7 @@ class ExplainedModel:
 
         def cut(output: Tensor) -> Tensor:
             leaves.append(output.detach().requires_grad_())
-            torch.set_grad_enabled(True)  # for what stands above the layer; the block below sets it back
+            torch.set_grad_enabled(True)  # for the layers above; `no_grad` below restores the mode
             return leaves[0].clone()  # the next layer may write in place
 
         with torch.no_grad(), last_linear(self.classifier) as call:
@@ -216,14 +219,14 @@ class Activations:
         return view
 
     def _linear_in_average(self, call: LinearCall) -> tuple[Tensor, Tensor] | None:
-        """Return weight (C, K) and bias (C,) if this linear layer makes the logits `W·mean(A) + b`, otherwise None."""
+        """Return weight (C, K) and bias (C,) if a call of a linear layer gave the logits `W·mean(A) + b`."""
         layer, inputs = call.layer, call.inputs
         if layer is None or layer.weight.shape[:2] != (self.logits.shape[1], self.features.shape[1]):
             return None
         weight, bias = (at_least_float32(values.detach()) for values in weights_of(layer))
-        first = 1 if isinstance(layer, nn.Linear) else 2
-        last = inputs.ndim - 1 if isinstance(layer, nn.Linear) else inputs.ndim
-        locations = tuple(range(first, last))
+        # nn.Linear reads channels in the last dimension, convolutions and heads in the second one
+        channels = inputs.ndim - 1 if isinstance(layer, nn.Linear) else 1
+        locations = tuple(axis for axis in range(1, inputs.ndim) if axis != channels)
         average = at_least_float32(inputs.mean(dim=locations) if locations else inputs)
         tolerance = min(100 * torch.finfo(self.logits.dtype).eps, 0.02)
         if _close(average, self.pooled, tolerance) and _close(self.logits, average @ weight.T + bias, tolerance):
@@ -242,8 +245,8 @@ class Activations:
         gradient = torch.stack([self.layout.to_maps(self._gradient_of(column)) for column in columns], dim=1)
         if self.layout.prefix_tokens and not gradient.any():
             raise ValueError(
-                f"the logits read class tokens only at layer {self.model.layer_name!r}, so that no location counts: "
-                "name an earlier layer, such as the norm before the last attention"
+                f"the logits read class tokens only at layer {self.model.layer_name!r}, so that no location "
+                "counts: name an earlier layer, such as the norm before the last attention"
             )
         return at_least_float32(gradient)
 
@@ -265,7 +268,7 @@ def _close(actual: Tensor, expected: Tensor, tolerance: float) -> bool:
     return actual.shape == expected.shape and bool((actual - expected).abs().max() <= tolerance * expected.abs().max())
 
 
-def _single(features: Any) -> Tensor:
+def _check_features(features: Any) -> Tensor:
     """Return features that are one tensor with locations or tokens, and refuse anything else."""
     if isinstance(features, Tensor) and features.ndim in (3, 4):
         return features
@@ -273,7 +276,8 @@ def _single(features: Any) -> Tensor:
     raise ValueError(f"forward_features gives {what}, which has no spatial features: pass layer=...")
 
 
-def _checked_logits(output: Any) -> Tensor:
+def _logits_of(output: Any) -> Tensor:
+    """Return the logits (B, C) in the output of a classifier, and refuse anything else."""
     output = output[0] if isinstance(output, tuple | list) and output else output
     if not isinstance(output, Tensor) or output.ndim != 2:
         what = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__

@@ -14,7 +14,7 @@ Edit = Callable[[Tensor], Tensor]
 """Function that replaces the output of a layer before the network goes on."""
 
 _REGISTRATION = threading.Lock()
-"""Held while hooks are added or removed: torch numbers hooks without a lock, and loses one of two with one number."""
+"""Held while hooks are added or removed: without it, torch may give two hooks one number, and lose one."""
 
 
 @dataclass

@@ -33,7 +33,8 @@ def get_layer(model: nn.Module, layer: str | nn.Module) -> nn.Module:
 def find_last_map(model: nn.Module, run: Callable[[Tensor], Tensor], image: Tensor, hints: Hints) -> str:
     """Return the path of the last module whose output has locations.
 
-    An image so small that the last features shrink to one location is refused: an earlier layer would pass for them.
+    An image so small that the last features shrink to one location is refused: an earlier layer would pass
+    for them.
 
     Args:
         model: Network.
@@ -51,8 +52,8 @@ def find_last_map(model: nn.Module, run: Callable[[Tensor], Tensor], image: Tens
     if last != name:
         size = f"{image.shape[2]}x{image.shape[3]}"
         raise ValueError(
-            f"images of {size} pixels are too small: the last features, those of {last!r}, have one location at this "
-            f"size; use larger images, or pass layer=..., such as {name!r}"
+            f"images of {size} pixels are too small: the last features, those of {last!r}, have one location "
+            f"at this size; use larger images, or pass layer=..., such as {name!r}"
         )
     return name
 

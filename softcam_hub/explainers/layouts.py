@@ -1,8 +1,10 @@
 """The layout of a layer's output: channels first, channels last, or tokens with class tokens before them.
 
-- The layout is read off the shape: the locations fill a grid in the shape of the image, with one stride for both sides.
-  Where two layouts fit, or none, nothing is guessed, and the error names the option that settles the question.
-- Class tokens and registers have no location: maps leave them out, and they keep their values when maps change.
+- The layout is read off the shape: the locations fill a grid in the shape of the image, with one stride for
+  both sides. Where two layouts fit, or none, nothing is guessed, and the error names the option that settles
+  the question.
+- Class tokens and registers have no location: maps leave them out, and they keep their values when maps
+  change.
 """
 
 from dataclasses import dataclass, replace
@@ -124,7 +126,7 @@ def _find_channel_order(output: Tensor, image_size: tuple[int, int], hints: Hint
 
 
 def _has_shape_of(image_size: tuple[int, int], grid: tuple[int, int]) -> bool:
-    """Tell whether a grid has the proportions of the image: exactly for a square one, which padding leaves square."""
+    """Tell whether a grid has the proportions of the image, exactly for square images, else to one cell."""
     (height, width), (rows, columns) = image_size, grid
     if height == width or rows > height or columns > width:
         return rows == columns <= height

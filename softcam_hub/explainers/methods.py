@@ -1,8 +1,9 @@
 """The table of explainers, under one signature: `explainer(images, classes) -> maps (B, k, H, W)`.
 
-- Several methods for one model share one forward pass, and one backward pass per class where any of them needs it.
-- Frozen models work, and so do callers under `no_grad` or `inference_mode`. Modes, hooks, gradients and random state
-  are restored afterwards, also after an exception.
+- Several methods for one model share one forward pass, and one backward pass per class where any of them
+  needs it.
+- Frozen models work, and so do callers under `no_grad` or `inference_mode`. Modes, hooks, gradients and
+  random state are restored afterwards, also after an exception.
 - Maps are the positive part, at the resolution of the layer or, for methods of pixels, of the image.
   `Explanation.heatmaps` upsamples them and scales them to [0, 1].
 """
@@ -40,7 +41,7 @@ def own_maps(activations: Activations, kind: str) -> Tensor:
 
 
 def random_maps(activations: Activations, seed: int = 0) -> Tensor:
-    """Draw uniform noise that differs between images and classes, but is the same again for the same image."""
+    """Draw uniform noise that depends on image, class and seed alone."""
     maps = []
     for image, classes in zip(activations.images, activations.classes.tolist(), strict=True):
         checksum = crc32(image.float().cpu().numpy().tobytes(), seed)
@@ -75,7 +76,7 @@ CLASS_ACTIVATION: dict[str, Callable[..., Tensor]] = {
 """Post-hoc methods that read `Activations`."""
 
 UNINFORMED: dict[str, Callable[..., Tensor]] = {"random": random_maps, "centre": centre}
-"""Maps that know nothing of the model: the least that a method must surpass. `centre` is good where objects are."""
+"""Maps that do not depend on the model, which a method must surpass; objects are often in the `centre`."""
 
 PIXELS: dict[str, Callable[..., Tensor]] = {
     "guided-backprop": guided_backprop,
@@ -124,8 +125,8 @@ class Explainers:
 
         Args:
             images: Images (B, 3, H, W), normalised as for the model.
-            classes: Class index for all images, one per image (B,), or several per image (B, k). The default is the
-                predicted class.
+            classes: Class index for all images, one per image (B,), or several per image (B, k). The default
+                is the predicted class.
         """
         with _differentiable(self.model.classifier):
             images = _checked_images(images, self.model.classifier)
@@ -194,16 +195,18 @@ def create_explainer(
 ) -> Explainer | Explainers:
     """Create a post-hoc explainer, or one that returns the model's own maps, for any image classifier.
 
-    `create_explainer("grad-cam", model)(images, classes)` returns maps. A list of names returns `{name: maps}`, and the
-    methods share their work.
+    `create_explainer("grad-cam", model)(images, classes)` returns maps. A list of names returns `{name:
+    maps}`, and the methods share their work.
 
     Args:
         name: One of `list_explainers()`, or several.
-        model: timm model, model of this package, transformers classifier, or any module from images to logits.
-        layer: Module or its dotted path. The default is the features before pooling. Methods of pixels and a model's
-            own maps have no layer.
+        model: timm model, model of this package, transformers classifier, or any module from images to
+            logits.
+        layer: Module or its dotted path. The default is the features before pooling. Methods of pixels and a
+            model's own maps have no layer.
         layout: `NCHW`, `NHWC` or `NLC` (tokens), where the shape of the layer's output does not tell.
-        prefix_tokens: Number of class tokens and registers in the layer's output, where its shape does not tell.
+        prefix_tokens: Number of class tokens and registers in the layer's output, where its shape does not
+            tell.
         signed: Keep the negative part of the maps.
         options: Options of the methods: `n`, `sigma`, `seed`, `batch`, `progress`, `steps`.
     """

@@ -1,6 +1,7 @@
 """Attributions of pixels: Guided Backprop, and Integrated Gradients by captum, summed over colour channels.
 
-- Guided Backprop is computed here, as captum's hooks on the model's ReLUs would change the gradients of other threads.
+- Guided Backprop is computed here, as captum's hooks on the model's ReLUs would change the gradients of other
+  threads.
 - A model that calls ReLU as a function is refused: Guided Backprop is defined on modules here, as in captum.
 """
 
@@ -74,7 +75,7 @@ def _guided_logits(model: ExplainedModel, images: Tensor) -> Tensor:
 
 
 class _GuidedReLUs(TorchFunctionMode):
-    """Let ReLUs that this thread calls pass positive gradients only, and count them, inside the `with` block."""
+    """Let ReLUs pass positive gradients only, and count them, inside the `with` block and in this thread."""
 
     functions = (F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
     count = 0

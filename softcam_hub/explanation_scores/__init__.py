@@ -13,7 +13,8 @@ def load_scores(**kwargs: Any) -> Any:
         scores.compute(confidence=[0.9, 0.6], kept=[0.8, 0.7])  # {"average_drop": 5.56, ...}, in percent
 
     Args:
-        kwargs: Arguments of `evaluate.load`: `num_process`, `process_id`, `experiment_id`, `keep_in_memory`, ...
+        kwargs: Arguments of `evaluate.load`: `num_process`, `process_id`, `experiment_id`, `keep_in_memory`,
+            ...
     """
     try:
         import evaluate

@@ -61,8 +61,8 @@ def is_number(cell: str) -> bool:
 
 
 def score(text: str) -> list[list[str | float]]:
-    """Return rows of score and percent; every request has a module of its own, as a module accumulates its inputs."""
-    try:
+    """Return rows of score and percent."""
+    try:  # every request has a module of its own, because a module accumulates its inputs
         module = evaluate.load(str(Path(__file__).with_name("explanation_scores.py")), keep_in_memory=True)
         return [[name, round(value, 2)] for name, value in module.compute(**read_csv(text)).items()]
     except ValueError as error:

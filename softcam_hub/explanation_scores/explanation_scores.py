@@ -1,7 +1,7 @@
-"""The scores as an `evaluate` metric, which reduces arrays to one number per image and forwards to the functions.
+"""Provide the scores as an `evaluate` metric, which reduces arrays to one number per image.
 
-- Every input is optional, and a score is the mean over the images that have all of its inputs. `evaluate` has no
-  optional inputs, so that missing ones are NaN in its cache.
+- Every input is optional, and a score is the mean over the images that have all of its inputs. `evaluate` has
+  no optional inputs, so that missing ones are NaN in its cache.
 - Arrays are reduced when they are added, as the cache would make them slow and large.
 - `evaluate` copies only the files that this module imports, so that those files import no others.
 """
@@ -44,7 +44,7 @@ ARRAYS = ("maps", "kept_maps", "second_maps", "masks")
 """Inputs with an array (H, W) per image, which are reduced to columns."""
 
 PIXELS_AT_ONCE = 200_000
-"""Pixels of maps that are reduced together: as many as fit into a processor's cache are four times as fast."""
+"""Number of pixels of maps that are reduced together; with more than a processor's cache it takes longer."""
 
 DESCRIPTION = "How faithful and how well localised the explanations of an image classifier are."
 

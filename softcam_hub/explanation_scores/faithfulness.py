@@ -1,9 +1,10 @@
 """Faithfulness: does a map show what the model used? One value per image; callers take the mean.
 
-`y`, `o` and `d` are the confidence in class c = argmax on the image x, on E⊙x and on (1 - E)⊙x (CAPE paper, sec. 4.3).
+`y`, `o` and `d` are the confidence in class c = argmax on the image x, on E⊙x and on (1 - E)⊙x (CAPE paper,
+sec. 4.3).
 
-- Coherency is (1 + ρ) / 2: the paper's `2·corr + 1` leaves [0, 1]. Where ρ is undefined (a constant map) coherency is
-  0, and with it ADCC.
+- Coherency is (1 + ρ) / 2: the paper's `2·corr + 1` leaves [0, 1]. Where ρ is undefined (a constant map)
+  coherency is 0, and with it ADCC.
 - Complexity is the mean of |E|, not its sum, so that it lies in [0, 1].
 - Borda counts rank ties densely: 1, 1, 2. So does Table 1 of the paper, in 35 of its 36 cells.
 """

@@ -1,7 +1,8 @@
 """Localisation: does a map point at the annotation? One value per image, all higher is better.
 
 - Only the positive part of a map counts. A map without any positive value scores 0.
-- A map without contrast singles out no patch: its top-k localisation precision is 0, wherever the annotation is.
+- A map without contrast singles out no patch: its top-k localisation precision is 0, wherever the annotation
+  is.
 - Activation precision is what others call relevance mass; the energy pointing game is the same with boxes.
 """
 
@@ -66,7 +67,7 @@ def activation_precision(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def activation_sensitivity(maps: Tensor, masks: Tensor) -> Tensor:
-    """Compute Σ(E⁺ in mask) / |mask| with E⁺ min-max scaled, (B,) in [0, 1]: the activation of the annotation.
+    """Compute Σ(E⁺ in mask) / |mask| with min-max scaled E⁺, (B,) in [0, 1]: the activation of the mask.
 
     Arguments as for `activation_precision`. A map without contrast scores 0.
     """
@@ -89,7 +90,8 @@ def box_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Make masks (B, *size) that are true inside any of an image's boxes.
 
     Args:
-        boxes: Boxes (B, 4) or (B, n, 4) as left, top, right, bottom in pixels; right and bottom are the first outside.
+        boxes: Boxes (B, 4) or (B, n, 4) as left, top, right, bottom in pixels; right and bottom are the first
+            outside.
         size: Height and width of the image.
     """
     whole = boxes.ndim in (2, 3) and boxes.shape[-1] == 4
@@ -110,7 +112,8 @@ def mosaics(images: Tensor, labels: Tensor, side: int = 2) -> tuple[Tensor, Tens
         score = grid_pointing_game(heat(maps, pictures.shape[-2:]))
 
     Args:
-        images: Images (G·side², C, H, W); neighbours in the batch form a mosaic, and must be of different classes.
+        images: Images (G·side², C, H, W); neighbours in the batch form a mosaic, and must be of different
+            classes.
         labels: Class of each image, (G·side²,).
         side: Number of cells in a row of the mosaic.
     """
@@ -128,11 +131,13 @@ def mosaics(images: Tensor, labels: Tensor, side: int = 2) -> tuple[Tensor, Tens
 
 
 def grid_pointing_game(maps: Tensor, side: int = 2) -> Tensor:
-    """Compute the share of each map's positive part in the cell of its class, (G, side²) in [0, 1]; chance: 1/side².
+    """Compute the share of each map's positive part in the cell of its class, (G, side²) in [0, 1].
+
+    A constant map has 1/side².
 
     Args:
-        maps: Maps (G, side², H, W) of the classes in the cells, in reading order; height and width are multiples of
-            `side`.
+        maps: Maps (G, side², H, W) of the classes in the cells, in reading order; height and width are
+            multiples of `side`.
         side: Number of cells in a row of the mosaic.
     """
     whole = maps.ndim == 4 and maps.shape[1] == side * side and not any(length % side for length in maps.shape[2:])

@@ -1,8 +1,9 @@
 """Heat maps, patches and their order, and the checks of inputs, which all measures share.
 
-- A map that holds NaN or infinity has no score: every measure gives NaN for its image, and numbers for the others.
-- Patches tile the map from its upper left corner; those at the right and lower border may be cut off, and their mean is
-  over the pixels inside the map.
+- A map that holds NaN or infinity has no score: every measure gives NaN for its image, and numbers for the
+  others.
+- Patches tile the map from its upper left corner; those at the right and lower border may be cut off, and
+  their mean is over the pixels inside the map.
 - Patches of equal value keep reading order: row by row, from the left.
 """
 
@@ -29,8 +30,8 @@ def heat(maps: Tensor, size: int | tuple[int, int]) -> Tensor:
         size: Height and width of the image.
 
     Returns:
-        Heat maps, (B, *size) or (B, k, *size); all zero where a map has no contrast, and all NaN where it holds NaN or
-        infinity.
+        Heat maps, (B, *size) or (B, k, *size); all zero where a map has no contrast, and all NaN where it
+        holds NaN or infinity.
     """
     require(
         maps.ndim in (3, 4) and maps.numel() > 0, f"heat() expects maps (B, H, W) or (B, k, H, W), {shape_of(maps)}"
@@ -69,7 +70,10 @@ def without_broken(maps: Tensor) -> Tensor:
 
 
 def patch_side(maps: Tensor, patch: int | None) -> int:
-    """Return the side of a patch in pixels: by default a sixteenth of the shorter side, about the paper's 33 of 512."""
+    """Return the side of a patch in pixels, by default a sixteenth of the shorter side of the maps.
+
+    The SoftCAM paper has patches of 33 pixels in images of 512.
+    """
     height, width = maps.shape[-2:]
     side = max(min(height, width) // 16, 1) if patch is None else patch
     require(
@@ -85,7 +89,7 @@ def patch_means(maps: Tensor, patch: int) -> Tensor:
 
 
 def patch_ranks(maps: Tensor, patch: int) -> Tensor:
-    """Rank the patches of every map, 0 for the highest mean: (B, H, W) -> (B, ceil(H / patch), ceil(W / patch))."""
+    """Rank the patches of every map from 0, for the highest mean, on: (B, ceil(H / patch), ceil(W / patch))."""
     means = patch_means(without_broken(maps), patch)
     order = means.flatten(1).argsort(dim=1, descending=True, stable=True)
     ranks = torch.arange(order.shape[1], device=order.device).expand_as(order)
@@ -98,7 +102,7 @@ def on_pixels(patches: Tensor, patch: int, size: tuple[int, int]) -> Tensor:
 
 
 def blur(images: Tensor, radius: int, sigma: float) -> Tensor:
-    """Blur images (B, C, H, W) by a Gaussian window of 2·radius + 1 pixels; the border repeats its last pixel."""
+    """Blur images (B, C, H, W) by a Gaussian window of 2·radius + 1 pixels; border pixels are repeated."""
     offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
     window = torch.exp(-0.5 * (offsets / sigma).square())
     window = (window / window.sum()).expand(images.shape[1], 1, 1, -1)

@@ -48,7 +48,7 @@ def faithfulness_parts(
     classes: Tensor | None = None,
     batch: int = 64,
 ) -> dict[str, Tensor]:
-    """Compute y, o and d of the CAPE paper and the parts of ADCC, each (B,), from which AD, IC, ADD and ADCC follow.
+    """Compute the inputs of AD, IC, ADD and ADCC, each (B,): y, o and d of the CAPE paper, and parts of ADCC.
 
         parts = faithfulness_parts(predict, images, maps, explain)
         average_drop(parts["confidence"], parts["kept"])
@@ -92,7 +92,7 @@ def topk_sensitivity(
     classes: Tensor | None = None,
     batch: int = 64,
 ) -> Tensor:
-    """Compute p_c with the n highest patches occluded, divided by p_c, for n = 1 to k: (B, k), lower is better.
+    """Compute the share of p_c left with the n highest patches occluded, n = 1 to k: (B, k), lower is better.
 
     The value is 1 where p_c is 0 and cannot drop.
 
@@ -156,10 +156,10 @@ def insertion_auc(
     classes: Tensor | None = None,
     batch: int = 64,
 ) -> Tensor:
-    """Compute the area under p_c while the highest pixels are inserted first, (B,) in [0, 1], higher is better.
+    """Compute the area under p_c while the highest pixels are inserted first, (B,), higher is better.
 
-    Arguments as for `deletion_auc`, except that the default of `fill`, where the curve begins, is the blurred image (a
-    window of 11 pixels with sigma 5).
+    Arguments as for `deletion_auc`, except that the default of `fill`, where the curve begins, is the blurred
+    image (a window of 11 pixels with sigma 5).
     """
     classes, _ = predict_confidence(predict, images, classes, batch)
     start = blur(images, radius=5, sigma=5.0) if fill is None else fill_images(fill, images)
@@ -175,7 +175,7 @@ def area(
     classes: Tensor,
     batch: int,
 ) -> Tensor:
-    """Compute the area under p_c while the pixels of `before` become those of `after`, the highest of the map first."""
+    """Compute the area under p_c while pixels change from `before` to `after`, the highest first, (B,)."""
     require(steps >= 1, f"steps must be at least 1, got {steps}")
     ranks = patch_ranks(check_maps_fit(before, maps), patch=1)
 
@@ -196,10 +196,11 @@ def single_deletion(
     classes: Tensor | None = None,
     batch: int = 64,
 ) -> Tensor:
-    """Compute IDSDS: the rank correlation of attributions of patches and drops by their deletion, (B,) in [-1, 1].
+    """Compute IDSDS, the rank correlation of the attributions of patches with drops by their deletion, (B,).
 
-    Higher is better; 0 where all patches have one value. Deleted patches are in the domain of the model only if it has
-    seen such deletions in training (Hesse et al. 2024). Here `predict` may return logits as well.
+    Values lie in [-1, 1], and higher is better; 0 where all patches have one value. Deleted patches are in
+    the domain of the model only if it has seen such deletions in training (Hesse et al. 2024). Here `predict`
+    may return logits as well.
 
     Args:
         predict: Function from images to logits or probabilities (B, C).
@@ -262,7 +263,7 @@ def max_sensitivity(
     seed: int = 0,
     batch: int = 64,
 ) -> Tensor:
-    """Compute the largest ‖E(x + δ) - E(x)‖ / ‖E(x)‖ over random |δ| ≤ radius, (B,), at least 0, lower is better.
+    """Compute the largest ‖E(x + δ) - E(x)‖ / ‖E(x)‖ over random |δ| ≤ radius, (B,), lower is better.
 
     Where E(x) is all zero the difference is not divided (Yeh et al. 2019).
 

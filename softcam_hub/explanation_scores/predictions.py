@@ -11,7 +11,7 @@ Predict = Callable[[Tensor], Tensor]
 """Function from images (B, C, H, W) to outputs (B, classes)."""
 
 Explain = Callable[[Tensor, Tensor], Tensor]
-"""Function from images (B, C, H, W) and classes (B,) to one map per image, (B, H, W) or (B, 1, H, W), of any size."""
+"""Function from images (B, C, H, W) and classes (B,) to maps (B, h, w) or (B, 1, h, w) of any size."""
 
 Change = Callable[[Tensor, Tensor], Tensor]
 """Function from image indices (N,) and versions (N,) to changed images (N, C, H, W)."""
@@ -30,7 +30,7 @@ def predict_in_batches(predict: Predict, images: Tensor, batch: int = 64) -> Ten
 
 
 def choose_classes(outputs: Tensor, classes: Tensor | None) -> Tensor:
-    """Return the class of each image, (B,): the one that the caller names, or the one with the highest output."""
+    """Return the class of each image that the caller names, or the class with the highest output, (B,)."""
     if classes is None:
         return outputs.argmax(dim=1)
     batch, count = outputs.shape

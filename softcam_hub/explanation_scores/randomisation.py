@@ -1,7 +1,7 @@
 """Randomisation check: does a map depend on the weights that the model has learnt? (Adebayo et al. 2018)
 
-One layer after another gets random weights, from the top down. A map that hardly changes does not explain the model.
-The weights are restored at the end, also after an exception.
+One layer after another gets random weights, from the top down. A map that hardly changes does not explain the
+model. The weights are restored at the end, also after an exception.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,7 +38,7 @@ def randomisation_check(
     layers: Sequence[str] | None = None,
     seed: int = 0,
 ) -> list[RandomisationStep]:
-    """Compare the maps of the model with those of its cascading randomisation, a step per layer; lower is better.
+    """Compare the maps before and after each step of a cascading randomisation; lower is better.
 
         steps = randomisation_check(model, lambda x, c: model.explain(x, c[:, None]).maps, images, classes)
 
@@ -47,8 +47,8 @@ def randomisation_check(
         explain: Function from images and classes to one map per image, (B, H, W) or (B, 1, H, W).
         images: Images, (B, C, H, W).
         classes: Class of each image, (B,), the same before and after.
-        layers: Names of modules in the order of their randomisation. The default is every module that holds parameters
-            itself, the one registered last first.
+        layers: Names of modules in the order of their randomisation. The default is every module that holds
+            parameters itself, the one registered last first.
         seed: Seed of the random weights.
     """
     layers = parameter_layers(model)[::-1] if layers is None else list(layers)
@@ -99,7 +99,8 @@ def parameter_layers(model: nn.Module) -> list[str]:
 def randomise(module: nn.Module, generator: torch.Generator) -> None:
     """Draw each parameter of a module anew, from a normal distribution with its mean and standard deviation.
 
-    The scale of the activations stays, so that maps change because of lost weights and not because of another range.
+    The scale of the activations stays, so that maps change because of lost weights and not because of another
+    range.
     """
     for parameter in module.parameters():
         noise = torch.randn(parameter.shape, generator=generator).to(parameter)

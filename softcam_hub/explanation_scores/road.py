@@ -1,10 +1,12 @@
 """ROAD (Rong et al. 2022): remove pixels without leaving a trace of the removal itself.
 
-- A removed pixel becomes the weighted mean of its neighbours, direct ones 1/6 and diagonal ones 1/12 (less at the
-  border, in proportion), where removed neighbours are unknowns too: one linear system per image and channel.
-- The system is symmetric and positive definite, so conjugate gradients solve it, on any device and without a matrix.
-  They start from the solution at half the size. Their error (under 0.001) is far below the noise.
-- A little noise is added. All images get the same noise, drawn from `seed`, so that results do not depend on the batch.
+- A removed pixel becomes the weighted mean of its neighbours, direct ones 1/6 and diagonal ones 1/12 (less at
+  the border, in proportion), where removed neighbours are unknowns too: one linear system per image and
+  channel.
+- The system is symmetric and positive definite, so conjugate gradients solve it, on any device and without a
+  matrix. They start from the solution at half the size. Their error (under 0.001) is far below the noise.
+- A little noise is added. All images get the same noise, drawn from `seed`, so that results do not depend on
+  the batch.
 """
 
 from collections.abc import Sequence
@@ -30,7 +32,7 @@ def road(
     classes: Tensor | None = None,
     batch: int = 64,
 ) -> Tensor:
-    """Compute (mean p_c without the least relevant pixels - mean p_c without the most relevant ones) / 2, (B,).
+    """Compute half the mean of p_c without the least, minus p_c without the most relevant pixels, (B,).
 
     Values lie in [-1/2, 1/2], and higher is better; a map without contrast scores near 0. Arguments as for
     `road_curve`.
@@ -59,8 +61,8 @@ def road_curve(
         maps: Maps at image size, (B, H, W); pixels of equal value go in reading order, or against it if
             the least relevant go first.
         fractions: Fractions of pixels to remove, each in [0, 1].
-        most_relevant_first: Remove the most relevant pixels first, where lower is better; otherwise the least relevant
-            ones, where higher is better.
+        most_relevant_first: Remove the most relevant pixels first, where lower is better; otherwise the least
+            relevant ones, where higher is better.
         noise: Standard deviation of the noise that is added to removed pixels.
         seed: Seed of the noise.
         classes: Class of each image, (B,). The default is the predicted class.
@@ -82,7 +84,7 @@ def road_curve(
 
 
 def from_neighbours(images: Tensor, removed: Tensor, tolerance: float = 1e-5) -> Tensor:
-    """Replace removed pixels by the weighted means of their neighbours, or by 0 where a whole image is removed.
+    """Replace removed pixels by weighted means of their neighbours, or by 0 if the whole image is removed.
 
     Args:
         images: Images, (B, C, H, W).
@@ -99,7 +101,7 @@ def from_neighbours(images: Tensor, removed: Tensor, tolerance: float = 1e-5) ->
 
 
 def from_half_size(known: Tensor, present: Tensor, tolerance: float) -> Tensor:
-    """Return a first guess: the enlarged solution for the image at half its size, and so on down to four pixels.
+    """Return a first guess: the enlarged solution at half the size, which is computed in the same way.
 
     Args:
         known: Images (B, C, H, W), 0 where removed.
