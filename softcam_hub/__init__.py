@@ -8,11 +8,12 @@ from .explainers.methods import create_explainer, list_explainers
 from .explanation_scores import load_scores
 from .export import export_onnx
 from .hub import push, push_space
+from .loading import explain
 from .models.card_text import CardText
 from .models.classifier import Classifier, build
 from .models.configuration import CAPEConfig, EvidenceConfig, SoftCAMConfig
 from .models.conversion import convert, to_vanilla
-from .models.explanation import Explanation, Regions
+from .models.explanation import Explanation
 from .models.heads import EvidenceHead
 from .models.map_kind import MapKind
 from .models.modeling import (
@@ -23,6 +24,7 @@ from .models.modeling import (
     SoftCAMForImageClassification,
     SoftCAMModel,
 )
+from .models.regions import Regions
 from .pipeline import register as _register_pipeline
 from .registry import register as _register_models
 from .registry import register_head
@@ -55,6 +57,7 @@ __all__ = [
     "build",
     "convert",
     "create_explainer",
+    "explain",
     "export_onnx",
     "fit_temperature",
     "list_explainers",

@@ -1,11 +1,10 @@
-"""Load any image classifier: a module, a model folder, a timm name or a Hub id.
+"""Load any image classifier, and explain images with it: a module, a model folder, a timm name or a Hub id.
 
 - A config.json is written by other people, or edited by hand. Its values are checked before anything is built from it.
 - A module is described as it is: its mode and its device stay.
 """
 
 import difflib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +14,17 @@ from typing import Any
 import timm
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
+from timm.data import resolve_data_config
 from timm.models import parse_model_name
 from timm.models._hub import download_from_hf
 from torch import nn
 
 from .files import read_mapping
+from .models.classes import Classes, name_classes
 from .models.classifier import Classifier
+from .models.explanation import Explanation
+from .models.heads import HEADS
+from .models.inputs import ImageInput
 from .models.label_kind import is_multi_label, written_multi_label
 from .models.preprocessing import check_model_args, check_pretrained_cfg
 from .models.saved_format import check_registered
@@ -55,13 +58,7 @@ class LoadedClassifier:
     @property
     def labels(self) -> list[str]:
         """A different name for every class: the model's own names, those of ImageNet, or numbers."""
-        names = self.label_names
-        if names is None and (subset := infer_imagenet_subset(self.model)):
-            info = ImageNetInfo(subset)
-            names = [info.index_to_description(index) for index in range(self.model.num_classes)]
-        if names is None:
-            names = [str(index) for index in range(self.model.num_classes)]
-        return list(distinct_names(dict(enumerate(names))).values())
+        return list(name_classes(self.model.num_classes, self.label_names))
 
     def check_classes(self, classes: Sequence[str], role: str) -> None:
         """Raise ValueError unless the classes of the model are those of the data, in the same order.
@@ -92,6 +89,55 @@ def load_classifier(source: str | Path | nn.Module, timm_names: bool = True, **o
     if not model.num_classes:
         raise ValueError(f"model {str(source)!r} has no classes: there is no prediction to explain")
     return _describe(model.eval(), str(source), model.pretrained_cfg)
+
+
+def explain(
+    source: str | Path | nn.Module,
+    images: ImageInput,
+    classes: Classes | None = None,
+    top_k: int = 1,
+    kind: str | None = None,
+) -> Explanation:
+    """Explain images with a self-explaining classifier from any source.
+
+        softcam_hub.explain("you/lesions", "photo.jpg", classes="exudate").save("why.png")
+
+    A folder or a name is loaded anew by every call: load the model once to explain images one after the other.
+
+    Args:
+        source: Source as `load_classifier` takes it, of a `softcam_*`, `cape_*` or other self-explaining model.
+        images: Images in any form that the model's own `explain` takes, such as a path, a URL, a PIL image, an array,
+            a normalised tensor, or a list of these.
+        classes: Classes to explain, as the model's own `explain` takes them.
+        top_k: Number of most probable classes to explain when `classes` is not given.
+        kind: Kind of map. The default is the kind that the prediction is made of.
+    """
+    if isinstance(source, nn.Module):
+        model = source if _explains_itself(source) else getattr(source, "timm_model", source)
+    else:
+        name = find_model(source)
+        if parse_model_name(name)[0] is None and name.partition("_")[0] not in HEADS:
+            raise _no_maps(name)  # before its weights are downloaded
+        model = load_classifier(source).model
+    if not _explains_itself(model):
+        raise _no_maps(_architecture_of(model))
+    return model.explain(images, classes, top_k, kind)
+
+
+def _explains_itself(module: nn.Module) -> bool:
+    """Tell whether a module is a model of this package, or of a copy of it that came with a folder."""
+    return hasattr(module, "head_class") and hasattr(module, "explain")
+
+
+def _no_maps(name: str) -> TypeError:
+    """Make the error for a vanilla classifier."""
+    architecture = name.partition(".")[0]
+    names = " or ".join(f"{family}_{architecture}" for family in HEADS)
+    advice = f"name {names}, " if timm.is_model(architecture) else ""
+    return TypeError(
+        f"{name} is a vanilla classifier without maps of its own: {advice}make a timm model self-explaining with "
+        "softcam_hub.convert(model), or explain it post hoc with softcam_hub.create_explainer('grad-cam', model)"
+    )
 
 
 def _describe_module(module: nn.Module) -> LoadedClassifier:
@@ -130,13 +176,7 @@ def _describe(model: nn.Module, name: str, cfg: Mapping[str, Any], multi_label: 
 
 
 def _architecture_of(model: nn.Module) -> str:
-    return model.pretrained_cfg.get("architecture") or type(model).__name__
-
-
-def distinct_names(names: Mapping[int, str]) -> dict[int, str]:
-    """Add the class index to every name that several classes share, as ImageNet's two cranes do."""
-    shared = Counter(names.values())
-    return {index: f"{name} ({index})" if shared[name] > 1 else name for index, name in names.items()}
+    return getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
 
 
 def find_model(source: str | Path, timm_names: bool = True) -> str:

@@ -1,26 +1,16 @@
 """Explain images with `pipeline("image-explanation")`: label, score, map and heat map of each class."""
 
-import base64
-import os
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageClassification, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .figures import denormalise, overlay
-from .models.downloads import download
-from .models.images import UnreadableImage, decode, name_image, open_local, read_user_image, to_rgb, turn_upright
-from .models.text import abbreviate, printable
+from .models.explanation import Explanation
+from .models.inputs import read_image
 
 TASK = "image-explanation"
-
-ACCEPTED_INPUTS = "a PIL image, an array (H, W, 3) of bytes, the path of a file, an http(s) URL or a base64 string"
-
-MAX_SHOWN_CHARACTERS = 200
-"""Characters of an unknown text that a message shows."""
 
 
 class ImageExplanationPipeline(Pipeline):
@@ -57,106 +47,39 @@ class ImageExplanationPipeline(Pipeline):
     def _sanitize_parameters(
         self,
         top_k: int | None = None,
-        classes: int | str | list[int | str] | None = None,
+        classes: int | str | Sequence[int | str] | None = None,
         kind: str | None = None,
         timeout: float | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """Divide the options of a call among `preprocess`, `_forward` and `postprocess`."""
-        indices = None if classes is None else self._class_indices(classes)
-        options = {"top_k": top_k, "classes": indices, "kind": kind}
+        if not isinstance(classes, int | str | None):
+            classes = [list(classes)]  # the same classes for every image of the batch
+        options = {"top_k": top_k, "classes": classes, "kind": kind}
         forward_options = {name: value for name, value in options.items() if value is not None}
-        return {} if timeout is None else {"timeout": timeout}, forward_options, {}
-
-    def _class_indices(self, classes: int | str | list[int | str]) -> list[int]:
-        """Return the class indices of labels or indices."""
-        label2id = self.model.config.label2id or {}
-        names = [classes] if isinstance(classes, int | str) else list(classes)
-        for name in names:
-            if isinstance(name, str) and name not in label2id:
-                labels = abbreviate(list(label2id), 10)
-                raise ValueError(f"unknown class {name!r}: the labels of this model are {labels}")
-        return [label2id[name] if isinstance(name, str) else name for name in names]
+        kind_options = {} if kind is None else {"kind": kind}
+        return {} if timeout is None else {"timeout": timeout}, forward_options, kind_options
 
     def preprocess(self, image: Any, timeout: float | None = None) -> dict[str, Tensor]:
         """Read one image, and transform it to the input of the model."""
-        inputs = self.image_processor(images=read_input(image, timeout), return_tensors="pt")
-        return {"pixel_values": inputs["pixel_values"].to(self.dtype)}
+        return {"images": self.image_processor(images=read_image(image, timeout))["pixel_values"]}
 
-    def _forward(self, inputs: dict[str, Tensor], top_k: int = 1, **options: Any) -> dict[str, Tensor]:
-        if "classes" in options:
-            options["classes"] = [options["classes"]]  # the same classes for every image of the batch
-        images = inputs["pixel_values"]
-        explanation = self.model.explain(images, top_k=top_k, **options)
-        return {
-            "images": images,
-            "maps": explanation.maps,
-            "classes": explanation.classes,
-            "probabilities": explanation.probabilities,
-            "heatmaps": explanation.heatmaps(tuple(images.shape[-2:])),
-        }
+    def _forward(self, inputs: dict[str, Tensor], **options: Any) -> dict[str, Tensor]:
+        explanation = self.model.explain(inputs["images"], **options)
+        return {name: getattr(explanation, name) for name in ("maps", "classes", "probabilities", "pixels")}
 
-    def postprocess(self, outputs: dict[str, Tensor]) -> list[dict[str, Any]]:
+    def postprocess(self, outputs: dict[str, Tensor], kind: str | None = None) -> list[dict[str, Any]]:
         """Return a dictionary for each explained class of one image."""
-        preprocessing = self.image_processor.data_config
-        model_input = denormalise(outputs["images"][0], preprocessing["mean"], preprocessing["std"])
+        kind = self.model.head_class.check_kind(kind)
+        explanation = Explanation(**outputs, kind=kind, names=self.model.labels)
         return [
             {
-                "label": self.model.config.id2label[int(outputs["classes"][0, rank])],
-                "score": float(outputs["probabilities"][0, rank]),
-                "map": outputs["maps"][0, rank],
-                "heatmap": overlay(model_input, outputs["heatmaps"][0, rank]),
+                "label": label,
+                "score": float(explanation.probabilities[0, rank]),
+                "map": explanation.maps[0, rank],
+                "heatmap": explanation.overlay(rank=rank),
             }
-            for rank in range(outputs["classes"].shape[1])
+            for rank, label in enumerate(explanation.labels[0])
         ]
-
-
-def read_input(image: Any, timeout: float | None) -> Image.Image:
-    """Read an image in any of the accepted forms as RGB.
-
-    Args:
-        image: PIL image, array of bytes, path, http(s) URL, or base64 text with or without
-            "data:image/png;base64,".
-        timeout: Seconds that a download may take in all. `softcam_hub.models.downloads.MAX_SECONDS` by default.
-    """
-    _check_not_empty(image)
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3):
-            raise ValueError(
-                f"expected an image array of bytes (H, W, 3), got {image.dtype} of shape {image.shape}: "
-                "scale it to 0..255 and convert it with .astype('uint8')"
-            )
-        return to_rgb(Image.fromarray(image))
-    if isinstance(image, Image.Image):
-        with name_image("the PIL image"):
-            return to_rgb(turn_upright(image))
-    if isinstance(image, os.PathLike) or (isinstance(image, str) and os.path.isfile(image)):
-        with name_image(printable(os.fspath(image))), open_local(image) as file:
-            return to_rgb(decode(file))
-    if isinstance(image, str):
-        return _read_text(image, timeout)
-    raise TypeError(f"expected {ACCEPTED_INPUTS}, got {type(image).__name__}")
-
-
-def _check_not_empty(image: Any) -> None:
-    """Raise ValueError for an image without pixels, and for an empty text."""
-    size = image.shape[:2] if isinstance(image, np.ndarray) else image.size if isinstance(image, Image.Image) else ()
-    if 0 in size or (isinstance(image, str | bytes) and not image):
-        raise ValueError("the image is empty: expected an image of at least one pixel, or the path or URL of one")
-
-
-def _read_text(text: str, timeout: float | None) -> Image.Image:
-    """Read the image at a URL, or an image written as base64."""
-    if text.lower().startswith(("http://", "https://")):
-        return read_user_image(download(text, seconds=timeout), text).image
-    try:
-        content = base64.b64decode("".join(text.rpartition("base64,")[2].split()), validate=True)
-        return read_user_image(content, "the base64 image").image
-    except ValueError as error:
-        if isinstance(error, UnreadableImage) and text.startswith("data:"):
-            raise
-        # The name of a missing file may be valid base64 too, so the message covers both.
-        beginning = text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]}..."
-        raise UnreadableImage(f"{printable(beginning)} cannot be read: expected {ACCEPTED_INPUTS}.") from error
 
 
 def register() -> None:

@@ -231,7 +231,7 @@ MISTAKES = {
         "expected floating-point images, got torch.uint8: scale to [0, 1] and normalise them first",
     ),
     "no tensor": (
-        lambda: cape().explain([[0.0]]),
+        lambda: cape()([[0.0]]),
         "expected images as a torch.Tensor (B, 3, H, W), got list: convert them with timm.data.create_transform",
     ),
     "class index": (
@@ -253,7 +253,7 @@ MISTAKES = {
     ),
     "class name": (
         lambda: cape().explain(images(), classes="cat"),
-        "classes must be integer class indices, got 'cat'",
+        "unknown class 'cat': the labels of this model are 0, 1, 2, 3, 4",
     ),
     "half a class": (
         lambda: cape().explain(images(), top_k=1.5),

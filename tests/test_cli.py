@@ -14,9 +14,10 @@ from PIL import Image
 
 import softcam_hub
 from softcam_hub.cli import COMMANDS, main
-from softcam_hub.commands.explain import ImageExplainer, find_class
+from softcam_hub.commands.explain import ImageExplainer
 from softcam_hub.data.lesions import load_lesions
 from softcam_hub.loading import load_classifier
+from softcam_hub.models.classes import find_class
 from softcam_hub.output_folder import LOCK, RECORD
 
 ROOT = Path(__file__).parents[1]

@@ -10,7 +10,7 @@ from helpers.failing_server import GOOD, MOST, STOP, FailingHandler, FailingServ
 from softcam_hub.models import downloads
 from softcam_hub.models.downloads import DownloadError, download
 from softcam_hub.models.images import UnreadableImage
-from softcam_hub.pipeline import read_input
+from softcam_hub.models.inputs import read_image
 
 LIMITS = (downloads.MAX_BYTES, downloads.MAX_SECONDS)
 
@@ -48,16 +48,16 @@ def test_the_limits_are_those_that_the_documentation_names():
 @pytest.mark.parametrize("kind", ["good", "nolength", "chunked", "gzip", "deflate", "redirect/10", "just"])
 def test_good_answers_are_read(url, kind):
     assert download(f"{url}/{kind}").startswith(GOOD)
-    assert read_input(f"{url}/{kind}", None).size == (12, 10)
+    assert read_image(f"{url}/{kind}", None).size == (12, 10)
 
 
 def test_servers_are_asked_for_plain_content(url, server):
-    read_input(f"{url}/good", None)
+    read_image(f"{url}/good", None)
     assert set(server.accepted) == {"identity"}
 
 
 def test_the_content_of_a_redirect_is_not_read(url):
-    assert read_input(f"{url}/bomb_of_a_redirect", None).size == (12, 10)
+    assert read_image(f"{url}/bomb_of_a_redirect", None).size == (12, 10)
 
 
 FAILED_DOWNLOADS = {
@@ -102,7 +102,7 @@ UNREADABLE_IMAGES = {
 @pytest.mark.parametrize("path", [*FAILED_DOWNLOADS, *UNREADABLE_IMAGES])
 def test_bad_answers_are_refused_with_a_sentence(url, path):
     with pytest.raises((DownloadError, UnreadableImage)) as caught:
-        read_input(f"{url}/{path}", None)
+        read_image(f"{url}/{path}", None)
     message = str(caught.value)
     if path in FAILED_DOWNLOADS:
         assert message.startswith(f"{url}/{path} cannot be downloaded: ")
@@ -121,27 +121,27 @@ def test_slow_downloads_end_at_the_time_limit(url, kind, monkeypatch):
     monkeypatch.setattr(downloads, "MAX_REDIRECTS", 1000)
     began = time.monotonic()
     with pytest.raises(DownloadError) as caught:
-        read_input(f"{url}/{kind}", SECONDS)
+        read_image(f"{url}/{kind}", SECONDS)
     assert SECONDS <= time.monotonic() - began < SECONDS + 1
     assert str(caught.value) == f"{url}/{kind} cannot be downloaded: it took longer than {SECONDS} s."
 
 
 def test_the_content_of_a_slow_redirect_is_not_waited_for(url):
     with pytest.raises(DownloadError, match="took longer than 0.4 s"):
-        read_input(f"{url}/drip_of_a_redirect", SECONDS)
+        read_image(f"{url}/drip_of_a_redirect", SECONDS)
 
 
 def test_the_time_limit_has_a_default(url, monkeypatch):
     monkeypatch.setattr(downloads, "MAX_SECONDS", SECONDS)
     with pytest.raises(DownloadError, match="took longer than 0.4 s"):
-        read_input(f"{url}/drip", None)
+        read_image(f"{url}/drip", None)
 
 
 @pytest.mark.parametrize("kind", SLOW)
 def test_an_abandoned_download_thread_ends(url, kind):
     before = set(threading.enumerate())
     with pytest.raises(DownloadError):
-        read_input(f"{url}/{kind}", 0.1)
+        read_image(f"{url}/{kind}", 0.1)
     for thread in set(threading.enumerate()) - before:
         if thread.name == "download":
             thread.join(5)
@@ -170,6 +170,6 @@ def closed_port():
 )
 def test_unreachable_addresses_are_refused(address):
     with pytest.raises(DownloadError) as caught:
-        read_input(address.format(port=closed_port()), None)
+        read_image(address.format(port=closed_port()), None)
     assert "cannot be downloaded: " in str(caught.value)
     assert str(caught.value).isprintable()

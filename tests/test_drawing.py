@@ -9,8 +9,9 @@ from PIL import Image
 from softcam_hub.figures import Scale, captioned_row, outline, overlay
 from softcam_hub.figures.drawing import cells, frame_cells, write_numbers
 from softcam_hub.figures.layout import CAPTION_LINE, GAP, LegendEntry, colour_bar, legend, note
-from softcam_hub.figures.numbers import DOT, format_cells, format_percent, format_share
+from softcam_hub.figures.numbers import DOT, format_cells, format_percent
 from softcam_hub.models.overlays import DIVERGING, SEQUENTIAL, apply_colours, tint
+from softcam_hub.models.text import format_share
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from helpers.data import POSTSCRIPT, load, paint
 from softcam_hub.cli import main
 from softcam_hub.commands.explain import MAX_NAME_BYTES, find_images, name_pictures, writable_name
 from softcam_hub.models.images import UnreadableImage, read_user_image
+from softcam_hub.models.inputs import read_image
 from softcam_hub.models.text import as_unicode, printable
-from softcam_hub.pipeline import read_input
 
 pytestmark = pytest.mark.usefixtures("dataset_cache")
 
@@ -63,13 +63,13 @@ def test_text_that_utf_8_can_encode_stays_as_it_is():
 def test_a_file_with_a_unusual_name_is_read_or_refused_by_name(case, tmp_path):
     path = tmp_path / f"{stem_of(case)}.png"
     path.write_bytes(POSTSCRIPT)
-    for read in (read_user_image, lambda path: read_input(path, None), lambda path: read_input(str(path), None)):
+    for read in (read_user_image, lambda path: read_image(path), lambda path: read_image(str(path))):
         with pytest.raises(UnreadableImage) as caught:
             read(path)
         assert str(caught.value).isprintable()
         assert f"{SHOWN.get(case, stem_of(case))}.png cannot be read: " in str(caught.value)
     paint(path)
-    assert read_user_image(path).image.size == read_input(path, None).size == (12, 10)
+    assert read_user_image(path).image.size == read_image(path).size == (12, 10)
 
 
 @pytest.mark.parametrize("case", UNUSUAL)

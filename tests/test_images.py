@@ -37,7 +37,7 @@ from softcam_hub.models.images import (
     read_user_image,
     to_rgb,
 )
-from softcam_hub.pipeline import read_input
+from softcam_hub.models.inputs import read_image
 
 pytestmark = pytest.mark.usefixtures("dataset_cache")
 
@@ -171,9 +171,9 @@ READERS = {
     ),
     "mask": lambda path: read_mask({"mask": str(path)}, Columns("i", "l", "mask"), (9, 9), Locations(), "row 0"),
     "stream": lambda path: stream_of(path.parent),
-    "pipeline-path": lambda path: read_input(str(path), None),
-    "pipeline-base64": lambda path: read_input(base64.b64encode(path.read_bytes()).decode(), None),
-    "pipeline-data": lambda path: read_input(
+    "pipeline-path": lambda path: read_image(str(path)),
+    "pipeline-base64": lambda path: read_image(base64.b64encode(path.read_bytes()).decode(), None),
+    "pipeline-data": lambda path: read_image(
         "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode(), None
     ),
 }

@@ -1,9 +1,6 @@
 """`pipeline("image-explanation")` on every kind of input, against `explain` on the same preprocessed image."""
 
 import base64
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import datasets
 import numpy as np
@@ -12,13 +9,14 @@ import timm
 import torch
 from conftest import randomise
 from helpers.data import encode
+from helpers.file_server import serving
 from PIL import Image
 from transformers import AutoImageProcessor, pipeline
 
 import softcam_hub
 from softcam_hub import CAPEForImageClassification, SoftCAMForImageClassification
 from softcam_hub.models.images import UnreadableImage
-from softcam_hub.pipeline import read_input
+from softcam_hub.models.inputs import read_image
 
 LABELS = {0: "cat", 1: "dog", 2: "owl"}
 ARGUMENTS = {"pretrained": False, "id2label": LABELS, "label2id": {name: index for index, name in LABELS.items()}}
@@ -68,11 +66,8 @@ def test_the_heatmap_lies_over_what_the_model_saw(explain, picture):
 @pytest.fixture
 def served(tmp_path):
     """Return the address of a server of the test's folder."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(tmp_path)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with serving(tmp_path) as address:
+        yield address
 
 
 def test_every_form_of_input(explain, picture, tmp_path, served):
@@ -82,11 +77,6 @@ def test_every_form_of_input(explain, picture, tmp_path, served):
     rows = [explain(source)[0] for source in sources]
     assert all(torch.equal(row["map"], rows[0]["map"]) for row in rows)
     assert all(torch.equal(row["map"], rows[0]["map"]) for (row,) in explain([file, f"{served}/picture.png"]))
-
-
-class QuietHandler(SimpleHTTPRequestHandler):
-    def log_message(self, *args):
-        """Keep the access log out of the output of the tests."""
 
 
 def test_grey_and_transparent_pictures(explain, picture):
@@ -169,9 +159,9 @@ WRONG_CALLS = {
         "unknown map kind 'softcam' for cape: expected one of cape, mu-cape, cam",
     ),
     "array": (
-        lambda explain: explain(np.zeros((9, 9, 3))),
-        "expected an image array of bytes (H, W, 3), got float64 of shape (9, 9, 3): scale it to 0..255 and convert "
-        "it with .astype('uint8')",
+        lambda explain: explain(np.full((9, 9, 3), 128.0)),
+        "expected floating-point numbers of an image array in [0, 1], got 128 to 128: scale them, or pass a normalised "
+        "image as a tensor (3, H, W)",
     ),
 }
 
@@ -231,7 +221,7 @@ TEXTS = [
 @pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
 def test_texts_that_name_no_image_are_refused_with_a_short_sentence(text):
     with pytest.raises(UnreadableImage, match="cannot be read: ") as caught:
-        read_input(text, None)
+        read_image(text)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 500
 
@@ -241,10 +231,10 @@ def test_texts_that_name_no_image_are_refused_with_a_short_sentence(text):
 )
 def test_values_of_other_types_are_refused_by_their_type(value):
     with pytest.raises(TypeError, match=f"expected a PIL image, .*, got {type(value).__name__}"):
-        read_input(value, None)
+        read_image(value)
 
 
 def test_base64_is_read_with_and_without_line_breaks():
     text = base64.encodebytes(encode(Image.new("RGB", (12, 10)), format="PNG")).decode()
     for written in (text, "".join(text.split()), f"data:image/png;base64,{text}"):
-        assert np.asarray(read_input(written, None)).shape == (10, 12, 3)
+        assert np.asarray(read_image(written)).shape == (10, 12, 3)

@@ -142,6 +142,10 @@ REFUSED = {
         {"format": FORMAT, "head_options": {"naive": "false"}},
         "naive of CAPE must be true or false, got 'false'|'naive', which SoftCAM does not have",
     ),
+    "an option that is said twice": (
+        {"format": FORMAT, "head_options": {"naive": True}, "naive": False},
+        "naive=False contradicts head_options, which say naive=True: give naive once|'naive', which SoftCAM does not have",
+    ),
     "options without names": ({"head_options": ["gates"]}, r"head_options in model_args must map names to values"),
 }
 

@@ -19,7 +19,7 @@ from PIL import Image
 from .. import CAPE_LESIONS
 from ..files import DRAFT, draft_of, is_draft
 from ..models.images import SUFFIXES, UnreadableImage, read_user_image
-from ..models.text import abbreviate, as_unicode, printable
+from ..models.text import as_unicode, printable
 from ..output_folder import OutputFolder
 
 if TYPE_CHECKING:
@@ -197,6 +197,7 @@ class ImageExplainer:
         from timm.data import create_transform
 
         from ..explainers.methods import create_explainer
+        from ..models.classes import find_class
         from ..models.heads import native_kinds
         from ..models.self_explaining import SelfExplaining
 
@@ -287,16 +288,3 @@ class ImageExplainer:
         if self.method:  # a post-hoc map is never signed, even if one of our kinds has the same name
             explanation = replace(explanation, kind=f"post-hoc {self.method}")
         return per_class(model_input, explanation, self.labels, index, most=MAX_MAPS)
-
-
-def find_class(name: str, labels: list[str]) -> int:
-    """Return the index of a class that a user names by its label or by its index."""
-
-    if name in labels:
-        return labels.index(name)
-    if name.isdecimal() and int(name) < len(labels):
-        return int(name)
-    similar = [label for label in labels if name in label][:5]
-    if similar:
-        raise ValueError(f"unknown class {name!r}: did you mean {' or '.join(map(repr, similar))}?")
-    raise ValueError(f"unknown class {name!r}: the labels of this model are {abbreviate(labels, 10)}")

@@ -13,12 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from ..figures import Scale, outline, overlay
-from ..figures.captions import caption_of, meaning_of, scale_of
+from ..figures.captions import caption_of
 from ..figures.difference import tiers
 from ..figures.drawing import enlarge
-from ..figures.numbers import format_share
 from ..models.explanation import Explanation, Regions
-from ..models.overlays import spread, tint
+from ..models.overlays import meaning_of, scale_of, spread, tint
+from ..models.text import format_share
 from .models import ExplainedImage
 
 SIDE = 320

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..figures.charts import stacked_bars
-from ..loading import distinct_names
+from ..models.classes import distinct_names
 from ..models.explanation import Explanation
 from .report import markdown
 

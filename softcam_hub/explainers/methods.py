@@ -19,9 +19,10 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 
+from ..models.classes import choose_classes
 from ..models.evaluation_mode import evaluation_mode
 from ..models.heads import at_least_float32, native_kinds, select
-from ..models.self_explaining import SelfExplaining, check_images, choose_classes
+from ..models.self_explaining import SelfExplaining, check_images
 from .cams import cam, fd_cam, grad_cam, grad_cam_pp, layer_cam, lift_cam, score_cam, smooth_grad_cam_pp
 from .explained_model import Activations, ExplainedModel
 from .pixels import guided_backprop, integrated_gradients

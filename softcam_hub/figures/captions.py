@@ -7,10 +7,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..models.explanation import Explanation
-from ..models.heads import describe_kind
-from ..models.overlays import Scale
+from ..models.text import format_share
 from .drawing import outline
-from .numbers import format_share
 
 Names = Sequence[str] | Mapping[int, str]
 """Name of every class, by class index."""
@@ -68,12 +66,6 @@ def outline_annotation(image: Image.Image, mask: Tensor | None) -> Image.Image:
     return outline(image, mask, width=max(1, round(image.height / 150)))
 
 
-def scale_of(maps: Tensor, kind: str) -> Scale:
-    """Return the colour scale that holds all values of maps of a kind."""
-    description = describe_kind(kind)
-    return Scale.of(maps, diverging=description.signed, percent=description.sums_to_probability)
-
-
 def caption_of(explanation: Explanation, names: Names, index: int, rank: int) -> str:
     """Write the name of a class and its probability, and the logit if the map averages to it.
 
@@ -88,16 +80,3 @@ def caption_of(explanation: Explanation, names: Names, index: int, rank: int) ->
     if explanation.map_kind.averages_to_logit:
         numbers += f", logit {float(explanation.maps[index, rank].detach().float().mean()):+.2f}"
     return f"{name}\n{numbers}"
-
-
-def meaning_of(kind: str) -> str:
-    """Say in a sentence what the values of a kind of map mean."""
-    description = describe_kind(kind)
-    if description.caption:
-        return description.caption
-    if description.sums_to_probability:
-        return description.statement
-    if description.signed:
-        mean = "; the mean of a map is the logit of its class" if description.averages_to_logit else ""
-        return f"Orange speaks for the class and blue against it{mean}."
-    return "The brighter a location is, the more it matters to the class."

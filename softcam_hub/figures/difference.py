@@ -11,19 +11,18 @@ from PIL import Image
 from torch import Tensor
 
 from ..models.explanation import Explanation
-from ..models.overlays import Colour, Scale, spread, tint
+from ..models.overlays import Colour, Scale, meaning_of, scale_of, spread, tint
+from ..models.text import format_share
 from .captions import (
     Names,
     caption_of,
     maps_of,
-    meaning_of,
     name_of,
     outline_annotation,
-    scale_of,
 )
 from .drawing import enlarge, frame_cells, write_numbers
 from .layout import GAP, LegendEntry, captioned_row, colour_bar, legend, note, stack_vertically
-from .numbers import THRESHOLD, format_cells, format_share
+from .numbers import THRESHOLD, format_cells
 
 FRAMES: dict[tuple[int, str], tuple[Colour, int]] = {
     (1, "top 5"): ((110, 40, 0), 3),

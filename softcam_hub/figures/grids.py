@@ -15,8 +15,8 @@ from torch import Tensor
 from ..explanation_scores.localization import activation_precision, activation_sensitivity
 from ..explanation_scores.maps import heat
 from ..models.explanation import Explanation
-from ..models.overlays import Scale, spread, tint
-from .captions import Names, caption_of, maps_of, meaning_of, outline_annotation, scale_of
+from ..models.overlays import Scale, meaning_of, scale_of, spread, tint
+from .captions import Names, caption_of, maps_of, outline_annotation
 from .drawing import enlarge, write_numbers
 from .layout import captioned_row, colour_bar, note, stack_vertically
 from .numbers import format_cells

@@ -1,4 +1,4 @@
-"""Percentages as text, for the cells of a map and for sentences."""
+"""Percentages as text, for the cells of a map."""
 
 from torch import Tensor
 
@@ -18,18 +18,6 @@ def format_percent(value: float) -> str:
     percentage = 100 * value
     digits = 0 if percentage >= 9.95 else 1 if percentage >= 0.995 else 2
     return f"{percentage:.{digits}f}" if percentage >= 0.005 else DOT
-
-
-def format_share(value: float, sign: str = "", digits: int = 1) -> str:
-    """Write a fraction as a percentage for sentences; a number that would round to zero keeps one digit.
-
-    Args:
-        value: Fraction; 1 is 100%.
-        sign: "+" to write a sign before positive numbers too.
-        digits: Number of digits after the point.
-    """
-    rounds_to_zero = round(abs(100 * value), digits) == 0
-    return f"{100 * value:{sign}.1g}%" if value and rounds_to_zero else f"{value:{sign}.{digits}%}"
 
 
 def format_cells(values: Tensor, threshold: float = THRESHOLD) -> list[list[str]]:

@@ -42,7 +42,7 @@ def examine(architecture: str, **model_args: Any) -> Anatomy:
         vanilla = timm.create_model(architecture, **{**model_args, "num_classes": _PROBE_CLASSES}).eval()
         image = torch.empty(1, *input_size(vanilla, model_args))
         raw = _raw_features(vanilla, image)
-    return _read_head(_Probe(vanilla, raw.shape, image.shape[-2:]))
+    return _with_stride(_read_head(_Probe(vanilla, raw.shape, image.shape[-2:])), raw, image)
 
 
 @torch.no_grad()
@@ -58,7 +58,14 @@ def examine_pruned(backbone: nn.Module, image_size: tuple[int, int, int], before
     raw = copy.deepcopy(backbone).to("meta").eval().forward_features(image)
     if not isinstance(raw, Tensor):
         return replace(before, norm=None)
-    return _with_class_tokens(_layout(backbone, raw.shape), backbone, raw.shape, image.shape[-2:])
+    anatomy = _with_class_tokens(_layout(backbone, raw.shape), backbone, raw.shape, image.shape[-2:])
+    return _with_stride(anatomy, raw, image)
+
+
+def _with_stride(anatomy: Anatomy, raw: Tensor, image: Tensor) -> Anatomy:
+    """Count the pixels for one cell of a map, from the raw features of an image."""
+    rows = anatomy.to_maps(raw, image.shape[-2:]).shape[2]
+    return replace(anatomy, stride=image.shape[2] / rows)
 
 
 def _raw_features(vanilla: nn.Module, image: Tensor) -> Tensor:

@@ -41,6 +41,7 @@ class Anatomy:
         prefix_tokens: Number of tokens before the patches (class token, registers).
         norm: Path of the norm between pool and linear layer.
         linear: Path of the linear layer.
+        stride: Pixels of the image for one cell of a map, or 0 where they were never counted.
     """
 
     head_type: str
@@ -50,6 +51,7 @@ class Anatomy:
     prefix_tokens: int = 0
     norm: str | None = None
     linear: str | None = None
+    stride: float = 0
 
     @property
     def exact(self) -> bool:

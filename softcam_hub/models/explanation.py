@@ -5,57 +5,219 @@ give that region's share of it, and the difference of two classes' maps gives th
 SoftCAM's maps are signed evidence whose mean is the logit. The other kinds only rank locations.
 """
 
-from dataclasses import dataclass
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from .heads import at_least_float32, describe_kind, native_kinds
 from .map_kind import MapKind
+from .overlays import meaning_of, overlay, scale_of, to_picture
+from .plotting import Row, draw_rows, make_figure
+from .regions import Regions
+from .text import format_share, printable
+
+if TYPE_CHECKING:
+    from .plotting import Figure
+
+    try:  # as in plotting.py
+        from pandas import DataFrame
+    except ImportError:
+        DataFrame = Any
+
+SHOWN_IMAGES, SHOWN_CLASSES = 4, 8
+"""Most images that a notebook and `print` show, and most classes of an image that they and figures show."""
 
 
-@dataclass(frozen=True)
-class Regions:
-    """The locations that matter to a class, and the share of its probability that they carry.
-
-    Args:
-        mask: Boolean (B, k, H, W), true at the locations.
-        share: Part of the class probability that falls on the locations, (B, k) in [0, 1].
-        probabilities: Class probabilities, (B, k).
-    """
-
-    mask: Tensor
-    share: Tensor
-    probabilities: Tensor
-
-    def describe(self, image: int = 0, rank: int = 0) -> str:
-        """Describe one class of one image in a sentence.
-
-        Args:
-            image: Index of the image in the batch.
-            rank: Index of the class among those explained for the image.
-        """
-        count, total = int(self.mask[image, rank].sum()), self.mask[image, rank].numel()
-        share, probability = float(self.share[image, rank]), float(self.probabilities[image, rank])
-        return f"{count} of {total} locations carry {share:.1%} of this class's {probability:.1%}"
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Explanation:
     """Maps of k classes for each of B images.
+
+        explanation = model.explain(["a.jpg", "b.jpg"], top_k=2)
+        explanation.save("why.png")  # both pictures with their maps, labels and percentages
+        explanation[0].labels  # [["tench", "goldfish"]]
+        explanation.overlay(1, rank=0)  # the second picture under the map of its most probable class
 
     Args:
         maps: Maps (B, k, H, W) at their own resolution.
         classes: Class index of each map, (B, k).
         probabilities: Predicted probability of each class, (B, k).
         kind: Name of the map kind, such as `softcam`, `cape`, `mu-cape` or `cam`, or of a post-hoc method.
+        names: Names of all classes of the model, or None where they are not known.
+        pixels: Images that the model saw, without their normalisation, as bytes (B, 3, H, W); None where they are not
+            known.
     """
 
     maps: Tensor
     classes: Tensor
     probabilities: Tensor
     kind: str
+    names: Sequence[str] | None = None
+    pixels: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    def __getitem__(self, image: int | slice) -> "Explanation":
+        """Return the explanation of one image, or of a slice of the images."""
+        if isinstance(image, int):
+            if not -len(self) <= image < len(self):
+                raise IndexError(f"image {image} is not among the {len(self)} explained images")
+            image = slice(image, image + 1 or None)
+        tensors = {name: getattr(self, name)[image] for name in ("maps", "classes", "probabilities")}
+        return replace(self, pixels=None if self.pixels is None else self.pixels[image], **tensors)
+
+    def __iter__(self) -> Iterator["Explanation"]:
+        """Yield the explanation of each image."""
+        return (self[image] for image in range(len(self)))
+
+    def __repr__(self) -> str:
+        rows = [self._describe(image) for image in range(min(len(self), SHOWN_IMAGES))]
+        size = "x".join(map(str, self.maps.shape[2:]))
+        if len(self) == 1:
+            return f"Explanation({self.kind} maps {size}: {rows[0]})"
+        if len(self) > len(rows):
+            rows.append(f"and {len(self) - len(rows)} images more")
+        return "\n    ".join([f"Explanation({len(self)} images, {self.kind} maps {size}", *rows]) + ")"
+
+    def _describe(self, image: int) -> str:
+        """List the labels and percentages of one image."""
+        texts = [f"{printable(label)} {share}" for label, share in self._captions(image)]
+        return ", ".join(texts) + (", ..." if self.maps.shape[1] > len(texts) else "")
+
+    def _captions(self, image: int) -> list[tuple[str, str]]:
+        """Return the label and the percentage of each class of an image that is shown."""
+        shares = [format_share(float(value)) for value in self.probabilities[image, :SHOWN_CLASSES].detach()]
+        return list(zip(self.labels[image], shares, strict=False))
+
+    @property
+    def labels(self) -> list[list[str]]:
+        """Names of the explained classes of each image; their indices where the names are not known."""
+        names = self.names
+        return [[str(index) if names is None else names[index] for index in row] for row in self.classes.tolist()]
+
+    @property
+    def images(self) -> list[Image.Image] | None:
+        """Pictures that the model saw, resized and cropped; None where they are not known.
+
+        Where the model was given tensors, the normalisation of its own preprocessing is undone.
+        """
+        return None if self.pixels is None else [to_picture(pixels) for pixels in self.pixels]
+
+    @property
+    def image(self) -> Image.Image | None:
+        """Picture that the model saw, of an explanation of a single image."""
+        if len(self) != 1:
+            raise ValueError(
+                f"image is the picture of one image, but this explanation has {len(self)}: take explanation[i].image"
+            )
+        return None if self.pixels is None else to_picture(self.pixels[0])
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Explanation":
+        """Return a copy on another device, or with maps and probabilities of another dtype.
+
+        Args:
+            device: Device of all tensors.
+            dtype: Data type of `maps` and `probabilities`.
+        """
+        pixels = None if self.pixels is None else self.pixels.to(device)
+        maps, probabilities = (values.to(device, dtype) for values in (self.maps, self.probabilities))
+        return replace(self, maps=maps, probabilities=probabilities, classes=self.classes.to(device), pixels=pixels)
+
+    def cpu(self) -> "Explanation":
+        """Return a copy on the CPU."""
+        return self.to("cpu")
+
+    def numpy(self) -> dict[str, np.ndarray]:
+        """Return `maps`, `classes` and `probabilities` as arrays, for `np.savez("why.npz", **explanation.numpy())`."""
+        floats = {name: at_least_float32(getattr(self, name)) for name in ("maps", "probabilities")}
+        return {name: values.detach().cpu().numpy() for name, values in (floats | {"classes": self.classes}).items()}
+
+    def to_pandas(self) -> "DataFrame":
+        """Return a table with a row for each explained class of each image: image, class, label, probability, kind."""
+        try:
+            from pandas import DataFrame
+        except ImportError as error:
+            raise ImportError("to_pandas() needs pandas: pip install pandas") from error
+        count, each = self.classes.shape
+        columns = {
+            "image": np.arange(count).repeat(each),
+            "class": self.classes.flatten().cpu().numpy(),
+            "label": [label for row in self.labels for label in row],
+            "probability": self.numpy()["probabilities"].flatten(),
+            "kind": self.kind,
+        }
+        return DataFrame(columns)
+
+    def overlay(self, image: int = 0, rank: int = 0, opacity: float = 0.75) -> Image.Image:
+        """Draw the heat map of one class over the picture that the model saw.
+
+        Args:
+            image: Index of the image in the batch.
+            rank: Index of the class among those explained for the image.
+            opacity: Opacity of the hottest pixels.
+        """
+        one = self[image]
+        if not 0 <= rank < self.maps.shape[1]:
+            raise IndexError(f"rank {rank} is not among the {self.maps.shape[1]} explained classes of the image")
+        if one.pixels is None:
+            raise ValueError(
+                "this explanation does not know its pictures: draw heatmaps(size) over them with "
+                "softcam_hub.figures.overlay"
+            )
+        picture = to_picture(one.pixels[0])
+        return overlay(picture, one.heatmaps(picture.size[::-1])[0, rank], opacity)
+
+    def plot(self) -> "Figure":
+        """Draw every image and its maps, with labels, percentages and a colour bar, as a matplotlib figure.
+
+        A notebook shows the figure, and so does `plt.show()` where matplotlib opens windows. All maps of an image share
+        one scale. Up to eight classes of an image are drawn.
+        """
+        return self._draw(make_figure(for_window=True))
+
+    def save(self, path: str | Path) -> None:
+        """Write the figure of `plot` into a file.
+
+        Args:
+            path: File with a suffix of matplotlib: .png, .jpg, .webp, .tif, .pdf, .svg, .eps and others.
+        """
+        figure = make_figure()
+        known, suffix = figure.canvas.get_supported_filetypes(), Path(path).suffix.lower()
+        if suffix[1:] not in known:
+            suffixes = ", ".join(f".{name}" for name in sorted(known))
+            raise ValueError(f"cannot save an explanation as {printable(path)!r}: expected one of {suffixes}")
+        self._draw(figure).savefig(path, dpi=150)
+
+    def _repr_png_(self) -> bytes | None:
+        """Draw the first images, for notebooks; without matplotlib they show `repr` instead."""
+        try:
+            figure = make_figure()
+        except ImportError:
+            return None
+        file = io.BytesIO()
+        self[:SHOWN_IMAGES]._draw(figure).savefig(file, format="png", dpi=100)
+        return file.getvalue()
+
+    def _draw(self, figure: "Figure") -> "Figure":
+        """Draw every image and its maps into an empty figure."""
+        rows = []
+        for index, one in enumerate(self):
+            maps = at_least_float32(one.maps[0, :SHOWN_CLASSES].detach()).cpu()
+            title = f"image {index}" if len(self) > 1 else "image"
+            rows.append(Row(title, one.image, maps, one._captions(0), scale_of(maps, self.kind)))
+        note = f"{self.map_kind.title} maps. {meaning_of(self.kind)}"
+        if self.maps.shape[1] > SHOWN_CLASSES:
+            note += f" Shown: {SHOWN_CLASSES} of {self.maps.shape[1]} explained classes."
+        draw_rows(figure, rows, note)
+        return figure
 
     @property
     def map_kind(self) -> MapKind:

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from .heads import describe_kind
+
 Colour = tuple[int, int, int]
 
 SEQUENTIAL = ((0, 0, 0), (70, 15, 110), (170, 45, 100), (235, 110, 40), (250, 190, 60), (255, 255, 200))
@@ -67,6 +69,25 @@ def apply_colours(values: np.ndarray, scale: tuple[Colour, ...] = SEQUENTIAL) ->
     return np.stack(channels, axis=-1)
 
 
+def scale_of(maps: Tensor, kind: str) -> Scale:
+    """Return the colour scale that holds all values of maps of a kind."""
+    description = describe_kind(kind)
+    return Scale.of(maps, diverging=description.signed, percent=description.sums_to_probability)
+
+
+def meaning_of(kind: str) -> str:
+    """Say in a sentence what the values and colours of a kind of map mean."""
+    description = describe_kind(kind)
+    if description.caption:
+        return description.caption
+    if description.sums_to_probability:
+        return description.statement
+    if description.signed:
+        mean = "; the mean of a map is the logit of its class" if description.averages_to_logit else ""
+        return f"Orange speaks for the class and blue against it{mean}."
+    return "The brighter a location is, the more it matters to the class."
+
+
 def denormalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
     """Turn a normalised image back into a picture of what the model saw, resized and cropped.
 
@@ -75,9 +96,19 @@ def denormalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> I
         mean: Mean of each channel that was subtracted.
         std: Standard deviation of each channel that was divided by.
     """
-    scale, shift = torch.tensor(std)[:, None, None], torch.tensor(mean)[:, None, None]
-    pixels = (image.float().cpu() * scale + shift).clamp(0, 1).expand(3, -1, -1)
-    return Image.fromarray((pixels * 255).round().byte().permute(1, 2, 0).numpy())
+    return to_picture(restore_pixels(image, mean, std))
+
+
+def restore_pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Undo the normalisation of images (..., C, H, W) of one or three channels, to bytes (..., 3, H, W)."""
+    scale, shift = (images.new_tensor(values, dtype=torch.float32)[:, None, None] for values in (std, mean))
+    pixels = (images.float() * scale + shift).clamp(0, 1)
+    return (pixels * 255).round().byte().expand(*images.shape[:-3], 3, -1, -1)
+
+
+def to_picture(pixels: Tensor) -> Image.Image:
+    """Turn bytes (3, H, W) into a picture."""
+    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
 def spread(values: Tensor, image: Image.Image, smooth: bool = True) -> Tensor:

@@ -13,6 +13,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .classes import name_classes
 from .classifier import Classifier, build
 from .configuration import EvidenceConfig
 from .conversion import convert
@@ -77,6 +78,14 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
     def multi_label(self) -> bool:
         """Whether an image may have several labels."""
         return self.config.problem_type == MULTI_LABEL
+
+    @property
+    def timm_name(self) -> str:
+        return self.config.architecture
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return name_classes(self.num_classes, [self.config.id2label[index] for index in sorted(self.config.id2label)])
 
     @property
     def _frozen(self) -> list[nn.Module]:

@@ -38,6 +38,11 @@ def read_saved_args(model_args: dict[str, Any], architecture: str) -> dict[str, 
             f"{architecture} was saved with the head option {unknown[0]!r}, which {head.title} does not have in this "
             f"release (it has: {known}): update the package that defines the head"
         )
+    for name, value in options.items():
+        if model_args.get(name, value) != value:
+            raise ValueError(
+                f"{name}={model_args[name]} contradicts head_options, which say {name}={value}: give {name} once"
+            )
     return plain_args(model_args)
 
 

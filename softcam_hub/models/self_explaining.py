@@ -6,19 +6,24 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from .backbone import Anatomy, input_size
+from .classes import Classes, choose_classes, name_classes
 from .evaluation_mode import evaluation_mode
 from .explanation import Explanation
 from .heads import HEADS, EvidenceHead, select
+from .inputs import ImageInput, as_batch
 from .label_kind import class_probabilities
+from .overlays import restore_pixels
 
 
 class SelfExplaining(nn.Module):
     """A classifier that holds `backbone` and `head` and explains itself."""
 
     family: str
+    architecture: str
     anatomy: Anatomy
     backbone: nn.Module
     head: nn.Module
@@ -43,6 +48,21 @@ class SelfExplaining(nn.Module):
     def input_size(self) -> tuple[int, int, int]:
         """Channels, height and width of the images that the model was made for."""
         return input_size(self, self.backbone_args)
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """Size, crop, interpolation, mean and deviation of the images, as timm's `create_transform` takes them."""
+        return resolve_data_config({}, pretrained_cfg={**self.pretrained_cfg, "input_size": self.input_size})
+
+    @property
+    def timm_name(self) -> str:
+        """Name by which timm makes such a model, such as `cape_resnet50`."""
+        return f"{self.family}_{self.architecture}"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """A different name for every class: the model's own names, those of ImageNet, or numbers."""
+        return name_classes(self.num_classes, self.pretrained_cfg.get("label_names"))
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Compute the features that the head reads at every location, (B, K, H, W)."""
@@ -81,29 +101,56 @@ class SelfExplaining(nn.Module):
 
         return group_matcher
 
+    def __repr__(self) -> str:
+        return f"{self._summary()}\n{super().__repr__()}"
+
+    def _summary(self) -> str:
+        """Say in a line what `print(model)` has no other place for: name, family, exactness, map size and kinds."""
+        _, height, width = self.input_size
+        parts = [f"family {self.family}"]
+        parts.append("exact" if self.exact else "not exact, so that the head must be trained")
+        if stride := self.anatomy.stride:
+            parts.append(f"maps {round(height / stride)}x{round(width / stride)} of images {height}x{width}")
+        return f"{self.timm_name}: {', '.join(parts)}, kinds {', '.join(self.head_class.kinds)}"
+
     @torch.no_grad()
     def explain(
-        self, images: Tensor, classes: int | Tensor | None = None, top_k: int = 1, kind: str | None = None
+        self,
+        images: ImageInput | None = None,
+        classes: Classes | None = None,
+        top_k: int = 1,
+        kind: str | None = None,
+        *,
+        pixel_values: ImageInput | None = None,
     ) -> Explanation:
         """Return the maps of the given classes, or of the `top_k` most probable ones.
 
         The model computes in eval mode, and its modes are restored afterwards. Several threads may share one model.
 
+            model.explain("photo.jpg", classes="tench").save("why.png")
+
         Args:
-            images: Images (B, C, H, W), normalised as for `forward`.
-            classes: A class index for all images, one per image (B,), or several per image (B, k).
+            images: Images (B, C, H, W) or one image (C, H, W), normalised as for `forward`; the output of an image
+                processor; or pictures, which the model's own preprocessing turns into such images: a PIL image, an
+                array (H, W, 3) of bytes or of numbers in [0, 1], a path, an http(s) URL, a uint8 tensor (C, H, W). A
+                list may hold any of these.
+            classes: A class for all images, one per image (B,), several per image (B, k), or several for all images
+                (1, k), as indices or label names. With a single image, a flat list names several classes of it.
             top_k: Number of classes to explain when `classes` is not given.
             kind: One of `head.kinds`. The default is the kind that the prediction is made of.
+            pixel_values: Images in place of `images`, for `model.explain(**processor(image))`.
         """
         if not self.num_classes:
             raise ValueError("explain() needs classes: this model has num_classes=0; call reset_classifier(n) first")
+        if (images is None) == (pixel_values is None):
+            raise TypeError("explain() takes images, or pixel_values in their place: give one of the two")
         kind = self.head_class.check_kind(kind)
-        check_images(images, self.in_chans)
-        if not torch.isfinite(images).all():
+        batch = self.as_batch(images if pixel_values is None else {"pixel_values": pixel_values})
+        if not torch.isfinite(batch).all():
             raise ValueError("explain() got images with NaN or infinite values: check the preprocessing")
-        chosen = choose_classes(classes, top_k, len(images), self.num_classes)
+        chosen = choose_classes(classes, top_k, len(batch), self.num_classes, self.labels)
         with evaluation_mode(self):
-            logits, maps = self.head(self.forward_features(images), kind=kind)
+            logits, maps = self.head(self.forward_features(batch), kind=kind)
         if not (torch.isfinite(logits).all() and torch.isfinite(maps).all()):
             raise ValueError(
                 "explain() got NaN or infinite evidence for finite images: the model's weights are broken, or its "
@@ -111,7 +158,19 @@ class SelfExplaining(nn.Module):
             )
         probabilities = self.probabilities(logits)
         index = probabilities.topk(chosen, dim=1).indices if isinstance(chosen, int) else chosen.to(logits.device)
-        return Explanation(select(maps, index), index, probabilities.gather(1, index), kind)
+        data = self.preprocessing
+        pixels = restore_pixels(batch, data["mean"], data["std"]) if self.in_chans in (1, 3) else None
+        return Explanation(
+            select(maps, index), index, probabilities.gather(1, index), kind, names=self.labels, pixels=pixels
+        )
+
+    def as_batch(self, images: ImageInput) -> Tensor:
+        """Return images in any form that `explain` takes as a batch (B, C, H, W) on the device of the model."""
+        batch = as_batch(images, self.preprocessing)
+        check_images(batch, self.in_chans)
+        devices = (weight.device for weight in self.backbone.parameters())
+        device = next(devices, batch.device)
+        return batch if device.type == "meta" else batch.to(device)  # accelerate moves the images of offloaded models
 
 
 def _below_backbone(spec: Any) -> Any:
@@ -152,42 +211,3 @@ def check_images(images: Tensor, channels: int) -> None:
         )
     if not images.is_floating_point():
         raise TypeError(f"expected floating-point images, got {images.dtype}: scale to [0, 1] and normalise them first")
-
-
-def choose_classes(classes: int | Tensor | None, top_k: int, batch: int, num_classes: int) -> int | Tensor:
-    """Return checked class indices (B, k), or the number of the most probable classes to explain.
-
-    Args:
-        classes: A class index for all images, one per image (B,), or several per image (B, k).
-        top_k: Number of classes to explain when `classes` is None.
-        batch: Number B of images.
-        num_classes: Number C of classes of the model.
-    """
-    if classes is None:
-        if not isinstance(top_k, int) or not 1 <= top_k <= num_classes:
-            raise ValueError(
-                f"top_k must be a whole number from 1 to the number of classes {num_classes}, got {top_k!r}"
-            )
-        return top_k
-    try:
-        index = torch.as_tensor(classes)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"classes must be integer class indices, got {classes!r}") from error
-    if index.numel() and (index.is_floating_point() or index.dtype == torch.bool):
-        raise TypeError(f"classes must be integer class indices, got {index.dtype}")
-    outside = index[(index < 0) | (index >= num_classes)]
-    if outside.numel():
-        bad = int(outside[0])
-        raise ValueError(
-            f"class index {bad} is out of range: this model has {num_classes} classes, 0 to {num_classes - 1}"
-        )
-    if index.ndim == 0:
-        index = index.expand(batch)
-    if index.ndim == 1 and len(index) == batch:
-        index = index[:, None]
-    if index.ndim == 2 and len(index) in (1, batch) and index.shape[1]:
-        return index.long().expand(batch, -1)
-    raise ValueError(
-        f"classes must be an int, ({batch},) or ({batch}, k) for {batch} images, got shape {tuple(index.shape)}: "
-        "to explain several classes of every image pass [[3, 5]]"
-    )

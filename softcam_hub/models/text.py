@@ -1,4 +1,4 @@
-r"""Text for messages and results: file names of any content, and the first few of many names.
+r"""Text for messages and results: file names of any content, the first few of many names, and percentages.
 
 A file name may hold anything but "/" and a null byte: bytes that are not UTF-8, line breaks, escape sequences
 that move the cursor of a terminal. Messages and results show such characters as `\x1b`, `\n` or `\u202e`.
@@ -21,6 +21,18 @@ def abbreviate(names: list[str], count: int = 5) -> str:
     """List the first `count` names, and say how many there are if that is not all of them."""
     rest = f", … ({len(names)} in all)" if len(names) > count else ""
     return ", ".join(str(name) for name in names[:count]) + rest
+
+
+def format_share(value: float, sign: str = "", digits: int = 1) -> str:
+    """Write a fraction as a percentage for sentences; a number that would round to zero keeps one digit.
+
+    Args:
+        value: Fraction; 1 is 100%.
+        sign: "+" to write a sign before positive numbers too.
+        digits: Number of digits after the point.
+    """
+    rounds_to_zero = round(abs(100 * value), digits) == 0
+    return f"{100 * value:{sign}.1g}%" if value and rounds_to_zero else f"{value:{sign}.{digits}%}"
 
 
 def _escape(text: str, is_kept: Callable[[str], bool]) -> str:
