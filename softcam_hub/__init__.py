@@ -7,7 +7,7 @@ from .evaluation.placement import Placement
 from .explainers.methods import create_explainer, list_explainers
 from .explanation_scores import load_scores
 from .export import export_onnx
-from .hub import push, push_space
+from .hub import push
 from .loading import explain
 from .models.card_text import CardText
 from .models.classifier import Classifier, build
@@ -63,7 +63,6 @@ __all__ = [
     "list_explainers",
     "load_scores",
     "push",
-    "push_space",
     "register_head",
     "to_vanilla",
 ]

@@ -1,10 +1,13 @@
-"""What several test files need: models with weights that hide nothing, and images."""
+"""What several test files need: models with weights that hide nothing, finished runs, and a Hub on this machine."""
+
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-import softcam_hub  # noqa: F401, registers the architectures
+import softcam_hub
 
 
 @pytest.fixture(autouse=True)
@@ -18,6 +21,25 @@ def dataset_cache(tmp_path_factory, monkeypatch):
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Run a Hub on the loopback device, and let the client of this process talk to it."""
+    from helpers.hub_server import HubServer
+    from huggingface_hub import constants
+
+    with HubServer() as server:
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setenv("HF_TOKEN", "hf_test")
+        yield server
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Copy the model that comes with the package; like the original, the copy has no code beside it."""
+    return Path(shutil.copytree(softcam_hub.CAPE_LESIONS, tmp_path / "model"))
 
 
 @torch.no_grad()

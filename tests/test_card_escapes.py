@@ -1,13 +1,10 @@
 """Names that other people chose are shown as text in a card, whatever they look like, and do not fail its check."""
 
 import json
-import shutil
-from pathlib import Path
 
 import pytest
 import yaml
 
-import softcam_hub
 from softcam_hub.hub.cards import check_card, load_model_record, render_trained_card
 from softcam_hub.hub.cards.checks import CODE_SPAN, FENCE
 from softcam_hub.hub.cards.escaping import as_code, as_text
@@ -49,11 +46,6 @@ MARKUP = (
     *("<script", "<b>", "<!--", "](https://x.org)", "![a]", "{{", "TODO", "\x1b", "x" * 100, "\n# b", "*a*"),
     *("www.x", "\n1. x", "\n- x"),
 )
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return Path(shutil.copytree(softcam_hub.CAPE_LESIONS, tmp_path / "model"))
 
 
 def prose_of(card):

@@ -43,11 +43,6 @@ EXPLANATIONS = [
 ]
 
 
-@pytest.fixture
-def folder(tmp_path):
-    return Path(shutil.copytree(softcam_hub.CAPE_LESIONS, tmp_path / "model"))
-
-
 # --- the committed cards -----------------------------------------------------------------------------------------------
 
 
@@ -104,6 +99,26 @@ def test_scores_of_the_shipped_model_are_in_its_model_index():
     assert f"| AUC | {LESIONS['test_auc']:.3f} |" in card.text
     assert f"adds up to is {LESIONS['test_completeness_error']:.1e}" in card.text
     assert f"torch {LESIONS['torch']}" in card.text
+
+
+def test_the_model_index_has_each_score_once():
+    for file in (Path(softcam_hub.CAPE_LESIONS) / "README.md", ROOT / "model_cards" / "cape_lesions.md"):
+        (model,) = yaml.safe_load(file.read_text().split("---\n")[1])["model-index"]
+        for result in model["results"]:
+            for key in ("type", "name"):
+                found = [metric[key] for metric in result["metrics"]]
+                assert len(found) == len(set(found)) > 30
+    names = {metric["type"]: metric["name"] for metric in result["metrics"]}
+    assert names["miou_of_cape_maps"] == "miou of cape maps"
+    assert names["miou_of_mu-cape_maps"] == "miou of mu-cape maps"
+    assert names["completeness_error"] == "completeness error"
+
+
+def test_of_two_rows_on_the_same_data_the_last_one_goes_into_the_model_index(folder):
+    rows = [{**EXPLANATIONS[0], "miou": value, "data": data} for value, data in ((1.5, "a"), (2.5, "b"), (3.5, "a"))]
+    card = render_trained_card(ModelRecord(load_model_record(folder).config, explanations=rows))
+    found = [(r.dataset_name, r.metric_value) for r in ModelCard(card).data.eval_results if "miou" in r.metric_type]
+    assert sorted(found) == [("a", 3.5), ("b", 2.5)]
 
 
 def test_a_card_shows_speed_only_where_it_was_measured():

@@ -8,28 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from helpers.pushing import CODE, REPO, loopback_hub, shipped_model, writes
-from huggingface_hub import HfApi
-from transformers import AutoModelForImageClassification, TrainingArguments
+from helpers.pushing import CODE, REPO, writes
+from huggingface_hub import HfApi, parse_eval_result_entries
+from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
 
 import softcam_hub
 from softcam_hub import SoftCAMForImageClassification
 from softcam_hub.commands import push as push_command
-from softcam_hub.hub import push, push_space
+from softcam_hub.hub import push
 from softcam_hub.hub.cards import PLACEHOLDER_REPO, check_card, read_rows
 from softcam_hub.training import EvidenceTrainer, ExplanationCallback
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    with loopback_hub(monkeypatch) as server:
-        yield server
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return shipped_model(tmp_path)
-
 
 # --- what arrives ------------------------------------------------------------------------------------------------------
 
@@ -71,6 +59,16 @@ def test_local_paths_are_removed_from_published_records(hub, folder):
     expected = [{**row, **told, "model": "model"} for row in rows]
     assert [json.loads(line) for line in there["rows.jsonl"].splitlines()] == expected
     assert yaml.safe_load((folder / "recipe.yaml").read_text())["data"] == local["data"]
+
+
+def test_the_accuracy_on_a_data_set_of_the_hub_is_a_result_that_the_hub_reads(hub, folder):
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert not any(".eval_results" in name for name in push(folder, REPO, dry_run=True).files), "lesions is local"
+    (folder / "metrics.json").write_text(json.dumps({**metrics, "data": "tester/eyes"}))
+    push(folder, REPO)
+    (result,) = parse_eval_result_entries(yaml.safe_load(hub.files(REPO)[".eval_results/eyes.yaml"]))
+    assert (result.dataset_id, result.value) == ("tester/eyes", metrics["test_accuracy"])
+    assert result.notes == "accuracy on the test split"
 
 
 def test_one_commit_and_none_where_nothing_changed(hub, folder):
@@ -120,7 +118,7 @@ def test_older_weights_are_deleted_and_other_files_are_kept(hub, folder):
 
 def test_nothing_is_deleted_in_spaces(hub):
     hub.add_repo("tester/explanation_scores", {"model-00001-of-00002.safetensors": b"mine"}, repo_type="space")
-    assert push_space("scores", "tester/explanation_scores").deleted == []
+    assert push("scores", "tester/explanation_scores", repo_type="space").deleted == []
     assert "model-00001-of-00002.safetensors" in hub.files("tester/explanation_scores", repo_type="space")
 
 
@@ -132,11 +130,15 @@ def test_pictures_of_all_formats_and_onnx_are_published(hub, folder):
     assert {"photo.jpg", "photo.webp", "model.onnx"} <= push(folder, REPO).files.keys()
 
 
-def test_hidden_files_folders_and_other_types_are_not_published(hub, folder):
-    for name in (".draft.json", "checkpoint-5/optimizer.pt", "events.tfevents"):
+def test_hidden_files_folders_and_other_types_are_left_out_and_listed(hub, folder):
+    left_out = ["checkpoint-5/", "events.tfevents", "notes.pkl", "optimizer.bin", "training_args.bin"]
+    for name in (".draft.json", "checkpoint-5/optimizer.pt", *left_out[1:]):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("secret")
-    push(folder, REPO)
+    assert push(folder, REPO, dry_run=True).left_out == left_out
+    done = push(folder, REPO)
+    assert done.left_out == left_out
+    assert all(f"left out  {name}\n" in f"{done.describe()}\n" for name in left_out)
     assert hub.files(REPO).keys() == {file.name for file in Path(softcam_hub.CAPE_LESIONS).iterdir()} | CODE
 
 
@@ -207,7 +209,6 @@ BAD = {
         ValueError,
         "save it again",
     ),
-    "a pickle": (lambda f: (f / "training_args.bin").write_bytes(b"x"), ValueError, "holds training_args.bin: pickled"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), FileNotFoundError, "no weights"),
     "a gap": (
         lambda f: (f / "README.md").write_text((f / "README.md").read_text() + "\n## Training data\n"),
@@ -254,7 +255,7 @@ def test_a_push_without_a_token_is_refused(hub, folder, monkeypatch):
 
 
 def test_the_scores_become_a_space(hub):
-    done = push_space("scores", "tester/explanation_scores")
+    done = push("scores", "tester/explanation_scores", repo_type="space")
     there = hub.files("tester/explanation_scores", repo_type="space")
     assert {"app.py", "explanation_scores.py", "requirements.txt", "README.md", "faithfulness.py"} <= there.keys()
     assert 'evaluate.load("tester/explanation_scores")' in there["README.md"].decode()
@@ -263,7 +264,7 @@ def test_the_scores_become_a_space(hub):
 
 
 def test_the_demo_goes_with_the_package_that_it_imports(hub):
-    listed = push_space("demo", "tester/page", dry_run=True).files
+    listed = push("demo", "tester/page", repo_type="space", dry_run=True).files
     assert {"app.py", "requirements.txt", "README.md", "softcam_hub/demo/page.py"} <= set(listed)
     assert "softcam_hub/assets/cape_lesions/model.safetensors" in listed
     assert not any("__pycache__" in name for name in listed)
@@ -272,9 +273,11 @@ def test_the_demo_goes_with_the_package_that_it_imports(hub):
 
 def test_a_space_is_named_like_its_module(hub):
     with pytest.raises(ValueError, match="name the Space tester/explanation_scores"):
-        push_space("scores", "tester/scores")
+        push("scores", "tester/scores", repo_type="space")
+    with pytest.raises(ValueError, match="repo_type='dataset' is not possible: expected 'model' or 'space'"):
+        push("scores", "tester/explanation_scores", repo_type="dataset")
     with pytest.raises(ValueError, match="no Space 'score': expected one of scores, demo"):
-        push_space("score", "tester/explanation_scores")
+        push("score", "tester/explanation_scores", repo_type="space")
     assert hub.requests == []
 
 
@@ -303,14 +306,37 @@ def test_the_push_command_pushes_models_and_spaces(hub, folder, capsys):
 # --- Trainer -----------------------------------------------------------------------------------------------------------
 
 
-def test_push_to_hub_of_the_trainer_publishes_our_card(hub, tmp_path):
+def trained(trainer_class, output, **options):
+    """Train a small model for one step."""
     model = SoftCAMForImageClassification.from_timm("softcam_test_resnet", pretrained=False, num_labels=3, l1=1e-4)
     data = [{"pixel_values": torch.rand(3, 64, 64), "labels": i % 3} for i in range(6)]
-    options = {"max_steps": 1, "per_device_train_batch_size": 3, "use_cpu": True, "report_to": "none"}
-    settings = TrainingArguments(tmp_path / "out", hub_model_id=REPO, hub_token="hf_test", **options)
-    trainer = EvidenceTrainer(model, settings, train_dataset=data, eval_dataset=data)
+    options |= {"max_steps": 1, "per_device_train_batch_size": 3, "use_cpu": True, "report_to": "none"}
+    settings = TrainingArguments(output, hub_model_id=REPO, hub_token="hf_test", **options)
+    trainer = trainer_class(model, settings, train_dataset=data, eval_dataset=data)
     trainer.add_callback(ExplanationCallback(trainer))
     trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("name", ["out", "out/checkpoint-1"])
+def test_folders_of_the_stock_trainer_are_published_without_its_state(name, hub, tmp_path):
+    trainer = trained(Trainer, tmp_path / "out", save_strategy="steps", save_steps=1)
+    trainer.save_model()
+    trainer.save_state()
+    trainer.create_model_card()
+    folder = tmp_path / name
+    done = push(folder, REPO)
+    there = hub.files(REPO)
+    assert {"config.json", "model.safetensors", "README.md"} <= there.keys()
+    assert not [file for file in there if "training_args" in file or "state" in file or "optimizer" in file]
+    assert {"training_args.bin", "trainer_state.json"} <= set(done.left_out)
+    assert ("optimizer.pt" in done.left_out) == (folder.name == "checkpoint-1")
+    check_card(there["README.md"].decode(), present=set(there))
+    assert str(tmp_path).encode() not in b"".join(there.values())
+
+
+def test_push_to_hub_of_the_trainer_publishes_our_card(hub, tmp_path):
+    trainer = trained(EvidenceTrainer, tmp_path / "out")
     scores = trainer.evaluate()
     trainer.push_to_hub(dataset="tester/pictures", license="mit")
     there = hub.files(REPO)

@@ -7,21 +7,9 @@ import sys
 
 import pytest
 import torch
-from helpers.pushing import REPO, loopback_hub, shipped_model
+from helpers.pushing import REPO
 
-from softcam_hub.hub import PushResult, push, push_space
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    with loopback_hub(monkeypatch) as server:
-        yield server
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return shipped_model(tmp_path)
-
+from softcam_hub.hub import PushResult, push
 
 LOAD = """
 import json, sys
@@ -81,7 +69,7 @@ print(metric.compute(maps=maps, kept_maps=maps, second_maps=maps, masks=maps > 0
 
 @pytest.mark.slow
 def test_evaluate_loads_the_pushed_scores(hub, tmp_path):
-    push_space("scores", "tester/explanation_scores")
+    push("scores", "tester/explanation_scores", repo_type="space")
     told = fresh(hub, tmp_path / "home", SCORE)
     assert "'average_drop': 25.0" in told
     assert "'miou': 100.0" in told

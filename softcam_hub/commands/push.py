@@ -2,7 +2,7 @@
 
 import argparse
 
-from ..hub import SPACES, push, push_space
+from ..hub import SPACES, push
 
 HELP = "Publish a model folder with its card, code and pictures on the Hugging Face Hub."
 
@@ -22,10 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    publish = push_space if arguments.space else push
-    result = publish(
+    result = push(
         arguments.folder,
         arguments.repo,
+        repo_type="space" if arguments.space else "model",
         private=True if arguments.private else None,
         revision=arguments.branch,
         create_pr=arguments.pr,

@@ -8,11 +8,8 @@
 """
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError
@@ -22,11 +19,6 @@ RepoFiles = dict[str, Path | bytes]
 
 WEIGHTS = re.compile(r"(model(-\d+-of-\d+)?\.safetensors|pytorch_model(-\d+-of-\d+)?\.bin)(\.index\.json)?")
 """Names at the root of a model repository under which libraries look for weights."""
-
-REPO_TYPES = ("model", "dataset", "space")
-
-TRANSIENT = (408, 412, 429)
-"""HTTP statuses below 500 after which the same push may succeed: timeout, commit by others, busy Hub."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +66,16 @@ def commit_files(
             "HF_TOKEN, or pass a token with the right to write"
         )
     api = HfApi(token=token)
-    with _errors_explained(api, destination):
-        _create_missing(api, destination)
-        parent = api.repo_info(**destination.repo, revision=destination.branch).sha
+    try:
+        parent = _prepare(api, destination)
         stale = _list_stale_weights(api, destination, parent, files)
+    except FileExistsError:
+        raise
+    except Exception as error:  # the Hub's client raises many types
+        raise _explain(error, destination, "could not be prepared, and nothing was sent") from error
     operations = [CommitOperationAdd(name, content) for name, content in files.items()]
     operations += [CommitOperationDelete(name) for name in stale]
-    with _errors_explained(api, destination, parent):
+    try:
         commit = api.create_commit(
             **destination.repo,
             operations=operations,
@@ -89,6 +84,9 @@ def commit_files(
             create_pr=destination.create_pr,
             parent_commit=parent,
         )
+    except Exception as error:
+        outcome = "was interrupted; a commit arrives as a whole or not at all"
+        raise _explain(error, destination, outcome) from error
     return None if commit.oid == parent else commit.pr_url or commit.commit_url, stale
 
 
@@ -99,7 +97,7 @@ def find_stale_weights(files: RepoFiles, destination: Destination, token: str | 
         try:
             return _list_stale_weights(api, destination, revision, files)
         except Exception as error:  # the Hub's client raises many types
-            http = _http_error(error)
+            http = _find_answer(error)
             if http is None or http.response.status_code != 404:
                 return None
     return []
@@ -112,99 +110,48 @@ def _list_stale_weights(api: HfApi, destination: Destination, revision: str, fil
     return [name for name in names if WEIGHTS.fullmatch(name) and name not in files]
 
 
-def _create_missing(api: HfApi, destination: Destination) -> None:
-    """Create the repository and the branch if they do not exist."""
-    existing = _find_repo(api, destination.repo_id, destination.repo_type)
-    if existing is None:
-        if destination.create_pr:
-            raise FileNotFoundError(
-                f"there is no {destination}{_describe_namesake(api, destination)}: a pull request needs an "
-                "existing repository; push without a pull request first"
+def _prepare(api: HfApi, destination: Destination) -> str:
+    """Create the repository and the branch if they do not exist, and return the last commit of the branch.
+
+    A pull request creates neither, because a mistyped name would leave an empty repository behind.
+    """
+    repo, branch = destination.repo, destination.branch
+    if not destination.create_pr:
+        if destination.private and api.repo_exists(**repo) and not api.repo_info(**repo).private:
+            raise FileExistsError(
+                f"the {destination} exists and is public: choose another name, make it private on the Hub, or "
+                "push without asking for a private repository"
             )
         space_sdk = "gradio" if destination.repo_type == "space" else None
-        api.create_repo(**destination.repo, private=destination.private, space_sdk=space_sdk)
-    elif destination.private and not existing.private:
-        raise FileExistsError(
-            f"the {destination} exists and is public: choose another name, make it private on the Hub, or "
-            "push without asking for a private repository"
-        )
-    if destination.branch != "main" and not destination.branch.startswith("refs/pr/"):
-        api.create_branch(**destination.repo, branch=destination.branch, exist_ok=True)
+        api.create_repo(**repo, private=destination.private, space_sdk=space_sdk, exist_ok=True)
+        if branch != "main" and not branch.startswith("refs/pr/"):
+            api.create_branch(**repo, branch=branch, exist_ok=True)
+    return api.repo_info(**repo, revision=branch).sha
 
 
-def _find_repo(api: HfApi, repo_id: str, repo_type: str) -> Any:
-    """Return what the Hub says about a repository, or None if there is none."""
-    try:
-        return api.repo_info(repo_id, repo_type=repo_type)
-    except HfHubHTTPError as error:
-        if error.response.status_code == 404:
-            return None
-        raise
-
-
-def _describe_namesake(api: HfApi, destination: Destination) -> str:
-    """Mention a repository of the same name and another type."""
-    for repo_type in REPO_TYPES:
-        if repo_type != destination.repo_type and _find_repo(api, destination.repo_id, repo_type):
-            return f" ({destination.repo_id} is a {repo_type})"
-    return ""
-
-
-@contextmanager
-def _errors_explained(api: HfApi, destination: Destination, parent: str | None = None) -> Iterator[None]:
-    """Replace the errors of the Hub's client, which have many types, by ones that say what to do.
+def _explain(error: Exception, destination: Destination, outcome: str) -> OSError:
+    """Return an error that says what to do in place of one of the Hub's client, which have many types.
 
     Args:
-        api: Client of the Hub.
+        error: Error of the client.
         destination: Repository and branch of the push.
-        parent: Last commit before the push, or None as long as nothing has been sent.
+        outcome: State that the push has left behind.
     """
-    try:
-        yield
-    except (FileExistsError, FileNotFoundError):
-        raise
-    except Exception as error:
-        http = _http_error(error)
-        status = http and http.response.status_code
-        error_type, advice = _advise(status, destination)
-        said = (http and http.server_message) or str(error) or type(error).__name__
-        reason = advice or " ".join(said.split())
-        if parent is None:
-            message = f"{destination} could not be prepared, and nothing was sent: {reason}"
-        else:
-            outcome = _describe_outcome(api, destination, parent, status)
-            message = f"the push to {destination} was interrupted: {reason.rstrip('.')}. {outcome}"
-        raise error_type(message) from error
+    owner, target = destination.repo_id.partition("/")[0], f"{destination.repo_id}@{destination.branch}"
+    refusals = {
+        401: (PermissionError, "the Hub does not accept the token; create a new one, and log in"),
+        403: (PermissionError, f"the token may not write to repositories of {owner}; use one that may"),
+        404: (FileNotFoundError, f"the Hub has no {destination.repo_type} {target} that this token can see"),
+        412: (ConnectionError, "somebody has committed meanwhile; look at their commit and push again"),
+    }
+    http = _find_answer(error)
+    said = (http and http.server_message) or str(error) or type(error).__name__
+    error_type, reason = refusals.get(http and http.response.status_code, (ConnectionError, " ".join(said.split())))
+    return error_type(f"the push to the {destination} {outcome}: {reason}")
 
 
-def _http_error(error: BaseException | None) -> HfHubHTTPError | None:
+def _find_answer(error: BaseException | None) -> HfHubHTTPError | None:
     """Return the answer of the Hub behind an error, if there is one."""
     while error is not None and not isinstance(error, HfHubHTTPError):
         error = error.__cause__
     return error
-
-
-def _advise(status: int | None, destination: Destination) -> tuple[type[OSError], str]:
-    """Return the type of error and the advice for an HTTP status, if the status alone says what to do."""
-    owner, repo_id = destination.repo_id.partition("/")[0], destination.repo_id
-    refusals = {
-        401: (PermissionError, "the Hub does not accept the token; create a new one, and log in"),
-        403: (PermissionError, f"the token may not write to repositories of {owner}; use one that may"),
-        404: (FileNotFoundError, f"the Hub has no revision {repo_id}@{destination.branch} for this token"),
-        409: (FileExistsError, f"{repo_id} belongs to a repository that this token cannot see; choose another"),
-        412: (ConnectionError, "somebody has committed meanwhile; look at their commit and push again"),
-    }
-    return refusals.get(status, (ConnectionError, ""))
-
-
-def _describe_outcome(api: HfApi, destination: Destination, parent: str, status: int | None) -> str:
-    """Say what an interrupted push has left behind, as far as the Hub can be asked, and what to do."""
-    target = f"{destination.repo_id}@{destination.branch}"
-    try:
-        unchanged = api.repo_info(**destination.repo, revision=destination.branch).sha == parent
-    except Exception:  # for example the one that interrupted the push
-        unchanged = False
-    if not unchanged:
-        return f"Look at {target} before you push again: it may have changed"
-    is_final = status is not None and 400 <= status < 500 and status not in TRANSIENT
-    return f"{target} is as it was before" + ("" if is_final else "; push again")

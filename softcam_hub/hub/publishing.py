@@ -2,22 +2,25 @@
 
 - Everything is checked before anything is sent, and the commit is atomic: an interrupted push changes
   nothing.
-- The code of `models/` and a card are added if the folder lacks them. Pickled files are refused, and local
-  paths are removed from the published records.
+- The code of `models/` and a card are added if the folder lacks them, and local paths are removed from the
+  published records.
+- Pickled files, the state of an optimizer or of `Trainer`, and subfolders stay behind, and the result lists them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
+from huggingface_hub import ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from ..files import is_draft
 from .cards import (
     PLACEHOLDER_REPO,
     check_card,
     load_model_record,
     published_records,
+    published_results,
     read_model_config,
     render_trained_card,
 )
@@ -29,8 +32,8 @@ PUBLISHED_SUFFIXES = (
 )
 """Suffixes of the files that are published; others stay behind."""
 
-PICKLE_SUFFIXES = (".bin", ".ckpt", ".h5", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth")
-"""Suffixes of files that can run code when they are read."""
+TRAINER_STATE = ("trainer_state.json", "optimizer.safetensors")
+"""Files of a training checkpoint that would be published by their suffix. The first one holds local paths."""
 
 PACKAGE = Path(__file__).parents[1]
 CODE = PACKAGE / "models"
@@ -65,19 +68,22 @@ class PushResult:
     Args:
         repo_id: Repository of the push.
         files: Path in the repository -> size in bytes.
+        left_out: Files and subfolders of the model folder that are not published.
         url: Address of the commit or pull request; None after a dry run, and if nothing had changed.
         deleted: Names of older weight files that the commit deleted; None if a dry run could not ask the Hub.
     """
 
     repo_id: str
     files: dict[str, int]
+    left_out: list[str] = field(default_factory=list)
     url: str | None = None
     deleted: list[str] | None = None
 
     def describe(self) -> str:
-        """List the files with their sizes, and the deleted weights, one in a line."""
+        """List the files with their sizes, those left out, and the deleted weights, one in a line."""
         lines = [f"{size:>12,}  {name}" for name, size in self.files.items()]
         lines.append(f"{sum(self.files.values()):>12,}  bytes in {len(self.files)} files")
+        lines += [f"{'left out':>12}  {name}" for name in self.left_out]
         if self.deleted is None:
             lines.append(f"the Hub does not say which older weights in {self.repo_id} would be deleted")
         else:
@@ -86,9 +92,10 @@ class PushResult:
 
 
 def push(
-    folder: str | Path,
+    source: str | Path,
     repo_id: str,
     *,
+    repo_type: Literal["model", "space"] = "model",
     private: bool | None = None,
     revision: str | None = None,
     create_pr: bool = False,
@@ -99,64 +106,40 @@ def push(
     """Publish a model folder on the Hub: weights, configuration, code, card, pictures and metrics.
 
     The commit also deletes weight files that an earlier push left at the root of the repository under other
-    names.
+    names. With `repo_type="space"`, one of our Spaces is published instead: the explanation scores as an
+    `evaluate` module with a page, or the demo page.
 
         softcam_hub.push("runs/lesions-cape/model", "you/lesions", dry_run=True).describe()
+        softcam_hub.push("demo", "you/demo", repo_type="space")
 
     Args:
-        folder: Folder that `save_pretrained` or a training run wrote. Its subfolders are not published.
+        source: Folder that `save_pretrained`, a training run or `Trainer` wrote, without its subfolders. For a
+            Space, its name: "scores" or "demo".
         repo_id: Repository to push to, such as "you/lesions". It is created if it does not exist.
+        repo_type: Type of the repository.
         private: Create the repository as private. An existing public repository is refused.
         revision: Branch to commit to; by default "main". It is created if it does not exist.
-        create_pr: Open a pull request instead of committing.
+        create_pr: Open a pull request in an existing repository instead of committing.
         message: Commit message.
         token: Access token; by default the one of `hf auth login`, or HF_TOKEN.
         dry_run: Check everything and ask the Hub what would be deleted, but send nothing.
     """
     check_repo_id(repo_id)
-    folder = Path(folder)
-    files = model_files(folder, repo_id)
-    destination = Destination(repo_id, "model", private, revision, create_pr)
-    message = message or f"Upload {read_model_config(folder)['architecture']}"
-    return _push(files, destination, message, token, dry_run)
-
-
-def push_space(
-    name: str,
-    repo_id: str,
-    *,
-    private: bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    message: str | None = None,
-    token: str | None = None,
-    dry_run: bool = False,
-) -> PushResult:
-    """Publish a Space: the explanation scores as an `evaluate` module with a page, or the demo page.
-
-    Args:
-        name: Name of the Space, "scores" or "demo".
-        repo_id: Repository to push to, such as "you/explanation_scores". It is created if it does not exist.
-        private: Create the repository as private. An existing public repository is refused.
-        revision: Branch to commit to; by default "main". It is created if it does not exist.
-        create_pr: Open a pull request instead of committing.
-        message: Commit message.
-        token: Access token; by default the one of `hf auth login`, or HF_TOKEN.
-        dry_run: List the files, but send nothing.
-    """
-    check_repo_id(repo_id)
-    files = space_files(name, repo_id)
-    destination = Destination(repo_id, "space", private, revision, create_pr)
-    return _push(files, destination, message or f"Upload {name}", token, dry_run)
-
-
-def _push(files: RepoFiles, destination: Destination, message: str, token: str | None, dry_run: bool) -> PushResult:
-    sizes = {}
-    for name, file in files.items():
-        sizes[name] = len(file) if isinstance(file, bytes) else file.stat().st_size
+    if repo_type == "space":
+        files, left_out, content = space_files(str(source), repo_id), [], source
+    elif repo_type == "model":
+        files = model_files(Path(source), repo_id)
+        left_out = _list_left_out(Path(source), files)
+        content = read_model_config(Path(source))["architecture"]
+    else:
+        raise ValueError(f"repo_type={repo_type!r} is not possible: expected 'model' or 'space'")
+    sizes = {name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in files.items()}
+    destination = Destination(repo_id, repo_type, private, revision, create_pr)
     if dry_run:
-        return PushResult(destination.repo_id, sizes, deleted=find_stale_weights(files, destination, token))
-    return PushResult(destination.repo_id, sizes, *commit_files(files, destination, message, token))
+        stale = find_stale_weights(files, destination, token)
+        return PushResult(repo_id, sizes, left_out, deleted=stale)
+    outcome = commit_files(files, destination, message or f"Upload {content}", token)
+    return PushResult(repo_id, sizes, left_out, *outcome)
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -185,17 +168,10 @@ def model_files(folder: Path, repo_id: str) -> RepoFiles:
             "folder was not written by save_pretrained of our models. Load it with our class and save it "
             "again"
         )
-    candidates = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
-    pickled = [file.name for file in candidates if file.suffix in PICKLE_SUFFIXES]
-    if pickled:
-        raise ValueError(
-            f"{folder} holds {', '.join(pickled)}: pickled files can run code when they are read, and are "
-            "not published. Delete them, or save the model again with save_pretrained"
-        )
-    if not any(file.suffix == ".safetensors" for file in candidates):
+    files: RepoFiles = {file.name: file for file in sorted(folder.iterdir()) if _is_published(file)}
+    if not any(name.endswith(".safetensors") for name in files):
         raise FileNotFoundError(f"{folder} holds no weights: expected the model.safetensors of save_pretrained")
-    files: RepoFiles = {file.name: file for file in candidates if _is_published(file)}
-    files |= published_records(folder)
+    files |= {**dict(published_records(folder)), **dict(published_results(folder))}
     for code in sorted(CODE.glob("*.py")):
         if code.name != "__init__.py":
             files.setdefault(code.name, code)
@@ -203,11 +179,22 @@ def model_files(folder: Path, repo_id: str) -> RepoFiles:
     return dict(sorted(files.items()))
 
 
+def _list_left_out(folder: Path, files: RepoFiles) -> list[str]:
+    """List what the folder holds beside its published files, without hidden entries."""
+    entries = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and path.name not in files]
+    return [f"{path.name}/" if path.is_dir() else path.name for path in entries]
+
+
 def _finish_card(folder: Path, repo_id: str, present: set[str]) -> str:
-    """Return the card of a model folder with the name of its repository, and check it."""
+    """Return the card of a model folder with the name of its repository, and check it.
+
+    The card that `Trainer` generates is replaced by ours: it names no license and has gaps.
+    """
     file = folder / "README.md"
-    card = file.read_text(encoding="utf-8") if file.exists() else None
-    card = (card or render_trained_card(load_model_record(folder))).replace(PLACEHOLDER_REPO, repo_id)
+    card = file.read_text(encoding="utf-8") if file.exists() else ""
+    if not card or "generated_from_trainer" in (ModelCard(card, ignore_metadata_errors=True).data.tags or []):
+        card = render_trained_card(load_model_record(folder))
+    card = card.replace(PLACEHOLDER_REPO, repo_id)
     try:
         check_card(card, present=present)
     except ValueError as error:
@@ -240,4 +227,5 @@ def space_files(name: str, repo_id: str) -> RepoFiles:
 
 
 def _is_published(file: Path) -> bool:
-    return file.suffix in PUBLISHED_SUFFIXES and not is_draft(file)
+    is_visible = file.is_file() and not file.name.startswith(".")  # names of drafts begin with a dot
+    return is_visible and file.suffix in PUBLISHED_SUFFIXES and file.name not in TRAINER_STATE

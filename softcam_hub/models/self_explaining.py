@@ -71,8 +71,10 @@ class SelfExplaining(nn.Module):
     def prepare_images(self, images: Tensor) -> Tensor:
         """Check images (B, C, H, W), and cast them to the dtype of the backbone, as transformers' models do."""
         check_images(images, self.in_chans)
-        weights = (weight.dtype for weight in self.backbone.parameters() if weight.is_floating_point())
-        return images.to(next(weights, images.dtype))
+        for weight in self.backbone.parameters():
+            if weight.is_floating_point():
+                return images.to(weight.dtype)
+        return images
 
     def drop_features(self, features: Tensor) -> Tensor:
         """Apply the classifier's dropout: dropping channels of F is dropping entries of the pooled vector."""

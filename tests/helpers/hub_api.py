@@ -115,6 +115,11 @@ def tree_entry(path: str, content: bytes) -> Json:
     return entry
 
 
+def is_private(body: Json) -> bool:
+    """Tell whether a repository is to be private; clients before huggingface_hub 2 say it in other words."""
+    return body.get("visibility") == "private" or bool(body.get("private"))
+
+
 def delete_where(files: Files, doomed: Callable[[str], bool]) -> None:
     paths = [path for path in files if doomed(path)]
     if not paths:
@@ -170,7 +175,7 @@ class Hub:
         return {"errors": [], "warnings": []}
 
     def create_repo(self, request: Request) -> Json:
-        repo = Repo(*self.named_in_body(request), private=request.json().get("visibility") == "private")
+        repo = Repo(*self.named_in_body(request), private=is_private(request.json()))
         url = f"{self.url}/{repo.web_path}"
         if (repo.kind, repo.id) in self.repos:
             # With exist_ok=True the client takes the url out of the refusal.

@@ -1,16 +1,20 @@
-"""The YAML block at the top of a card: tags, licence, base model, data, and the scores of the model-index.
+"""What the Hub reads about a model: the YAML block at the top of its card, with the model-index, and `.eval_results`.
 
 `library_name` is `transformers`: the Hub then shows visitors a snippet with `trust_remote_code`, which works
 with the code in the repository. The snippet for timm would fail without `import softcam_hub`; a tag names timm.
 """
 
-from huggingface_hub import EvalResult, ModelCardData
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 from timm.models import PretrainedCfg, get_pretrained_cfg, is_model
 
 from ...models.heads import native_kinds
-from .local_paths import hide_local_path
-from .records import Row
-from .tables import in_words, is_explanation_score
+from .local_paths import hide_local_path, is_hub_id
+from .records import METRICS, Row, read_optional_mapping
+from .tables import in_words, is_explanation_score, scores_of
 
 
 def card_metadata(
@@ -36,8 +40,8 @@ def card_metadata(
         library_name="transformers",
         pipeline_tag="image-classification",
         tags=["timm", "softcam-hub", family, "explainability", "class-activation-maps", "image-classification"],
-        **({"base_model": base_model} if base_model else {}),
-        **({"datasets": datasets} if datasets else {}),
+        base_model=base_model,
+        datasets=datasets or None,
         model_name=name if results else None,
         eval_results=results or None,
     )
@@ -57,7 +61,9 @@ def find_base_model(settings: Row, backbone: str) -> PretrainedCfg | None:
 
 
 def model_index(data: str, split: str, scores: Row, explanations: list[Row]) -> list[EvalResult]:
-    """List the scores of the predictions, and those of the model's own maps.
+    """List the scores of the predictions, and those of the model's own maps with the map kind in their names.
+
+    No two scores on the same data have the same name, because readers of a model-index tell them apart by it.
 
     Args:
         data: Name of the data.
@@ -65,24 +71,41 @@ def model_index(data: str, split: str, scores: Row, explanations: list[Row]) -> 
         scores: Scores of the predictions, by name.
         explanations: Rows of a benchmark. Those of post-hoc maps are left out, as they describe other models.
     """
-    results = [_result(name, in_words(name), value, data, split) for name, value in scores.items()]
+    results = [_result(name, value, data, split) for name, value in scores.items()]
     for row in explanations:
         if row["explainer"] in native_kinds():
             measured_on = str(hide_local_path(row.get("data") or data)), row.get("split") or split
             for name, value in row.items():
                 if is_explanation_score(name, value):
-                    title = f"{in_words(name)} of {row['explainer']} maps"
-                    results.append(_result(name, title, value, *measured_on))
-    return results
+                    results.append(_result(f"{name}_of_{row['explainer']}_maps", value, *measured_on))
+    # Of scores that were measured twice on the same data, the last one counts.
+    return list({(result.unique_identifier, result.metric_type): result for result in results}.values())
 
 
-def _result(name: str, title: str, value: float, data: str, split: str) -> EvalResult:
+def _result(name: str, value: float, data: str, split: str) -> EvalResult:
     return EvalResult(
         task_type="image-classification",
         dataset_type=data,
         dataset_name=data,
+        dataset_split=split or None,
         metric_type=name,
-        metric_name=title,
+        metric_name=in_words(name),
         metric_value=value,
-        **({"dataset_split": split} if split else {}),
     )
+
+
+def published_results(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content of the file in which the Hub looks for results on a data set of the Hub.
+
+    The Hub shows these results on the page of the model, and on the leaderboard of a data set that has one. The
+    file holds one result per data set, the accuracy.
+
+    Args:
+        folder: Model folder with, perhaps, metrics.
+    """
+    metrics = read_optional_mapping(folder / METRICS)
+    data, (split, scores) = str(metrics.get("data", "")), scores_of(metrics)
+    if is_hub_id(data) and "accuracy" in scores:
+        result = EvalResultEntry(data, "default", scores["accuracy"], notes=f"accuracy on the {split} split")
+        text = yaml.safe_dump(eval_result_entries_to_yaml([result]), sort_keys=False)
+        yield f".eval_results/{data.partition('/')[2]}.yaml", text.encode()
