@@ -58,7 +58,7 @@ SPACES = {
     "scores": Space(PACKAGE / "explanation_scores", evaluated=True),
     "demo": Space(PACKAGE / "hub" / "spaces" / "demo", with_package=True),
 }
-"""Name of a Space for `push_space` -> the Space."""
+"""Name of a Space for `push` -> the Space."""
 
 
 @dataclass(frozen=True)
