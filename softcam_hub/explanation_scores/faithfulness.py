@@ -33,11 +33,11 @@ def gini_sparseness(maps: Tensor) -> Tensor:
     Args:
         maps: Maps, (B, H, W).
     """
-    values = maps.flatten(1).abs().to(torch.promote_types(maps.dtype, torch.float32)).sort(dim=1).values
+    values = at_least_float32(maps.flatten(1).abs()).sort(dim=1).values
     count = values.shape[1]
     rank = torch.arange(1, count + 1, device=values.device, dtype=values.dtype)
     total = values.sum(dim=1)
-    uneven = ((2 * rank - count - 1) * values).sum(dim=1) / (count * total.clamp_min(torch.finfo(values.dtype).tiny))
+    uneven = ((2 * rank - count - 1) * values).sum(dim=1) / (count * total.clamp_min(smallest(values)))
     return unscored(torch.where(total == 0, 0.0, uneven), maps)
 
 

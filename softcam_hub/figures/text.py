@@ -70,14 +70,14 @@ def wrap(text: str, width: float, font: Font, most: int = 2) -> list[str]:
     """
     lines = []
     for paragraph in readable(text).split("\n"):
-        broken = [""]
+        pieces = [""]
         for word in paragraph.split(" "):
-            longer = f"{broken[-1]} {word}".strip()
-            if not broken[-1] or font.getlength(longer) <= width:
-                broken[-1] = longer
+            longer = f"{pieces[-1]} {word}".strip()
+            if not pieces[-1] or font.getlength(longer) <= width:
+                pieces[-1] = longer
             else:
-                broken.append(word)
-        if len(broken) > most:
-            broken = [*broken[: most - 1], " ".join(broken[most - 1 :])]
-        lines += [shorten(line, width, font) for line in broken]
+                pieces.append(word)
+        if len(pieces) > most:
+            pieces = [*pieces[: most - 1], " ".join(pieces[most - 1 :])]
+        lines += [shorten(piece, width, font) for piece in pieces]
     return lines
