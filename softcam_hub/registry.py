@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 from transformers.models.timm_wrapper import TimmWrapperImageProcessor
 
 from .explainers.methods import list_explainers
-from .models.classifier import ALIASES, build
+from .models.classifier import build
 from .models.configuration import CAPEConfig, EvidenceConfig, SoftCAMConfig
 from .models.head_contract import check_head
 from .models.heads import HEADS, EvidenceHead
@@ -33,6 +33,7 @@ from .models.modeling import (
     SoftCAMForImageClassification,
     SoftCAMModel,
 )
+from .models.names import ALIASES
 from .models.weights import derive_cfg
 
 EXACT = ("linear", "affine", "norm")
@@ -89,7 +90,7 @@ def register_head(
         raise ValueError(f"model_type of {config.__name__} must be the family {head.family!r}: {config.model_type!r}")
     HEADS[head.family] = head
     _register_with_timm(head.family)
-    if config is not None:
+    if config is not None and model is not None and classifier is not None:
         MODELS[head.family] = classifier
         _register_with_transformers(config, model, classifier)
     return head

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .models.evaluation_mode import evaluation_mode
-from .models.heads import at_least_float32
+from .models.heads import EvidenceHead, at_least_float32
 from .models.losses import check_labels
 from .models.self_explaining import SelfExplaining
 
@@ -49,14 +49,15 @@ def fit_temperature(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) 
 
 def _check_pair(batch: Any) -> tuple[Tensor, Tensor]:
     """Return a batch as images and labels, or raise TypeError."""
-    pair = batch if isinstance(batch, list | tuple) else ()
-    if len(pair) != 2 or not all(isinstance(one, Tensor) for one in pair):
-        raise TypeError(f"every batch must be a pair of tensors, images and labels, got {type(batch).__name__}")
-    return pair
+    if isinstance(batch, list | tuple) and len(batch) == 2:
+        images, labels = batch
+        if isinstance(images, Tensor) and isinstance(labels, Tensor):
+            return images, labels
+    raise TypeError(f"every batch must be a pair of tensors, images and labels, got {type(batch).__name__}")
 
 
 @torch.no_grad()
-def candidate_losses(head: nn.Module, evidence: Tensor, labels: Tensor) -> Tensor:
+def candidate_losses(head: EvidenceHead, evidence: Tensor, labels: Tensor) -> Tensor:
     """Compute the cross-entropy of each image at each T' of the grid, (B, G).
 
     Args:
@@ -78,7 +79,7 @@ def candidate_losses(head: nn.Module, evidence: Tensor, labels: Tensor) -> Tenso
 
 
 @torch.no_grad()
-def set_temperature(head: nn.Module, losses: Tensor) -> float:
+def set_temperature(head: EvidenceHead, losses: Tensor) -> float:
     """Set T' to the value with the least mean loss, and return it.
 
     Args:

@@ -28,7 +28,7 @@ from softcam_hub.hub.cards import (
     write_card,
 )
 from softcam_hub.hub.publishing import model_files
-from softcam_hub.models.classifier import split_name
+from softcam_hub.models.names import split_name
 from softcam_hub.registry import architectures
 from tools import render_cards
 

@@ -26,7 +26,7 @@ FLOORS = [
 """From the ground up; a module may import from floors below its own. "" stands for the package's public names."""
 
 TRAVELLERS = {
-    "models": {"torch", "timm", "transformers", "huggingface_hub", "numpy", "PIL", "fsspec"},
+    "models": {"torch", "timm", "transformers", "huggingface_hub", "numpy", "PIL", "fsspec", "typing_extensions"},
     "explanation_scores": {"torch", "numpy", "evaluate", "datasets", "gradio"},
 }
 """Folders that are copied to the Hub -> the packages they may import beside the standard library."""

@@ -100,7 +100,8 @@ def smooth_grad_cam_pp(activations: Activations, n: int = 10, sigma: float = 0.3
         gradient = noisy.for_classes(activations.classes).gradient
         for power, total in enumerate(sums, start=1):
             total += gradient.pow(power)
-    return combine(_pp_weights(*(total / n for total in sums), activations.features), activations.features)
+    first, second, third = (total / n for total in sums)
+    return combine(_pp_weights(first, second, third, activations.features), activations.features)
 
 
 def _pp_weights(first: Tensor, second: Tensor, third: Tensor, features: Tensor) -> Tensor:
@@ -184,7 +185,7 @@ def _sums_over_similar(features: Tensor, shares: Tensor) -> Tensor:
     blocks = list(product(range(len(features)), range(0, channels, _BLOCK)))
 
     @torch.no_grad()  # gradients and autocast are settings of each thread
-    @torch.autocast(features.device.type, enabled=False)
+    @torch.autocast(features.device.type, enabled=False)  # type: ignore[untyped-decorator]
     def fill(blocks: list[tuple[int, int]], buffers: Tensor) -> None:
         for image, start in blocks:
             rows = slice(start, start + _BLOCK)

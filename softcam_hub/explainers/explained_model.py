@@ -24,7 +24,7 @@ from ..models.heads import at_least_float32
 from ..models.self_explaining import SelfExplaining
 from .hooks import Edit, LinearCall, edited, last_linear
 from .layer_search import find_last_map, find_last_read_by_class_tokens, get_layer
-from .layouts import Layout, find_layout, hints_of
+from .layouts import Layout, LayoutName, find_layout, hints_of
 
 
 class _Lock:
@@ -59,13 +59,13 @@ class ExplainedModel:
         self,
         classifier: nn.Module,
         layer: str | nn.Module | None = None,
-        layout: str | None = None,
+        layout: LayoutName | None = None,
         prefix_tokens: int | None = None,
     ) -> None:
         if not isinstance(classifier, nn.Module):
             raise TypeError(f"expected a model as a torch.nn.Module, got {type(classifier).__name__}")
         self.layer = None if layer is None else get_layer(classifier, layer)
-        self.classifier = getattr(classifier, "timm_model", classifier)  # transformers' wrapper changes no logits
+        self.classifier: Any = getattr(classifier, "timm_model", classifier)  # transformers' wrapper changes no logits
         self.hints = hints_of(self.classifier, layout, prefix_tokens)
         self.settled = layer is not None
         self._settling = _Lock()
@@ -103,11 +103,12 @@ class ExplainedModel:
 
     def edited_logits(self, images: Tensor, edit: Edit) -> Tensor:
         """Compute the logits (B, C) with `edit` applied to the layer's output."""
-        if self.layer is None and self.halves is not None:
-            features, head = self.halves
-            return _logits_of(head(edit(_check_features(features(images)))))
-        with edited(self.layer, edit, self.layer_name):
-            return self.logits(images)
+        if self.layer is not None:
+            with edited(self.layer, edit, self.layer_name):
+                return self.logits(images)
+        assert self.halves is not None  # `record` chooses a layer of a model that does not keep them apart
+        features, head = self.halves
+        return _logits_of(head(edit(_check_features(features(images)))))
 
     @torch.no_grad()
     def resume(self, image: Tensor, outputs: Tensor) -> Tensor:
@@ -117,7 +118,7 @@ class ExplainedModel:
             image: Image that the part of the network beside the layer sees, (1, 3, H, W).
             outputs: Outputs of the layer, (N, ...).
         """
-        if self.layer is None:
+        if self.layer is None and self.halves is not None:
             return _logits_of(self.halves[1](outputs))
         try:
             logits = self.edited_logits(image, lambda _: outputs)
@@ -173,7 +174,7 @@ class ExplainedModel:
         if self.layer is None and output.ndim == 3:  # no timm model gives channels before tokens
             hints = replace(hints, expected_layout="NLC")
         try:
-            return find_layout(output.detach(), tuple(images.shape[-2:]), hints)
+            return find_layout(output.detach(), images.shape[-2:], hints)
         except ValueError as error:
             raise ValueError(f"layer {self.layer_name!r}: {error}") from error
 
@@ -221,7 +222,7 @@ class Activations:
     def _linear_in_average(self, call: LinearCall) -> tuple[Tensor, Tensor] | None:
         """Return weight (C, K) and bias (C,) if a call of a linear layer gave the logits `W·mean(A) + b`."""
         layer, inputs = call.layer, call.inputs
-        if layer is None or layer.weight.shape[:2] != (self.logits.shape[1], self.features.shape[1]):
+        if layer is None or inputs is None or layer.weight.shape[:2] != (self.logits.shape[1], self.features.shape[1]):
             return None
         weight, bias = (at_least_float32(values.detach()) for values in weights_of(layer))
         # nn.Linear reads channels in the last dimension, convolutions and heads in the second one
@@ -235,7 +236,8 @@ class Activations:
 
     @property
     def weights(self) -> Tensor:
-        """Weights of the linear classifier for the chosen classes, (B, k, K)."""
+        """Weights of the linear classifier for the chosen classes, (B, k, K), where `linear` is not None."""
+        assert self.linear is not None
         return self.linear[0][self.classes]
 
     @cached_property

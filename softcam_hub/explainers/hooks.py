@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
@@ -17,6 +17,10 @@ _REGISTRATION = threading.Lock()
 """Held while hooks are added or removed: without it, torch may give two hooks one number, and lose one."""
 
 
+LinearLayer: TypeAlias = nn.Linear | nn.Conv2d | SoftCAMHead
+"""Layer that multiplies its input by one matrix; a convolution has a kernel of one pixel."""
+
+
 @dataclass
 class LinearCall:
     """A linear layer that has run.
@@ -26,7 +30,7 @@ class LinearCall:
         inputs: Input of the layer.
     """
 
-    layer: nn.Module | None = None
+    layer: LinearLayer | None = None
     inputs: Tensor | None = None
 
 
@@ -78,7 +82,7 @@ def last_linear(model: nn.Module) -> Iterator[LinearCall]:
     """Record the last linear layer that runs inside the `with` block, and its input."""
     call = LinearCall()
 
-    def record(layer: nn.Module, inputs: tuple[Tensor, ...], _: Any) -> None:
+    def record(layer: LinearLayer, inputs: tuple[Tensor, ...], _: Any) -> None:
         call.layer, call.inputs = layer, inputs[0].detach()
 
     with hooked([layer for layer in model.modules() if _is_linear(layer)], record):

@@ -69,7 +69,7 @@ def _last_map(model: nn.Module, run: Callable[[Tensor], Tensor], image: Tensor, 
         if tensor is None or tensor.ndim not in (3, 4) or len(tensor) != len(image) or 1 in tensor.shape[1:]:
             return
         try:
-            layout = find_layout(tensor, tuple(image.shape[-2:]), hints.of_layer(module))
+            layout = find_layout(tensor, image.shape[-2:], hints.of_layer(module))
             readings.append((names[module], min(layout.to_maps(tensor).shape[2:]), None))
         except ValueError as error:
             readings.append((names[module], 0, error))

@@ -7,14 +7,19 @@
   change.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ..models.backbone import grid_height
 
-LAYOUTS = ("NCHW", "NHWC", "NLC")
+LayoutName = Literal["NCHW", "NHWC", "NLC"]
+"""Order of dimensions: channels first, channels last, or tokens."""
+
+LAYOUTS = get_args(LayoutName)
 _MOST_PREFIX_TOKENS = 8
 
 
@@ -28,7 +33,7 @@ class Layout:
         grid: Height and width of the token grid, for `NLC` only.
     """
 
-    name: str
+    name: LayoutName
     prefix_tokens: int = 0
     grid: tuple[int, int] = (0, 0)
 
@@ -67,22 +72,22 @@ class Hints:
         expected_prefix: Number of class tokens that the model itself counts.
     """
 
-    layout: str | None = None
+    layout: LayoutName | None = None
     prefix_tokens: int | None = None
-    expected_layout: str | None = None
+    expected_layout: LayoutName | None = None
     expected_prefix: int | None = None
 
     def __post_init__(self) -> None:
         if self.layout not in (None, *LAYOUTS):
             raise ValueError(f"unknown layout {self.layout!r}: expected one of {', '.join(LAYOUTS)}")
 
-    def of_layer(self, layer: nn.Module) -> "Hints":
+    def of_layer(self, layer: nn.Module | None) -> "Hints":
         """Return these hints, sharpened where the type of `layer` itself determines the layout."""
         channels_first = isinstance(layer, nn.Conv2d | nn.BatchNorm2d | nn.MaxPool2d | nn.AvgPool2d)
         return replace(self, expected_layout="NCHW") if channels_first else self
 
 
-def hints_of(model: nn.Module, layout: str | None = None, prefix_tokens: int | None = None) -> Hints:
+def hints_of(model: nn.Module, layout: LayoutName | None = None, prefix_tokens: int | None = None) -> Hints:
     """Collect hints on the features of a timm or transformers model, and add what the caller says."""
     inner = getattr(model, "backbone", model)
     if not hasattr(inner, "forward_features"):
@@ -93,7 +98,7 @@ def hints_of(model: nn.Module, layout: str | None = None, prefix_tokens: int | N
     return Hints(layout, prefix_tokens, getattr(expected, "value", expected), getattr(inner, "num_prefix_tokens", None))
 
 
-def find_layout(output: Tensor, image_size: tuple[int, int], hints: Hints) -> Layout:
+def find_layout(output: Tensor, image_size: Sequence[int], hints: Hints) -> Layout:
     """Find the layout of a layer's output, or raise a ValueError that says what is unclear.
 
     Args:
@@ -112,11 +117,11 @@ def find_layout(output: Tensor, image_size: tuple[int, int], hints: Hints) -> La
     return Layout(_find_channel_order(output, image_size, hints))
 
 
-def _find_channel_order(output: Tensor, image_size: tuple[int, int], hints: Hints) -> str:
+def _find_channel_order(output: Tensor, image_size: Sequence[int], hints: Hints) -> LayoutName:
     if hints.layout is not None:
         return hints.layout
-    sides = {"NCHW": output.shape[2:], "NHWC": output.shape[1:3]}
-    fitting = [name for name, grid in sides.items() if _has_shape_of(image_size, tuple(grid))]
+    sides: dict[LayoutName, Sequence[int]] = {"NCHW": output.shape[2:], "NHWC": output.shape[1:3]}
+    fitting = [name for name, grid in sides.items() if _has_shape_of(image_size, grid)]
     if len(fitting) == 2 and hints.expected_layout in fitting:
         return hints.expected_layout
     if len(fitting) != 1:
@@ -125,7 +130,7 @@ def _find_channel_order(output: Tensor, image_size: tuple[int, int], hints: Hint
     return fitting[0]
 
 
-def _has_shape_of(image_size: tuple[int, int], grid: tuple[int, int]) -> bool:
+def _has_shape_of(image_size: Sequence[int], grid: Sequence[int]) -> bool:
     """Tell whether a grid has the proportions of the image, exactly for square images, else to one cell."""
     (height, width), (rows, columns) = image_size, grid
     if height == width or rows > height or columns > width:
@@ -133,7 +138,7 @@ def _has_shape_of(image_size: tuple[int, int], grid: tuple[int, int]) -> bool:
     return abs(rows - columns * height / width) <= 1 and abs(columns - rows * width / height) <= 1
 
 
-def _find_token_layout(output: Tensor, image_size: tuple[int, int], hints: Hints) -> Layout:
+def _find_token_layout(output: Tensor, image_size: Sequence[int], hints: Hints) -> Layout:
     length, channels = output.shape[1:]
     if hints.prefix_tokens is not None:
         return Layout("NLC", hints.prefix_tokens, _grid_of(length - hints.prefix_tokens, image_size))
@@ -155,14 +160,14 @@ def _find_token_layout(output: Tensor, image_size: tuple[int, int], hints: Hints
     return Layout("NLC", *next(iter(grids.items())))
 
 
-def _grid_of(length: int, image_size: tuple[int, int]) -> tuple[int, int]:
+def _grid_of(length: int, image_size: Sequence[int]) -> tuple[int, int]:
     if length < 1:
         raise ValueError(f"prefix_tokens leaves {length} locations: pass the number of class tokens and registers")
-    height = grid_height(length, *image_size)
+    height = grid_height(length, image_size[0], image_size[1])
     return height, length // height
 
 
-def _token_grids(length: int, image_size: tuple[int, int]) -> dict[int, tuple[int, int]]:
+def _token_grids(length: int, image_size: Sequence[int]) -> dict[int, tuple[int, int]]:
     """Map each possible number of prefix tokens to the grid that the other tokens fill with one whole stride.
 
     Strides that divide the sides of the image come first; padded sides are tried where none fits.

@@ -13,19 +13,27 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, overload
+from typing import Any, Literal, TypeAlias, overload
 from zlib import crc32
 
 import torch
 from torch import Tensor, nn
 
-from ..models.classes import choose_classes
+from ..models.classes import Classes, choose_classes
 from ..models.evaluation_mode import evaluation_mode
 from ..models.heads import at_least_float32, native_kinds, select
 from ..models.self_explaining import SelfExplaining, check_images
 from .cams import cam, fd_cam, grad_cam, grad_cam_pp, layer_cam, lift_cam, score_cam, smooth_grad_cam_pp
 from .explained_model import Activations, ExplainedModel
+from .layouts import LayoutName
 from .pixels import guided_backprop, integrated_gradients
+
+ExplainerName: TypeAlias = (
+    Literal["cam", "grad-cam", "grad-cam++", "smooth-grad-cam++", "layer-cam", "lift-cam", "fd-cam", "score-cam"]
+    | Literal["softcam", "cape", "mu-cape", "random", "centre", "guided-backprop", "integrated-gradients"]
+    | str
+)
+"""Name of an explainer. Editors complete those of this package, and a registered head brings its map kinds."""
 
 
 def own_maps(activations: Activations, kind: str) -> Tensor:
@@ -121,7 +129,7 @@ class Explainers:
         """A remark on the features that the maps are made of; usually empty."""
         return self.model.note
 
-    def __call__(self, images: Tensor, classes: int | Tensor | Sequence[Any] | None = None) -> dict[str, Tensor]:
+    def __call__(self, images: Tensor, classes: Classes | None = None) -> dict[str, Tensor]:
         """Compute the maps (B, k, H, W) of every method.
 
         Args:
@@ -175,21 +183,21 @@ class Explainer:
         """A remark on the features that the maps are made of; usually empty."""
         return self.explainers.note
 
-    def __call__(self, images: Tensor, classes: int | Tensor | Sequence[Any] | None = None) -> Tensor:
+    def __call__(self, images: Tensor, classes: Classes | None = None) -> Tensor:
         """Compute the maps (B, k, H, W) of `classes` (an int, (B,) or (B, k)) for `images` (B, 3, H, W)."""
         return self.explainers(images, classes)[self.name]
 
 
 @overload
-def create_explainer(name: str, model: nn.Module, *args: Any, **options: Any) -> Explainer: ...
+def create_explainer(name: ExplainerName, model: nn.Module, *args: Any, **options: Any) -> Explainer: ...
 @overload
-def create_explainer(name: Sequence[str], model: nn.Module, *args: Any, **options: Any) -> Explainers: ...
+def create_explainer(name: Sequence[ExplainerName], model: nn.Module, *args: Any, **options: Any) -> Explainers: ...
 def create_explainer(
-    name: str | Sequence[str],
+    name: ExplainerName | Sequence[ExplainerName],
     model: nn.Module,
     layer: str | nn.Module | None = None,
     *,
-    layout: str | None = None,
+    layout: LayoutName | None = None,
     prefix_tokens: int | None = None,
     signed: bool = False,
     **options: Any,

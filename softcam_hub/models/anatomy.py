@@ -6,7 +6,7 @@
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,13 +15,13 @@ import torch
 from timm.models.vgg import ConvMlp
 from torch import Tensor, nn
 
-from .backbone import Anatomy, NoEvidenceMap, input_size, pooled_norm
+from .backbone import Anatomy, NoEvidenceMap, TimmModule, input_size, pooled_norm
 
 _PROBE_CLASSES = 3
 _ONLY_CLASS_TOKENS = "its features keep no patch tokens, only class tokens"
 
 
-def weights_of(linear: nn.Module) -> tuple[Tensor, Tensor]:
+def weights_of(linear: TimmModule) -> tuple[Tensor, Tensor]:
     """Return weight (C, K) and bias (C,) of a linear layer or 1x1 convolution; a missing bias is zero."""
     weight = linear.weight.flatten(1)
     return weight, weight.new_zeros(weight.shape[0]) if linear.bias is None else linear.bias
@@ -39,14 +39,30 @@ def examine(architecture: str, **model_args: Any) -> Anatomy:
         model_args: Further arguments of `timm.create_model`.
     """
     with torch.device("meta"):
-        vanilla = timm.create_model(architecture, **{**model_args, "num_classes": _PROBE_CLASSES}).eval()
+        vanilla: TimmModule = timm.create_model(architecture, **{**model_args, "num_classes": _PROBE_CLASSES}).eval()
         image = torch.empty(1, *input_size(vanilla, model_args))
         raw = _raw_features(vanilla, image)
     return _with_stride(_read_head(_Probe(vanilla, raw.shape, image.shape[-2:])), raw, image)
 
 
+def examine_or_explain(name: str, architecture: str, model_args: dict[str, Any]) -> Anatomy:
+    """Find out how an architecture reads its features, with errors in terms of the name that the user gave."""
+    try:
+        return examine(architecture, **model_args)
+    except TypeError as error:  # of the architecture's constructor
+        raise TypeError(
+            f"neither timm's {architecture} nor the head of {name} takes these arguments: {error}"
+        ) from error
+    except NoEvidenceMap as error:
+        raise NoEvidenceMap(
+            f"{name} is not possible: {architecture} admits no evidence map, because {error}. "
+            f"Use one that timm.list_models('{name.split('_')[0]}_*') lists, such as resnet50, efficientnet_b0, "
+            "convnext_tiny or swinv2_tiny_window8_256"
+        ) from error
+
+
 @torch.no_grad()
-def examine_pruned(backbone: nn.Module, image_size: tuple[int, int, int], before: Anatomy) -> Anatomy:
+def examine_pruned(backbone: TimmModule, image_size: tuple[int, int, int], before: Anatomy) -> Anatomy:
     """Find out the layout of the features that a backbone without head gives after layers were pruned.
 
     Args:
@@ -68,7 +84,7 @@ def _with_stride(anatomy: Anatomy, raw: Tensor, image: Tensor) -> Anatomy:
     return replace(anatomy, stride=image.shape[2] / rows)
 
 
-def _raw_features(vanilla: nn.Module, image: Tensor) -> Tensor:
+def _raw_features(vanilla: TimmModule, image: Tensor) -> Tensor:
     try:
         raw = vanilla.forward_features(image)
         if isinstance(raw, Tensor):
@@ -82,7 +98,7 @@ def _raw_features(vanilla: nn.Module, image: Tensor) -> Tensor:
 class _Probe:
     """The head of a timm model with random weights, and random features of its own shape, in double precision."""
 
-    def __init__(self, vanilla: nn.Module, shape: torch.Size, image_size: tuple[int, int]) -> None:
+    def __init__(self, vanilla: TimmModule, shape: torch.Size, image_size: Sequence[int]) -> None:
         self.vanilla = vanilla
         self.generator = torch.Generator().manual_seed(0)  # the caller's random state is left alone
         self.shape, self.image_size = shape, image_size
@@ -112,11 +128,11 @@ class _Probe:
 
     def _materialise(self, module: nn.Module) -> None:
         module.to_empty(device="cpu").double()
-        for tensor in module.parameters():
-            tensor.normal_(generator=self.generator)
-        for tensor in module.buffers():
-            if tensor.is_floating_point():
-                tensor.uniform_(0.5, 1.5, generator=self.generator)
+        for weight in module.parameters():
+            weight.normal_(generator=self.generator)
+        for buffer in module.buffers():
+            if buffer.is_floating_point():
+                buffer.uniform_(0.5, 1.5, generator=self.generator)
 
     def head(self, raw: Tensor) -> Tensor:
         return self.vanilla.forward_head(raw)
@@ -147,7 +163,7 @@ def _read_head(probe: _Probe) -> Anatomy:
     return _with_class_tokens(anatomy, probe.vanilla, probe.shape, probe.image_size)
 
 
-def _layout(vanilla: nn.Module, shape: torch.Size) -> Anatomy:
+def _layout(vanilla: TimmModule, shape: torch.Size) -> Anatomy:
     """Read off a shape where locations and channels are in the raw features; the head type is `tokens` for now."""
     if len(shape) == 4:
         last = getattr(vanilla, "output_fmt", None) == "NHWC"
@@ -158,7 +174,7 @@ def _layout(vanilla: nn.Module, shape: torch.Size) -> Anatomy:
     return Anatomy("tokens", channels=shape[2], tokens=True, prefix_tokens=prefix)
 
 
-def _with_class_tokens(anatomy: Anatomy, vanilla: nn.Module, shape: torch.Size, image_size: tuple[int, int]) -> Anatomy:
+def _with_class_tokens(anatomy: Anatomy, vanilla: TimmModule, shape: torch.Size, image_size: Sequence[int]) -> Anatomy:
     """Count the class tokens that timm does not count, for a head that reads something other than the average."""
     if anatomy.tokens and not hasattr(vanilla, "num_prefix_tokens"):
         anatomy = replace(anatomy, prefix_tokens=_count_prefix(shape[1], image_size))
@@ -167,7 +183,7 @@ def _with_class_tokens(anatomy: Anatomy, vanilla: nn.Module, shape: torch.Size, 
     return anatomy
 
 
-def _count_prefix(length: int, image_size: tuple[int, int]) -> int:
+def _count_prefix(length: int, image_size: Sequence[int]) -> int:
     """Return the least number of tokens to drop so that the rest fills a grid in the shape of the image."""
     for prefix in range(length):
         height = int(((length - prefix) * image_size[0] / image_size[1]) ** 0.5 + 0.5)

@@ -11,9 +11,9 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, SupportsIndex, TypeAlias
 
 import timm
 import torch
@@ -22,6 +22,9 @@ from torch import Tensor, nn
 
 from .heads import at_least_float32
 from .tracing import keep_functions_whole
+
+TimmModule: TypeAlias = Any
+"""A model or layer of timm, with attributes such as `pretrained_cfg` that the type `nn.Module` does not declare."""
 
 
 class NoEvidenceMap(ValueError):
@@ -58,11 +61,11 @@ class Anatomy:
         """Whether the classifier's own weights give evidence that averages to its own logits."""
         return self.head_type in ("linear", "affine", "norm")
 
-    def features(self, backbone: nn.Module, images: Tensor) -> Tensor:
+    def features(self, backbone: TimmModule, images: Tensor) -> Tensor:
         """Compute the evidence features (B, K, H, W) of images, with a backbone from `make_backbone`."""
         return self.localise(backbone, backbone(images), images.shape[-2:])
 
-    def localise(self, backbone: nn.Module, raw: Tensor, image_size: tuple[int, int]) -> Tensor:
+    def localise(self, backbone: TimmModule, raw: Tensor, image_size: Sequence[int]) -> Tensor:
         """Bring the output of the backbone to (B, K, H, W), and apply what its head does before the linear layer.
 
         Args:
@@ -77,7 +80,7 @@ class Anatomy:
             return backbone.get_submodule(self.norm)(features)
         return features
 
-    def to_maps(self, raw: Tensor, image_size: tuple[int, int]) -> Tensor:
+    def to_maps(self, raw: Tensor, image_size: Sequence[int]) -> Tensor:
         """Drop prefix tokens and lay the rest out as (B, K, H, W), in the shape of the image."""
         if self.channels_last:
             return raw.permute(0, 3, 1, 2)
@@ -88,7 +91,7 @@ class Anatomy:
         return patches.transpose(1, 2).unflatten(2, (height, patches.shape[1] // height))
 
 
-def in_spatial_order(backbone: nn.Module, raw: Tensor) -> Tensor:
+def in_spatial_order(backbone: TimmModule, raw: Tensor) -> Tensor:
     """Return the tokens of a Hiera whose last layers were pruned row by row; other features are returned unchanged.
 
     Hiera keeps the tokens of a window together until its last pooling, and timm reorders intermediate features only.
@@ -119,27 +122,27 @@ def grid_height(tokens: int, height: int, width: int) -> int:
     return best
 
 
-def input_size(vanilla: nn.Module, model_args: dict[str, Any]) -> tuple[int, int, int]:
+def input_size(model: TimmModule, model_args: dict[str, Any]) -> tuple[int, int, int]:
     """Return the (channels, height, width) that a timm model takes by default.
 
     Another `patch_size` may not divide the architecture's own size, which is then rounded down to whole patches, unless
     the model takes images of that size only.
 
     Args:
-        vanilla: Any model with a `pretrained_cfg`.
+        model: Any model with a `pretrained_cfg`.
         model_args: Arguments that the model was made with.
     """
-    channels, height, width = vanilla.pretrained_cfg.get("input_size", (3, 224, 224))
+    channels, height, width = model.pretrained_cfg.get("input_size", (3, 224, 224))
     size = model_args.get("img_size") or (height, width)
     height, width = (size, size) if isinstance(size, int) else size
-    patches = getattr(getattr(vanilla, "backbone", vanilla), "patch_embed", None)
+    patches = getattr(getattr(model, "backbone", model), "patch_embed", None)
     one_size_only = getattr(patches, "strict_img_size", False)
     patch_size = 1 if one_size_only else model_args.get("patch_size") or 1
     rows, columns = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
     return model_args.get("in_chans") or channels, height // rows * rows, width // columns * columns
 
 
-def pooled_norm(norm: nn.Module, features: Tensor) -> Tensor:
+def pooled_norm(norm: TimmModule, features: Tensor) -> Tensor:
     """Apply a norm of the pooled vector at every location, see `normalise_by_pooled`.
 
     Args:
@@ -191,7 +194,7 @@ def _machine_epsilon(values: Tensor) -> float:
     return torch.finfo(values.dtype).eps
 
 
-def make_backbone(architecture: str, anatomy: Anatomy, **model_args: Any) -> nn.Module:
+def make_backbone(architecture: str, anatomy: Anatomy, **model_args: Any) -> TimmModule:
     """Make the timm model without classifier, whose state-dict keys are the vanilla model's.
 
     Calling it returns unpooled features, or what another of its methods returns, and calling the norm of its head
@@ -199,7 +202,7 @@ def make_backbone(architecture: str, anatomy: Anatomy, **model_args: Any) -> nn.
     every parameter takes part in training. VGG gets the SoftCAM authors' two hidden 1x1 layers in place of its 7x7 one,
     which would leave a single location at 224 px.
     """
-    backbone = timm.create_model(architecture, **{**model_args, "num_classes": 0})
+    backbone: TimmModule = timm.create_model(architecture, **{**model_args, "num_classes": 0})
     if anatomy.head_type == "vgg":
         old = backbone.pre_logits
         like = {"device": old.fc1.weight.device, "dtype": old.fc1.weight.dtype}
@@ -214,12 +217,12 @@ def make_backbone(architecture: str, anatomy: Anatomy, **model_args: Any) -> nn.
 
 
 def run_method(
-    backbone: nn.Module, images: Tensor, *args: Any, method: str = "forward_features", **options: Any
+    backbone: TimmModule, images: Tensor, *args: Any, method: str = "forward_features", **options: Any
 ) -> Any:
     return getattr(backbone, method)(images, *args, **options)
 
 
-def replace_forward(module: nn.Module, forward: Callable[..., Tensor]) -> nn.Module:
+def replace_forward(module: TimmModule, forward: Callable[..., Any]) -> TimmModule:
     """Make calls of `module` run `forward(module, ...)`, with the module's parameters and children as they are.
 
     The class of the module changes rather than its attribute `forward`: copies and replicas of the module then compute
@@ -229,23 +232,26 @@ def replace_forward(module: nn.Module, forward: Callable[..., Tensor]) -> nn.Mod
         module: Module to change in place.
         forward: Function of the top level of a file, so that the module can be pickled.
     """
-    module.__class__ = _with_forward(type(module), forward)
+    module.__class__ = _with_forward(type(module), forward)  # type: ignore[arg-type]  # mypy takes it for unhashable
     return module
 
 
 class _Replaced:
     """Base of the classes that `replace_forward` makes; pickles name the original class, which can be imported."""
 
-    def __reduce_ex__(self, protocol: int) -> tuple[Any, ...]:
+    replaced: ClassVar[type[nn.Module]]
+    forward: ClassVar[Callable[..., Any]]
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
         return _blank, (self.replaced, type(self).forward), self.__dict__
 
 
 @functools.cache
-def _with_forward(kind: type[nn.Module], forward: Callable[..., Tensor]) -> type[nn.Module]:
-    namespace = {"forward": forward, "replaced": kind, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
-    return type(kind.__name__, (_Replaced, kind), namespace)
+def _with_forward(original: type[nn.Module], forward: Callable[..., Any]) -> type[nn.Module]:
+    names = {"__module__": original.__module__, "__qualname__": original.__qualname__}
+    return type(original.__name__, (_Replaced, original), {"forward": forward, "replaced": original, **names})
 
 
-def _blank(kind: type[nn.Module], forward: Callable[..., Tensor]) -> nn.Module:
-    made = _with_forward(kind, forward)
+def _blank(original: type[nn.Module], forward: Callable[..., Any]) -> nn.Module:
+    made = _with_forward(original, forward)  # type: ignore[arg-type]
     return made.__new__(made)

@@ -5,47 +5,25 @@
 """
 
 import copy
-import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal, overload
 
-import timm
 import torch
-from timm.models import PretrainedCfg, build_model_with_cfg, get_pretrained_cfg
+from timm.models import build_model_with_cfg, get_pretrained_cfg
 from torch import Tensor, nn
 
-from .anatomy import examine, examine_pruned
-from .backbone import Anatomy, NoEvidenceMap, make_backbone
+from .anatomy import examine_or_explain, examine_pruned
+from .backbone import make_backbone
 from .features import OPTIONS, extract_features
 from .heads import BUILT_IN, HEADS
 from .label_kind import recorded_multi_label
+from .names import split_name
 from .preprocessing import check_model_args, check_pretrained_cfg
 from .saved_format import plain_args, read_saved_args, written_args
 from .self_explaining import SelfExplaining
 from .tracing import trace
 from .weights import adopt, below_backbone, checkpoint_filter_fn, derive_cfg
-
-ALIASES = {"swinv2_b": "swinv2_base_window8_256"}
-"""Short names of timm architectures."""
-
-
-def split_name(name: str) -> tuple[str, str]:
-    """Split `cape_resnet50` into its family and timm architecture, with aliases resolved."""
-    family, _, architecture = name.partition("_")
-    if family not in HEADS:
-        near = [f"{head}_{name}" for head in HEADS] if timm.is_model(name) else []
-        names = " or ".join(f"{head}_<timm name>" for head in HEADS)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"expected {names}"
-        if timm.is_model(architecture):
-            hint += f". If another package brings the head {family!r}, import the module that registers it first"
-        raise ValueError(f"unknown architecture {name!r}: {hint}")
-    architecture = ALIASES.get(architecture, architecture)
-    if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
-        hint = f"did you mean {', '.join(f'{family}_{n}' for n in near)}?" if near else "see timm.list_models()"
-        raise ValueError(f"unknown architecture {name!r}: timm {timm.__version__} has no {architecture!r}; {hint}")
-    return family, architecture
 
 
 class UnsupportedPool(ValueError, AssertionError):
@@ -179,12 +157,13 @@ class Classifier(SelfExplaining):
         self.num_classes = num_classes
         if num_classes == 0:
             self.global_pool = self.global_pool if global_pool is None else global_pool
-            self.head = nn.Identity()
+            self.head = nn.Identity()  # type: ignore[assignment]  # no classes, no evidence
             return
         self.global_pool = "avg"
         weight = next(self.backbone.parameters())
-        like = {"device": weight.device, "dtype": weight.dtype}
-        self.head = HEADS[self.family](self.num_features, num_classes, **self.head_args, **like)
+        self.head = HEADS[self.family](
+            self.num_features, num_classes, **self.head_args, device=weight.device, dtype=weight.dtype
+        )
         self.head.train(self.training)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -221,7 +200,7 @@ class Classifier(SelfExplaining):
         """Return the graph that `torch.jit.script` compiles, as TorchScript has no keyword-only arguments."""
         return trace(self)
 
-    def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False) -> Any:
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False) -> Any:
         """Load weights of this model, or of the vanilla timm model, whose classifier an exact head adopts."""
         return super().load_state_dict(adopt(state_dict, self), strict=strict, assign=assign)
 
@@ -257,35 +236,32 @@ def check_pool(global_pool: str | None, num_classes: int) -> None:
         )
 
 
-def examine_or_explain(name: str, architecture: str, model_args: dict[str, Any]) -> Anatomy:
-    """Find out how an architecture reads its features, with errors in terms of the name that the user gave."""
-    try:
-        return examine(architecture, **model_args)
-    except TypeError as error:  # of the architecture's constructor
-        raise TypeError(
-            f"neither timm's {architecture} nor the head of {name} takes these arguments: {error}"
-        ) from error
-    except NoEvidenceMap as error:
-        raise NoEvidenceMap(
-            f"{name} is not possible: {architecture} admits no evidence map, because {error}. "
-            f"Use one that timm.list_models('{name.split('_')[0]}_*') lists, such as resnet50, efficientnet_b0, "
-            "convnext_tiny or swinv2_tiny_window8_256"
-        ) from error
-
-
-def build(architecture: str, pretrained: bool = False, **options: Any) -> nn.Module:
+@overload
+def build(
+    architecture: str, pretrained: bool = ..., *, features_only: Literal[False] = ..., **options: Any
+) -> Classifier: ...
+@overload
+def build(architecture: str, pretrained: bool = ..., *, features_only: Literal[True], **options: Any) -> nn.Module: ...
+def build(
+    architecture: str, pretrained: bool = False, *, features_only: bool = False, **options: Any
+) -> Classifier | nn.Module:
     """Make a self-explaining classifier, such as `softcam_resnet50` or `cape_resnet50`.
+
+        model = softcam_hub.build("cape_resnet50", pretrained=True, num_classes=5)
+
+    `timm.create_model` makes the same model, with a type that type checkers do not know.
 
     Args:
         architecture: Family and timm name, such as `cape_resnet50`; a tag may follow (`cape_resnet50.a1_in1k`).
         pretrained: Load timm's weights, and for an exact architecture timm's classifier.
+        features_only: Make timm's feature extractor of the backbone instead of a classifier.
         options: Arguments that `timm.create_model` passes on, options of the head (`naive`), and arguments of the timm
             architecture.
     """
     name, _, tag = architecture.partition(".")
     family, timm_name = split_name(name)
     options = read_saved_args(options, name)
-    cfg = options.pop("pretrained_cfg", None) or tag
+    cfg: Any = options.pop("pretrained_cfg", None) or tag
     if isinstance(cfg, str):  # a tag, or none; anything else describes our own weights already
         cfg = derive_cfg(get_pretrained_cfg(f"{timm_name}.{cfg}" if cfg else timm_name), f"{family}_{timm_name}")
     check_pretrained_cfg(cfg)
@@ -293,9 +269,9 @@ def build(architecture: str, pretrained: bool = False, **options: Any) -> nn.Mod
     check_model_args(options)
     if (recorded := recorded_multi_label(cfg, options.get("cache_dir"))) is not None:
         options.setdefault("multi_label", recorded)
-    if options.pop("features_only", False):
+    if features_only:
         return _build_features(f"{family}_{timm_name}", pretrained, cfg, options)
-    return build_model_with_cfg(
+    model: Classifier = build_model_with_cfg(
         partial(Classifier, family, timm_name),
         f"{family}_{timm_name}",
         pretrained,
@@ -303,13 +279,14 @@ def build(architecture: str, pretrained: bool = False, **options: Any) -> nn.Mod
         pretrained_filter_fn=checkpoint_filter_fn,
         **options,
     )
+    return model
 
 
-def _build_features(name: str, pretrained: bool, cfg: PretrainedCfg, options: dict[str, Any]) -> nn.Module:
+def _build_features(name: str, pretrained: bool, cfg: Any, options: dict[str, Any]) -> nn.Module:
     """Make a feature extractor, from a model without classes; without weights to load, that model needs no memory."""
     extraction = {key: options.pop(key) for key in (*OPTIONS, "device", "dtype") if key in options}
-    placement = {key: extraction[key] for key in ("device", "dtype") if key in extraction}
+    placement: dict[str, Any] = {key: extraction[key] for key in ("device", "dtype") if key in extraction}
     if not pretrained:
         placement["device"] = "meta"
-    model = build(name, pretrained, pretrained_cfg=cfg, **{**options, **placement, "num_classes": 0})
+    model: Classifier = build(name, pretrained, pretrained_cfg=cfg, **{**options, **placement, "num_classes": 0})
     return extract_features(model, pretrained, **extraction)

@@ -6,15 +6,15 @@
 
 import copy
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .classifier import split_name
 from .heads import HEADS
 from .label_kind import MULTI_LABEL, PROBLEM_TYPES, written_multi_label
-from .losses import Bootstrap
+from .losses import Bootstrap, Mode
+from .names import split_name
 from .preprocessing import check_classes
 from .saved_format import read_saved_args, written_args
 from .weights import SOURCES
@@ -68,14 +68,14 @@ class EvidenceConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         classes, names = kwargs.pop("num_classes", None), kwargs.pop("label_names", None)
         count, named = kwargs.get("num_labels"), self.id2label is not None
-        if named and count not in (None, len(self.id2label)):
+        if self.id2label is not None and count not in (None, len(self.id2label)):
             raise ValueError(f"num_labels={count} contradicts id2label, which names {len(self.id2label)} classes")
         super().__post_init__(**kwargs)
         if not named and count is None and classes not in (None, self.num_labels):
             raise ValueError(f"num_classes={classes} is timm's word: configurations take num_labels, or id2label")
         if self.problem_type is None and (self.model_args or {}).get("multi_label"):
             self.problem_type = MULTI_LABEL
-        self.label2id = self.label2id or {name: index for index, name in self.id2label.items()}
+        self.label2id = self.label2id or {name: index for index, name in self._names_by_index().items()}
         if self.model_args:
             args = read_saved_args(self.model_args, self.architecture)
             self.model_args = {name: value for name, value in args.items() if name not in _NOT_MODEL_ARGS}
@@ -98,8 +98,8 @@ class EvidenceConfig(PreTrainedConfig):
             )
         if not self.num_labels:
             raise ValueError("num_labels must be at least 1: a model that shows evidence has classes to show it for")
-        if set(self.id2label) != set(range(self.num_labels)):
-            raise ValueError(f"id2label must name the classes 0 to {self.num_labels - 1}, got {list(self.id2label)}")
+        if set(indices := self._names_by_index()) != set(range(self.num_labels)):
+            raise ValueError(f"id2label must name the classes 0 to {self.num_labels - 1}, got {list(indices)}")
         if self.problem_type not in (None, *PROBLEM_TYPES):
             raise ValueError(
                 f"problem_type={self.problem_type!r} is not possible, evidence maps are maps of classes: expected "
@@ -125,8 +125,11 @@ class EvidenceConfig(PreTrainedConfig):
         if label_names is not None and list(label_names) != known:
             raise ValueError(f"label_names {list(label_names)[:10]} contradict id2label, which names {known[:10]}")
 
+    def _names_by_index(self) -> dict[Any, str]:
+        return dict(self.id2label or {})
+
     def _label_names(self) -> list[str]:
-        return [self.id2label[index] for index in sorted(self.id2label)]
+        return [name for _, name in sorted(self._names_by_index().items())]
 
     @staticmethod
     def without_sources(pretrained_cfg: dict[str, Any]) -> dict[str, Any]:
@@ -249,7 +252,7 @@ class CAPEConfig(EvidenceConfig):
     }
 
     architecture: str = "cape_resnet50"
-    mode: str = "direct"
+    mode: Mode | str = "direct"  # a str, so that `Bootstrap` refuses an unknown mode, with a sentence of ours
     alpha: float | int | None = None
     beta: float | int | None = None
     temperature: float | int = 2.0
@@ -276,4 +279,4 @@ class CAPEConfig(EvidenceConfig):
     @property
     def bootstrap(self) -> Bootstrap:
         """The loss that these settings describe."""
-        return Bootstrap(self.mode, self.alpha, self.beta, self.temperature, self.selective)
+        return Bootstrap(cast(Mode, self.mode), self.alpha, self.beta, self.temperature, self.selective)

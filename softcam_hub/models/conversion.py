@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from timm.models import PretrainedCfg
 from torch import nn
 
+from .backbone import TimmModule
 from .classifier import Classifier, build
 from .evaluation_mode import evaluation_mode
 from .heads import HEADS
@@ -44,7 +45,7 @@ def convert(vanilla: nn.Module, family: str = "softcam") -> Classifier:
 
 
 @torch.no_grad()
-def _check_conversion(vanilla: nn.Module, model: Classifier) -> None:
+def _check_conversion(vanilla: TimmModule, model: Classifier) -> None:
     """Refuse a timm model that is not what its name says any more: another pool, or layers exchanged."""
     weight = model.head.weight
     generator = torch.Generator().manual_seed(0)
@@ -71,7 +72,7 @@ def to_vanilla(model: Classifier) -> nn.Module:
         raise TypeError(f"to_vanilla() takes a {names} timm model with classes, got {type(model).__name__}")
     _refuse_inexact(model, f"{model.family}_{model.architecture} has no vanilla counterpart")
     args = {**model.backbone_args, "num_classes": model.num_classes}
-    vanilla = timm.create_model(model.architecture, pretrained_cfg=restore_cfg(model), **args)
+    vanilla: TimmModule = timm.create_model(model.architecture, pretrained_cfg=restore_cfg(model), **args)
     weight = next(model.parameters())
     vanilla = vanilla.to(weight.device, weight.dtype).train(model.training)
     own = {key.removeprefix("backbone."): v for key, v in model.state_dict().items() if key.startswith("backbone.")}

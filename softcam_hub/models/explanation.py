@@ -233,9 +233,9 @@ class Explanation:
         Returns:
             (B, k, *size); all zero where a map has no contrast.
         """
-        size = (size, size) if isinstance(size, int) else tuple(size)
+        height, width = (size, size) if isinstance(size, int) else size
         positive = at_least_float32(self.maps).relu()
-        large = F.interpolate(positive, size=size, mode="bilinear", align_corners=False)
+        large = F.interpolate(positive, size=(height, width), mode="bilinear", align_corners=False)
         low, high = large.amin(dim=(2, 3), keepdim=True), large.amax(dim=(2, 3), keepdim=True)
         return torch.where(high > low, (large - low) / (high - low).clamp_min(torch.finfo(large.dtype).tiny), 0.0)
 

@@ -9,6 +9,8 @@ from typing import Any
 import timm
 from torch import nn
 
+from .backbone import TimmModule
+from .self_explaining import SelfExplaining
 from .weights import restore_cfg
 
 OPTIONS = ("out_indices", "feature_cls", "feature_cfg")
@@ -18,7 +20,7 @@ _NOT_FOR_FEATURES = ("num_classes", "classifier", "global_pool", "state_dict")
 """Keys of a `pretrained_cfg` that say nothing about a feature extractor."""
 
 
-def extract_features(model: nn.Module, loaded: bool, **options: Any) -> nn.Module:
+def extract_features(model: SelfExplaining, loaded: bool, **options: Any) -> nn.Module:
     """Make timm's feature extractor of a model's architecture.
 
     Args:
@@ -36,7 +38,7 @@ def extract_features(model: nn.Module, loaded: bool, **options: Any) -> nn.Modul
         shape = (model.in_chans, *cfg.input_size[1:])
         # with another number of classes timm accepts weights without a head
         source = replace(cfg, state_dict=weights, input_size=shape, num_classes=1, custom_load=False, source=None)
-    features = timm.create_model(
+    features: TimmModule = timm.create_model(
         model.architecture, loaded, source, features_only=True, **model.backbone_args, **options
     )
     description = {key: value for key, value in asdict(cfg).items() if key not in _NOT_FOR_FEATURES}

@@ -100,10 +100,12 @@ def _check_numbers(head: type[EvidenceHead]) -> None:
             raise ValueError(f"{kind.name!r} maps of {head.__name__} have negative values: say signed=True of the kind")
         if kind.composition is not None:
             predicted = kind.target(logits, logits.softmax(dim=1))
-            error = (kind.compose(maps) - predicted).abs().max()
-            if not error <= _TOLERANCE * predicted.abs().max():
+            distance = float((kind.compose(maps) - predicted).abs().max())
+            if not distance <= _TOLERANCE * predicted.abs().max():
                 meaning = "sum to the probability" if kind.sums_to_probability else "average to the logit"
-                raise ValueError(f"{kind.name!r} maps of {head.__name__} do not {meaning}: they are {error:.1e} away")
+                raise ValueError(
+                    f"{kind.name!r} maps of {head.__name__} do not {meaning}: they are {distance:.1e} away"
+                )
 
 
 def _check_tensor(what: str, values: Any, shape: tuple[int, ...], dimensions: str) -> None:

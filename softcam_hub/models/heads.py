@@ -12,14 +12,17 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .card_text import CAPE_CARD, SOFTCAM_CARD, CardText
-from .map_kind import CAM, MapKind
+from .map_kind import CAM, KindName, MapKind
+
+Family: TypeAlias = Literal["softcam", "cape"] | str
+"""Name of a family. Editors complete those of this package, and `softcam_hub.register_head` adds others."""
 
 
 class EvidenceHead(nn.Module, ABC):
@@ -59,6 +62,8 @@ class EvidenceHead(nn.Module, ABC):
 
     has_temperature: ClassVar[bool] = False
     """Whether evidence is divided by a learnt temperature: a parameter `log_temperature` that weight decay spares."""
+
+    log_temperature: nn.Parameter
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
@@ -105,7 +110,7 @@ class EvidenceHead(nn.Module, ABC):
         """Compute `M' = W·F + b` in the compute dtype: (B, K, H, W) -> (B, C, H, W)."""
         return F.conv2d(features, self.weight[:, :, None, None], self.bias)
 
-    def forward(self, features: Tensor, *, kind: str | None = None) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, *, kind: KindName | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Return the logits (B, C), or the pair of logits and maps (B, C, H, W) where a kind of map is named.
 
         Call the head as a module, `head(features, kind=kind)`. Hooks, offloading, parametrisations and wrappers such as
@@ -120,7 +125,7 @@ class EvidenceHead(nn.Module, ABC):
         logits = self.compose(evidence)
         return logits if kind is None else (logits, self.draw(evidence, kind))
 
-    def maps(self, features: Tensor, classes: Tensor | None = None, kind: str | None = None) -> Tensor:
+    def maps(self, features: Tensor, classes: Tensor | None = None, kind: KindName | None = None) -> Tensor:
         """Return the maps of the given classes, or of all classes.
 
         Args:

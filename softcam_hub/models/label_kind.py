@@ -11,13 +11,15 @@ Folders that were saved without `multi_label` still work in timm, as the models 
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from huggingface_hub import hf_hub_download
 from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
-SINGLE_LABEL, MULTI_LABEL = PROBLEM_TYPES = ("single_label_classification", "multi_label_classification")
+SINGLE_LABEL: Final = "single_label_classification"
+MULTI_LABEL: Final = "multi_label_classification"
+PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL)
 """Values of `problem_type` that a model of classes can have."""
 
 
@@ -55,8 +57,10 @@ def recorded_multi_label(cfg: Any, cache_dir: str | Path | None = None) -> bool 
             file = Path(cfg["file"], "config.json")
         else:
             repo, _, revision = cfg["hf_hub_id"].partition("@")
-            options = {"revision": revision or None, "cache_dir": cache_dir, "local_files_only": True}
-            file = Path(hf_hub_download(repo, "config.json", **options))
+            found = hf_hub_download(
+                repo, "config.json", revision=revision or None, cache_dir=cache_dir, local_files_only=True
+            )
+            file = Path(found)
         config = json.loads(file.read_text(encoding="utf-8"))
     except OSError:  # the folder or the cache is gone since timm read it
         return None

@@ -10,7 +10,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -91,7 +91,10 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float, selective
     return temperature**2 * divergence.mean()
 
 
-MODES: dict[str, tuple[float, float]] = {"direct": (1.0, 0.0), "from-scratch": (1.0, 1.0), "post-fit": (0.0, 1.0)}
+Mode = Literal["direct", "from-scratch", "post-fit"]
+"""Ways in which CAPE learns, see `Bootstrap`."""
+
+MODES: dict[Mode, tuple[float, float]] = {"direct": (1.0, 0.0), "from-scratch": (1.0, 1.0), "post-fit": (0.0, 1.0)}
 """Mode -> alpha and beta of eq. 10, as in the paper."""
 
 
@@ -104,14 +107,14 @@ class Bootstrap:
     - `post-fit` (PF): only CAPE learns; the caller keeps backbone and teacher frozen.
 
     Args:
-        mode: One of the modes above.
+        mode: `direct`, `from-scratch` or `post-fit`.
         alpha: Weight of the cross-entropy. The default is that of the mode.
         beta: Weight of the divergence. The default is that of the mode.
         temperature: Temperature T of the teacher.
         selective: Count the divergence only where student and teacher disagree.
     """
 
-    mode: str = "direct"
+    mode: Mode = "direct"
     alpha: float | None = None
     beta: float | None = None
     temperature: float = 2.0
@@ -163,15 +166,15 @@ class Bootstrap:
             cross_entropy_options: `label_smoothing` and `class_weights` of `cross_entropy`.
         """
         alpha, beta = self.weights
-        if self.needs_teacher and teacher_logits is None:
-            raise ValueError(f"mode {self.mode!r} learns from a teacher, but the model has none")
-        if alpha and targets is None:
-            raise ValueError(f"mode {self.mode!r} with alpha above 0 needs labels, got none")
-        loss = 0.0
+        learner, loss = logits, logits.new_zeros(())
         if self.needs_teacher:
+            if teacher_logits is None:
+                raise ValueError(f"mode {self.mode!r} learns from a teacher, but the model has none")
+            learner = teacher_logits
             loss = beta * distillation(logits, teacher_logits, self.temperature, self.selective)
         if alpha:
-            learner = teacher_logits if self.needs_teacher else logits
+            if targets is None:
+                raise ValueError(f"mode {self.mode!r} with alpha above 0 needs labels, got none")
             loss = loss + alpha * cross_entropy(learner, targets, **cross_entropy_options)
         return loss
 

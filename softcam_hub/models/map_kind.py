@@ -5,9 +5,12 @@
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from torch import Tensor
+
+KindName: TypeAlias = Literal["softcam", "cape", "mu-cape", "cam"] | str
+"""Name of a map kind. Editors complete those of this package, and a registered head brings names of its own."""
 
 Composition = Literal["sum", "mean"]
 """`sum`: the cells of a map add up to the class probability. `mean`: they average to the logit."""

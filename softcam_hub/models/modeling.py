@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from .classifier import Classifier
-from .configuration import CAPEConfig, EvidenceConfig, SoftCAMConfig
+from .configuration import CAPEConfig, SoftCAMConfig
 from .heads import EvidenceHead
 from .losses import check_labels, check_multi_hot, cross_entropy, elastic_net
 from .outputs import EvidenceClassifierOutput, EvidenceModelOutput
@@ -19,8 +20,6 @@ from .pretrained import EvidencePreTrainedModel
 
 class EvidenceModel(EvidencePreTrainedModel):
     """Return features first, then the maps and logits made of them."""
-
-    config_class = EvidenceConfig
 
     def forward(
         self,
@@ -48,8 +47,6 @@ class EvidenceModel(EvidencePreTrainedModel):
 
 class EvidenceForImageClassification(EvidencePreTrainedModel):
     """Return loss, logits and maps; the loss is the cross-entropy, and the penalty of a head that has one."""
-
-    config_class = EvidenceConfig
 
     def forward(
         self,
@@ -111,10 +108,22 @@ class EvidenceForImageClassification(EvidencePreTrainedModel):
         return self.head_class.penalty is not EvidenceHead.penalty
 
     def _loss(
-        self, logits: Tensor, labels: Tensor, maps: Tensor | None, teacher_logits: Tensor | None, options: dict
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        maps: Tensor | None,
+        teacher_logits: Tensor | None,
+        options: dict[str, Any],
     ) -> Tensor:
         loss = cross_entropy(logits, labels, multi_label=self.multi_label, **options)
-        return loss + self.head_class.penalty(maps) if self.penalises_maps else loss
+        if not self.penalises_maps:
+            return loss
+        if maps is None:
+            raise ValueError("this loss penalises maps and got none: pass the maps of forward(..., output_maps=True)")
+        return loss + self._penalty(maps)
+
+    def _penalty(self, maps: Tensor) -> Tensor:
+        return self.head_class.penalty(maps)
 
     def _student_features(self, features: Tensor) -> Tensor:
         return features
@@ -126,14 +135,14 @@ class EvidenceForImageClassification(EvidencePreTrainedModel):
 class SoftCAMModel(EvidenceModel):
     """SoftCAM without a loss."""
 
-    config_class = SoftCAMConfig
+    config: SoftCAMConfig
     _auto_class = "AutoModel"  # so that transformers saves this code beside the weights
 
 
 class CAPEModel(EvidenceModel):
     """CAPE without a loss, and so without a teacher."""
 
-    config_class = CAPEConfig
+    config: CAPEConfig
     _auto_class = "AutoModel"
 
     def __init__(self, config: CAPEConfig, classifier: Classifier | None = None) -> None:
@@ -143,35 +152,34 @@ class CAPEModel(EvidenceModel):
 class SoftCAMForImageClassification(EvidenceForImageClassification):
     """SoftCAM: maps whose mean is the logits; cross-entropy plus ElasticNet on the maps."""
 
-    config_class = SoftCAMConfig
+    config: SoftCAMConfig
     _auto_class = "AutoModelForImageClassification"
 
     @property
     def penalises_maps(self) -> bool:
         return self.config.l1 > 0 or self.config.l2 > 0
 
-    def _loss(
-        self, logits: Tensor, labels: Tensor, maps: Tensor | None, teacher_logits: Tensor | None, options: dict
-    ) -> Tensor:
-        loss = cross_entropy(logits, labels, multi_label=self.multi_label, **options)
-        return loss + elastic_net(maps, self.config.l1, self.config.l2) if self.penalises_maps else loss
+    def _penalty(self, maps: Tensor) -> Tensor:
+        return elastic_net(maps, self.config.l1, self.config.l2)
 
 
 class CAPEForImageClassification(EvidenceForImageClassification):
     """CAPE: maps that sum to the prediction; in the bootstrap modes a vanilla linear `teacher` is trained or kept."""
 
-    config_class = CAPEConfig
+    config: CAPEConfig
     _auto_class = "AutoModelForImageClassification"
 
     def _make_teacher(self) -> nn.Linear | None:
         if not self.config.bootstrap.needs_teacher:
             return None
         weight = self.head.weight
-        return nn.Linear(self.head.in_features, self.num_classes, device=weight.device, dtype=weight.dtype)
+        return nn.Linear(weight.shape[1], self.num_classes, device=weight.device, dtype=weight.dtype)
 
     @property
     def _frozen(self) -> list[nn.Module]:
-        return [self.backbone, self.teacher] if self.config.mode == "post-fit" else super()._frozen
+        if self.config.mode == "post-fit" and self.teacher is not None:
+            return [self.backbone, self.teacher]
+        return super()._frozen
 
     def _init_teacher(self, has_trained_head: bool) -> None:
         """Copy the vanilla classifier, which an exact head holds when it is taken over, into the teacher."""
@@ -185,7 +193,7 @@ class CAPEForImageClassification(EvidenceForImageClassification):
             self.teacher.weight.data.copy_(self.head.weight.data)
             self.teacher.bias.data.copy_(self.head.bias.data)
 
-    def drop_teacher(self) -> "CAPEForImageClassification":
+    def drop_teacher(self) -> Self:
         """Remove the teacher after training, so that `save_pretrained` and `push_to_hub` write what inference needs."""
         self.teacher = None
         self.config = self.config.for_inference()
@@ -198,7 +206,12 @@ class CAPEForImageClassification(EvidenceForImageClassification):
         return None if self.teacher is None else self.teacher(features.mean(dim=(2, 3)))
 
     def _loss(
-        self, logits: Tensor, labels: Tensor, maps: Tensor | None, teacher_logits: Tensor | None, options: dict
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        maps: Tensor | None,
+        teacher_logits: Tensor | None,
+        options: dict[str, Any],
     ) -> Tensor:
         return self.config.bootstrap.loss(logits, teacher_logits, labels, **options)
 

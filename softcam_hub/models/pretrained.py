@@ -6,13 +6,16 @@
 """
 
 from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from typing_extensions import Self
 
+from .backbone import TimmModule
 from .classes import name_classes
 from .classifier import Classifier, build
 from .configuration import EvidenceConfig
@@ -32,9 +35,11 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
     """
 
     config: EvidenceConfig
+    config_class: type[EvidenceConfig]
+    teacher: nn.Linear | None
     base_model_prefix = ""
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]  # a tuple as in the models of transformers
     gradient_checkpointing = False
     accepts_loss_kwargs = False  # with **kwargs in forward, Trainer would multiply the loss by the accumulation steps
     _no_split_modules: list[str] = []  # noqa: RUF012, transformers reads these class attributes
@@ -53,7 +58,7 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
             cfg = dict(config.pretrained_cfg or {})
             args = config.model_args or {}
             classifier = build(config.architecture, num_classes=config.num_labels, pretrained_cfg=cfg, **args)
-        self.family, self.anatomy = classifier.family, classifier.anatomy
+        self.family, self.architecture, self.anatomy = classifier.family, classifier.architecture, classifier.anatomy
         self.backbone, self.head = classifier.backbone, classifier.head
         self.num_classes, self.in_chans = classifier.num_classes, classifier.in_chans
         self.drop_rate, self.backbone_args = classifier.drop_rate, classifier.backbone_args
@@ -62,7 +67,7 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
         self.teacher = self._make_teacher()
         for module in self.modules():
             if not any(tensor.is_meta for tensor in (*module.parameters(False), *module.buffers(False))):
-                module._is_hf_initialized = True  # timm has drawn these weights
+                module._is_hf_initialized = True  # type: ignore[assignment]  # timm has drawn these weights
         self._freeze()
         self.post_init()
 
@@ -75,7 +80,7 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
         return None
 
     @property
-    def multi_label(self) -> bool:
+    def multi_label(self) -> bool:  # type: ignore[override]  # asks the configuration, where timm models keep it
         """Whether an image may have several labels."""
         return self.config.problem_type == MULTI_LABEL
 
@@ -92,13 +97,13 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
         """The modules that do not learn; their batch statistics do not move either."""
         return [self.backbone] if self.config.freeze_backbone else []
 
-    def train(self, mode: bool = True) -> "EvidencePreTrainedModel":
+    def train(self, mode: bool = True) -> Self:
         super().train(mode)
         for module in self._frozen:
             module.eval()
         return self
 
-    def _init_weights(self, module: nn.Module) -> None:
+    def _init_weights(self, module: TimmModule) -> None:
         """Initialise what neither timm nor a checkpoint has: a new head, and buffers lost to the meta device."""
         if isinstance(module, EvidenceHead):
             module.reset_parameters()
@@ -107,15 +112,26 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
         else:
             super()._init_weights(module)
 
-    def _set_gradient_checkpointing(self, enable: bool = True, **_: Any) -> None:
+    def _set_gradient_checkpointing(self, enable: bool = True, *_: Any, **__: Any) -> None:
         self.backbone.set_grad_checkpointing(enable)
         self.gradient_checkpointing = enable  # read by transformers and PEFT
 
+    @overload
     @classmethod
-    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+    def from_pretrained(cls, *args: Any, output_loading_info: Literal[False] = ..., **kwargs: Any) -> Self: ...
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls, *args: Any, output_loading_info: Literal[True], **kwargs: Any
+    ) -> tuple[Self, dict[str, Any]]: ...
+    @classmethod
+    def from_pretrained(
+        cls, *args: Any, output_loading_info: bool = False, **kwargs: Any
+    ) -> Self | tuple[Self, dict[str, Any]]:
         """Load a model as transformers does, from safetensors only, and refuse weights that are not whole."""
         kwargs["use_safetensors"] = True  # a pickled file can run code
-        model, report = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, report = loaded
         missing = sorted(report["missing_keys"])
         if any(key.startswith("teacher.") for key in missing):
             raise ValueError(
@@ -154,7 +170,7 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
         model_args: dict[str, Any] | None = None,
         cache_dir: str | Path | None = None,
         **config: Any,
-    ) -> "EvidencePreTrainedModel":
+    ) -> Self:
         """Make the Hugging Face model of a timm model, with its weights.
 
         Args:
@@ -189,23 +205,26 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
             has_trained_head: The head was taken over from a trained vanilla classifier.
         """
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Write weights and configuration, and the code of families that bring their own models.
 
         Files that are there stay as they are until all new ones are written.
 
         Args:
             save_directory: Folder of the model.
+            args: Further arguments of `transformers.PreTrainedModel.save_pretrained`.
             kwargs: Further arguments of `transformers.PreTrainedModel.save_pretrained`.
         """
         target = Path(save_directory)
         target.mkdir(parents=True, exist_ok=True)
         if kwargs.get("push_to_hub"):
             kwargs.setdefault("repo_id", target.name)
-        save_in_one_go(lambda draft: super(EvidencePreTrainedModel, self).save_pretrained(draft, **kwargs), target)
+        save_in_one_go(
+            lambda draft: super(EvidencePreTrainedModel, self).save_pretrained(draft, *args, **kwargs), target
+        )
 
     def _features(
-        self, pixel_values: Tensor, output_hidden_states: bool | Sequence[int]
+        self, pixel_values: Any, output_hidden_states: bool | Sequence[int]
     ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         """Compute the features, and the backbone's hidden states: none, all, or those at the given indices."""
         if not output_hidden_states:
@@ -222,7 +241,7 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
         return self.head(features), None
 
 
-def _can_checkpoint(backbone: nn.Module) -> bool:
+def _can_checkpoint(backbone: TimmModule) -> bool:
     """Tell whether timm can recompute activations of this architecture; those that cannot raise when asked to."""
     before = getattr(backbone, "grad_checkpointing", False)
     try:

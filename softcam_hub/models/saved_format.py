@@ -31,8 +31,7 @@ def read_saved_args(model_args: dict[str, Any], architecture: str) -> dict[str, 
     if not isinstance(options, dict):
         raise ValueError(f"head_options in model_args must map names to values, got {options!r}")
     head = HEADS.get(architecture.partition("_")[0])
-    unknown = [name for name in options if head is not None and name not in head.options()]
-    if unknown:
+    if head is not None and (unknown := [name for name in options if name not in head.options()]):
         known = ", ".join(head.options()) or "none"
         raise ValueError(
             f"{architecture} was saved with the head option {unknown[0]!r}, which {head.title} does not have in this "

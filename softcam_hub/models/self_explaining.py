@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
-from .backbone import Anatomy, input_size
+from .backbone import Anatomy, TimmModule, input_size
 from .classes import Classes, choose_classes, name_classes
 from .evaluation_mode import evaluation_mode
 from .explanation import Explanation
 from .heads import HEADS, EvidenceHead, select
 from .inputs import ImageInput, as_batch
 from .label_kind import class_probabilities
+from .map_kind import KindName
 from .overlays import restore_pixels
 
 
@@ -25,8 +26,9 @@ class SelfExplaining(nn.Module):
     family: str
     architecture: str
     anatomy: Anatomy
-    backbone: nn.Module
-    head: nn.Module
+    backbone: TimmModule
+    head: EvidenceHead
+    """Head of the family; `nn.Identity` in a model without classes."""
     num_classes: int
     in_chans: int
     drop_rate: float
@@ -121,7 +123,7 @@ class SelfExplaining(nn.Module):
         images: ImageInput | None = None,
         classes: Classes | None = None,
         top_k: int = 1,
-        kind: str | None = None,
+        kind: KindName | None = None,
         *,
         pixel_values: ImageInput | None = None,
     ) -> Explanation:
@@ -188,7 +190,7 @@ def _below_backbone(spec: Any) -> Any:
 
 
 @torch.fx.wrap  # a tracer has no images yet
-def check_images(images: Tensor, channels: int) -> None:
+def check_images(images: Any, channels: int) -> None:
     """Refuse anything but a floating-point batch (B, `channels`, H, W).
 
     Shape and dtype alone are checked, not values, so that export stays whole.

@@ -1,6 +1,8 @@
 """Graphs of our timm models for `torch.fx` and TorchScript, in which the modules that timm names stay whole."""
 
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from timm.layers import get_notrace_functions, get_notrace_modules
 from torch import fx, nn
@@ -41,6 +43,7 @@ def keep_functions_whole(backbone: nn.Module) -> None:
         backbone: A timm model.
     """
     file = vars(sys.modules[type(backbone).__module__])
-    for function in get_notrace_functions():
+    functions: list[Callable[..., Any]] = get_notrace_functions()
+    for function in functions:
         if file.get(function.__name__) is function:
             exec("wrap(name)", file, {"wrap": fx.wrap, "name": function.__name__})

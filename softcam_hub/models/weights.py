@@ -6,7 +6,7 @@
 
 import copy
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,8 @@ from timm.models import PretrainedCfg, get_arch_pretrained_cfgs, get_pretrained_
 from torch import Tensor, nn
 
 from .anatomy import weights_of
-from .backbone import Anatomy
+from .backbone import Anatomy, TimmModule
+from .self_explaining import SelfExplaining
 
 SOURCES = (
     *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "pretrained_model_args"),
@@ -46,7 +47,8 @@ def describe_file(file: Path, architecture: str) -> dict[str, Any]:
             f"{file} holds no weights that can be read: {reason}; expected a state dict as .safetensors, or as "
             "torch.save writes it"
         ) from error
-    classifier = "head" if is_ours(shapes) else get_pretrained_cfg(architecture).classifier
+    theirs = get_pretrained_cfg(architecture) or PretrainedCfg()
+    classifier = "head" if is_ours(shapes) else theirs.classifier
     classes = _length(state_dict, classifier, 0)
     counted = {} if classes is None else {"num_classes": classes, "label_offset": None}
     return {"file": str(file), "url": None, "hf_hub_id": None, "source": None, "custom_load": False, **counted}
@@ -81,21 +83,21 @@ def below_backbone(layers: Any) -> Any:
     return f"backbone.{layers}" if isinstance(layers, str) else layers and tuple(f"backbone.{n}" for n in layers)
 
 
-def restore_cfg(model: nn.Module) -> PretrainedCfg:
+def restore_cfg(model: SelfExplaining) -> PretrainedCfg:
     """Describe the vanilla model, with the preprocessing of a self-explaining one; the inverse of `derive_cfg`."""
     timms = _timm_cfg(model)
-    theirs = {"architecture": model.architecture, "first_conv": timms.first_conv, "classifier": timms.classifier}
-    return replace(timms, **{**model.pretrained_cfg, "state_dict": None, **theirs})
+    changed = {name: value for name, value in model.pretrained_cfg.items() if name not in ("first_conv", "classifier")}
+    return replace(timms, **{**changed, "state_dict": None, "architecture": model.architecture})
 
 
-def _timm_cfg(model: nn.Module) -> PretrainedCfg:
+def _timm_cfg(model: SelfExplaining) -> PretrainedCfg:
     """Return timm's description of the weights that the model's tag names, or of its default weights."""
     tagged = f"{model.architecture}.{getattr(model, 'pretrained_cfg', {}).get('tag')}"
     known = tagged in get_arch_pretrained_cfgs(model.architecture)
     return get_pretrained_cfg(tagged if known else model.architecture) or PretrainedCfg()
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: SelfExplaining) -> dict[str, Tensor]:
     """Bring a checkpoint to the keys of a self-explaining model, and resize it to the model's image size.
 
     It has the name by which timm's own tools look for such a function in the module of a model.
@@ -111,7 +113,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
     return weights
 
 
-def adopt(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def adopt(state_dict: Mapping[str, Tensor], model: SelfExplaining) -> dict[str, Tensor]:
     """Bring a checkpoint to the keys of a self-explaining model; weights of a vanilla model are converted through timm.
 
     Args:
@@ -123,7 +125,7 @@ def adopt(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     return converted_weights(_load_vanilla(state_dict, model), model)
 
 
-def converted_weights(vanilla: nn.Module, model: nn.Module) -> dict[str, Tensor]:
+def converted_weights(vanilla: TimmModule, model: SelfExplaining) -> dict[str, Tensor]:
     """Return the state dict of a self-explaining model with the weights of a vanilla one.
 
     Args:
@@ -148,7 +150,9 @@ def converted_weights(vanilla: nn.Module, model: nn.Module) -> dict[str, Tensor]
     return weights
 
 
-def _load_vanilla(state_dict: dict[str, Tensor], model: nn.Module, num_classes: int | None = None) -> nn.Module:
+def _load_vanilla(
+    state_dict: Mapping[str, Tensor], model: SelfExplaining, num_classes: int | None = None
+) -> TimmModule:
     """Make the vanilla timm model with the weights of a state dict, through timm's own filters and resizing."""
     cfg = _timm_cfg(model)
     classes = _length(state_dict, cfg.classifier, 0) if num_classes is None else num_classes
@@ -158,7 +162,7 @@ def _load_vanilla(state_dict: dict[str, Tensor], model: nn.Module, num_classes: 
         cfg,
         num_classes=cfg.num_classes if classes is None else classes,
         input_size=(channels, *cfg.input_size[1:]),
-        state_dict=state_dict,
+        state_dict=dict(state_dict),
         custom_load=False,
         source=None,
     )
@@ -174,13 +178,13 @@ def _names(layers: str | tuple[str, ...] | list[str] | None) -> tuple[str, ...]:
     return (layers,) if isinstance(layers, str) else tuple(layers or ())
 
 
-def _length(state_dict: dict[str, Tensor], layers: Any, dim: int) -> int | None:
+def _length(state_dict: Mapping[str, Tensor], layers: Any, dim: int) -> int | None:
     """Return the length of a side of a layer's weight, of the first layer where timm names several."""
     weight = state_dict.get(f"{_names(layers)[0]}.weight") if layers else None
     return None if weight is None else weight.shape[dim]
 
 
-def linear_classifier(vanilla: nn.Module, anatomy: Anatomy) -> tuple[Tensor, Tensor]:
+def linear_classifier(vanilla: TimmModule, anatomy: Anatomy) -> tuple[Tensor, Tensor]:
     """Return the weight (C, K) and bias (C,) by which an exact timm model reads its features; layers are folded."""
     if anatomy.linear is not None:
         return weights_of(vanilla.get_submodule(anatomy.linear))
@@ -192,7 +196,7 @@ def linear_classifier(vanilla: nn.Module, anatomy: Anatomy) -> tuple[Tensor, Ten
 
 
 @contextmanager
-def _head_in_double(vanilla: nn.Module) -> Iterator[None]:
+def _head_in_double(vanilla: TimmModule) -> Iterator[None]:
     """Replace the top-level modules of the classifier by copies in double precision on the CPU, in eval mode."""
     names = {name.split(".")[0] for name in _names(vanilla.pretrained_cfg["classifier"])}
     originals = {name: vanilla.get_submodule(name) for name in names}
@@ -209,7 +213,7 @@ def _head_in_double(vanilla: nn.Module) -> Iterator[None]:
             setattr(vanilla, name, module)
 
 
-def set_linear_classifier(vanilla: nn.Module, anatomy: Anatomy, weight: Tensor, bias: Tensor) -> None:
+def set_linear_classifier(vanilla: TimmModule, anatomy: Anatomy, weight: Tensor, bias: Tensor) -> None:
     """Write (C, K) weight and (C,) bias into the head of an exact timm model, the inverse of `linear_classifier`."""
     if anatomy.linear is not None:
         layers = [vanilla.get_submodule(anatomy.linear)]
@@ -231,13 +235,13 @@ def _one_location(vectors: Tensor, anatomy: Anatomy) -> Tensor:
     return vectors[:, None, None] if anatomy.channels_last else vectors[:, :, None, None]
 
 
-def _norms_before(vanilla: nn.Module, layers: list[nn.Module]) -> list[nn.BatchNorm1d]:
+def _norms_before(vanilla: nn.Module, layers: list[TimmModule]) -> list[TimmModule]:
     """Return the batch norms that share a parent with one of the linear layers."""
     parents = [m for m in vanilla.modules() if any(child in layers for child in m.children())]
     return [child for m in parents if m is not vanilla for child in m.children() if isinstance(child, nn.BatchNorm1d)]
 
 
-def _neutralise(norm: nn.BatchNorm1d) -> None:
+def _neutralise(norm: TimmModule) -> None:
     """Make a batch norm the identity in evaluation."""
     norm.running_mean.zero_()
     norm.running_var.fill_(1.0)

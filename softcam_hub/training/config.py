@@ -17,10 +17,10 @@ import yaml
 
 from ..data.config import DataConfig, flag
 from ..data.transforms import AugmentationConfig
-from ..models.classifier import split_name
 from ..models.heads import HEADS
 from ..models.losses import MODES, Bootstrap
 from ..models.modeling import model_class
+from ..models.names import split_name
 from ..models.preprocessing import check_model_args, check_pretrained_cfg
 from ..models.weights import SOURCES
 

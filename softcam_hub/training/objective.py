@@ -20,12 +20,13 @@ from transformers import PreTrainedConfig
 from ..data.splits import Splits
 from ..files import DRAFT, flush
 from ..loading import find_model, load_classifier, read_config
-from ..models.classifier import Classifier, build, split_name
+from ..models.classifier import Classifier, build
 from ..models.conversion import to_vanilla
 from ..models.heads import HEADS
 from ..models.label_kind import MULTI_LABEL, SINGLE_LABEL, class_probabilities
 from ..models.losses import cross_entropy
 from ..models.modeling import EvidenceForImageClassification, model_class
+from ..models.names import split_name
 from ..models.preprocessing import check_pretrained_cfg
 from ..models.weights import describe_file
 from .config import Config, ModelConfig
