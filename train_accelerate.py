@@ -4,27 +4,16 @@
     accelerate launch train_accelerate.py --recipe lesions-cape            # as set by `accelerate config`
     torchrun --nproc-per-node 4 train_accelerate.py --model cape_resnet50 --data you/dataset --epochs 30
 
+This script is `softcam-hub train`, which needs no copy of the repository; `accelerate launch -m softcam_hub train` and
+`torchrun --nproc-per-node 4 -m softcam_hub train` start it on many processes.
+
 Settings are given as flags, or as a recipe with flags that override it; `--help` lists them. The output
 folder holds a model that timm, transformers and pipelines load, its metrics, its training curve and its log.
 """
 
 import sys
 
-from softcam_hub.training import NotFinite, parse, run
-
-
-def main() -> int:
-    """Train, and end with a sentence instead of a traceback if settings or data are wrong."""
-    try:
-        run(parse())
-    except (ValueError, OSError, ImportError, NotFinite) as error:
-        print(f"train_accelerate.py: error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("train_accelerate.py: interrupted; --resume continues from the last checkpoint", file=sys.stderr)
-        return 130
-    return 0
-
+from softcam_hub.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["train", *sys.argv[1:]]))

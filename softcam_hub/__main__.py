@@ -1,7 +1,8 @@
-"""`python -m softcam_hub` is `softcam-hub`, and `accelerate launch -m softcam_hub` runs it on many processes."""
+"""`python -m softcam_hub` is `softcam-hub`, and `accelerate launch -m softcam_hub train` trains on many processes."""
 
 import sys
 
 from .cli import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,19 +1,21 @@
 """`softcam-hub COMMAND ...`: one module of `commands/` per command, imported when it is used.
 
-A command module has `HELP`, `add_arguments(parser)` and `run(arguments)`, which may return an exit code. An
-error that a user can correct ends with a sentence and exit code 1 (2 for options that argparse refuses).
-Other errors keep their traceback.
+A command module has `HELP`, `add_arguments(parser)` and `run(arguments)`, which may return an exit code. Its options
+are checked before torch, timm and transformers are imported, which takes seconds. An error that a user can correct
+ends with a sentence and exit code 1, or 2 for options that the parser refuses. Other errors keep their traceback.
 """
 
-import argparse
 import importlib
 import os
 import sys
+from argparse import SUPPRESS, RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from types import ModuleType
 
+from . import __version__
 from .arguments import ArgumentParser
 
-COMMANDS = ("list", "explain", "benchmark", "accuracy", "card", "push", "export", "demo")
+COMMANDS = ("list", "train", "explain", "benchmark", "accuracy", "card", "push", "export", "demo")
 """Names of the commands and of their modules in `commands/`."""
 
 PROGRAM = "softcam-hub"
@@ -30,14 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        parser = make_parser(words)
-        options = parser.parse_args(words)
-        if options.run is None:
-            parser.print_help()
-            return 2
-        return options.run(options) or 0
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        code = run_command(words)
+        sys.stdout.flush()  # here, where a closed pipe is met with the answer below
+        return code
+    except KeyboardInterrupt as interrupt:
+        print("; ".join([f"{PROGRAM}: interrupted", *map(str, interrupt.args)]), file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of the output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -47,24 +46,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def make_parser(words: Sequence[str]) -> ArgumentParser:
-    """Make the parser of the command that the words name, or of all commands with one line of help each."""
-    description = "Image classifiers that explain themselves."
-    parser = ArgumentParser(PROGRAM, description=description, formatter_class=WideHelpFormatter)
-    parser.set_defaults(run=None)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    named = next((word for word in words if not word.startswith("-")), None)
-    for name in [named] if named in COMMANDS else COMMANDS:
-        module = importlib.import_module(f".commands.{name}", __package__)
-        child = commands.add_parser(name, help=module.HELP, description=module.HELP, formatter_class=WideHelpFormatter)
-        child.set_defaults(run=module.run)
-        if name == named:
-            module.add_arguments(child)
+def run_command(words: Sequence[str]) -> int:
+    """Run the command that the first word names, or answer the options that need no command."""
+    if words and words[0] in COMMANDS:
+        options = make_parser(words[0]).parse_args(words[1:])
+        return load_command(words[0]).run(options) or 0
+    parser = make_main_parser()
+    parser.parse_args(words)
+    parser.print_help()
+    return 2
+
+
+def make_main_parser() -> ArgumentParser:
+    """Make the parser of a command line without a known command, whose help has a line for each command."""
+    commands = "\n".join(f"  {name:<11}{load_command(name).HELP}" for name in COMMANDS)
+    parser = ArgumentParser(
+        PROGRAM,
+        usage=f"{PROGRAM} COMMAND [OPTIONS]",
+        description=f"Image classifiers that explain themselves.\n\ncommands:\n{commands}",
+        epilog=f"`{PROGRAM} COMMAND --help` lists the options of a command.",
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", nargs="?", choices=COMMANDS, help=SUPPRESS)
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     return parser
 
 
-class WideHelpFormatter(argparse.HelpFormatter):
-    """Format help with 120 columns, whatever the width of the terminal."""
+def make_parser(command: str) -> ArgumentParser:
+    """Make the parser of one command."""
+    module = load_command(command)
+    parser = ArgumentParser(f"{PROGRAM} {command}", description=module.HELP)
+    module.add_arguments(parser)
+    return parser
 
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=28, width=120)
+
+def load_command(name: str) -> ModuleType:
+    """Import the module of a command."""
+    return importlib.import_module(f".commands.{name}", __package__)

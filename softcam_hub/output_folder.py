@@ -45,7 +45,6 @@ class OutputFolder:
             `/`, so that `checkpoints/*` stands for everything below `checkpoints`. Files are deleted in
             reverse order: a file that describes the others comes first in this list, so that a killed
             deletion leaves nothing without it.
-        flag: Command-line flag that names the folder, for error messages.
         recognise: Function that tells whether a folder without a record is an earlier output for the same
             purpose, made before there were records.
         older_names: Patterns of the paths that such an earlier output may have written, if they differ from
@@ -57,11 +56,10 @@ class OutputFolder:
         path: str | Path,
         purpose: str,
         names: list[str],
-        flag: str = "--output",
         recognise: Callable[[Path], bool] = lambda path: False,
         older_names: list[str] | None = None,
     ) -> None:
-        self.path, self.purpose, self.names, self.flag = Path(path), purpose, list(names), flag
+        self.path, self.purpose, self.names = Path(path), purpose, list(names)
         self.recognise = recognise
         self.older_names = self.names if older_names is None else list(older_names)
 
@@ -79,7 +77,7 @@ class OutputFolder:
             lock.acquire(timeout=LOCK_TIMEOUT)
         except Timeout:
             raise BlockingIOError(
-                f"another process is writing to {self.path}: wait until it has ended, or choose another {self.flag}"
+                f"another process is writing to {self.path}: wait until it has ended, or choose another --output"
             ) from None
         except (NotImplementedError, OSError) as error:
             logger.warning("%s cannot be locked (%s): start no second run in it", self.path, error)
@@ -105,7 +103,7 @@ class OutputFolder:
         if use == "new" and earlier:
             raise FileExistsError(
                 f"{self.path} holds an earlier {self.purpose} ({earlier}): continue it with --resume, delete "
-                f"it with --overwrite, or choose another {self.flag}"
+                f"it with --overwrite, or choose another --output"
             )
         self._refuse_foreign_files(recorded)
 
@@ -133,9 +131,7 @@ class OutputFolder:
             if not os.access(self.path, os.W_OK | os.X_OK):
                 raise PermissionError(0, "permission denied")
         except OSError as error:
-            raise OSError(
-                f"output {self.path} cannot be written: {error.strerror}; choose another {self.flag}"
-            ) from error
+            raise OSError(f"output {self.path} cannot be written: {error.strerror}; choose another --output") from error
 
     def _undo_creation(self, existed: bool) -> None:
         """Leave nothing behind in a folder that was not claimed."""
@@ -157,17 +153,17 @@ class OutputFolder:
         if not is_readable:
             raise ValueError(
                 f"{file} is damaged, so that nothing says which files in the folder may be replaced: choose "
-                f"another {self.flag}"
+                f"another --output"
             )
         if number != FORMAT:
             raise ValueError(
                 f"{file} has format {number!r}, but this release knows format {FORMAT} only: use the release "
-                f"that wrote it, or choose another {self.flag}"
+                f"that wrote it, or choose another --output"
             )
         if purpose != self.purpose:
             raise FileExistsError(
                 f"{self.path} holds the output of {_with_article(purpose)}, expected that of "
-                f"{_with_article(self.purpose)}: choose another {self.flag}"
+                f"{_with_article(self.purpose)}: choose another --output"
             )
         return names
 
@@ -180,7 +176,7 @@ class OutputFolder:
         }[use]
         return (
             f"{self.path} is left alone: it holds {entry!r} but no record of {_with_article(self.purpose)}, "
-            f"so {reason}. Choose another {self.flag}, or move its files away"
+            f"so {reason}. Choose another --output, or move its files away"
         )
 
     def _first_entry(self) -> str | None:
@@ -197,12 +193,12 @@ class OutputFolder:
             if (self.path / path).is_symlink() and _concerns(path, [*self.names, *recorded]):
                 raise FileExistsError(
                     f"{self.path / path} is a link, and nothing is written through links: remove it, or "
-                    f"choose another {self.flag}"
+                    f"choose another --output"
                 )
             if is_wanted(path) and not is_recorded(path):
                 raise FileExistsError(
                     f"{self.path / path} is not a file of an earlier {self.purpose}, so it is not replaced: "
-                    f"move it away, or choose another {self.flag}"
+                    f"move it away, or choose another --output"
                 )
 
     def _paths_below(self) -> list[str]:

@@ -5,11 +5,9 @@
 - The pretrained weights are timm's official ones: their classifier is carried over at load time.
 """
 
-import json
 import warnings
 from collections.abc import Callable
 from functools import cache
-from importlib.resources import files
 from typing import Any, TypeVar
 
 import timm
@@ -19,6 +17,7 @@ from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 from transformers.models.timm_wrapper import TimmWrapperImageProcessor
 
+from .architectures import architectures
 from .explainers.methods import list_explainers
 from .models.classifier import build
 from .models.configuration import CAPEConfig, EvidenceConfig, SoftCAMConfig
@@ -36,19 +35,10 @@ from .models.modeling import (
 from .models.names import ALIASES
 from .models.weights import derive_cfg
 
-EXACT = ("linear", "affine", "norm")
-
 Head = TypeVar("Head", bound=type[EvidenceHead])
 
 default_cfgs: dict[str, Any] = {}
 """Pretrained tags of this module's architectures, under the name by which timm's `register_model` looks for them."""
-
-
-@cache
-def architectures() -> dict[str, str]:
-    """Return timm architecture -> how its head reads the features (`models.backbone.Anatomy.head_type`)."""
-    table = json.loads(files(__package__).joinpath("architectures.json").read_text())
-    return {name: head_type for head_type, names in table["kinds"].items() for name in names}
 
 
 def register() -> None:

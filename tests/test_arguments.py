@@ -1,11 +1,16 @@
-"""No command line of this project completes abbreviated options."""
+"""Options of every command line of this project: full names, in two spellings, and answers to mistakes."""
 
+import argparse
 import ast
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from softcam_hub import cli
+from softcam_hub.arguments import ArgumentParser, add_fields
 from softcam_hub.training.parsing import make_parser, parse
 
 ROOT = Path(__file__).parents[1]
@@ -17,20 +22,6 @@ SCRIPTS = [
 ]
 
 
-def parser_of(command):
-    """The parser of one `softcam-hub` command."""
-    actions = cli.make_parser([command])._actions
-    return next(action for action in actions if action.choices).choices[command]
-
-
-def without_required(parser):
-    """The same parser, with every argument made optional, so that one option can be parsed alone."""
-    for action in parser._actions:
-        action.required = False
-        action.nargs = "?" if not action.option_strings else action.nargs
-    return parser
-
-
 def abbreviations(parser):
     """Every option with its last letter dropped, unless another option has that name."""
     known = {option for action in parser._actions for option in action.option_strings}
@@ -38,12 +29,70 @@ def abbreviations(parser):
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
-def test_a_command_takes_no_abbreviated_option(command):
-    parser = without_required(parser_of(command))
+def test_a_command_takes_no_abbreviated_option(command, capsys):
+    parser = cli.make_parser(command)
     short = abbreviations(parser)
     assert short, "every command has an option to abbreviate"
     for option in short:
-        assert parser.parse_known_args([option])[1] == [option]
+        with pytest.raises(SystemExit):
+            parser.parse_args([option])
+        said = capsys.readouterr().err
+        assert said.startswith(f"usage: softcam-hub {command} ")
+        assert f"unknown option {option!r}: did you mean --" in said
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_names_of_options_have_dashes_and_are_accepted_with_underscores(command):
+    actions = [action for action in cli.make_parser(command)._actions if action.option_strings]
+    assert not [option for action in actions for option in action.option_strings if "_" in option]
+    parser = ArgumentParser()
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("words", nargs="*")
+    for words in (["--batch-size", "3"], ["--batch_size", "3"], ["--batch_size=3"]):
+        assert parser.parse_args([*words, "--", "--a_b"]) == argparse.Namespace(batch_size=3, words=["--a_b"])
+
+
+@dataclass
+class Settings:
+    """Fields of every type that settings have."""
+
+    count: int = field(default=3, metadata={"help": "Number."})
+    rate: float | None = field(default=None, metadata={"help": "Rate in %%."})
+    schedule: Literal["cosine", "step"] | None = field(default="cosine", metadata={"help": "Course."})
+    compile_network: bool = field(default=False, metadata={"help": "Compile."})
+    cache: bool = field(default=True, metadata={"help": "Keep."})
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("", {}),
+        ("--rate=-1e-3 --schedule step", {"rate": -0.001, "schedule": "step"}),
+        ("--compile-network --no-cache", {"compile_network": True, "cache": False}),
+        ("--compile_network=False --cache yes", {"compile_network": False, "cache": True}),
+        ("--schedule cosin", "'cosin' is not a choice: did you mean cosine?"),
+        ("--schedule x", "'x' is not a choice: expected one of cosine, step"),
+        ("--cache perhaps", "'perhaps' is neither true nor false"),
+        ("--count many", "invalid int value: 'many'"),
+        ("--cont 3", "unknown option '--cont': did you mean --count?"),
+    ],
+)
+def test_options_of_a_configuration(words, expected):
+    parser = ArgumentParser(exit_on_error=False)
+    add_fields(parser, Settings)
+    if isinstance(expected, dict):
+        assert vars(parser.parse_args(words.split())) == expected
+        return
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        parser.parse_args(words.split())
+
+
+def test_help_shows_choices_and_defaults():
+    parser = ArgumentParser()
+    add_fields(parser, Settings)
+    text = " ".join(parser.format_help().split())
+    for line in ("--count N Number. [3]", "--rate X Rate in %.", "Course. [cosine] One of cosine, step."):
+        assert line in text
 
 
 @pytest.mark.parametrize("option", abbreviations(make_parser()))
@@ -56,7 +105,7 @@ def test_an_abbreviated_output_starts_no_benchmark(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["benchmark", "--out", str(tmp_path / "results")])
     assert stop.value.code == 2
-    assert "unrecognized arguments: --out" in capsys.readouterr().err
+    assert "unknown option '--out': did you mean --output?" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

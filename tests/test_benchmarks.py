@@ -25,7 +25,7 @@ def test_readme_shows_the_committed_rows():
 
 @pytest.mark.slow
 def test_heads_benchmark_runs(tmp_path):
-    done = run("-m", "benchmarks.speed.heads", "--quick", "--threads", "1", "--out", str(tmp_path / "rows.jsonl"))
+    done = run("-m", "benchmarks.speed.heads", "--quick", "--threads", "1", "--output", str(tmp_path / "rows.jsonl"))
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert {row["comparison"] for row in rows} == {

@@ -191,7 +191,7 @@ def test_the_explanations_of_a_card_say_on_what_and_how_they_were_measured(folde
     command = (
         f"softcam-hub benchmark --model {PLACEHOLDER_REPO} --explainers all --split validation --limit 64 --data eyes"
     )
-    assert f"{command} --hold_out 0.2 --output results\n" in text
+    assert f"{command} --hold-out 0.2 --output results\n" in text
     assert f"--model {PLACEHOLDER_REPO} --vanilla vanilla --explainers all" in text
     assert "own maps explain this model, and the others explain its\nvanilla classifier" in text
     (found,) = {(r.dataset_name, r.dataset_split) for r in ModelCard(text).data.eval_results}

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import softcam_hub
-from softcam_hub.cli import COMMANDS, main
+from softcam_hub.cli import main
 from softcam_hub.commands.explain import ImageExplainer
 from softcam_hub.data.lesions import load_lesions
 from softcam_hub.loading import load_classifier
@@ -57,7 +57,7 @@ def explained(images, tmp_path_factory):
         said = []
         patch.setattr(sys.stderr, "write", said.append)
         patch.setattr(sys.stdout, "write", said.append)
-        code = main(["explain", str(images), str(images / "missing.png"), "--out", str(out), "--batch_size", "4"])
+        code = main(["explain", str(images), str(images / "missing.png"), "--output", str(out), "--batch-size", "4"])
     lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     return code, "".join(said), {Path(line["file"]).name: line for line in lines}, out
 
@@ -124,7 +124,7 @@ def test_images_with_the_same_name_get_different_pictures(images, tmp_path, caps
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "x.png").write_bytes((images / "plain.png").read_bytes())
-    assert main(["explain", str(tmp_path), "--out", str(tmp_path / "out"), "--classes", "exudate", "0"]) == 0
+    assert main(["explain", str(tmp_path), "--output", str(tmp_path / "out"), "--classes", "exudate", "0"]) == 0
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     assert [line["picture"] for line in lines] == ["x.png", "x-2.png"]
     assert lines[0]["explained"] == ["exudate", "healthy"]
@@ -132,9 +132,9 @@ def test_images_with_the_same_name_get_different_pictures(images, tmp_path, caps
 
 
 def test_kind_and_explainer_choose_the_maps(images, tmp_path):
-    for number, options in enumerate((["--kind", "mu-cape"], ["--explainer", "grad-cam"], ["--top_k", "1"])):
+    for number, options in enumerate((["--kind", "mu-cape"], ["--explainer", "grad-cam"], ["--top-k", "1"])):
         out = tmp_path / str(number)
-        assert main(["explain", str(images / "plain.png"), "--out", str(out), *options]) == 0
+        assert main(["explain", str(images / "plain.png"), "--output", str(out), *options]) == 0
     kinds = [json.loads((tmp_path / n / "predictions.jsonl").read_text())["kind"] for n in "012"]
     assert kinds == ["mu-cape", "grad-cam", "cape"]
     assert (tmp_path / "0" / "plain.png").read_bytes() != (tmp_path / "1" / "plain.png").read_bytes()
@@ -148,27 +148,27 @@ def test_input_images_are_never_replaced(images, tmp_path, capsys):
     (photos / "eye.png").write_bytes((images / "plain.png").read_bytes())
     before = {file.name: file.read_bytes() for file in photos.iterdir()}
     for given, message in {"eye.png": "eye.png is to be explained", "eye.jpg": "holds 'eye.jpg' but no record"}.items():
-        assert main(["explain", str(photos / given), "--out", str(photos)]) == 1
+        assert main(["explain", str(photos / given), "--output", str(photos)]) == 1
         assert message in capsys.readouterr().err
-    assert main(["explain", str(photos), "--out", str(photos)]) == 1
+    assert main(["explain", str(photos), "--output", str(photos)]) == 1
     assert "there is no image in folder" in capsys.readouterr().err
     assert {file.name: file.read_bytes() for file in photos.iterdir()} == before
 
 
 def test_a_second_run_replaces_the_first_and_a_failed_one_nothing(images, tmp_path, capsys):
     (tmp_path / "eye.png").write_bytes((images / "plain.png").read_bytes())
-    call = ["explain", str(tmp_path), "--out", str(tmp_path / "out")]
+    call = ["explain", str(tmp_path), "--output", str(tmp_path / "out")]
     assert main(call) == 0
     lines = tmp_path / "out" / "predictions.jsonl"
     first = lines.read_text()
     for mistake in (["--kind", "softcam"], ["--explainer", "gradcam"], ["--classes", "cat"]):
         assert main([*call, *mistake]) == 1
-    assert main(["explain", str(tmp_path / "eye.pgn"), "--out", str(tmp_path / "out")]) == 1
+    assert main(["explain", str(tmp_path / "eye.pgn"), "--output", str(tmp_path / "out")]) == 1
     assert lines.read_text() == first
-    assert main([*call, "--top_k", "1"]) == 0
+    assert main([*call, "--top-k", "1"]) == 0
     assert [json.loads(line)["file"] for line in lines.read_text().splitlines()] == [str(tmp_path / "eye.png")]
     assert {file.name for file in lines.parent.iterdir()} == {"eye.png", "predictions.jsonl", RECORD, LOCK}
-    assert main(["explain", str(tmp_path / "out" / "eye.png"), "--out", str(tmp_path / "out")]) == 1
+    assert main(["explain", str(tmp_path / "out" / "eye.png"), "--output", str(tmp_path / "out")]) == 1
     assert "eye.png is to be explained, so no picture may replace it" in capsys.readouterr().err
 
 
@@ -180,7 +180,7 @@ def test_a_vanilla_folder_is_explained_with_its_kind_of_labels(images, tmp_path)
         config = json.loads((folder / "config.json").read_text())
         told = {"problem_type": "multi_label_classification"} if several else {}
         (folder / "config.json").write_text(json.dumps({**config, **told}))
-        assert main(["explain", str(images / "plain.png"), "--out", str(out), "--model", str(folder)]) == 0
+        assert main(["explain", str(images / "plain.png"), "--output", str(out), "--model", str(folder)]) == 0
         line = json.loads((out / "predictions.jsonl").read_text())
         assert list(line["probabilities"]) == ["a", "b", "c"]
         assert np.isclose(sum(line["probabilities"].values()), 1) == (not several)
@@ -199,8 +199,8 @@ def test_pictures_show_both_signs_and_stay_narrow(images, tmp_path):
     config = softcam_hub.SoftCAMConfig(architecture="softcam_test_resnet", num_labels=60)
     softcam_hub.SoftCAMForImageClassification(config).save_pretrained(folder)
     call = ["explain", str(images / "plain.png"), "--model", str(folder)]
-    for name, options in {"own": ["--top_k", "60"], "post-hoc": ["--explainer", "cam"]}.items():
-        assert main([*call, "--out", str(tmp_path / name), *options]) == 0
+    for name, options in {"own": ["--top-k", "60"], "post-hoc": ["--explainer", "cam"]}.items():
+        assert main([*call, "--output", str(tmp_path / name), *options]) == 0
     pixels = np.asarray(Image.open(tmp_path / "own" / "plain.png")).astype(int)
     assert pixels.shape[1] < 1200
     warmth = pixels[..., 0] - pixels[..., 2]
@@ -223,19 +223,19 @@ def test_images_are_resized_to_the_input_of_the_model_when_they_are_read(images)
     ("arguments", "sentence"),
     [
         (
-            ["explain", "{image}", "--out", "{out}", "--classes", "cat"],
+            ["explain", "{image}", "--output", "{out}", "--classes", "cat"],
             "unknown class 'cat': the labels of this model are",
         ),
-        (["explain", "{image}", "--out", "{out}", "--classes", "7"], "unknown class '7'"),
-        (["explain", "{image}", "--out", "{out}", "--top_k", "0"], "top_k must be at least 1"),
-        (["explain", "{image}", "--out", "{out}", "--top_k", "2", "--classes", "0"], "give one of them"),
-        (["explain", "{image}", "--out", "{out}", "--kind", "softcam"], "unknown map kind 'softcam'"),
-        (["explain", "{image}", "--out", "{out}", "--explainer", "gradcam"], "did you mean 'grad-cam'"),
-        (["explain", "{image}", "--out", "{image}"], "cannot be written"),
-        (["explain", "{empty}", "--out", "{out}"], "there is no image in folder"),
-        (["explain", "{image}", "--out", "{out}", "--model", "no/such/model"], "there is no model 'no/such/model'"),
+        (["explain", "{image}", "--output", "{out}", "--classes", "7"], "unknown class '7'"),
+        (["explain", "{image}", "--output", "{out}", "--top-k", "0"], "top_k must be at least 1"),
+        (["explain", "{image}", "--output", "{out}", "--top-k", "2", "--classes", "0"], "give one of them"),
+        (["explain", "{image}", "--output", "{out}", "--kind", "softcam"], "unknown map kind 'softcam'"),
+        (["explain", "{image}", "--output", "{out}", "--explainer", "gradcam"], "did you mean 'grad-cam'"),
+        (["explain", "{image}", "--output", "{image}"], "cannot be written"),
+        (["explain", "{empty}", "--output", "{out}"], "there is no image in folder"),
+        (["explain", "{image}", "--output", "{out}", "--model", "no/such/model"], "there is no model 'no/such/model'"),
         (
-            ["explain", "{image}", "--out", "{out}", "--model", "{foreign}"],
+            ["explain", "{image}", "--output", "{out}", "--model", "{foreign}"],
             "names no timm architecture, as the configurations of transformers' own models do not",
         ),
         (["list", "nothing*"], "no architecture matches 'nothing*'"),
@@ -245,8 +245,8 @@ def test_images_are_resized_to_the_input_of_the_model_when_they_are_read(images)
         (["benchmark"], "output is missing"),
         (["accuracy", "--output", "{out}"], "name training runs, or a classifier with vanilla"),
         (["benchmark", "--output", "{out}", "--data", "./nowhere"], "there is no folder"),
-        (["export", "--out", "{empty}/below/model.onnx"], "there is no folder"),
-        (["export", "--out", "{empty}"], "is a folder: name the file"),
+        (["export", "--output", "{empty}/below/model.onnx"], "there is no folder"),
+        (["export", "--output", "{empty}"], "is a folder: name the file"),
     ],
 )
 def test_a_mistake_ends_with_a_sentence(arguments, sentence, images, tmp_path, capsys):
@@ -259,15 +259,6 @@ def test_a_mistake_ends_with_a_sentence(arguments, sentence, images, tmp_path, c
     assert "softcam-hub: error: " in said
     assert sentence in said
     assert "Traceback" not in said
-
-
-def test_options_that_argparse_refuses_end_with_2(capsys):
-    for arguments in (["bogus"], ["explain"], ["list", "--bogus"], ["benchmark", "--limit", "many", "--output", "x"]):
-        with pytest.raises(SystemExit) as stop:
-            main(arguments)
-        assert stop.value.code == 2
-    assert main([]) == 2
-    assert "COMMAND" in capsys.readouterr().out
 
 
 def test_bugs_keep_their_traceback_and_interrupts_end_with_130(monkeypatch, capsys):
@@ -287,11 +278,11 @@ def test_bugs_keep_their_traceback_and_interrupts_end_with_130(monkeypatch, caps
 
 
 def test_list_shows_map_sizes(capsys):
-    assert main(["list", "resnet1[08]*"]) == 0
+    assert main(["list", "resnet1[08]*", "--map-size"]) == 0
     printed = capsys.readouterr().out
     assert "resnet18 " in printed
     assert "7x7 at 224 px" in printed
-    assert main(["list", "cape_test_vit", "--json"]) == 0
+    assert main(["list", "cape_test_vit", "--json", "--map_size"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     model = softcam_hub.build("cape_test_vit", num_classes=2)
     assert row["map_size"] == list(model.forward_features(torch.zeros(1, *model.input_size)).shape[-2:])
@@ -309,7 +300,7 @@ def test_list_shows_which_heads_are_exact(capsys):
     assert main(["list"]) == 0
     printed = capsys.readouterr().out
     assert f"{sum(counts.values())} architectures" in printed
-    assert "--map_size also measures their maps" in printed
+    assert "--map-size also measures their maps" in printed
 
 
 def test_tables_of_benchmark_and_accuracy(tmp_path, capsys):
@@ -320,9 +311,9 @@ def test_tables_of_benchmark_and_accuracy(tmp_path, capsys):
         tmp_path / "vanilla"
     )
     data = [
-        "--train_count",
+        "--train-count",
         "8",
-        "--eval_count",
+        "--eval-count",
         "4",
         "--output",
         str(tmp_path / "out"),
@@ -341,14 +332,6 @@ def test_tables_of_benchmark_and_accuracy(tmp_path, capsys):
     assert [row["variant"] for row in rows] == ["vanilla", "naive", "off-the-shelf"]
 
 
-def test_every_command_has_help(capsys):
-    for command in COMMANDS:
-        with pytest.raises(SystemExit) as stop:
-            main([command, "--help"])
-        assert stop.value.code == 0
-        assert f"usage: softcam-hub {command}" in capsys.readouterr().out
-
-
 @pytest.mark.slow
 def test_the_installed_program_runs(images, tmp_path):
     def call(*arguments, **options):
@@ -356,23 +339,19 @@ def test_the_installed_program_runs(images, tmp_path):
             [sys.executable, "-m", "softcam_hub", *arguments], cwd=tmp_path, capture_output=True, text=True, **options
         )
 
-    found = call("explain", str(images), "--out", "out")
+    found = call("explain", str(images), "--output", "out")
     assert found.returncode == 1
     assert "3 of 10 could not be read" in found.stderr
     assert "Traceback" not in found.stderr
     assert call("list", "resnet18", "--json").returncode == 0
-    cut = subprocess.run(
-        f"{sys.executable} -m softcam_hub list | head -1", shell=True, cwd=tmp_path, capture_output=True, text=True
-    )
-    assert "Traceback" not in cut.stderr
-    assert call("--help").returncode == 0
+    assert call("train", "--recipe", "lesions-demo", "--model", "resnet18", "--selective").returncode == 1
 
 
 @pytest.mark.slow
 def test_export_writes_what_onnxruntime_reads(tmp_path, capsys):
     import onnxruntime
 
-    assert main(["export", "--out", str(tmp_path / "model.onnx")]) == 0
+    assert main(["export", "--output", str(tmp_path / "model.onnx")]) == 0
     assert "the same outputs" in capsys.readouterr().out
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     model = load_classifier(softcam_hub.CAPE_LESIONS).model

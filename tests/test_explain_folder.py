@@ -26,7 +26,7 @@ def photos(tmp_path):
 
 
 def explain(images, out, *options):
-    return main(["explain", str(images), "--out", str(out), "--top_k", "1", *options])
+    return main(["explain", str(images), "--output", str(out), "--top-k", "1", *options])
 
 
 def lines_of(out):
@@ -135,7 +135,7 @@ def test_a_link_in_a_new_folder_is_not_followed(photos, tmp_path, capsys):
 
 @pytest.mark.parametrize("options", [("--kind", "softcam"), ("--explainer", "gradcam"), ("--classes", "cat")])
 def test_a_wrong_option_leaves_no_folder(options, photos, tmp_path):
-    words = ["explain", str(photos), "--out", str(tmp_path / "out"), *options]
+    words = ["explain", str(photos), "--output", str(tmp_path / "out"), *options]
     assert main(words) == 1
     assert not (tmp_path / "out").exists()
 
@@ -169,7 +169,9 @@ def test_a_second_run_in_the_folder_is_refused(photos, tmp_path, capsys, monkeyp
     with used_by_another_process(tmp_path / "out"):
         assert explain(photos, tmp_path / "out") == 1
     said = capsys.readouterr().err
-    assert f"another process is writing to {tmp_path / 'out'}: wait until it has ended, or choose another --out" in said
+    assert (
+        f"another process is writing to {tmp_path / 'out'}: wait until it has ended, or choose another --output" in said
+    )
     assert content(tmp_path / "out") == {}
 
 

@@ -175,11 +175,11 @@ def test_the_other_cache_of_a_run_is_kept(tmp_path):
 
 def test_features_that_cannot_fit_are_refused_before_anything_is_deleted(tmp_path, monkeypatch):
     folder = folder_of_caches(tmp_path, old=5)
-    with pytest.raises(ValueError, match="would take 3.0 GB, more than cache_limit=2: raise it, or .*--cache_features"):
+    with pytest.raises(ValueError, match="would take 3.0 GB, more than cache_limit=2: raise it, or .*--cache-features"):
         make_room(folder, 3, limit=2)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 5e8})())
     with pytest.raises(
-        OSError, match="would take 1.0 GB, but .* has 0.5 GB left: .* --cache_dir, or .*--cache_features"
+        OSError, match="would take 1.0 GB, but .* has 0.5 GB left: .* --cache-dir, or .*--cache-features"
     ):
         make_room(folder, 1, limit=2)
     assert names_in(folder) == keys("old")

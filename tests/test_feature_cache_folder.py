@@ -108,7 +108,7 @@ def test_a_full_disk_is_reported_and_other_caches_stay(tmp_path):
     other_model, other_images = frozen(tmp_path, seed=1)
     other = cached(other_model, other_images, tmp_path / "features")
     before = content(tmp_path / "features")
-    message = r"could not be written to \S*features \(File too large\): .* --cache_dir, or .*--cache_features False"
+    message = r"could not be written to \S*features \(File too large\): .* --cache-dir, or .*--cache-features False"
     with full_disk(1000), pytest.raises(OSError, match=message):
         cached(model, images, tmp_path / "features")
     assert content(tmp_path / "features") == before
@@ -122,7 +122,7 @@ def test_a_full_disk_is_reported_and_other_caches_stay(tmp_path):
 def test_a_folder_that_cannot_be_written_is_reported(tmp_path):
     model, images = frozen(tmp_path)
     (tmp_path / "features").write_text("a file")
-    with pytest.raises(OSError, match=r"cannot be written to \S*features \(File exists\): .* --cache_dir, or"):
+    with pytest.raises(OSError, match=r"cannot be written to \S*features \(File exists\): .* --cache-dir, or"):
         cached(model, images, tmp_path / "features")
     assert (tmp_path / "features").read_text() == "a file"
 

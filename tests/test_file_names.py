@@ -94,7 +94,7 @@ def test_explain_continues_after_files_with_unusual_names(tmp_path, capfd):
     for case in UNUSUAL:
         paint(given / f"{stem_of(case)}.png")
         (given / f"{stem_of(case)[:-1]}x.png").write_bytes(POSTSCRIPT)
-    assert main(["explain", str(given), str(given / ("m" * 300)), "--out", str(out)]) == 1
+    assert main(["explain", str(given), str(given / ("m" * 300)), "--output", str(out)]) == 1
     printed = capfd.readouterr()
     assert f"{len(UNUSUAL)} images explained in" in printed.out
     assert f"{len(UNUSUAL) + 1} of {2 * len(UNUSUAL) + 1} could not be read" in printed.err

@@ -291,7 +291,7 @@ def command(*words):
 
 
 def test_the_push_command_pushes_models_and_spaces(hub, folder, capsys):
-    command(folder, REPO, "--dry_run")
+    command(folder, REPO, "--dry-run")
     assert "nothing was sent" in capsys.readouterr().out
     assert writes(hub) == []
     command("--private", "--branch", "v2", folder, REPO, "--message", "first")

@@ -108,7 +108,7 @@ def test_the_pipeline_the_page_and_the_command_line_agree(written, folders, tmp_
     assert [row["score"] for row in rows] == pytest.approx(expected.tolist(), abs=1e-5)
     for number, options in enumerate(([], ["--explainer", "grad-cam"])):
         out = tmp_path / str(number)
-        arguments = ["explain", str(tmp_path / "a.png"), "--model", str(root / written), "--out", str(out)]
+        arguments = ["explain", str(tmp_path / "a.png"), "--model", str(root / written), "--output", str(out)]
         assert main([*arguments, *options]) == 0
         line = json.loads((out / "predictions.jsonl").read_text())
         assert list(line["probabilities"].values()) == pytest.approx(expected.tolist(), abs=1e-5)
@@ -225,7 +225,7 @@ def test_a_vanilla_classifier_says_it(several, vanillas, tmp_path):
         assert is_multi_label(SoftCAMForImageClassification.from_timm(model)) == several
     Image.new("RGB", (64, 64), (200, 30, 90)).save(tmp_path / "a.png")
     arguments = ["explain", str(tmp_path / "a.png"), "--model", str(vanillas / f"{several}"), "--explainer", "cam"]
-    assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    assert main([*arguments, "--output", str(tmp_path / "out")]) == 0
     line = json.loads((tmp_path / "out" / "predictions.jsonl").read_text())
     assert (sum(line["probabilities"].values()) == pytest.approx(1)) == (not several)
 

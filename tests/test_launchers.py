@@ -26,13 +26,13 @@ def test_a_divided_network_is_refused_by_name(variable, name, tmp_path, monkeypa
 @pytest.mark.slow
 def test_accelerate_launch_with_fsdp2_ends_with_a_sentence(tmp_path):
     command = [sys.executable, "-m", "accelerate.commands.launch", *FSDP, "--mixed_precision", "no"]
-    command += ["--dynamo_backend", "no", "--main_process_port", "0", str(ROOT / "train_accelerate.py")]
+    command += ["--dynamo_backend", "no", "--main_process_port", "0", "-m", "softcam_hub", "train"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
     arguments = ["--recipe", "lesions-demo", "--output", str(tmp_path / "run")]
     done = subprocess.run(
         [*command, *arguments], capture_output=True, text=True, check=False, env=environment, timeout=120
     )
     assert done.returncode != 0
-    sentence = "train_accelerate.py: error: accelerate is set to divide the network among processes with FSDP"
+    sentence = "softcam-hub: error: accelerate is set to divide the network among processes with FSDP"
     assert sentence in done.stderr  # of at least one process, whose end may end the other
     assert not any(tmp_path.iterdir())

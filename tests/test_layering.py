@@ -12,11 +12,12 @@ from tools.house import measure
 PACKAGE = Path(__file__).parents[1] / "softcam_hub"
 
 FLOORS = [
-    {"models", "explanation_scores", "files", "arguments"},
+    {"models", "explanation_scores", "files", "arguments", "architectures"},
     {"data", "output_folder", "loading", "figures"},
     {"hub", "temperature"},
     {"training", "explainers", "export"},
     {"registry", "pipeline", "evaluation"},
+    {"public"},
     {""},
     {"demo"},
     {"commands"},

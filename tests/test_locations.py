@@ -90,7 +90,7 @@ def test_an_address_in_a_manifest_is_refused_with_its_row_and_nothing_is_read(ad
     local = [str(paint(tmp_path / f"{number}.png")) for number in range(3)]
     path = table(tmp_path, [*local, address])
     for settings in ({}, {"unreadable": "skip"}, {"hold_out": 0.5}):
-        with pytest.raises(ValueError, match=f"row 3 of split 'train' .* {REFUSAL}.*--remote_images") as caught:
+        with pytest.raises(ValueError, match=f"row 3 of split 'train' .* {REFUSAL}.*--remote-images") as caught:
             load(path, **settings)
         assert str(caught.value).isprintable()
     assert not server.requests
@@ -134,7 +134,7 @@ def test_a_failed_download_is_an_error_even_with_unreadable_skip(tmp_path, serve
 
 
 def test_remote_images_is_a_flag():
-    assert parse(["--data", "x.csv", "--remote_images", "--output", "y"]).data.remote_images
+    assert parse(["--data", "x.csv", "--remote-images", "--output", "y"]).data.remote_images
     assert not DataConfig().remote_images
 
 

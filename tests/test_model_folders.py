@@ -95,12 +95,12 @@ def test_impossible_folders_are_refused_by_every_door(case, folders, tmp_path):
         timm.create_model(f"local-dir:{ours}")
 
 
-@pytest.mark.parametrize("words", [["export", "--out", "x.onnx", "--model"], ["explain", "--model"]])
+@pytest.mark.parametrize("words", [["export", "--output", "x.onnx", "--model"], ["explain", "--model"]])
 def test_commands_end_with_a_sentence_on_an_impossible_folder(words, folders, tmp_path, capsys):
     folder = spoil(folders / "ours", tmp_path / "ours", {"interpolation": "cubic"})
     if words[0] == "explain":
         picture = str(Path(softcam_hub.CAPE_LESIONS) / "examples.png")
-        words = ["explain", picture, "--out", str(tmp_path / "out"), "--model"]
+        words = ["explain", picture, "--output", str(tmp_path / "out"), "--model"]
     assert main([*words, str(folder)]) == 1
     assert "unknown interpolation 'cubic': expected one of" in capsys.readouterr().err
     with pytest.raises(ValueError, match="unknown interpolation 'cubic'"):
@@ -160,7 +160,7 @@ def test_a_folder_that_does_not_exist_is_said_not_to_exist(init):
 
 def test_a_hub_id_that_does_not_exist_is_said_to_be_no_folder_either(monkeypatch, capsys):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert main(["export", "--model", "nosuchfolder/x", "--out", "x.onnx"]) == 1
+    assert main(["export", "--model", "nosuchfolder/x", "--output", "x.onnx"]) == 1
     assert (
         "there is no folder 'nosuchfolder/x' here, and the Hub gives no model of that name" in capsys.readouterr().err
     )

@@ -180,8 +180,8 @@ def test_a_folder_that_was_not_claimed_leaves_no_trace(tmp_path):
 
 def test_an_output_that_is_a_file_is_refused(tmp_path):
     fill(tmp_path, "out")
-    with pytest.raises(OSError, match="cannot be written: File exists; choose another --out"):
-        use(tmp_path / "out", "new", flag="--out")
+    with pytest.raises(OSError, match="cannot be written: File exists; choose another --output"):
+        use(tmp_path / "out", "new")
 
 
 # --- one process at a time -------------------------------------------------------------------------------------------

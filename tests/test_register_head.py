@@ -14,13 +14,13 @@ from transformers import AutoModelForImageClassification
 
 import softcam_hub
 from softcam_hub import EvidenceConfig, EvidenceForImageClassification, EvidenceHead, EvidenceModel, MapKind
+from softcam_hub.architectures import architectures
 from softcam_hub.cli import main
 from softcam_hub.evaluation import benchmark
 from softcam_hub.figures import per_class, top_two
 from softcam_hub.hub.cards import write_card
 from softcam_hub.loading import load_classifier
 from softcam_hub.models.heads import HEADS, CAPEHead, describe_kind
-from softcam_hub.registry import architectures
 from softcam_hub.training import make_config, run
 
 FAMILIES = ("lse", "scaled")
@@ -133,7 +133,7 @@ def test_a_folder_says_which_import_is_missing(family, folder, monkeypatch):
     for door in doors:
         with pytest.raises((ValueError, StrictDataclassError), match=message):
             door(folder)
-    assert main(["explain", str(folder), "--model", str(folder), "--out", str(folder / "out")]) == 1
+    assert main(["explain", str(folder), "--model", str(folder), "--output", str(folder / "out")]) == 1
 
 
 def test_a_name_of_no_registered_family_is_refused_with_a_hint():
@@ -150,7 +150,7 @@ def test_a_name_of_no_registered_family_is_refused_with_a_hint():
 def test_images_are_explained_by_the_command(family, folder, tmp_path):
     Image.new("RGB", (64, 64), "orange").save(tmp_path / "image.png")
     out = tmp_path / "out"
-    assert main(["explain", str(tmp_path / "image.png"), "--model", str(folder), "--out", str(out)]) == 0
+    assert main(["explain", str(tmp_path / "image.png"), "--model", str(folder), "--output", str(out)]) == 0
     assert (out / "image.png").exists()
     assert json.loads((out / "predictions.jsonl").read_text())["kind"] == family
 

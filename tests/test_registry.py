@@ -9,9 +9,9 @@ import timm
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
 
 from softcam_hub import registry
+from softcam_hub.architectures import EXACT, architectures
 from softcam_hub.models.anatomy import examine
 from softcam_hub.models.backbone import NoEvidenceMap
-from softcam_hub.registry import EXACT, architectures
 
 
 def test_every_architecture_of_the_table_is_listed():

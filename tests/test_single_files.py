@@ -138,10 +138,10 @@ def test_an_export_replaces_a_file_only_when_asked_for(tmp_path, capsys):
     file.write_text("somebody's")
     with pytest.raises(FileExistsError, match=r"model\.onnx exists already: --overwrite"):
         export_onnx(small(), file)
-    assert main(["export", "--out", str(file)]) == 1
+    assert main(["export", "--output", str(file)]) == 1
     assert "model.onnx exists already: --overwrite" in capsys.readouterr().err
     assert content(tmp_path) == {"model.onnx": b"somebody's"}
-    assert main(["export", "--out", str(file), "--overwrite"]) == 0
+    assert main(["export", "--output", str(file), "--overwrite"]) == 0
     assert onnxruntime.InferenceSession(file).get_inputs()[0].name == "pixel_values"
     assert content(tmp_path).keys() == {"model.onnx"}
 

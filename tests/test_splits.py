@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("dataset_cache")
 
 def test_every_field_is_a_flag_with_help():
     parser = HfArgumentParser([DataConfig, AugmentationConfig])
-    flags = ["--data", "x", "--hold-out", "0.25", "--group_column", "person", "--no_augment", "--eval_crop", "0.875"]
+    flags = ["--data", "x", "--hold-out", "0.25", "--group-column", "person", "--no-augment", "--eval-crop", "0.875"]
     data, augmentation = parser.parse_args_into_dataclasses(flags)
     assert (data.data, data.hold_out, data.group_column) == ("x", 0.25, "person")
     assert (augmentation.augment, augmentation.eval_crop) == (False, 0.875)

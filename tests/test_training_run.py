@@ -205,7 +205,7 @@ def test_a_run_with_several_labels_per_image(tmp_path):
 
 def test_a_run_on_streaming_data(tmp_path):
     options = {"data": "lesions", "train_count": 32, "eval_count": 12, "data_size": SIZE, "streaming": True}
-    with pytest.raises(ValueError, match="say how long an epoch is with --steps_per_epoch"):
+    with pytest.raises(ValueError, match="say how long an epoch is with --steps-per-epoch"):
         train(tmp_path / "a", **options)
     with pytest.raises(ValueError, match="balance needs to count the classes before training"):
         train(tmp_path / "c", **options, steps_per_epoch=3, balance="loss")

@@ -16,7 +16,7 @@ from softcam_hub.arguments import ArgumentParser
 from softcam_hub.files import write_text
 from softcam_hub.models.anatomy import examine
 from softcam_hub.models.backbone import NoEvidenceMap
-from softcam_hub.models.heads import HEADS
+from softcam_hub.models.heads import BUILT_IN, HEADS
 
 TABLE = Path(__file__).parents[1] / "softcam_hub" / "architectures.json"
 
@@ -40,7 +40,8 @@ def main() -> int:
     measured = probe([name for name in timm.list_models() if name.partition("_")[0] not in HEADS])
     print({head_type: len(names) for head_type, names in measured.items()})
     if not check:
-        write_text(TABLE, json.dumps({"timm": timm.__version__, "kinds": measured}, indent=1) + "\n")
+        table = {"timm": timm.__version__, "families": [head.family for head in BUILT_IN], "kinds": measured}
+        write_text(TABLE, json.dumps(table, indent=1) + "\n")
         return 0
     committed = json.loads(TABLE.read_text())["kinds"]
     types = measured.keys() | committed.keys()

@@ -199,7 +199,7 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="measure two pairs of small cases, and write nothing")
     parser.add_argument(
-        "--out", type=Path, help=f"file for the rows; results/{ROWS.name} by default, and none with --quick"
+        "--output", type=Path, help=f"file for the rows; results/{ROWS.name} by default, and none with --quick"
     )
     parser.add_argument("--threads", type=int, help="number of torch's threads; one varies less beside other programs")
     args = parser.parse_args()
@@ -210,7 +210,7 @@ def main() -> None:
     for row in rows(args.quick):
         print(json.dumps(row, ensure_ascii=False), flush=True)
         measured.append(row)
-    out = args.out or (None if args.quick else ROWS)
+    out = args.output or (None if args.quick else ROWS)
     if out:
         write_rows(measured, out)
 

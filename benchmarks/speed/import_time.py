@@ -51,12 +51,12 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="measure two pairs, and write nothing")
     parser.add_argument(
-        "--out", type=Path, help=f"file for the row; results/{ROWS.name} by default, and none with --quick"
+        "--output", type=Path, help=f"file for the row; results/{ROWS.name} by default, and none with --quick"
     )
     args = parser.parse_args()
     row = measure_imports(2 if args.quick else PAIRS)
     print(json.dumps(row))
-    out = args.out or (None if args.quick else ROWS)
+    out = args.output or (None if args.quick else ROWS)
     if out:
         write_rows([row], out)
 

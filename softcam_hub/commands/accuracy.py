@@ -2,7 +2,9 @@
 
 import argparse
 
-from .benchmark import add_fields, show_table
+from ..arguments import ArgumentParser, add_fields
+from . import register_models
+from .benchmark import show_table
 
 HELP = "Write a table of the accuracies of training runs, and of CAPE with the weights of a vanilla classifier."
 
@@ -10,17 +12,18 @@ SETTINGS = ("output", "split", "limit", "batch_size")
 """Settings of a benchmark that this command shares."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of the command to its parser."""
     from ..data.config import DataConfig
     from ..evaluation.config import BenchmarkConfig
 
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of finished training runs")
+    parser.usage = f"{parser.prog} [RUN ...] --output DIR [--vanilla MODEL] [--OPTION VALUE ...]"
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="Folders of finished training runs.")
     parser.add_argument(
         "--vanilla",
         metavar="MODEL",
-        help="vanilla classifier to measure as it is, and in CAPE's head (naive and off the shelf): model folder, timm "
-        "name or Hub id",
+        help="Vanilla classifier to measure as it is, and in CAPE's head (naive and off the shelf): model folder, timm "
+        "name or Hub id.",
     )
     add_fields(parser, BenchmarkConfig, SETTINGS)
     add_fields(parser.add_argument_group(DataConfig._argument_group_name), DataConfig)
@@ -28,9 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure, and show the table."""
-    from ..evaluation.accuracy import accuracy
+    from ..evaluation.config import make_settings
     from ..evaluation.folder import TABLE2
 
-    settings = {name: value for name, value in vars(arguments).items() if name != "run"}
-    accuracy(**settings)
+    settings = dict(vars(arguments))
+    runs, vanilla = settings.pop("runs"), settings.pop("vanilla")
+    make_settings(**settings)
+    register_models()
+    from ..evaluation.accuracy import accuracy
+
+    accuracy(runs, vanilla=vanilla, **settings)
     show_table(arguments.output, TABLE2)

@@ -1,60 +1,49 @@
 """`softcam-hub benchmark`: how good the explanations of a model are on a data set."""
 
 import argparse
-import dataclasses
 import logging
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
 
 from .. import CAPE_LESIONS
+from ..arguments import ArgumentParser, add_fields
+from . import register_models
 
 HELP = "Measure explanations on a data set, and write the CAPE paper's Table 1 and curves."
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of the command to its parser."""
     from ..data.config import DataConfig
     from ..evaluation.config import BenchmarkConfig
 
+    parser.usage = f"{parser.prog} --output DIR [--model MODEL] [--OPTION VALUE ...]"
     models = parser.add_argument_group("models")
     models.add_argument(
-        "--model", default=CAPE_LESIONS, help="model folder, timm name or Hub id [a small lesions model]"
+        "--model", default=CAPE_LESIONS, help="Model folder, timm name or Hub id. [a small lesions model]"
     )
-    models.add_argument("--vanilla", help="vanilla classifier that post-hoc maps explain, such as RUN/vanilla")
+    models.add_argument(
+        "--vanilla",
+        metavar="MODEL",
+        help="Vanilla classifier for the post-hoc methods to explain, such as the folder vanilla/ of a training run. "
+        "Model folder, timm name or Hub id.",
+    )
     for group in (BenchmarkConfig, DataConfig):
         add_fields(parser.add_argument_group(group._argument_group_name), group)
 
 
-def add_fields(parser: Any, group: type, names: Sequence[str] | None = None) -> None:
-    """Add an option for each field of a configuration, or for the fields that are named.
-
-    Args:
-        parser: Parser or argument group.
-        group: Dataclass whose fields have a help text.
-        names: Names of the fields; None for all.
-    """
-    types = get_type_hints(group)
-    for field in dataclasses.fields(group):
-        if names is not None and field.name not in names:
-            continue
-        default, text = field.default, field.metadata["help"]
-        if types[field.name] is bool:
-            parser.add_argument(f"--{field.name}", action="store_true", help=text)
-            continue
-        value_type = next((one for one in get_args(types[field.name]) if one is not type(None)), types[field.name])
-        text += "" if default in (None, "") else f" [{default}]"
-        metavar = value_type.__name__.upper()
-        parser.add_argument(f"--{field.name}", type=value_type, default=default, help=text, metavar=metavar)
-
-
 def run(arguments: argparse.Namespace) -> None:
     """Measure, and show the table."""
-    from ..evaluation import benchmark
+    from ..evaluation.config import make_settings
     from ..evaluation.folder import TABLE1
 
+    settings = dict(vars(arguments))
+    models = {name: settings.pop(name) for name in ("model", "vanilla")}
+    make_settings(**settings)
+    register_models()
+    from ..evaluation.run import benchmark
+
     logging.basicConfig(format="%(message)s")
-    benchmark(**{name: value for name, value in vars(arguments).items() if name != "run"})
+    benchmark(**models, **settings)
     show_table(arguments.output, TABLE1)
 
 

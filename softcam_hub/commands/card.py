@@ -3,12 +3,11 @@
 import argparse
 from pathlib import Path
 
-from ..hub.cards import check_card, load_model_record, write_card
-
 HELP = "Write the model card of a folder from its scores, recipe and pictures."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     parser.add_argument(
         "folder",
         type=Path,
@@ -17,13 +16,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--license",
-        help="License of the weights, as the Hub spells it: mit, apache-2.0, ... [the license of the existing card]",
+        help="License of the weights in the spelling of the Hub, such as mit or apache-2.0. By default, the license "
+        "that the existing card names.",
     )
     parser.add_argument("--overwrite", action="store_true", help="Replace an existing card.")
     parser.add_argument("--check", action="store_true", help="Check the existing card instead of writing one.")
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Write or check the card."""
+    from ..hub.cards import check_card, load_model_record, write_card
+
     if not arguments.check:
         print(f"wrote {write_card(arguments.folder, arguments.license, arguments.overwrite)}")
         return

@@ -5,11 +5,13 @@ import socket
 import threading
 
 from .. import CAPE_LESIONS
+from . import register_models
 
 HELP = "Serve a page that explains pictures (needs the extra [demo])."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     parser.add_argument(
         "--model",
         nargs="+",
@@ -17,12 +19,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="Model folders, timm names or Hub ids to choose from. [a small lesions model]",
     )
-    parser.add_argument("--port", type=int, help="Port to listen on. [the first free one from 7860]")
-    parser.add_argument("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 for all. [127.0.0.1]")
+    parser.add_argument("--port", type=int, metavar="N", help="Port to listen on. [the first free port from 7860]")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="Address of this machine to listen on. 127.0.0.1 is reached from this machine only, and 0.0.0.0 from "
+        "every machine of the network. [127.0.0.1]",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Serve the page until Ctrl-C."""
     check_address(arguments.host, arguments.port)
+    register_models()
     from ..demo import open_page
 
     page = open_page(arguments.model, arguments.host, arguments.port)

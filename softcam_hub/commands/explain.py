@@ -21,6 +21,7 @@ from ..files import DRAFT, draft_of, is_draft
 from ..models.images import SUFFIXES, UnreadableImage, read_user_image
 from ..models.text import as_unicode, printable
 from ..output_folder import OutputFolder
+from . import register_models
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,34 +41,36 @@ MAX_MAPS = 39
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="Image files, or folders of images.")
     parser.add_argument(
         "--model", default=CAPE_LESIONS, help="Model folder, timm name or Hub id. [a small lesions model]"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=f"Folder for pictures and {LINES}.")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help=f"Folder for pictures and {LINES}.")
     parser.add_argument(
         "--classes", nargs="+", help="Labels or indices of the classes to explain. The most probable ones by default."
     )
     parser.add_argument(
-        "--top_k", type=int, help=f"Number of most probable classes to explain; up to {MAX_MAPS} are drawn. [2]"
+        "--top-k", type=int, help=f"Number of most probable classes to explain; up to {MAX_MAPS} are drawn. [2]"
     )
     parser.add_argument("--kind", help="Kind of map of a self-explaining model: softcam, cape, mu-cape, cam.")
     parser.add_argument(
         "--explainer", help="Post-hoc method to use instead, such as grad-cam. A vanilla classifier needs one."
     )
-    parser.add_argument("--batch_size", type=int, default=16, help="Number of images per batch. [16]")
+    parser.add_argument("--batch-size", type=int, default=16, help="Number of images per batch. [16]")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command, and return its exit code."""
-    from ..loading import load_classifier
-
     check_arguments(arguments)
-    pictures = name_pictures(find_images(arguments.images, arguments.out))
-    check_images_are_kept(pictures, arguments.out)
+    pictures = name_pictures(find_images(arguments.images, arguments.output))
+    check_images_are_kept(pictures, arguments.output)
     names = [LINES, *(glob.escape(name) for name in pictures.values())]
-    folder = OutputFolder(arguments.out, "explanation run", names, flag="--out")
+    folder = OutputFolder(arguments.output, "explanation run", names)
     with folder.locked("continue"):
+        register_models()
+        from ..loading import load_classifier
+
         explainer = ImageExplainer(load_classifier(arguments.model), arguments)
         folder.claim("continue")
         with draft_of(folder.path / LINES) as draft:
@@ -75,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
             if len(explainer.problems) == len(pictures):
                 raise unreadable_images(explainer.problems, len(pictures))  # the earlier lines stay
     count = len(pictures) - len(explainer.problems)
-    print("\n".join([f"{count} images explained in {printable(arguments.out)}", *explainer.remarks]))
+    print("\n".join([f"{count} images explained in {printable(arguments.output)}", *explainer.remarks]))
     if explainer.problems:
         raise unreadable_images(explainer.problems, len(pictures))
     return 0
@@ -110,7 +113,7 @@ def find_images(paths: list[Path], out: Path) -> list[Path]:
         files = [file for file in files if not is_draft(file)]
         outside = [file for file in files if out.resolve() not in file.resolve().parents]
         if not outside:
-            place = f" outside of --out {printable(out)}: choose another --out" if files else ""
+            place = f" outside of --output {printable(out)}: choose another --output" if files else ""
             raise FileNotFoundError(f"there is no image in folder {printable(path)}{place}")
         images += outside
     return list(dict.fromkeys(images))
@@ -150,7 +153,7 @@ def check_images_are_kept(pictures: dict[Path, str], out: Path) -> None:
     for name in pictures.values():
         if (out / name).resolve() in images:
             raise FileExistsError(
-                f"{printable(out / name)} is to be explained, so no picture may replace it: choose another --out"
+                f"{printable(out / name)} is to be explained, so no picture may replace it: choose another --output"
             )
 
 

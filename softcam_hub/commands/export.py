@@ -4,28 +4,32 @@ import argparse
 from pathlib import Path
 
 from .. import CAPE_LESIONS
+from ..files import check_replaceable
+from . import register_models
 
 HELP = "Write a self-explaining model as an ONNX file with logits and maps."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     parser.add_argument(
         "--model", default=CAPE_LESIONS, help="Model folder, timm name or Hub id. [a small lesions model]"
     )
-    parser.add_argument("--out", required=True, metavar="FILE", help="File to write, such as model.onnx.")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="File to write, such as model.onnx.")
     parser.add_argument("--overwrite", action="store_true", help="Replace an existing file.")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from ..export import export_onnx
-    from ..files import check_replaceable
-    from ..loading import load_classifier
-    from ..models.self_explaining import SelfExplaining
-
-    file = Path(arguments.out)
+    """Load the model, and write the file."""
+    file = arguments.output
     if not file.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {file.parent} to write {file.name} to")
     check_replaceable(file, arguments.overwrite)
+    register_models()
+    from ..export import export_onnx
+    from ..loading import load_classifier
+    from ..models.self_explaining import SelfExplaining
+
     model = load_classifier(arguments.model).model
     if not isinstance(model, SelfExplaining):
         raise ValueError(f"{arguments.model} is a vanilla classifier without maps: export a softcam_* or cape_* model")

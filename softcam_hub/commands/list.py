@@ -5,13 +5,14 @@ import fnmatch
 import json
 from typing import Any
 
-HELP = "List the timm architectures that can explain themselves."
+from ..architectures import EXACT, architectures, read_table
+from ..arguments import did_you_mean
 
-MAX_MEASURED = 20
-"""Number of architectures whose maps are measured by default. Each architecture must be built for it."""
+HELP = "List the timm architectures that can explain themselves."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     parser.add_argument(
         "pattern", nargs="?", default="*", help="Names to list, such as 'resnet*' or 'cape_swin*'. [all]"
     )
@@ -23,40 +24,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--trained", action="store_true", help="List only architectures whose head must be trained first."
     )
     parser.add_argument(
-        "--map_size", action="store_true", help=f"Measure the map sizes of more than {MAX_MEASURED} architectures too."
+        "--map-size", action="store_true", help="Build each network and measure the size of its maps (a second each)."
     )
     parser.add_argument("--json", action="store_true", help="Print JSON, with one object per architecture.")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from ..models.heads import HEADS
-
-    architectures = find_architectures(arguments.pattern, arguments.exact, arguments.trained)
-    if not architectures:
+    """Print the architectures that match."""
+    found = find_architectures(arguments.pattern, arguments.exact, arguments.trained)
+    if not found:
         raise ValueError(explain_no_match(arguments))
-    if arguments.map_size or len(architectures) <= MAX_MEASURED:
-        for architecture in architectures:
-            architecture |= measure_sizes(architecture["architecture"])
+    if arguments.map_size:
+        found = [{**architecture, **measure_sizes(architecture["architecture"])} for architecture in found]
     if arguments.json:
-        print(json.dumps(architectures, indent=1))
+        print(json.dumps(found, indent=1))
         return
-    width = max(len(architecture["architecture"]) for architecture in architectures)
-    for architecture in architectures:
+    width = max(len(architecture["architecture"]) for architecture in found)
+    for architecture in found:
         sizes = ""
         if "map_size" in architecture:
             sizes = "{}x{} at {} px".format(*architecture["map_size"], architecture["input_size"][1])
         exactness = "exact" if architecture["exact"] else "head to train"
         print(f"{architecture['architecture']:{width}}  {exactness:13}  {sizes}".rstrip())
-    hint = "" if "map_size" in architectures[0] else "; --map_size also measures their maps"
-    names = " and ".join(f"{family}_NAME" for family in HEADS)
-    print(f"{len(architectures)} architectures, each as {names}{hint}")
+    hint = "" if arguments.map_size else "; --map-size also measures their maps"
+    names = " and ".join(f"{family}_NAME" for family in read_table()["families"])
+    print(f"{len(found)} architectures, each as {names}{hint}")
 
 
 def explain_no_match(arguments: argparse.Namespace) -> str:
     """Say why no architecture matches, and which option to change."""
     others = len(find_architectures(arguments.pattern, exact=False, trained=False))
     if not others:
-        return f"no architecture matches {arguments.pattern!r}: try a pattern with *, such as 'resnet*'"
+        hint = did_you_mean(arguments.pattern, architectures()) or ": try a pattern with *, such as 'resnet*'"
+        return f"no architecture matches {arguments.pattern!r}{hint}"
     exactness, option = ("exact", "--exact") if arguments.exact else ("one whose head must be trained", "--trained")
     return f"{others} architectures match {arguments.pattern!r}, but none is {exactness}: leave out {option}"
 
@@ -69,11 +69,8 @@ def find_architectures(pattern: str, exact: bool, trained: bool) -> list[dict[st
         exact: Return only architectures whose pretrained classifier makes the maps.
         trained: Return only architectures whose head must be trained first.
     """
-    from ..models.heads import HEADS
-    from ..registry import EXACT, architectures
-
     family, _, name = pattern.partition("_")
-    pattern = name if family in HEADS else pattern
+    pattern = name if family in read_table()["families"] else pattern
     matches = [
         {"architecture": name, "exact": head in EXACT, "head": head}
         for name, head in sorted(architectures().items())

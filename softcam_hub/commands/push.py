@@ -2,26 +2,31 @@
 
 import argparse
 
-from ..hub import SPACES, push
-
 HELP = "Publish a model folder with its card, code and pictures on the Hugging Face Hub."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     parser.add_argument("folder", help="Model folder, such as RUN/model; with --space the name of a Space.")
     parser.add_argument("repo", help="Repository to push to, such as user/name. It is created if it does not exist.")
     parser.add_argument(
-        "--space", action="store_true", help=f"Push a Space of this package instead: {', '.join(SPACES)}."
+        "--space", action="store_true", help="Push a Space of this package, such as demo, in place of a model."
     )
     parser.add_argument("--private", action="store_true", help="Create the repository as private.")
     parser.add_argument("--branch", metavar="NAME", help="Branch to commit to. It is created if it does not exist.")
     parser.add_argument("--pr", action="store_true", help="Open a pull request instead of committing.")
     parser.add_argument("--message", help="Message of the commit.")
-    parser.add_argument("--token", help="Token to use. That of `hf auth login`, or HF_TOKEN, by default.")
-    parser.add_argument("--dry_run", "--dry-run", action="store_true", help="Check and list all files, send nothing.")
+    parser.add_argument(
+        "--token",
+        help="Access token of the Hub. By default, the token of `hf auth login`, or of the variable HF_TOKEN.",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="Check and list all files, but send nothing.")
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Push, and print what was sent."""
+    from ..hub import push
+
     result = push(
         arguments.folder,
         arguments.repo,

@@ -83,7 +83,7 @@ class Locations:
         if not origin.startswith(self.addresses) or not all(part.startswith(allowed) for part in containers):
             raise ValueError(
                 f"{name} is not a local file: expected paths of local files. Download {printable(path)}, or allow "
-                "addresses with remote_images=True (--remote_images)"
+                "addresses with remote_images=True (--remote-images)"
             )
 
     def has_file(self, path: str) -> bool:

@@ -1,6 +1,11 @@
 """Measure explanations on a data set: values per image, a row per explainer, and the papers' tables."""
 
+from typing import TYPE_CHECKING
+
+from ..arguments import COMMAND_LINE
 from .config import BenchmarkConfig
-from .run import benchmark
+
+if TYPE_CHECKING or not COMMAND_LINE:
+    from .run import benchmark
 
 __all__ = ["BenchmarkConfig", "benchmark"]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..data.config import DataConfig, flag
-from ..explainers.methods import list_explainers
 
 TABLE, LOCALISATION, SENSITIVITY = "table", "localisation", "sensitivity"
 SINGLE_DELETION, GRID = "single_deletion", "grid_pointing"
@@ -57,6 +56,8 @@ class BenchmarkConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
+        from ..explainers.methods import list_explainers
+
         _check_names(self.chosen_explainers or (), [*list_explainers(), "all"], "explainer")
         _check_names(_words(self.measures), [*DEFAULT_MEASURES, *OPTIONAL_MEASURES], "measure")
 

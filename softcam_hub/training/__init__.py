@@ -1,10 +1,15 @@
 """Train SoftCAM and CAPE classifiers, and the vanilla classifiers that they are compared with."""
 
+from typing import TYPE_CHECKING
+
+from ..arguments import COMMAND_LINE
 from .config import Config
-from .loop import NotFinite
 from .parsing import make_config, parse, recipes
-from .run import run
-from .trainer import EvidenceTrainer, ExplanationCallback
+
+if TYPE_CHECKING or not COMMAND_LINE:
+    from .loop import NotFinite
+    from .run import run
+    from .trainer import EvidenceTrainer, ExplanationCallback
 
 __all__ = [
     "Config",

@@ -84,7 +84,7 @@ def check_training_images(config: Config, splits: Splits, processes: int) -> Non
         if settings.balance != "none":
             raise ValueError("balance needs to count the classes before training, which streaming data does not allow")
         if settings.steps_per_epoch is None:
-            raise ValueError("streaming data has no length: say how long an epoch is with --steps_per_epoch")
+            raise ValueError("streaming data has no length: say how long an epoch is with --steps-per-epoch")
         return
     count = len(splits.train)
     if count < settings.batch_size * settings.accumulation * processes:
@@ -103,7 +103,7 @@ def check_validation(config: Config, splits: Splits, model: nn.Module) -> None:
         for name, is_set in needs_validation.items():
             if is_set:
                 raise ValueError(
-                    f"{name} needs validation images, but there are none: set hold_out, such as --hold_out 0.1"
+                    f"{name} needs validation images, but there are none: set hold_out, such as --hold-out 0.1"
                 )
         return
     known = score_names(model, splits.multi_label)

@@ -46,7 +46,7 @@ DRAFT_NAME = re.compile(r"[0-9a-f]{32}\.[0-9a-f]{8}\.unfinished")
 FILE_NAME = re.compile(r"\d+\.bin|" + "|".join(map(re.escape, (INDEX, RECORD))) + r"|\.unfinished-.*")
 """Names of the files in a cache, and of their drafts."""
 
-ADVICE = "choose another folder with --cache_dir, or compute features at every epoch with --cache_features False"
+ADVICE = "choose another folder with --cache-dir, or compute features at every epoch with --cache-features False"
 
 
 class CachedFeatures(Dataset):
@@ -223,7 +223,7 @@ def make_room(folder: Path, needed: float, limit: float, keep: Path | None = Non
     if least > limit:
         raise ValueError(
             f"the features would take {least:.1f} GB, more than cache_limit={limit:g}: raise it, or compute "
-            "features at every epoch with --cache_features False"
+            "features at every epoch with --cache-features False"
         )
     complete = [path for path in sizes if path != keep and CACHE_NAME.fullmatch(path.name)]
     for path in sorted(complete, key=lambda path: path.stat().st_mtime):

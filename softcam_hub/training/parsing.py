@@ -2,22 +2,19 @@
 
 - Recipes are YAML files with one setting per line, in `recipes/` or written by the user. A recipe may name
   another recipe as its `base` and change some of its settings.
-- The settings of a recipe are read as if they stood on the command line before the flags, so that both are
-  checked in the same way.
+- The settings of a recipe are parsed as if they stood on a command line, so that both are checked in the same way.
 """
 
 import argparse
 import dataclasses
 import difflib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import HfArgumentParser
 
-from ..arguments import ArgumentParser
+from ..arguments import ArgumentParser, add_fields, did_you_mean
 from .config import Config
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -25,10 +22,10 @@ RECIPES = Path(__file__).parent / "recipes"
 NOTES, BASE = "notes", "base"
 """Keys of a recipe that are not settings: remarks on hardware, time and score; and another recipe."""
 
-GROUPS = [group.default_factory for group in dataclasses.fields(Config)]
-"""Dataclasses of the settings, in the order of `Config`."""
+GROUPS = {group.name: group.default_factory for group in dataclasses.fields(Config)}
+"""Dataclasses of the settings, by their names in `Config`."""
 
-SETTING_NAMES = [item.name for group in GROUPS for item in dataclasses.fields(group)]
+SETTING_NAMES = [item.name for group in GROUPS.values() for item in dataclasses.fields(group)]
 
 
 def make_config(**settings: Any) -> Config:
@@ -36,32 +33,53 @@ def make_config(**settings: Any) -> Config:
 
     make_config(model="cape_resnet18", epochs=3)
     """
-    return parse(as_flags(settings, "make_config()"))
+    return combine(argparse.Namespace(recipe=None, **read_settings(settings, "make_config()")))
 
 
 def parse(arguments: Sequence[str] | None = None) -> Config:
-    """Parse the settings of a run.
+    """Parse the settings of a run, or raise ValueError.
 
     Args:
         arguments: Flags, such as `["--recipe", "lesions-cape", "--epochs", "3"]`. The default is
             `sys.argv[1:]`.
     """
-    flags = sys.argv[1:] if arguments is None else list(arguments)
-    parser = make_parser()
-    try:
-        recipe = _recipe_parser().parse_known_args(flags)[0].recipe
-        settings = as_flags(read_recipe(recipe), f"recipe {recipe!r}") if recipe else []
-        *groups, _, unknown = parser.parse_args_into_dataclasses(
-            settings + flags, return_remaining_strings=True, look_for_args_file=False
-        )
-    except argparse.ArgumentError as error:
-        raise ValueError(str(error)) from None
-    if unknown:
-        suggestion = _suggest(unknown[0].lstrip("-").replace("-", "_"))
-        raise ValueError(f"unknown option {unknown[0]!r}{suggestion}; see --help")
+    return combine(make_parser().parse_args(arguments))
 
+
+def make_parser() -> ArgumentParser:
+    """Make a parser of all settings that raises ValueError for mistakes."""
+    parser = ArgumentParser(exit_on_error=False)
+    add_settings(parser)
+    return parser
+
+
+def add_settings(parser: ArgumentParser) -> None:
+    """Add an option for the recipe and for each setting, in groups."""
+    parser.add_argument("--recipe", metavar="NAME", help="Name of a recipe, or a YAML file. Flags override it.")
+    for group in GROUPS.values():
+        add_fields(parser.add_argument_group(group._argument_group_name), group)
+    parser.epilog = f"Recipes: {', '.join(recipes())}."
+
+
+def combine(options: argparse.Namespace) -> Config:
+    """Combine parsed flags with the recipe that they name.
+
+    Args:
+        options: Result of a parser with `add_settings`.
+    """
+    flags = dict(vars(options))
+    recipe = flags.pop("recipe")
+    settings = read_settings(read_recipe(recipe), f"recipe {recipe!r}") if recipe else {}
+    settings |= flags
+    config = Config(
+        **{
+            name: group(
+                **{item.name: settings[item.name] for item in dataclasses.fields(group) if item.name in settings}
+            )
+            for name, group in GROUPS.items()
+        }
+    )
     # every fold has folders of its own, so that none starts from weights that have seen its test images
-    config = Config(*groups)
     name = recipe if recipe in recipes() else Path(recipe or config.model.model).stem
     fold = str(config.data.fold)
     config.run.output = (config.run.output or f"runs/{name}").replace("{fold}", fold)
@@ -69,63 +87,26 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
     return config
 
 
-def make_parser() -> HfArgumentParser:
-    """Return the parser of all settings, whose `--help` lists them in groups."""
-    return HfArgumentParser(
-        GROUPS,
-        prog="train_accelerate.py",
-        usage="train_accelerate.py [--recipe NAME_OR_FILE] [--SETTING VALUE ...]",
-        formatter_class=_HelpFormatter,
-        allow_abbrev=False,
-        exit_on_error=False,
-        parents=[_recipe_parser()],
-        description="Train a SoftCAM or CAPE classifier, or the vanilla classifier that it is compared with.",
-        epilog=f"Recipes: {', '.join(recipes())}.",
-    )
-
-
-class _HelpFormatter(argparse.HelpFormatter):
-    """Formatter that gives a setting one line where it fits: name, explanation, choices and default value."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=28, width=120)
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        return action.option_strings[0] if action.option_strings else super()._format_action_invocation(action)
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        has_default = action.default not in (None, "", False, argparse.SUPPRESS)
-        choices = f" One of {', '.join(map(str, action.choices))}." if action.choices else ""
-        return f"{action.help}{choices}" + (f" [{action.default}]".replace("%", "%%") if has_default else "")
-
-
-def _recipe_parser() -> ArgumentParser:
-    parser = ArgumentParser(add_help=False, exit_on_error=False)
-    parser.add_argument("--recipe", help="Name of a recipe, or a YAML file. Flags override its settings.")
-    return parser
-
-
-def as_flags(settings: dict[str, Any], source: str) -> list[str]:
-    """Return settings as command-line flags, and refuse unknown names.
+def read_settings(settings: dict[str, Any], source: str) -> dict[str, Any]:
+    """Convert settings to the types of their fields, and refuse unknown names.
 
     Args:
-        settings: Values by name. None stands for the default.
+        settings: Values by name, as YAML or a caller gives them. None stands for the default.
         source: Origin of the settings, for error messages.
     """
     flags = []
     for name, value in settings.items():
         if name not in SETTING_NAMES:
-            raise ValueError(f"{source} sets {name!r}, which is not a setting{_suggest(name)}; see --help")
+            raise ValueError(
+                f"{source} sets {name!r}, which is not a setting{did_you_mean(name, SETTING_NAMES)}; see --help"
+            )
         if name == "mixed_precision" and value is False:
             value = "no"  # YAML reads an unquoted `no` as false
         if value is not None:
-            flags += [f"--{name}", str(value)]
-    return flags
-
-
-def _suggest(name: str) -> str:
-    near = difflib.get_close_matches(name, SETTING_NAMES, n=1)
-    return f": did you mean {near[0]}?" if near else ""
+            flags.append(f"--{name}={value}")
+    parsed = vars(make_parser().parse_args(flags))
+    del parsed["recipe"]
+    return parsed
 
 
 def recipes() -> list[str]:

@@ -100,7 +100,7 @@ def explain(inputs, output):
 
 
 def _explain(photos, output):
-    assert main(["explain", str(photos), "--out", str(output), "--top_k", "1"]) == 0
+    assert main(["explain", str(photos), "--output", str(output), "--top-k", "1"]) == 0
 
 
 def trained(output):

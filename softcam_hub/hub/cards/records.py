@@ -32,7 +32,7 @@ class ModelRecord:
         explanations: Rows of a benchmark, each with an `explainer` and its scores.
         pictures: Files that the card shows.
         license: Licence of the weights; by default the one of the weights that training started from.
-        trainer: Name of the trainer, if the settings are not a recipe of `train_accelerate.py`.
+        trainer: Name of the trainer, if the settings are not a recipe of `softcam-hub train`.
     """
 
     config: Row

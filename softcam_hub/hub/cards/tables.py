@@ -155,7 +155,7 @@ def _benchmark_command(row: Row) -> str:
     for name, default in defaults.items():
         value = row.get(name, default)
         if value is True and default is not True:
-            words.append(f"--{name}")
+            words.append(f"--{name.replace('_', '-')}")
         elif value != default:
-            words += [f"--{name}", str(hide_local_path(value))]
+            words += [f"--{name.replace('_', '-')}", str(hide_local_path(value))]
     return shlex.join([on_one_line(word) for word in [*words, "--output", "results"]])

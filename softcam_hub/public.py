@@ -1,0 +1,63 @@
+"""The public names of the package. Importing this registers its models with timm and transformers, and its pipeline."""
+
+from .evaluation.placement import Placement
+from .evaluation.run import benchmark
+from .explainers.methods import create_explainer, list_explainers
+from .explanation_scores import load_scores
+from .export import export_onnx
+from .hub import push
+from .loading import explain
+from .models.card_text import CardText
+from .models.classifier import Classifier, build
+from .models.configuration import CAPEConfig, EvidenceConfig, SoftCAMConfig
+from .models.conversion import convert, to_vanilla
+from .models.explanation import Explanation
+from .models.heads import EvidenceHead
+from .models.map_kind import MapKind
+from .models.modeling import (
+    CAPEForImageClassification,
+    CAPEModel,
+    EvidenceForImageClassification,
+    EvidenceModel,
+    SoftCAMForImageClassification,
+    SoftCAMModel,
+)
+from .models.regions import Regions
+from .pipeline import register as register_pipeline
+from .registry import register as register_models
+from .registry import register_head
+from .temperature import fit_temperature
+
+__all__ = [
+    "CAPEConfig",
+    "CAPEForImageClassification",
+    "CAPEModel",
+    "CardText",
+    "Classifier",
+    "EvidenceConfig",
+    "EvidenceForImageClassification",
+    "EvidenceHead",
+    "EvidenceModel",
+    "Explanation",
+    "MapKind",
+    "Placement",
+    "Regions",
+    "SoftCAMConfig",
+    "SoftCAMForImageClassification",
+    "SoftCAMModel",
+    "benchmark",
+    "build",
+    "convert",
+    "create_explainer",
+    "explain",
+    "export_onnx",
+    "fit_temperature",
+    "list_explainers",
+    "load_scores",
+    "push",
+    "register_head",
+    "to_vanilla",
+]
+
+register_models()
+register_pipeline()
