@@ -227,7 +227,7 @@ def test_images_are_resized_to_the_input_of_the_model_when_they_are_read(images)
             "unknown class 'cat': the labels of this model are",
         ),
         (["explain", "{image}", "--output", "{out}", "--classes", "7"], "unknown class '7'"),
-        (["explain", "{image}", "--output", "{out}", "--top-k", "0"], "top_k must be at least 1"),
+        (["explain", "{image}", "--output", "{out}", "--top-k", "0"], "--top-k must be at least 1"),
         (["explain", "{image}", "--output", "{out}", "--top-k", "2", "--classes", "0"], "give one of them"),
         (["explain", "{image}", "--output", "{out}", "--kind", "softcam"], "unknown map kind 'softcam'"),
         (["explain", "{image}", "--output", "{out}", "--explainer", "gradcam"], "did you mean 'grad-cam'"),

@@ -14,7 +14,7 @@ def test_flags_are_grouped_and_every_setting_is_explained():
     for title in ("model:", "data:", "augmentation:", "optimization:", "run:"):
         assert f"\n{title}" in text
     for name in Config().flat():
-        assert re.search(rf"--{name.replace('_', '-')}\\s", text)
+        assert re.search(rf"--{name.replace('_', '-')}\s", text)
     assert all(name in "".join(text.split()) for name in recipes())
 
 

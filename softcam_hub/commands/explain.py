@@ -86,14 +86,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def check_arguments(arguments: argparse.Namespace) -> None:
     """Raise ValueError for options that contradict each other or are out of range."""
-    for name in ("top_k", "batch_size"):
-        value = getattr(arguments, name)
+    for option, value in {"--top-k": arguments.top_k, "--batch-size": arguments.batch_size}.items():
         if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+            raise ValueError(f"{option} must be at least 1, got {value}")
     if arguments.classes and arguments.top_k:
-        raise ValueError("classes and top_k both choose the classes to explain: give one of them")
+        raise ValueError("--classes and --top-k both choose the classes to explain: give one of them")
     if arguments.kind and arguments.explainer:
-        raise ValueError("kind chooses one of the model's own maps and explainer another method: give one of them")
+        raise ValueError("--kind chooses one of the model's own maps and --explainer another method: give one of them")
 
 
 def find_images(paths: list[Path], out: Path) -> list[Path]:
