@@ -2,8 +2,8 @@
 
 - A file is written to a draft beside its target, flushed to the disk and renamed. A reader sees the old file
   or the new one, never half of it, also after a crash or on a full disk.
-- Every draft has a name of its own (`.unfinished-<random>`), so that two writers cannot mix their bytes, and
-  drafts that a killed process left behind are recognised. `models/` saves its folders under the same prefix.
+- Every draft has a name of its own (`.softcam_hub.unfinished-<random>`), so that two writers cannot mix their bytes,
+  and drafts that a killed process left behind are recognised. `models/` saves its folders under the same prefix.
 """
 
 import errno
@@ -19,8 +19,9 @@ from typing import Any
 
 import yaml
 
-DRAFT = ".unfinished-"
-"""Prefix of the name of every draft, which may be a file or a folder."""
+DRAFT = ".softcam_hub.unfinished-"
+"""Prefix of the name of every draft, which may be a file or a folder. Drafts are deleted by their names, so that no
+name that a user might choose may begin like this."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a full disk, an exhausted quota, and a file that is too large."""

@@ -20,6 +20,7 @@ from typing import Literal
 from filelock import FileLock, Timeout
 
 from .files import is_draft, read_mapping, remove_drafts, write_json
+from .models.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +163,7 @@ class OutputFolder:
             )
         if purpose != self.purpose:
             raise FileExistsError(
-                f"{self.path} holds the output of {_with_article(purpose)}, expected that of "
+                f"{self.path} holds the output of {_with_article(printable(purpose))}, expected that of "
                 f"{_with_article(self.purpose)}: choose another --output"
             )
         return names
@@ -189,17 +190,26 @@ class OutputFolder:
     def _refuse_foreign_files(self, recorded: list[str]) -> None:
         """Refuse to replace a file that is not in the record, or to write through a link."""
         is_wanted, is_recorded = _matcher(self.names), _matcher(recorded)
+        needed_folders = {parent.as_posix() for name in self.names for parent in Path(name).parents}
         for path in self._paths_below():
             if (self.path / path).is_symlink() and _concerns(path, [*self.names, *recorded]):
                 raise FileExistsError(
                     f"{self.path / path} is a link, and nothing is written through links: remove it, or "
                     f"choose another --output"
                 )
-            if is_wanted(path) and not is_recorded(path):
-                raise FileExistsError(
-                    f"{self.path / path} is not a file of an earlier {self.purpose}, so it is not replaced: "
-                    f"move it away, or choose another --output"
-                )
+            if (is_wanted(path) or path in needed_folders) and not is_recorded(path):
+                raise self._foreign_file(path)
+        is_file = _matcher([name for name in self.names if not name.endswith("/*")])
+        for folder, _, _ in os.walk(self.path):
+            path = Path(folder).relative_to(self.path).as_posix()
+            if is_file(path):
+                raise self._foreign_file(path)
+
+    def _foreign_file(self, path: str) -> FileExistsError:
+        return FileExistsError(
+            f"{self.path / path} is not a file of an earlier {self.purpose}, so it is not replaced: move it away, or "
+            "choose another --output"
+        )
 
     def _paths_below(self) -> list[str]:
         """Return the paths of all files and links below the folder, except for record, lock and drafts."""

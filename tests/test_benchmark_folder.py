@@ -12,6 +12,7 @@ from softcam_hub import output_folder
 from softcam_hub.cli import main
 from softcam_hub.evaluation import benchmark
 from softcam_hub.evaluation.folder import NAMES, SETTINGS
+from softcam_hub.files import DRAFT
 from softcam_hub.output_folder import RECORD
 from softcam_hub.training.objective import VanillaForTraining
 
@@ -194,7 +195,7 @@ def test_a_full_disk_is_told_and_the_benchmark_goes_on_later(tmp_path):
     message = r"^\S*00000\.json could not be written \(File too large\).*Make room.*run the same command"
     with full_disk(size - 1), pytest.raises(OSError, match=message):
         measure(tmp_path / "out", **options)
-    assert not list((tmp_path / "out").rglob(".unfinished*"))
+    assert not list((tmp_path / "out").rglob(f"{DRAFT}*"))
     assert measure(tmp_path / "out", **options) == rows
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 

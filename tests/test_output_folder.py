@@ -72,6 +72,28 @@ def test_replacing_deletes_only_files_of_the_record(tmp_path):
     assert not (tmp_path / "parts").exists()
 
 
+@pytest.mark.parametrize("name", ["parts", "model", "result.json", "model/a.safetensors"])
+@pytest.mark.parametrize("how", ["continue", "replace"])
+def test_a_file_where_a_folder_belongs_or_the_reverse_is_refused(name, how, tmp_path):
+    use(tmp_path, "new")
+    fill(tmp_path, f"{name}/mine.txt" if "." in name else name)
+    before = content(tmp_path)
+    with pytest.raises(FileExistsError, match=f"{name} is not a file of an earlier training run"):
+        use(tmp_path, how)
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("theirs", [".unfinished-thesis/chapter.tex", ".unfinished-1.md"])
+def test_files_of_the_user_are_not_taken_for_drafts(theirs, tmp_path):
+    fill(tmp_path, theirs)
+    os.utime(tmp_path / theirs, (0, 0))
+    os.utime((tmp_path / theirs).parent, (0, 0))
+    remove_drafts(tmp_path, older_than=600)
+    with pytest.raises(FileExistsError, match=f"holds '{theirs.split('/')[0]}'"):
+        use(tmp_path, "continue")
+    assert set(content(tmp_path)) == {theirs}
+
+
 def test_a_new_run_does_not_replace_an_earlier_one(tmp_path):
     use(tmp_path, "new")
     use(tmp_path, "new")  # the earlier one ended before it wrote anything
@@ -155,6 +177,7 @@ def test_earlier_output_without_a_record_can_be_continued_but_not_replaced(tmp_p
         ('{"kind": "training run", "format": 1, "names": "*"}', "is damaged"),
         ('{"kind": "training run", "format": 1, "names": [1]}', "is damaged"),
         ('{"kind": "training run", "format": 2, "names": ["*"]}', "format 2, but this release knows format 1"),
+        ('{"kind": "\\u001b[31m", "format": 1, "names": ["*"]}', r"output of a \\x1b\[31m, expected"),
         ('{"kind": "benchmark", "format": 1, "names": ["*"]}', "output of a benchmark, expected that of a training"),
     ],
 )

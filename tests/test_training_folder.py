@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import subprocess
 
 import pytest
 import yaml
@@ -206,12 +207,18 @@ def cut(file):
     os.truncate(file, file.stat().st_size // 2)
 
 
+def forget(file):
+    """Leave a record of digests that names no file."""
+    file.write_text("{}")
+
+
 NAMES = ["model.safetensors", "optimizer.bin", "progress.json", DIGESTS]
 
 
 @pytest.mark.parametrize(
     ("damage", "name"),
-    [(flip, name) for name in NAMES] + [(cut, "model.safetensors"), (os.unlink, "optimizer.bin")],
+    [(flip, name) for name in NAMES]
+    + [(cut, "model.safetensors"), (os.unlink, "optimizer.bin"), (os.unlink, DIGESTS), (forget, DIGESTS)],
     ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(damage, name, broken, finished, caplog):
@@ -230,6 +237,40 @@ def test_a_damaged_best_model_is_named_and_never_saved(broken):
     with pytest.raises(ValueError, match=f"{best / 'model.safetensors'} is damaged.*--overwrite"):
         train(broken, **TINY, resume=True)
     assert not (broken / "model").exists()
+
+
+def test_files_of_the_user_beside_checkpoints_stay_and_are_not_taken_for_checkpoints(broken, finished):
+    last = max((broken / "checkpoints").iterdir())
+    shutil.copytree(last, broken / "checkpoints" / f"{last.name}-copy")
+    fill(broken, "checkpoints/mine.txt", "checkpoints/step-999999999", "best/keep/notes.txt", "checkpoints/step-old/a")
+    mine = {name for name in content(broken) if re.search(r"-copy|mine|999|keep|old", name)}
+    train(broken, **TINY, resume=True)
+    assert mine <= content(broken).keys()
+    assert result(broken) == result(finished)
+    train(broken, epochs=1, overwrite=True)
+    assert mine <= content(broken).keys()
+
+
+def test_an_empty_checkpoint_is_named_and_the_one_before_is_used(broken, finished, caplog):
+    (broken / "checkpoints" / "step-999999999").mkdir()
+    with caplog.at_level(logging.WARNING):
+        train(broken, **TINY, resume=True)
+    assert "step-999999999/progress.json is missing; continuing from" in caplog.text
+    assert result(broken) == result(finished)
+
+
+@pytest.mark.parametrize("name", ["model", "checkpoints", "curve.png", "metrics.json"])
+def test_a_file_where_a_folder_belongs_or_the_reverse_is_refused_before_training(name, broken):
+    if "." in name:
+        (broken / name).mkdir()
+    else:
+        shutil.rmtree(broken / name, ignore_errors=True)
+        fill(broken, name)
+    before = content(broken)
+    for how in ({"resume": True}, {"overwrite": True}):
+        with pytest.raises(FileExistsError, match=f"{name} is not a file of an earlier training run"):
+            train(broken, **TINY, **how)
+    assert content(broken) == before
 
 
 def test_a_missing_best_model_is_named(broken):
@@ -258,11 +299,10 @@ def test_damaged_settings_are_named(text, message, broken):
 def test_damaged_metrics_are_named(text, finished, tmp_path):
     output = shutil.copytree(finished, tmp_path / "copy")
     (output / "metrics.json").write_text(text)
-    with pytest.raises(
-        ValueError,
-        match=r"metrics\.json (cannot be read|must hold).*delete it, and --resume writes the end of the run again",
-    ):
+    with pytest.raises(ValueError, match=r"metrics\.json (cannot be read|must hold).*has a copy of it: cp ") as refusal:
         train(output, **TINY, resume=True)
+    subprocess.run(str(refusal.value).rpartition(": ")[2].split(), check=True)
+    assert train(output, **TINY, resume=True) == json.loads((finished / "metrics.json").read_text())
 
 
 # --- full disks and crashes ------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ def save_in_one_go(save: Callable[[str], None], target: Path) -> None:
         save: Function that writes the files into the folder that it is given.
         target: Folder of the model, which exists. Files there stay as they are until all new ones are written.
     """
-    with tempfile.TemporaryDirectory(dir=target, prefix=".unfinished-") as draft:
+    with tempfile.TemporaryDirectory(dir=target, prefix=".softcam_hub.unfinished-") as draft:
         save(draft)
         written = sorted(file.name for file in Path(draft).iterdir())
         for name in written:

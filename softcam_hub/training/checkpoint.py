@@ -16,8 +16,9 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..files import draft_path, flush
+from ..files import draft_path, flush, read_mapping
 
 logger = logging.getLogger(__name__)
 
 PROGRESS, AVERAGE, DIGESTS = "progress.json", "average.safetensors", "digests.json"
+
+CHECKPOINT, BEST = re.compile(r"step-\d{9}(\.unfinished)?"), re.compile(r"epoch-\d{6}")
+"""Names of the folders of checkpoints (with the suffix of earlier releases' drafts) and of best models. What else lies
+beside them belongs to the user.
+"""
 
 CHECKPOINTS_KEPT = 2
 """The last checkpoint, and one to go back to if it is damaged."""
@@ -80,13 +86,8 @@ class Checkpoints:
     def _delete_unneeded(self, newest: Path) -> None:
         """Delete older checkpoints, damaged ones of later steps, and best models that no checkpoint names."""
         kept = [path for path in self._complete_checkpoints() if path <= newest][-CHECKPOINTS_KEPT:]
-        for path in self.folder.iterdir():
-            if path not in kept:
-                shutil.rmtree(path)
-        named = {self.best_folder(best["epoch"]) for best in map(read_best, kept) if best}
-        for path in self.best.iterdir() if self.best.is_dir() else ():
-            if path not in named:
-                shutil.rmtree(path)
+        _delete_folders(self.folder, CHECKPOINT, kept)
+        delete_best(self.best, {self.best_folder(best["epoch"]) for best in map(read_best, kept) if best})
 
     def save_best(self, epoch: int, save: Callable[[Path], None]) -> None:
         """Keep the model of an epoch. Only the main process calls this method.
@@ -117,7 +118,8 @@ class Checkpoints:
         return f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
 
     def _complete_checkpoints(self) -> list[Path]:
-        return sorted(path for path in self.folder.glob("step-*") if not path.suffix)
+        paths = self.folder.iterdir() if self.folder.is_dir() else ()
+        return sorted(path for path in paths if CHECKPOINT.fullmatch(path.name) and not path.suffix and path.is_dir())
 
     def load(self) -> dict[str, Any] | None:
         """Restore the newest good checkpoint, and return its progress, or None if there is no checkpoint."""
@@ -130,7 +132,7 @@ class Checkpoints:
             return None
         path = Path(checkpoint)
         try:
-            progress = json.loads((path / PROGRESS).read_text())
+            progress = read_mapping(path / PROGRESS)
             if progress["processes"] == self.accelerator.num_processes:
                 self.accelerator.load_state(str(path))
                 if self.average is not None:
@@ -148,9 +150,11 @@ class Checkpoints:
         self._move_best_of_older_run()
         checkpoints, problems = self._complete_checkpoints(), []
         for path in reversed(checkpoints):
-            problem = find_damage(path)
+            # checkpoints of a run made before there were digests come before those with digests
+            is_sealed = any((earlier / DIGESTS).is_file() for earlier in checkpoints if earlier <= path)
+            problem = find_damage(path, PROGRESS, is_sealed)
             if problem is None and (best := read_best(path)):
-                problem = find_damage(self.best_folder(best["epoch"]))
+                problem = find_damage(self.best_folder(best["epoch"]), "config.json")
             if problem is None:
                 for each in problems:
                     logger.warning("%s; continuing from %s", each, path)
@@ -192,39 +196,60 @@ def _removed_after_failure(draft: Path, name: str, hint: str = "") -> Iterator[N
 def read_best(checkpoint: Path) -> dict[str, Any] | None:
     """Return value and epoch of the best model that a checkpoint names, or None."""
     try:
-        return json.loads((checkpoint / PROGRESS).read_text())["best"]
+        return read_mapping(checkpoint / PROGRESS)["best"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def seal(folder: Path) -> None:
     """Write the digests of the files of a folder beside them, and wait until all files are on the disk."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != DIGESTS)
-    digests = {path.relative_to(folder).as_posix(): _digest(path) for path in files}
+    digests = {path.relative_to(folder).as_posix(): _digest(path) for path in _files_of(folder)}
     (folder / DIGESTS).write_text(json.dumps(digests, indent=2) + "\n")
     flush(folder)
 
 
-def find_damage(folder: Path) -> str | None:
-    """Compare a sealed folder with its digests, and describe the first file that differs, or return None.
+def find_damage(folder: Path, needed: str, is_sealed: bool = False) -> str | None:
+    """Compare a folder with its digests, and describe the first file that differs, or return None.
 
-    Checkpoints of runs made before there were digests have nothing to compare, and pass.
+    Args:
+        folder: Folder of a checkpoint or of a model.
+        needed: Name of a file without which the folder is useless.
+        is_sealed: Require digests. Checkpoints of runs made before there were digests have nothing to compare.
     """
-    if not folder.is_dir():
-        return f"{folder} is missing"
     file = folder / DIGESTS
+    if not (folder / needed).is_file():
+        return f"{folder / needed if folder.is_dir() else folder} is missing"
     if not file.is_file():
-        return None
+        return f"{file} is missing" if is_sealed else None
     try:
-        digests = json.loads(file.read_text()).items()
-    except (ValueError, AttributeError):
+        digests = read_mapping(file)
+    except ValueError:
+        digests = {}
+    if not {path.relative_to(folder).as_posix() for path in _files_of(folder)} <= digests.keys():
         return f"{file} is damaged: it does not hold the digests that were written"
-    for name, digest in digests:
+    for name, digest in digests.items():
         if not (folder / name).is_file():
             return f"{folder / name} is missing"
         if _digest(folder / name) != digest:
             return f"{folder / name} is damaged: its content is not what was written"
     return None
+
+
+def _files_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != DIGESTS)
+
+
+def delete_best(folder: Path, kept: Collection[Path] = ()) -> None:
+    """Delete the best models of a run, and the folder that holds them if nothing else is in it."""
+    _delete_folders(folder, BEST, kept)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _delete_folders(folder: Path, name: re.Pattern[str], kept: Collection[Path]) -> None:
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if name.fullmatch(path.name) and path.is_dir() and path not in kept:
+            shutil.rmtree(path)
 
 
 def replace_folder(draft: Path, target: Path) -> None:

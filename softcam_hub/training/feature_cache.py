@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..data.samples import ImageDataset
-from ..files import ABANDONED, FULL, read_mapping, write_json
+from ..files import ABANDONED, DRAFT, FULL, read_mapping, write_json
 from ..models.evaluation_mode import evaluation_mode
 from ..models.modeling import EvidenceForImageClassification
 from ..output_folder import RECORD
@@ -43,7 +43,7 @@ PURPOSE, FORMAT = "feature cache", 1
 CACHE_NAME = re.compile(r"[0-9a-f]{32}")
 DRAFT_NAME = re.compile(r"[0-9a-f]{32}\.[0-9a-f]{8}\.unfinished")
 
-FILE_NAME = re.compile(r"\d+\.bin|" + "|".join(map(re.escape, (INDEX, RECORD))) + r"|\.unfinished-.*")
+FILE_NAME = re.compile(rf"\d+\.bin|{re.escape(INDEX)}|{re.escape(RECORD)}|{re.escape(DRAFT)}.*")
 """Names of the files in a cache, and of their drafts."""
 
 ADVICE = "choose another folder with --cache-dir, or compute features at every epoch with --cache-features False"

@@ -3,7 +3,6 @@
 - Nothing of an earlier run is removed before data, model and disk have passed all checks.
 """
 
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import nn
 from ..files import read_mapping, write_text
 from ..hub.cards import METRICS, PICTURES, RECIPE
 from ..output_folder import OutputFolder, Use
+from .checkpoint import CHECKPOINT
 from .config import Config
 from .reporting import LOG_FILE, TRACKER_FOLDER
 
@@ -31,8 +31,6 @@ WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.i
 MODEL_CODE = Path(__file__).parents[1] / "models"
 """Code that every model folder holds a copy of."""
 
-CHECKPOINT = re.compile(r"step-\d{9}(\.unfinished)?")
-
 
 def intended_use(config: Config) -> Use:
     """Return what the settings ask to be done with the output folder."""
@@ -48,7 +46,8 @@ def output_folder(config: Config) -> OutputFolder:
     names = [SETTINGS_FILE, METRICS, LOG_FILE, *PICTURES]
     names += [f"model/{name}" for name in files_of_model]
     names += [f"vanilla/{name}" for name in ("config.json", *WEIGHTS)]
-    names += ["best/*", "checkpoints/*", "features/*", f"{TRACKER_FOLDER}/*"]
+    digit = "[0-9]"
+    names += [f"best/epoch-{digit * 6}/*", f"checkpoints/step-{digit * 9}/*", "features/*", f"{TRACKER_FOLDER}/*"]
     names += [f"T={temperature:g}/*" for temperature in config.model.candidates()]
     # runs from before there were records called the folder of the vanilla classifier `twin`
     older_names = [name.replace("vanilla/", "twin/") for name in names]
@@ -98,7 +97,8 @@ def check_settings(config: Config) -> None:
 
 def read_metrics(output: Path) -> dict[str, Any]:
     """Read the metrics of a finished run; a damaged file is refused with advice."""
-    return read_mapping(output / METRICS, "delete it, and --resume writes the end of the run again")
+    file = output / METRICS
+    return read_mapping(file, f"the folder of the model has a copy of it: cp {output / 'model' / METRICS} {file}")
 
 
 def write_settings(config: Config) -> None:

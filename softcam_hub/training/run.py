@@ -12,7 +12,6 @@ output/
 """
 
 import platform
-import shutil
 import time
 from contextlib import nullcontext
 from dataclasses import replace
@@ -34,6 +33,7 @@ from ..files import copy_file
 from ..models.evaluation_mode import evaluation_mode
 from ..output_folder import LOCK, RECORD, OutputFolder
 from ..temperature import candidate_losses, set_temperature
+from .checkpoint import delete_best
 from .checks import check_launcher, check_run
 from .config import Config
 from .feature_cache import cached_features
@@ -119,9 +119,10 @@ def _check_and_train(
     accelerator.wait_for_everyone()
     if config.run.resume and (output / METRICS).exists():
         accelerator.print(f"{output} holds a finished run")
+        metrics = read_metrics(output)
         if accelerator.is_main_process and (output / RECORD).is_file():
-            shutil.rmtree(output / "best", ignore_errors=True)  # left by a kill at the very end of the run
-        return read_metrics(output)
+            delete_best(output / "best")  # left by a kill at the very end of the run
+        return metrics
 
     # nothing is written before data, model and settings have been found to fit each other
     splits = splits or load_splits(config.data)
@@ -294,6 +295,6 @@ def _write_results(
     draw_pictures(output, result, examples, splits.classes)
     complete_model_folder(output, training.config.model.family is not None)
     write_metrics(metrics, output / METRICS)
-    shutil.rmtree(training.checkpoints.best)
+    delete_best(training.checkpoints.best)
     accelerator.print(format_scores({name: value for name, value in metrics.items() if name.startswith("test_")}))
     accelerator.print(f"model in {output / 'model'}, metrics in {output / METRICS}")
