@@ -88,6 +88,20 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f": did you mean {near[0]}?" if near else ""
 
 
+def check_names(names: Iterable[str], known: Sequence[str], what: str) -> None:
+    """Raise ValueError for the first unknown name, with the known name that is nearest.
+
+    Args:
+        names: Names that a user gives.
+        known: Names that exist.
+        what: Noun for the names in the message, such as "measure".
+    """
+    for name in names:
+        if name not in known:
+            hint = did_you_mean(str(name), known) or f": expected one of {', '.join(known)}"
+            raise ValueError(f"unknown {what} {name!r}{hint}")
+
+
 def add_fields(parser: Any, group: type, names: Sequence[str] | None = None) -> None:
     """Add an option for each field of a configuration, whose value is parsed only where it is given.
 

@@ -230,7 +230,7 @@ def test_images_are_resized_to_the_input_of_the_model_when_they_are_read(images)
         (["explain", "{image}", "--output", "{out}", "--top-k", "0"], "--top-k must be at least 1"),
         (["explain", "{image}", "--output", "{out}", "--top-k", "2", "--classes", "0"], "give one of them"),
         (["explain", "{image}", "--output", "{out}", "--kind", "softcam"], "unknown map kind 'softcam'"),
-        (["explain", "{image}", "--output", "{out}", "--explainer", "gradcam"], "did you mean 'grad-cam'"),
+        (["explain", "{image}", "--output", "{out}", "--explainer", "gradcam"], "did you mean grad-cam?"),
         (["explain", "{image}", "--output", "{image}"], "cannot be written"),
         (["explain", "{empty}", "--output", "{out}"], "there is no image in folder"),
         (["explain", "{image}", "--output", "{out}", "--model", "no/such/model"], "there is no model 'no/such/model'"),

@@ -144,7 +144,7 @@ def test_the_centre_is_highest_and_symmetric():
 
 def test_names_and_options_are_checked():
     model, _ = network()
-    with pytest.raises(ValueError, match="^unknown explainer 'gradcam': did you mean 'grad-cam'"):
+    with pytest.raises(ValueError, match="^unknown explainer 'gradcam': did you mean grad-cam\\?"):
         create_explainer("gradcam", model)
     with pytest.raises(ValueError, match="^unknown explainer 'xyz': expected one of cam, grad-cam"):
         create_explainer(["cam", "xyz"], model)

@@ -1,12 +1,11 @@
 """The settings of a benchmark, checked before anything is loaded."""
 
 import dataclasses
-import difflib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ..arguments import check_names
 from ..data.config import DataConfig, flag
 
 TABLE, LOCALISATION, SENSITIVITY = "table", "localisation", "sensitivity"
@@ -58,8 +57,8 @@ class BenchmarkConfig:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         from ..explainers.methods import list_explainers
 
-        _check_names(self.chosen_explainers or (), [*list_explainers(), "all"], "explainer")
-        _check_names(_words(self.measures), [*DEFAULT_MEASURES, *OPTIONAL_MEASURES], "measure")
+        check_names(self.chosen_explainers or (), [*list_explainers(), "all"], "explainer")
+        check_names(_words(self.measures), [*DEFAULT_MEASURES, *OPTIONAL_MEASURES], "measure")
 
     @property
     def chosen_explainers(self) -> tuple[str, ...] | None:
@@ -79,20 +78,11 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text.replace(",", " ").split()))
 
 
-def _check_names(names: Sequence[str], known: Sequence[str], what: str) -> None:
-    """Raise ValueError for an unknown name, with a hint."""
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"expected some of {', '.join(known)}"
-            raise ValueError(f"unknown {what} {name!r}: {hint}")
-
-
 def make_settings(**settings: Any) -> tuple[BenchmarkConfig, DataConfig]:
     """Make both configurations from one set of settings, in which a list of names may be a list or a text."""
     groups = (BenchmarkConfig, DataConfig)
     known = {field.name: group for group in groups for field in dataclasses.fields(group)}
-    _check_names(tuple(settings), tuple(known), "setting")
+    check_names(tuple(settings), tuple(known), "setting")
     values: dict[type, dict[str, Any]] = {group: {} for group in groups}
     for name, value in settings.items():
         if isinstance(value, list | tuple):

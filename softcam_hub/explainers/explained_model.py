@@ -27,22 +27,6 @@ from .layer_search import find_last_map, find_last_read_by_class_tokens, get_lay
 from .layouts import Layout, LayoutName, find_layout, hints_of
 
 
-class _Lock:
-    """A re-entrant lock that can be copied and pickled with its owner: the copy has a lock of its own."""
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: Any) -> None:
-        self._lock.release()
-
-    def __reduce__(self) -> tuple[type, tuple[()]]:
-        return _Lock, ()
-
-
 class ExplainedModel:
     """A classifier, cut at the layer whose output is explained.
 
@@ -68,8 +52,14 @@ class ExplainedModel:
         self.classifier: Any = getattr(classifier, "timm_model", classifier)  # transformers' wrapper changes no logits
         self.hints = hints_of(self.classifier, layout, prefix_tokens)
         self.settled = layer is not None
-        self._settling = _Lock()
+        self._settling = threading.RLock()
         self.layer_name = layer if isinstance(layer, str) else self._name_of(self.layer)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_settling": None}  # locks can be neither copied nor pickled
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _settling=threading.RLock())
 
     def _name_of(self, layer: nn.Module | None) -> str:
         names = [name for name, module in self.classifier.named_modules() if module is layer]

@@ -8,7 +8,6 @@
   `Explanation.heatmaps` upsamples them and scales them to [0, 1].
 """
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 
+from ..arguments import check_names
 from ..models.classes import Classes, choose_classes
 from ..models.evaluation_mode import evaluation_mode
 from ..models.heads import at_least_float32, native_kinds, select
@@ -219,12 +219,9 @@ def create_explainer(
         signed: Keep the negative part of the maps.
         options: Options of the methods: `n`, `sigma`, `seed`, `batch`, `progress`, `steps`.
     """
-    names, known = [name] if isinstance(name, str) else list(name), list_explainers()
+    names = [name] if isinstance(name, str) else list(name)
+    check_names(names, list_explainers(), "explainer")
     for one in names:
-        if one not in known:
-            near = difflib.get_close_matches(str(one), known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"
-            raise ValueError(f"unknown explainer {one!r}: {hint}")
         if one in PIXELS and layer is not None:
             raise ValueError(f"{one!r} maps are of the image's pixels and have no layer: leave layer out")
     _check_options(names, options)
