@@ -117,11 +117,11 @@ def methods_table(costs: list[Row], explanations: list[Row]) -> str:
         cost = ours.get(row["explainer"])
         if cost is not None and row["explains"] == "lesions-vanilla":
             numbers = [f"{row[name]:.1f}" for name in CHOICE]
-            body.append([f"`{row['explainer']}`", f"{three_digits(cost['ratio'])} (`{cost['model']}`)", *numbers])
+            body.append([f"`{row['explainer']}`", three_digits(cost["ratio"]), f"`{cost['model']}`", *numbers])
     return (
         "Cost of a map of one image in forward passes, and measures in percent of the maps of `lesions-vanilla` "
         "(one network, 200 generated images; all measures are in [Scores](scores.md)).\n\n"
-    ) + markdown(["method", "forward passes", *CHOICE.values()], body)
+    ) + markdown(["method", "forward passes", "of", *CHOICE.values()], body)
 
 
 def kills_table(rows: list[Row]) -> str:

@@ -25,6 +25,14 @@ def test_every_promise_names_a_test_that_exists(row):
     assert test in functions_of(ROOT / "tests" / name), f"tests/{name} has no {test}"
 
 
+SECTIONS = re.findall("^## (.*)$", PAGE, re.MULTILINE)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_section_is_a_table(section):
+    assert f"## {section}\n\n| You expect | Here | Test |\n" in PAGE
+
+
 @pytest.mark.parametrize("library", ["timm", "transformers", "pytorch-grad-cam", "torch-cam", "captum", "Quantus"])
 def test_every_library_has_a_table(library):
-    assert f"## Users of {library}\n\n| You expect | Here | Test |\n" in PAGE
+    assert f"Users of {library}" in SECTIONS

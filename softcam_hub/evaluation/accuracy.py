@@ -1,4 +1,4 @@
-"""The accuracy that explaining itself costs a model: the CAPE paper's Table 2, as far as its variants exist.
+"""Measure the accuracy that self-explanation costs: the CAPE paper's Table 2, for the variants that exist.
 
 - Trained variants are read from the `metrics.json` and `settings.yaml` of their runs.
 - *naive* (every location counts the same, eq. 4) and *off-the-shelf* need no training: CAPE's head holds the

@@ -1,4 +1,4 @@
-"""The values of one batch: how good the maps of every explainer are, image by image.
+"""Measure the maps of every explainer on one batch, with one value per image.
 
 - Methods whose heat maps agree to 1e-6 everywhere (CAM and Grad-CAM on a pooled linear head, Grad-CAM++ and
   its smooth version there) see the same masked images, so that one forward pass over these images serves all

@@ -1,4 +1,4 @@
-"""Attention placement over a whole data set: the share of each class's probability on named regions.
+"""Measure attention placement on a data set: the share of each class's probability on named regions.
 
 CAPE's maps are probabilities, so a region's cells add up to the part of the prediction that was decided
 there. This is the attention placement of the CAPE paper (supplement, Table 6).

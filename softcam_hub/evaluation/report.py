@@ -1,4 +1,4 @@
-"""Rows as people read them: the CAPE paper's Table 1 as Markdown, and curves over k as a picture.
+"""Write rows for readers: the CAPE paper's Table 1 as Markdown, and curves over k as a picture.
 
 - The best value of a column is bold, `random` and `centre` among the candidates: where maps that know nothing
   of the model win, the measure or the maps are in doubt, and the table should show it.

@@ -1,4 +1,4 @@
-"""One row per explainer from the values of all images: means in percent, as the papers print them.
+"""Average the values of all images into one row per explainer, in percent as in the papers.
 
 - The scores and their names are those of the `evaluate` module. A mean is taken over the images that have the
   value, which for localisation are those with an annotation.

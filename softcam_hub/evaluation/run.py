@@ -1,4 +1,4 @@
-"""A whole benchmark: models and data, shards of images, and the folder of results.
+"""Run a whole benchmark: load models and data, measure shards of images, and write the folder of results.
 
 output/
   rows.jsonl      one row per explainer: means in percent, curves over k, settings and versions
@@ -64,7 +64,7 @@ NEEDS = {
     SENSITIVITY: ("topk_sensitivity", "an annotation"),
     GRID: (GRID, "a place in a mosaic of four classes"),
 }
-"""Measure that some images have no value of -> its name in a row, and what an image needs for it."""
+"""Measure -> its name in a row, and what an image must have to get a value."""
 
 
 def benchmark(

@@ -1,4 +1,4 @@
-"""The values of a benchmark in shards: one file per shard of images, which is complete or absent.
+"""Compute the values of a benchmark in shards. The file of a shard is either complete or absent.
 
 - The values of a shard follow from its images and the settings alone, so that neither the number of processes
   nor an interruption changes them.

@@ -1,4 +1,4 @@
-"""The table of explainers, under one signature: `explainer(images, classes) -> maps (B, k, H, W)`.
+"""List all explainers, and call them by one signature: `explainer(images, classes) -> maps (B, k, H, W)`.
 
 - Several methods for one model share one forward pass, and one backward pass per class where any of them
   needs it.
