@@ -113,7 +113,9 @@ def explain(
         kind: Kind of map. The default is the kind that the prediction is made of.
     """
     if isinstance(source, nn.Module):
-        model = source if _explains_itself(source) else getattr(source, "timm_model", source)
+        model = source
+        for name in ("module", "timm_model"):  # of DataParallel, and of transformers' wrapper of timm models
+            model = model if _explains_itself(model) else getattr(model, name, model)
     else:
         name = find_model(source)
         if parse_model_name(name)[0] is None and name.partition("_")[0] not in HEADS:

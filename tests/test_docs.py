@@ -17,6 +17,7 @@ import timm
 import torch
 import yaml
 from helpers.hub_server import HubServer
+from PIL import Image
 from safetensors.torch import save
 
 from softcam_hub.cli import COMMANDS, make_parser
@@ -57,7 +58,10 @@ def run_blocks(page, hub, folder):
 
 
 def test_the_snippet_of_readme_runs(hub, tmp_path):
+    Image.new("RGB", (320, 240), "orange").save(tmp_path / "photo.jpg")
     printed = run_blocks("README.md", hub, tmp_path)
+    assert "Explanation(cape maps 7x7: " in printed
+    assert (tmp_path / "why.png").exists()
     assert re.search(r"\d+ of 49 locations carry [\d.]+% of this class's [\d.]+%", printed)
 
 

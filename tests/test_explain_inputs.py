@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
@@ -86,7 +87,7 @@ def test_all_doors_agree_to_the_bit(doors):
     rows = pipeline("image-explanation", model=str(doors.folder))(PICTURE, top_k=2)
     assert torch.equal(torch.stack([row["map"] for row in rows]), expected.maps[0])
     assert [row["label"] for row in rows] == expected.labels[0]
-    for source in (doors.folder, str(doors.folder), doors.timm, doors.huggingface):
+    for source in (doors.folder, str(doors.folder), doors.timm, doors.huggingface, torch.nn.DataParallel(doors.timm)):
         found = softcam_hub.explain(source, PICTURE, top_k=2)
         assert torch.equal(found.maps, expected.maps)
         assert found.labels == expected.labels
@@ -178,6 +179,11 @@ REFUSED = {
         ValueError,
         {"images": "cat.jpg"},
         "cat.jpg cannot be read: there is no such file, expected a PIL",
+    ),
+    "folder": (
+        ValueError,
+        {"images": Path(__file__).parent},
+        f"{Path(__file__).parent} is a folder: pass the paths of",
     ),
     "two sizes": (
         ValueError,

@@ -11,12 +11,10 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from timm.data import create_transform
 from torch import Tensor
 
 from .. import CAPE_LESIONS
 from ..evaluation.models import DEFAULT_POST_HOC, VANILLA, ClassifierWithExplainers, pair_models
-from ..figures import denormalise
 from ..loading import LoadedClassifier, load_classifier
 from ..models.explanation import Explanation
 from ..models.self_explaining import SelfExplaining
@@ -76,8 +74,6 @@ class DemoModel:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.vanilla = _find_vanilla(classifier, source)
         self.model = classifier.model.to(self.device)
-        self.preprocessing = classifier.preprocessing
-        self.transform = create_transform(**self.preprocessing)
         self.labels = classifier.labels
         self.kinds = tuple(kind.name for kind in self.model.head_class.map_kinds if kind.native)
         # Without a vanilla classifier FD-CAM needs one pass per channel, which takes half a minute.
@@ -91,11 +87,11 @@ class DemoModel:
     @torch.no_grad()
     def explain(self, image: Image.Image) -> ExplainedImage:
         """Predict the classes of an RGB image, and explain the two most probable ones."""
-        pixels = self.transform(image)[None].to(self.device)
+        pixels = self.model.as_batch(image)
         probabilities = self.model.probabilities(self.model(pixels))[0].cpu()
         classes = probabilities.topk(min(2, len(self.labels))).indices.tolist()
-        model_input = denormalise(pixels[0], self.preprocessing["mean"], self.preprocessing["std"])
         explanations = self._own_maps(pixels, classes)
+        model_input = next(iter(explanations.values())).image
         return ExplainedImage(self.name, self.labels, pixels, model_input, probabilities, explanations)
 
     def explain_classes(self, explained: ExplainedImage, classes: list[int]) -> ExplainedImage:

@@ -59,8 +59,14 @@ def find_class(name: str, labels: Sequence[str]) -> int:
     if not similar:
         by_lower = {label.casefold(): label for label in reversed(labels)}
         similar = [by_lower[near] for near in difflib.get_close_matches(lower, by_lower, n=3, cutoff=0.7)]
-    hint = f"did you mean {' or '.join(map(repr, similar))}? The" if similar else "the"
-    raise ValueError(f"unknown class {name!r}: {hint} labels of this model are {abbreviate(list(labels), 10)}")
+    message = f"labels of this model are {abbreviate(list(labels), 10)}"
+    if similar:
+        # Ten names of ImageNet fill a page, and the wanted class is seldom among them.
+        hint = f"did you mean {' or '.join(map(repr, similar))}?"
+        message = f"{hint} The {message}" if len(labels) <= 10 else hint
+    else:
+        message = f"the {message}"
+    raise ValueError(f"unknown class {name!r}: {message}")
 
 
 def choose_classes(

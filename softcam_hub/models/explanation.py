@@ -120,16 +120,12 @@ class Explanation:
             )
         return None if self.pixels is None else to_picture(self.pixels[0])
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Explanation":
-        """Return a copy on another device, or with maps and probabilities of another dtype.
-
-        Args:
-            device: Device of all tensors.
-            dtype: Data type of `maps` and `probabilities`.
-        """
-        pixels = None if self.pixels is None else self.pixels.to(device)
-        maps, probabilities = (values.to(device, dtype) for values in (self.maps, self.probabilities))
-        return replace(self, maps=maps, probabilities=probabilities, classes=self.classes.to(device), pixels=pixels)
+    def to(self, *args: Any, **options: Any) -> "Explanation":
+        """Return a copy with maps and probabilities converted as by `Tensor.to`, and the rest on the same device."""
+        maps, probabilities = (values.to(*args, **options) for values in (self.maps, self.probabilities))
+        pixels = None if self.pixels is None else self.pixels.to(maps.device)
+        classes = self.classes.to(maps.device)
+        return replace(self, maps=maps, probabilities=probabilities, classes=classes, pixels=pixels)
 
     def cpu(self) -> "Explanation":
         """Return a copy on the CPU."""

@@ -107,6 +107,8 @@ def read_image(image: Any, timeout: float | None = None) -> Image.Image:
         return read_user_image(image, "the image in bytes").image
     if isinstance(image, str) and not os.path.isfile(image):
         image = os.path.expanduser(image)
+    if isinstance(image, str | os.PathLike) and os.path.isdir(image):
+        raise UnreadableImage(f"{printable(os.fspath(image))} is a folder: pass the paths of its images, as a list")
     if isinstance(image, os.PathLike) or (isinstance(image, str) and os.path.isfile(image)):
         with name_image(printable(os.fspath(image))), open_local(image) as file:
             return to_rgb(decode(file))
