@@ -26,6 +26,7 @@ from .models.explanation import Explanation
 from .models.heads import HEADS
 from .models.inputs import ImageInput
 from .models.label_kind import is_multi_label, written_multi_label
+from .models.map_kind import KindName
 from .models.preprocessing import check_model_args, check_pretrained_cfg
 from .models.saved_format import check_registered
 from .models.self_explaining import SelfExplaining
@@ -96,7 +97,7 @@ def explain(
     images: ImageInput,
     classes: Classes | None = None,
     top_k: int = 1,
-    kind: str | None = None,
+    kind: KindName | None = None,
 ) -> Explanation:
     """Explain images with a self-explaining classifier from any source.
 

@@ -150,16 +150,10 @@ class SelfExplaining(nn.Module):
             raise TypeError("explain() takes images, or pixel_values in their place: give one of the two")
         kind = self.head_class.check_kind(kind)
         batch = self.as_batch(images if pixel_values is None else {"pixel_values": pixel_values})
-        if not torch.isfinite(batch).all():
-            raise ValueError("explain() got images with NaN or infinite values: check the preprocessing")
         chosen = choose_classes(classes, top_k, len(batch), self.num_classes, self.labels)
         with evaluation_mode(self):
             logits, maps = self.head(self.forward_features(batch), kind=kind)
-        if not (torch.isfinite(logits).all() and torch.isfinite(maps).all()):
-            raise ValueError(
-                "explain() got NaN or infinite evidence for finite images: the model's weights are broken, or its "
-                "precision overflows; check the weights for NaN, or compute in float32"
-            )
+        _check_evidence(logits, maps)
         probabilities = self.probabilities(logits)
         index = probabilities.topk(chosen, dim=1).indices if isinstance(chosen, int) else chosen.to(logits.device)
         data = self.preprocessing
@@ -172,9 +166,20 @@ class SelfExplaining(nn.Module):
         """Return images in any form that `explain` takes as a batch (B, C, H, W) on the device of the model."""
         batch = as_batch(images, self.preprocessing)
         check_images(batch, self.in_chans)
+        if not torch.isfinite(batch).all():
+            raise ValueError("explain() got images with NaN or infinite values: check the preprocessing")
         devices = (weight.device for weight in self.backbone.parameters())
         device = next(devices, batch.device)
         return batch if device.type == "meta" else batch.to(device)  # accelerate moves the images of offloaded models
+
+
+def _check_evidence(logits: Tensor, maps: Tensor) -> None:
+    """Raise ValueError for predictions or maps that are not finite, although the images are."""
+    if not (torch.isfinite(logits).all() and torch.isfinite(maps).all()):
+        raise ValueError(
+            "explain() got NaN or infinite evidence for finite images: the model's weights are broken, or its "
+            "precision overflows; check the weights for NaN, or compute in float32"
+        )
 
 
 def _below_backbone(spec: Any) -> Any:
