@@ -167,7 +167,14 @@ def _read_wrapper(wrapper: nn.Module) -> tuple[dict[str, Any], bool | None]:
     names = [config.id2label[index] for index in range(config.num_labels)]
     if names != [f"LABEL_{index}" for index in range(config.num_labels)]:  # transformers' names for unnamed classes
         cfg["label_names"] = names
-    return cfg, written_multi_label({"problem_type": config.problem_type, "model_args": config.model_args})
+    multi_label = written_multi_label({"problem_type": config.problem_type, "model_args": config.model_args})
+    trained = getattr(wrapper.timm_model, "multi_label", None)
+    if None not in (multi_label, trained) and multi_label != trained:
+        raise ValueError(
+            f"problem_type={config.problem_type!r} was given at load, but the model was trained with "
+            f"{'several labels' if trained else 'one label'} per image: leave problem_type out"
+        )
+    return cfg, multi_label
 
 
 def _describe(model: nn.Module, name: str, cfg: Mapping[str, Any], multi_label: bool | None = None) -> LoadedClassifier:

@@ -52,6 +52,11 @@ class ImageExplanationPipeline(Pipeline):
         timeout: float | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """Divide the options of a call among `preprocess`, `_forward` and `postprocess`."""
+        if not hasattr(self.model, "explain"):  # a model with code from the Hub is of a class of its own
+            raise ValueError(
+                f"a {type(self.model).__name__} has no maps to explain its predictions with: expected a SoftCAM or "
+                "CAPE model, such as SoftCAMForImageClassification.from_pretrained(folder)"
+            )
         if not isinstance(classes, int | str | None):
             classes = [list(classes)]  # the same classes for every image of the batch
         options = {"top_k": top_k, "classes": classes, "kind": kind}

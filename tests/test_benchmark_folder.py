@@ -1,6 +1,7 @@
 """The folder of a benchmark: foreign files stay, values are kept for the same settings only, kills lose nothing."""
 
 import json
+import re
 
 import pytest
 from helpers.benchmark import CLASSES, DATA, run_benchmark, vanilla_model, write_lesions
@@ -119,7 +120,7 @@ def test_an_earlier_benchmark_without_a_record_goes_on_but_is_not_overwritten(lo
 def test_a_benchmark_that_calls_the_vanilla_classifier_twin_is_continued(finished, out):
     (out / "rows.jsonl").unlink()
     for file in (out / SETTINGS, *(out / "shards").iterdir()):
-        text = file.read_text()
+        text = re.sub(r', \{"sha256": "\w+"\}', "", file.read_text())  # earlier releases wrote no digest
         assert '"vanilla"' in text
         file.write_text(text.replace('"vanilla"', '"twin"'))
     assert measure(out) == finished[1]

@@ -93,8 +93,31 @@ def test_a_shard_of_other_images_is_named(tmp_path):
     benchmark(vanilla_model(), tmp_path, **options)
     shards = tmp_path / "shards"
     (shards / "00001.json").write_text((shards / "00000.json").read_text())
-    with pytest.raises(ValueError, match=r"00001.json is not of images 2 to 3: remove it"):
+    with pytest.raises(ValueError, match=r"00001.json is not of images 2 to 3 and the explainers of this"):
         benchmark(vanilla_model(), tmp_path, **options)
+
+
+CHANGES = {
+    "a line twice": lambda lines: [*lines, lines[0]],
+    "a line less": lambda lines: lines[1:],
+    "another explainer": lambda lines: [{**line, "explainer": "grad-cam"} for line in lines],
+    "one more explainer": lambda lines: [*lines, {**lines[0], "explainer": "grad-cam"}],
+    "another role": lambda lines: [{**line, "explains": "nobody"} for line in lines],
+    "another label": lambda lines: [{**line, "label": 3 - line["label"]} for line in lines],
+}
+
+
+def test_a_shard_written_by_hand_or_by_another_benchmark_is_named(tmp_path):
+    options = {**TABLE, "limit": 2, **DATA}
+    rows = benchmark(vanilla_model(), tmp_path, **options)
+    shard = tmp_path / "shards" / "00000.json"
+    lines = json.loads(shard.read_text())[:-1]
+    for change in CHANGES.values():
+        shard.write_text(json.dumps(change(lines)))
+        with pytest.raises(ValueError, match="00000.json is not of images 0 to 1 and the explainers of this"):
+            benchmark(vanilla_model(), tmp_path, **options)
+    shard.write_text(json.dumps(lines))  # without a digest, as earlier releases wrote it
+    assert benchmark(vanilla_model(), tmp_path, **options) == rows
 
 
 def test_mosaics_are_the_same_in_shards_of_any_size(tmp_path):

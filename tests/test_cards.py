@@ -206,7 +206,7 @@ def test_the_command_of_a_card_knows_the_defaults_of_a_benchmark():
     assert defaults.keys() - BENCHMARK_DEFAULTS.keys() == {"output", "per_image", "overwrite"}
 
 
-@pytest.mark.parametrize("line", ['{"file": "eye.png"}', "[1]", "3"])
+@pytest.mark.parametrize("line", ['{"file": "eye.png"}', "[1]", "3", '{"explainer": [1]}'])
 def test_rows_that_do_not_come_from_a_benchmark_are_refused(line, folder):
     (folder / "rows.jsonl").write_text(line)
     with pytest.raises(ValueError, match=r"line 1 of .*rows\.jsonl names no explainer: expected the rows\.jsonl"):

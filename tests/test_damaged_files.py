@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from softcam_hub.evaluation.accuracy import read_run
-from softcam_hub.evaluation.shards import read_shard
+from softcam_hub.evaluation.shards import read_shard, write_shard
 from softcam_hub.files import read_mapping
 from softcam_hub.training.checks import check_held_out
 from softcam_hub.training.feature_cache import CachedFeatures
@@ -70,7 +70,8 @@ def test_accuracies_of_a_damaged_run_are_refused(case, tmp_path):
         read_run(tmp_path)
 
 
-LINE = {"index": 0, "explainer": "cam", "explains": "vanilla", "label": 1, "measure": 0.5, "curve": [0.1, None]}
+LINE = {"index": 0, "explainer": "cam", "explains": "vanilla", "label": 1, "predicted": 1, "annotated": True}
+LINE |= {"measure": 0.5, "curve": [0.1, None]}
 SHARDS = {
     "empty": "",
     "cut": json.dumps([LINE])[:-9],
@@ -82,6 +83,10 @@ SHARDS = {
     "no explainer": json.dumps([{**LINE, "explainer": None}]),
     "value text": json.dumps([{**LINE, "measure": "high"}]),
     "value mapping": json.dumps([{**LINE, "measure": {}}]),
+    "no label": json.dumps([{name: value for name, value in LINE.items() if name != "label"}]),
+    "no annotation": json.dumps([{**LINE, "annotated": None}]),
+    "too deep": "[" * 100_000,
+    "another value": json.dumps([LINE, {"sha256": "0" * 64}]),
     "curve text": json.dumps([{**LINE, "curve": ["a"]}]),
 }
 
@@ -96,6 +101,8 @@ def test_a_damaged_shard_is_named(case, tmp_path):
 def test_a_whole_shard_is_read(tmp_path):
     (tmp_path / "00000.json").write_text(json.dumps([LINE]))
     assert read_shard(tmp_path / "00000.json") == [LINE]
+    write_shard(tmp_path / "00001.json", [LINE])
+    assert read_shard(tmp_path / "00001.json") == [LINE]
 
 
 INDEX = {"shape": [2, 3, 3], "processes": 1, "images": 4}

@@ -169,7 +169,9 @@ def closed_port():
     ],
 )
 def test_unreachable_addresses_are_refused(address):
+    address = address.replace("://127", "://me:secret@127")
     with pytest.raises(DownloadError) as caught:
         read_image(address.format(port=closed_port()), None)
     assert "cannot be downloaded: " in str(caught.value)
     assert str(caught.value).isprintable()
+    assert "secret" not in str(caught.value)

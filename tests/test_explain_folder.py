@@ -44,6 +44,12 @@ def test_a_folder_of_somebody_else_is_refused(theirs, photos, tmp_path, capsys):
     assert content(tmp_path / "out") == {theirs: f"content of {theirs}".encode()}
 
 
+def test_a_link_that_leads_to_itself_is_refused(photos, tmp_path, capsys):
+    (tmp_path / "out").symlink_to(tmp_path / "out")
+    assert explain(photos, tmp_path / "out") == 1
+    assert "out cannot be written" in capsys.readouterr().err
+
+
 def test_the_output_of_another_command_is_refused(photos, tmp_path, capsys):
     folder = output_folder.OutputFolder(tmp_path / "out", "benchmark", ["rows.jsonl"])
     with folder.locked("new"):

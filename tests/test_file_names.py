@@ -2,6 +2,7 @@
 
 import json
 import os
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,20 @@ def test_a_name_is_shown_on_one_line_of_printable_characters(case):
     as_unicode(stem_of(case)).encode("utf-8")
 
 
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("https://me:secret@host/a.png", "https://…@host/a.png"),
+        ("error at ftp://token@host, twice: http://a:b@c", "error at ftp://…@host, twice: http://…@c"),
+        ("https://host/a.png?X-Amz-Signature=secret&id=3", "https://host/a.png?…"),
+        ("HTTP://host/?token=secret cannot be read", "HTTP://host/?… cannot be read"),
+        ("me@host/what?.png", "me@host/what?.png"),
+    ],
+)
+def test_addresses_are_shown_without_passwords_and_tokens(address, shown):
+    assert printable(address) == shown
+
+
 def test_text_that_utf_8_can_encode_stays_as_it_is():
     assert as_unicode("one\n\x1b\u202e é") == "one\n\x1b\u202e é"
     assert as_unicode(os.fsdecode(b"caf\xe9")) == r"caf\xe9"
@@ -83,10 +98,10 @@ def test_the_picture_of_a_file_with_a_unusual_name_can_be_written(case, tmp_path
 
 
 def test_pictures_get_different_names_where_only_removed_characters_differ():
-    files = [Path(os.fsdecode(name) + ".png") for name in (b"a\xe8", b"a\xe9", b"n" * 240, b"n" * 241, b"a_")]
-    names = list(name_pictures(files).values())
-    assert len({name.lower() for name in names}) == 5
-    assert [names[0], names[1], names[4]] == ["a_.png", "a_-2.png", "a_-3.png"]
+    stems = (b"a\xe8", b"a\xe9", b"n" * 240, b"n" * 241, b"a_", "é".encode(), "e\u0301".encode())
+    names = list(name_pictures([Path(os.fsdecode(stem) + ".png") for stem in stems]).values())
+    assert len({unicodedata.normalize("NFC", name).lower() for name in names}) == len(stems)
+    assert [names[0], names[1], *names[4:6]] == ["a_.png", "a_-2.png", "a_-3.png", "é.png"]
 
 
 def test_explain_continues_after_files_with_unusual_names(tmp_path, capfd):

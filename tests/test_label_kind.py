@@ -13,7 +13,7 @@ import timm
 import torch
 from conftest import randomise
 from PIL import Image
-from transformers import AutoModel, AutoModelForImageClassification, pipeline
+from transformers import AutoModel, AutoModelForImageClassification, TimmWrapperForImageClassification, pipeline
 
 import softcam_hub
 from softcam_hub import SoftCAMConfig, SoftCAMForImageClassification
@@ -269,3 +269,12 @@ def test_a_config_without_either_name_says_nothing():
 def test_a_kind_of_labels_that_is_no_truth_value_is_refused():
     with pytest.raises(ValueError, match="multi_label in model_args must be true or false, got 'no'"):
         written_multi_label({"model_args": {"multi_label": "no"}})
+
+
+def test_a_wrapper_cannot_be_given_another_kind_of_labels(tmp_path):
+    softcam_hub.CAPEForImageClassification.from_timm("cape_test_resnet", **ARGUMENTS).save_pretrained(tmp_path)
+    wrapper = TimmWrapperForImageClassification.from_pretrained(tmp_path)
+    assert load_classifier(wrapper).multi_label is False
+    wrapper = TimmWrapperForImageClassification.from_pretrained(tmp_path, problem_type=MULTI_LABEL)
+    with pytest.raises(ValueError, match="was trained with one label per image: leave problem_type out"):
+        load_classifier(wrapper)

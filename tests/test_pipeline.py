@@ -11,7 +11,7 @@ from conftest import randomise
 from helpers.data import encode
 from helpers.file_server import serving
 from PIL import Image
-from transformers import AutoImageProcessor, pipeline
+from transformers import AutoImageProcessor, TimmWrapperForImageClassification, pipeline
 
 import softcam_hub
 from softcam_hub import CAPEForImageClassification, SoftCAMForImageClassification
@@ -238,3 +238,11 @@ def test_base64_is_read_with_and_without_line_breaks():
     text = base64.encodebytes(encode(Image.new("RGB", (12, 10)), format="PNG")).decode()
     for written in (text, "".join(text.split()), f"data:image/png;base64,{text}"):
         assert np.asarray(read_image(written)).shape == (10, 12, 3)
+
+
+def test_a_model_without_maps_is_refused(folder):
+    wrapper = TimmWrapperForImageClassification.from_pretrained(folder)
+    with pytest.raises(
+        ValueError, match="a TimmWrapperForImageClassification has no maps .* expected a SoftCAM or CAPE"
+    ):
+        pipeline("image-explanation", model=wrapper, image_processor=AutoImageProcessor.from_pretrained(folder))

@@ -162,6 +162,9 @@ def test_lists_of_classes_become_multi_hot(tmp_path):
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
+        (["0", "99999999999"], "label 99999999999 in row 1 of split 'train' is too large"),
+        (["é", "e\u0301"], r"the classes 'e\\u0301' and '\\xe9' look alike"),
+        (["a", "a "], "the classes 'a' and 'a ' look alike"),
         (["0", "-1"], "label -1 in row 1 of split 'train' is out of range"),
         (["0.5", "1"], "of type double: expected class names"),
         (["0", ""], "row 1 of split 'train' has no label"),

@@ -34,5 +34,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not file.is_file():
         raise FileNotFoundError(f"{arguments.folder} has no README.md: leave out --check to write one")
     rows = load_model_record(arguments.folder).rows
-    check_card(file.read_text(encoding="utf-8"), rows, {path.name for path in arguments.folder.iterdir()})
+    check_card(
+        file.read_text(encoding="utf-8", errors="replace"), rows, {path.name for path in arguments.folder.iterdir()}
+    )
     print(f"{file} has no gaps, and every number in it is the number of a row")

@@ -9,6 +9,7 @@ import argparse
 import glob
 import json
 import os
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -110,7 +111,7 @@ def find_images(paths: list[Path], out: Path) -> list[Path]:
             continue
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
         files = [file for file in files if not is_draft(file)]
-        outside = [file for file in files if out.resolve() not in file.resolve().parents]
+        outside = [file for file in files if _resolve(out) not in _resolve(file).parents]
         if not outside:
             place = f" outside of --output {printable(out)}: choose another --output" if files else ""
             raise FileNotFoundError(f"there is no image in folder {printable(path)}{place}")
@@ -125,16 +126,26 @@ def name_pictures(images: list[Path]) -> dict[Path, str]:
     for image in images:
         stem = f"_{image.stem}" if image.stem.startswith(DRAFT) else image.stem  # later runs delete drafts
         name, number = writable_name(stem, ".png"), 1
-        while name.lower() in used:  # a.png and A.png are one file on macOS and Windows
+        while _same_name(name) in used:
             number += 1
             name = writable_name(stem, f"-{number}.png")
-        used.add(name.lower())
+        used.add(_same_name(name))
         names[image] = name
     return names
 
 
+def _same_name(name: str) -> str:
+    """Return a text that is equal for names that stand for one file on macOS or Windows, such as a.png and A.png."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _resolve(path: Path) -> Path:
+    """Follow the links of a path. Unlike Path.resolve, realpath accepts links that lead in a circle."""
+    return Path(os.path.realpath(path))
+
+
 def writable_name(stem: str, ending: str) -> str:
-    """Return a file name that every file system accepts and every terminal can show.
+    """Return a file name of moderate length that every terminal can show.
 
     Args:
         stem: Name of the image without its suffix. It may hold any character, and be as long as a file name
@@ -148,9 +159,9 @@ def writable_name(stem: str, ending: str) -> str:
 def check_images_are_kept(pictures: dict[Path, str], out: Path) -> None:
     """Raise FileExistsError if a picture would replace an image that is to be explained."""
 
-    images = {image.resolve() for image in pictures}
+    images = {_resolve(image) for image in pictures}
     for name in pictures.values():
-        if (out / name).resolve() in images:
+        if _resolve(out / name) in images:
             raise FileExistsError(
                 f"{printable(out / name)} is to be explained, so no picture may replace it: choose another --output"
             )

@@ -8,6 +8,7 @@
 - Lists of `ClassLabel` hold class indices, as the type says, and become multi-hot.
 """
 
+import unicodedata
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 MULTI_LABEL_COLUMN = "labels"
 """Column to read where the default label column is absent. It holds several labels per image in a manifest."""
+
+
+MAX_CLASSES = 100_000
+"""Largest number of classes without names. A larger number is an identifier rather than a class."""
 
 
 class Labels(NamedTuple):
@@ -54,7 +59,20 @@ def read_labels(splits: "dict[str, Dataset]", column: str, classes: list[str] | 
     values = {}
     for name, table in splits.items():
         values[name], classes = read_cells(cells[name], table.features[column], classes, name)
+    _refuse_twins(classes or [])
     return Labels(values, classes or [], next(iter(values.values())).ndim == 2)
+
+
+def _refuse_twins(classes: list[str]) -> None:
+    """Refuse names that look alike, because they differ only in spaces at their ends or in their Unicode form."""
+    first: dict[str, str] = {}
+    for name in classes:
+        other = first.setdefault(unicodedata.normalize("NFC", name).strip(), name)
+        if other != name:
+            raise ValueError(
+                f"the classes {other!a} and {name!a} look alike: they differ only in spaces, or in how "
+                "Unicode writes them. Give them one name"
+            )
 
 
 def read_cells(
@@ -118,7 +136,14 @@ def _read_indices(cells: pa.ChunkedArray, classes: list[str] | None, split: str)
             f"labels of split {split!r} are of type {cells.type}: expected class names, whole numbers from 0, "
             "or lists of 0 and 1 (several labels per image)"
         )
-    indices = np.asarray(cells.to_pylist(), dtype=np.int64)
+    values = cells.to_pylist()
+    if not classes and max(values) >= MAX_CLASSES:
+        raise ValueError(
+            f"label {max(values)} in row {values.index(max(values))} of split {split!r} is too large: whole numbers "
+            f"number the classes from 0, and a model has at most {MAX_CLASSES} classes. Expected class names, or "
+            "another column of labels"
+        )
+    indices = np.asarray(values, dtype=np.int64)
     _check_range(indices, np.arange(len(indices)), len(classes) if classes else None, split)
     return indices, classes or [str(index) for index in range(int(indices.max()) + 1)]
 

@@ -16,7 +16,7 @@ SETTINGS, SHARDS, ROWS, VALUES = "settings.json", "shards", "rows.jsonl", "value
 CURVES, TABLE1 = "curves.png", "table1.md"
 TABLE2, TABLE2_ROWS = "table2.md", "table2.jsonl"
 
-NAMES = [SETTINGS, f"{SHARDS}/*.json", ROWS, VALUES, CURVES, TABLE1, TABLE2_ROWS, TABLE2]
+NAMES = [SETTINGS, f"{SHARDS}/[0-9]*.json", ROWS, VALUES, CURVES, TABLE1, TABLE2_ROWS, TABLE2]
 """Files of a benchmark. The settings come first and are deleted last, so that no shard is left without them."""
 
 KNOWN_SETTINGS = {"model", "data", "split", "explainers", "measures", "pairs", "weights", "images"}

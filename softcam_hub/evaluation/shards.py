@@ -1,13 +1,15 @@
 """Compute the values of a benchmark in shards. The file of a shard is either complete or absent.
 
 - The values of a shard follow from its images and the settings alone, so that neither the number of processes
-  nor an interruption changes them.
+  nor an interruption changes them. The last entry of a shard is the digest of the lines before it.
 - Mosaics of the grid pointing game combine images of four classes from all shards, also where images come in
   the order of their classes. The value of a mosaic is stored with the first of its four images, in the shard
   of that image.
 """
 
+import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,15 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.samples import ImageDataset, Samples
+from ..data.samples import ImageDataset, Samples, label_tensor
 from ..data.transforms import make_transforms, mask_transform
 from ..files import write_text
 from .config import GRID, LOCALISATION, SENSITIVITY, BenchmarkConfig
 from .folder import SHARDS, with_current_role
 from .measure import Batch, Values, choose_quartets, grid_pointing, measure
 from .models import ClassifierWithExplainers
+
+DIGEST = "sha256"
 
 Line = dict[str, Any]
 """The values of one image and one explainer."""
@@ -65,20 +69,31 @@ class Shards:
                 lines: list[Line] = []
                 for classifier in self.classifiers:
                     lines += self._compute_lines(classifier, self.ranges[number], bar)
-                write_text(self.file(number), json.dumps(lines))
+                write_shard(self.file(number), lines)
 
     def read_lines(self) -> list[Line]:
         """Read the lines that all processes have written, in the order of the images."""
         lines = []
         for number, indices in enumerate(self.ranges):
             shard = read_shard(self.file(number))
-            if {line["index"] for line in shard} != set(indices):
+            found = Counter((line["explainer"], line["explains"], line["index"], str(line["label"])) for line in shard)
+            if found != self._expected_lines(indices):
                 raise ValueError(
-                    f"{self.file(number)} is not of images {indices.start} to {indices.stop - 1}: remove it "
-                    "and run the same again"
+                    f"{self.file(number)} is not of images {indices.start} to {indices.stop - 1} and the explainers of "
+                    "this benchmark: remove it and run the same again"
                 )
             lines += shard
         return lines
+
+    def _expected_lines(self, indices: range) -> Counter[tuple[str, str, int, str]]:
+        """Return explainer, role, image and label of every line of a shard, each of which is there once."""
+        labels = {index: str(label_tensor(self.samples.labels[index]).tolist()) for index in indices}
+        return Counter(
+            (name, classifier.role, index, label)
+            for classifier in self.classifiers
+            for name in classifier.names
+            for index, label in labels.items()
+        )
 
     def _compute_lines(self, classifier: ClassifierWithExplainers, indices: range, bar: tqdm) -> list[Line]:
         """Compute a line for every explainer and image of a shard."""
@@ -100,20 +115,35 @@ class Shards:
         return list(lines.values())
 
 
+def write_shard(file: Path, lines: list[Line]) -> None:
+    """Write lines and their digest."""
+    write_text(file, json.dumps([*lines, {DIGEST: _digest(lines)}]))
+
+
+def _digest(lines: list[Line]) -> str:
+    return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
+
+
 def read_shard(file: Path) -> list[Line]:
     """Read the lines of a shard, and name a file that is damaged or was written by hand."""
+    damaged = f"{file} is damaged: remove it and run the same again"
     try:
         lines = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, FileNotFoundError) as error:
-        raise ValueError(f"{file} is damaged: remove it and run the same again") from error
+    except (ValueError, OSError, RecursionError) as error:
+        raise ValueError(damaged) from error
+    has_digest = isinstance(lines, list) and lines and isinstance(lines[-1], dict) and DIGEST in lines[-1]
+    if has_digest and lines.pop()[DIGEST] != _digest(lines):  # shards of earlier releases have no digest
+        raise ValueError(damaged)
     if not isinstance(lines, list) or not all(_is_line(line) for line in lines):
         raise ValueError(f"{file} does not hold the values of images: remove it and run the same again")
     return with_current_role(lines)
 
 
 def _is_line(line: Any) -> bool:
-    """Tell whether this is a mapping with an image's index, an explainer, and numbers or lists of numbers."""
-    if not isinstance(line, dict) or type(line.get("index")) is not int:
+    """Tell whether this is a mapping of an image's index, label and prediction, an explainer, and numbers or lists."""
+    if not isinstance(line, dict) or type(line.get("index")) is not int or type(line.get("annotated")) is not bool:
+        return False
+    if not {"label", "predicted"} <= line.keys():
         return False
     texts = ("explainer", "explains")
     if not all(isinstance(line.get(name), str) for name in texts):

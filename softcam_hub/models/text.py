@@ -4,12 +4,17 @@ A file name may hold anything but "/" and a null byte: bytes that are not UTF-8,
 that move the cursor of a terminal. Messages and results show such characters as `\x1b`, `\n` or `\u202e`.
 """
 
+import re
 from collections.abc import Callable
+
+_CREDENTIALS, _QUERY = re.compile(r"(?<=://)[^/\s@]*@"), re.compile(r"(https?://[^\s?]*)\?[^\s,;)]+", re.IGNORECASE)
+"""User and password in an address, and its query, which may hold the token of a signed address."""
 
 
 def printable(name: object) -> str:
-    """Return a name as printable characters on one line, for a message."""
-    return _escape(str(name), str.isprintable)
+    """Return a name as printable characters on one line, for a message; an address without passwords and tokens."""
+    text = _QUERY.sub(r"\1?…", _CREDENTIALS.sub("…@", str(name)))
+    return _escape(text, str.isprintable)
 
 
 def as_unicode(name: object) -> str:

@@ -93,7 +93,7 @@ def read_explanations(file: Path) -> list[Row]:
     """Read the rows of a benchmark."""
     rows = read_rows(file)
     for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict) or "explainer" not in row:
+        if not isinstance(row, dict) or not isinstance(row.get("explainer"), str):
             raise ValueError(
                 f"line {number} of {file} names no explainer: expected the {EXPLANATIONS} of `softcam-hub benchmark`; "
                 "put that file there, or remove this one"

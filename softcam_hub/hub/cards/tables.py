@@ -103,7 +103,8 @@ def format_environment(row: Row) -> str:
     parts = [as_text(row[name]) for name in ("device", "machine") if name in row]
     parts += [f"{name} {as_text(row[name])}" for name in ("torch", "timm", "transformers") if name in row]
     text = ", ".join(parts)
-    return f"Training took {row['seconds']:.0f} seconds ({text})." if "seconds" in row else text
+    seconds = row.get("seconds")
+    return f"Training took {seconds:.0f} seconds ({text})." if isinstance(seconds, int | float) else text
 
 
 def format_timing(row: Row) -> Row:
