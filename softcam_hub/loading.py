@@ -179,6 +179,8 @@ def _read_wrapper(wrapper: nn.Module) -> tuple[dict[str, Any], bool | None]:
 
 def _describe(model: nn.Module, name: str, cfg: Mapping[str, Any], multi_label: bool | None = None) -> LoadedClassifier:
     names = cfg.get("label_names")
+    if names is not None and len(names) != model.num_classes:  # those of another head, which has been replaced
+        names = None
     if multi_label is None:
         multi_label = is_multi_label(model, default=None)
     preprocessing = resolve_data_config({}, pretrained_cfg=dict(cfg))

@@ -11,7 +11,7 @@ from softcam_hub.evaluation.shards import read_shard, write_shard
 from softcam_hub.files import read_mapping
 from softcam_hub.training.checks import check_held_out
 from softcam_hub.training.feature_cache import CachedFeatures
-from softcam_hub.training.folder import check_settings
+from softcam_hub.training.folder import continue_settings
 from softcam_hub.training.parsing import make_config
 
 BROKEN = {"nothing": "", "cut": '{"a": [1, 2', "list": "[1]", "number": "3", "null": "null", "bytes": "\x00\x01"}
@@ -35,7 +35,7 @@ def test_a_record_that_is_no_text_is_named(tmp_path):
 def test_a_run_with_broken_settings_is_not_resumed(case, tmp_path):
     (tmp_path / "settings.yaml").write_text(BROKEN[case])
     with pytest.raises(ValueError, match=r"settings\.yaml .*start the run again with --overwrite"):
-        check_settings(make_config(output=str(tmp_path), resume=True))
+        continue_settings(make_config(output=str(tmp_path), resume=True))
 
 
 @pytest.mark.parametrize("case", BROKEN)

@@ -14,7 +14,7 @@ from softcam_hub.loading import load_classifier
 from softcam_hub.models.saved_format import FORMAT
 from softcam_hub.models.weights import SOURCES
 from softcam_hub.training.checks import check_reloads
-from softcam_hub.training.objective import make_model
+from softcam_hub.training.model import make_model
 from softcam_hub.training.parsing import make_config
 from softcam_hub.training.run import run
 

@@ -149,7 +149,7 @@ def test_damaged_configurations_are_named(case, folders, tmp_path):
 
 @pytest.mark.parametrize("init", ["no/such/model", "nosuchmodel", "./here", "/nowhere/model", "a b/c"])
 def test_a_folder_that_does_not_exist_is_said_not_to_exist(init):
-    from softcam_hub.training.objective import make_model
+    from softcam_hub.training.model import make_model
     from softcam_hub.training.run import load_splits
 
     config = make_config(model="softcam_test_resnet", init=init, data="lesions", train_count=8, eval_count=4)

@@ -39,10 +39,11 @@ def test_every_field_is_a_flag_with_help():
         ({"unreadable": "ignore"}, "'stop' or 'skip'"),
         ({"hold_out": 1.0}, r"in \[0, 1\)"),
         ({"folds": 1}, "at least 2"),
+        ({"folds": -1}, "folds must be at least 0, got -1"),
         ({"fold": 2}, "folds is 0"),
         ({"folds": 5, "fold": 5}, "from 0 to 4"),
         ({"train_count": 0}, "at least 1"),
-        ({"data_seed": -1}, "negative"),
+        ({"data_seed": -1}, "data_seed must be at least 0, got -1"),
         ({"streaming": True, "hold_out": 0.1}, "a stream cannot be divided"),
     ],
 )
@@ -273,6 +274,31 @@ def test_a_held_out_part_takes_the_place_of_a_validation_split():
     splits = load("lesions", train_count=40, eval_count=4, data_size=32, hold_out=0.2)
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (32, 8, 4)
     assert np.bincount(splits.validation.labels).tolist() == [2, 2, 2, 2]
+
+
+def test_a_validation_split_is_held_out_where_there_is_none(tmp_path):
+    cells = [f"{name},train" for name in "aaaaaaaaaabbbbbcccccccccc"]
+    path = manifest(tmp_path, manifest_text(*cells, header="image,label,split"), images=len(cells))
+    splits = load(path, hold_out=None)
+    assert (len(splits.train), len(splits.validation), splits.test, splits.held_out) == (20, 5, None, 0.2)
+    assert np.bincount(splits.validation.labels).tolist() == [2, 1, 2]
+    assert not set(splits.train.row_numbers) & set(splits.validation.row_numbers)
+    again, other = load(path, hold_out=None), load(path, hold_out=None, data_seed=1)
+    assert again.validation.row_numbers.tolist() == splits.validation.row_numbers.tolist()
+    assert other.validation.row_numbers.tolist() != splits.validation.row_numbers.tolist()
+    for nothing in ({"hold_out": 0.0}, {"hold_out": None, "validation_split": ""}):
+        assert load(path, **nothing).validation is None
+    assert splits.names == ["validation", "train"]
+
+
+def test_a_validation_split_of_the_data_is_kept_and_few_images_are_not_divided(tmp_path):
+    cells = ["a,train", "b,train", "a,train", "b,train", "b,validation"]
+    path = manifest(tmp_path, manifest_text(*cells, header="image,label,split"))
+    splits = load(path, hold_out=None)
+    assert (len(splits.train), len(splits.validation), splits.held_out) == (4, 1, 0.0)
+    (tmp_path / "two").mkdir()
+    splits = load(manifest(tmp_path / "two", manifest_text("a", "b")), hold_out=None)
+    assert (len(splits.train), splits.validation, splits.held_out, splits.names) == (2, None, 0.0, ["train"])
 
 
 READ_FROM_HUB = """

@@ -38,7 +38,7 @@ def unfinished(tmp_path_factory):
     """A run that ended after its last checkpoint, before it wrote any results."""
     output = tmp_path_factory.mktemp("runs") / "unfinished"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(importlib.import_module("softcam_hub.training.run"), "_score_result", _break_off)
+        patch.setattr(importlib.import_module("softcam_hub.training.run"), "score_result", _break_off)
         with pytest.raises(KeyboardInterrupt):
             train(output, **TINY)
     return output

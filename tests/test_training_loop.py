@@ -25,7 +25,8 @@ from helpers.training import (
 
 from softcam_hub.data.splits import Splits
 from softcam_hub.training import make_config
-from softcam_hub.training.objective import Objective, make_model
+from softcam_hub.training.model import make_model
+from softcam_hub.training.objective import Objective
 from softcam_hub.training.optimization import EpochSampler, class_balancing_weights, make_optimizer, make_schedule
 
 

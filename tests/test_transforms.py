@@ -9,8 +9,8 @@ from timm.data import create_transform
 
 from softcam_hub.data import load_lesions
 from softcam_hub.data.columns import Columns
-from softcam_hub.data.samples import ImageDataset, Samples
-from softcam_hub.data.transforms import AugmentationConfig, make_transforms, mask_transform
+from softcam_hub.data.samples import ImageDataset, Samples, fixed_random_state
+from softcam_hub.data.transforms import AugmentationConfig, RandomPart, make_transforms, mask_transform
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,8 @@ def test_without_augmentation_training_sees_what_evaluation_sees(samples):
     expected = create_transform(**PREPROCESSING)(samples.image(1))
     for transform in (train, evaluation, plain):
         assert torch.equal(transform(samples.image(1)), expected)
-    assert not torch.equal(make_transforms(PREPROCESSING)[0](samples.image(1)), expected)
+    flipped = make_transforms(PREPROCESSING, AugmentationConfig(hflip=1.0))[0]
+    assert not torch.equal(flipped(samples.image(1)), expected)
 
 
 def test_flips_and_the_evaluation_crop():
@@ -35,6 +36,63 @@ def test_flips_and_the_evaluation_crop():
     assert torch.equal(flipped(image), evaluation(image).flip(1, 2))
     _, whole = make_transforms(PREPROCESSING, AugmentationConfig(eval_crop=1.0))
     assert torch.equal(whole(image), create_transform(**{**PREPROCESSING, "crop_pct": 1.0})(image))
+
+
+WIDE = {"wide": (300, 100), "tall": (60, 200), "square": (90, 90)}
+
+
+def framed(size):
+    """Return a grey image with a frame of one pixel in white, which any crop cuts off."""
+    image = Image.new("RGB", size, (90, 90, 90))
+    ImageDraw.Draw(image).rectangle((0, 0, size[0] - 1, size[1] - 1), outline=(255, 255, 255))
+    return image
+
+
+@pytest.mark.parametrize("resize", ["squash", "pad"])
+@pytest.mark.parametrize("size", WIDE.values(), ids=WIDE)
+def test_the_whole_image_is_seen_in_training_and_evaluation(resize, size):
+    settings = AugmentationConfig(resize=resize, hflip=0.0)
+    train, evaluation = make_transforms(PREPROCESSING, settings)
+    assert torch.equal(train(framed(size)), evaluation(framed(size)))
+    seen = evaluation(framed(size)) - evaluation(Image.new("RGB", size, (90, 90, 90)))
+    rows, columns = (seen[0].abs() > 0.01).any(dim=1).nonzero()[:, 0], (seen[0].abs() > 0.01).any(dim=0).nonzero()[:, 0]
+    width, height = (32, 32) if resize == "squash" else [round(32 * side / max(size)) for side in size]
+    top, left = (32 - height) // 2, (32 - width) // 2
+    assert abs(rows.min() - top) <= 1
+    assert abs(rows.max() - (top + height - 1)) <= 1
+    assert abs(columns.min() - left) <= 1
+    assert abs(columns.max() - (left + width - 1)) <= 1
+
+
+def test_the_centre_crop_of_imagenet_is_a_setting():
+    crop = make_transforms({**PREPROCESSING, "crop_mode": "squash"}, AugmentationConfig(resize="crop"))[1]
+    assert torch.equal(crop(framed((300, 100))), create_transform(**PREPROCESSING)(framed((300, 100))))
+    for own in ("center", "squash", "border"):
+        cfg = {**PREPROCESSING, "crop_mode": own}
+        kept = make_transforms(cfg, AugmentationConfig(resize="model"))[1]
+        assert torch.equal(kept(framed((300, 100))), create_transform(**cfg)(framed((300, 100))))
+
+
+@pytest.mark.parametrize("size", WIDE.values(), ids=WIDE)
+def test_a_random_part_has_the_share_and_about_the_shape_of_the_image(size):
+    torch.manual_seed(0)
+    parts = [RandomPart(0.6)(Image.new("RGB", size)) for _ in range(50)]
+    assert all(0.55 <= part.width * part.height / (size[0] * size[1]) <= 1 for part in parts)
+    assert all(0.74 <= part.width / part.height / (size[0] / size[1]) <= 1.36 for part in parts)
+    assert len({part.size for part in parts}) > 10
+
+
+def test_random_crops_of_imagenet_are_those_of_timm():
+    image, settings = framed((300, 100)), {"scale": (0.3, 1.0), "hflip": 0.0, "color_jitter": None}
+    timms = create_transform(**{**PREPROCESSING, **settings}, is_training=True)
+    ours = make_transforms(PREPROCESSING, AugmentationConfig(resize="crop", crop_scale=0.3, hflip=0.0))[0]
+    with fixed_random_state(1):
+        expected = timms(image)
+    with fixed_random_state(1):
+        assert torch.equal(ours(image), expected)
+    whole = make_transforms(PREPROCESSING, AugmentationConfig(resize="squash", crop_scale=0.3, hflip=0.0))[0]
+    with fixed_random_state(1):
+        assert not torch.equal(whole(image), expected)
 
 
 @pytest.mark.parametrize("settings", [{"hflip": 1.5}, {"crop_scale": 0}, {"eval_crop": 2}, {"color_jitter": -1}])

@@ -45,7 +45,7 @@ from softcam_hub.evaluation.accuracy import measure_vanilla
 from softcam_hub.loading import load_classifier
 from softcam_hub.models.anatomy import examine
 from softcam_hub.training import Config, parse, run
-from softcam_hub.training.objective import make_model
+from softcam_hub.training.model import make_model
 from softcam_hub.training.parsing import read_recipe
 
 from ..timing import Row, environment, replace_rows

@@ -22,7 +22,7 @@ from softcam_hub.arguments import ArgumentParser
 from softcam_hub.data.splits import load_splits
 from softcam_hub.training import Config, make_config
 from softcam_hub.training.loop import Training
-from softcam_hub.training.objective import make_model
+from softcam_hub.training.model import make_model
 from softcam_hub.training.run import make_accelerator, prepare_training
 
 from ..timing import environment, spread, write_rows

@@ -1,14 +1,13 @@
 """The options that say which data to train and evaluate on, checked before anything is read."""
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
+from .fields import Count, ProperShare, WholeNumber, check_ranges, flag
 from .lesions import VARIANTS
 
-
-def flag(default: Any, text: str) -> Any:
-    """Make a field of a dataclass that `transformers.HfArgumentParser` shows with a help text."""
-    return field(default=default, metadata={"help": text.replace("%", "%%")})
+AUTOMATIC_HOLD_OUT = 0.2
+"""Share of the training split that is held out where data have no validation split and settings name no share."""
 
 
 @dataclass
@@ -26,19 +25,23 @@ class DataConfig:
     train_split: str = flag("train", "Split to train on.")
     validation_split: str = flag("validation", "Split to validate on, if there is one; '' for none.")
     test_split: str = flag("test", "Split to test on, if there is one; '' for none.")
-    train_count: int = flag(2000, "Number of training images to generate (generated variants only).")
-    eval_count: int = flag(400, "Number of validation images, and of test images, to generate (variants only).")
+    train_count: Count = flag(2000, "Number of training images to generate (generated variants only).")
+    eval_count: Count = flag(400, "Number of validation images, and of test images, to generate (variants only).")
     data_size: int = flag(128, "Side of generated images in pixels.")
-    data_seed: int = flag(0, "Seed of generated images, of hold_out and of folds.")
+    data_seed: WholeNumber = flag(0, "Seed of generated images, of hold_out and of folds.")
     image_column: str = flag("image", "Column of images: embedded images, or paths relative to the manifest.")
     label_column: str = flag("label", "Column of labels. If it is absent, a column 'labels' is read in its place.")
     mask_column: str = flag("mask", "Column of ground-truth masks (non-zero is lesion), if there is one.")
     boxes_column: str = flag("boxes", "Column of ground-truth boxes [[x0, y0, x1, y1], ...] in pixels, if any.")
-    hold_out: float = flag(
-        0.0, "Share of the training split, stratified by class, to validate on in place of a validation split."
+    hold_out: ProperShare | None = flag(
+        None,
+        "Share of the training split, stratified by class, to validate on in place of a validation split; by default "
+        f"{AUTOMATIC_HOLD_OUT} where the data have no validation split, and 0 where they have one.",
     )
-    folds: int = flag(0, "Divide the training split into this many folds and test on one, in place of a test split.")
-    fold: int = flag(0, "Fold to test on, from 0.")
+    folds: WholeNumber = flag(
+        0, "Divide the training split into this many folds and test on one, in place of a test split."
+    )
+    fold: WholeNumber = flag(0, "Fold to test on, from 0.")
     group_column: str | None = flag(None, "Column of persons (or the like) that hold_out and folds never divide.")
     streaming: bool = flag(False, "Read the training split as a stream, without downloading it first.")
     remote_images: bool = flag(
@@ -51,8 +54,9 @@ class DataConfig:
     )
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         self._check_names()
-        self._check_numbers()
+        self._check_folds()
         if self.streaming and (self.hold_out or self.folds):
             raise ValueError("a stream cannot be divided: set streaming=False for hold_out or folds")
 
@@ -66,19 +70,12 @@ class DataConfig:
         if self.unreadable not in ("stop", "skip"):
             raise ValueError(f"unreadable must be 'stop' or 'skip', got {self.unreadable!r}")
 
-    def _check_numbers(self) -> None:
-        for name in ("train_count", "eval_count"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.data_seed < 0:
-            raise ValueError(f"data_seed must not be negative, got {self.data_seed}")
-        if not 0 <= self.hold_out < 1:
-            raise ValueError(f"hold_out is a share and must be in [0, 1), got {self.hold_out}")
-        if self.folds < 0 or self.folds == 1:
-            raise ValueError(f"folds must be 0 (no cross-validation) or at least 2, got {self.folds}")
+    def _check_folds(self) -> None:
+        if self.folds == 1:
+            raise ValueError("folds must be 0 (no cross-validation) or at least 2, got 1")
         if self.fold and not self.folds:
             raise ValueError(f"fold is {self.fold} but folds is 0: set folds to the number of folds")
-        if self.folds and not 0 <= self.fold < self.folds:
+        if self.folds and self.fold >= self.folds:
             raise ValueError(f"fold must be from 0 to {self.folds - 1} with folds={self.folds}, got {self.fold}")
 
     @property

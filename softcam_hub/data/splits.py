@@ -2,7 +2,8 @@
 
 - Labels are read and checked before any image is decoded. Masks and boxes are optional.
 - With `hold_out` the held-out part of the training split is the validation split, even if the data have their
-  own. With `folds` one fold of the training split is the test split, even if the data have their own.
+  own. Without a validation split, and without a choice of the user, a fifth of the training split is held out.
+  With `folds` one fold of the training split is the test split, even if the data have their own.
 - A stream (`streaming=True`) is for training only: validation and test images are always loaded.
 """
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from ..models.text import abbreviate
 from .columns import DEFAULTS, Columns, disable_decoding, find_column, find_columns
-from .config import DataConfig
+from .config import AUTOMATIC_HOLD_OUT, DataConfig
 from .labels import Labels, declared_classes, read_labels
 from .locations import Locations, check_image_paths, embed_remote_images
 from .samples import Samples
@@ -39,6 +40,7 @@ class Splits:
         test: Samples to report scores on, or None.
         classes: Class names in the order of the class indices of all splits.
         multi_label: Whether labels are multi-hot (N, C) in place of class indices (N,).
+        held_out: Share of the training split that became the validation split.
     """
 
     train: Samples | StreamedSamples | None
@@ -46,6 +48,12 @@ class Splits:
     test: Samples | None
     classes: list[str]
     multi_label: bool
+    held_out: float = 0.0
+
+    @property
+    def names(self) -> list[str]:
+        """Splits that exist, of "test", "validation" and "train": the best to measure on comes first."""
+        return [name for name in ("test", "validation", "train") if isinstance(getattr(self, name), Samples)]
 
 
 def load_splits(config: DataConfig) -> Splits:
@@ -63,12 +71,22 @@ def load_splits(config: DataConfig) -> Splits:
         raise ValueError(f"the data has one class, {labels.classes[0]!r}: at least two are needed")
     make = partial(_make_samples, source, tables, labels, columns, config)
     _check_all_paths(source, tables, columns, config)
-    parts = _divide(tables[config.train_split], labels.values[config.train_split], config)
+    held_out = _choose_hold_out(tables, config)
+    parts = _divide(tables[config.train_split], labels.values[config.train_split], config, held_out)
     train = make(config.train_split, parts["train"])
-    validation = make(config.train_split, parts["validation"]) if config.hold_out else make(config.validation_split)
+    has_part = "validation" in parts
+    validation = make(config.train_split, parts["validation"]) if has_part else make(config.validation_split)
     test = make(config.train_split, parts["test"]) if config.folds else make(config.test_split)
     _check_coverage(train, [samples for samples in (validation, test) if samples is not None], labels.classes)
-    return Splits(train, validation, test, labels.classes, labels.multi_label)
+    return Splits(train, validation, test, labels.classes, labels.multi_label, held_out if has_part else 0.0)
+
+
+def _choose_hold_out(tables: dict[str, Any], config: DataConfig) -> float:
+    """Return the share of the training split to hold out, which depends on the data unless the user names it."""
+    if config.hold_out is not None:
+        return config.hold_out
+    lacks_validation = bool(config.validation_split) and config.validation_split not in tables
+    return AUTOMATIC_HOLD_OUT if lacks_validation else 0.0
 
 
 def _choose_splits(splits: dict[str, Any], config: DataConfig) -> dict[str, Any]:
@@ -95,31 +113,32 @@ def _check_all_paths(
         check_image_paths(table, columns[split], split, source.locations, skip_missing=config.unreadable == "skip")
 
 
-def _divide(table: "Dataset", labels: np.ndarray, config: DataConfig) -> dict[str, np.ndarray]:
-    """Divide the rows of the training split into "train" and, on request, "validation" and "test"."""
-    groups = _read_groups(table, config)
+def _divide(table: "Dataset", labels: np.ndarray, config: DataConfig, hold_out: float) -> dict[str, np.ndarray]:
+    """Divide the rows of the training split into "train" and, where they are held out, "validation" and "test"."""
+    groups = _read_groups(table, config) if config.folds or hold_out else None
     rows, parts = np.arange(len(labels)), {}
     if config.folds:
         fold = assign_parts(labels, [1 / config.folds] * config.folds, config.data_seed, groups)
         parts["test"], rows = rows[fold == config.fold], rows[fold != config.fold]
-    if config.hold_out:
-        shares = [1 - config.hold_out, config.hold_out]
+    if hold_out:
+        shares = [1 - hold_out, hold_out]
         part = assign_parts(labels[rows], shares, config.data_seed, None if groups is None else groups[rows])
-        parts["validation"], rows = rows[part == 1], rows[part == 0]
+        if config.hold_out is not None or len(set(part)) == 2:  # a few images cannot be divided unasked
+            parts["validation"], rows = rows[part == 1], rows[part == 0]
     parts["train"] = rows
     for name, part_rows in parts.items():
         if not len(part_rows):
             units = "images" if groups is None else f"groups of column {config.group_column!r}"
             count = len(labels) if groups is None else len(set(groups))
             raise ValueError(
-                f"folds={config.folds} and hold_out={config.hold_out} of {count} {units} leave nothing for {name}"
+                f"folds={config.folds} and hold_out={hold_out} of {count} {units} leave nothing for {name}"
             )
     return parts
 
 
 def _read_groups(table: "Dataset", config: DataConfig) -> np.ndarray | None:
     """Return the group (N,) of every training image as text, or None if no division has to respect groups."""
-    if config.group_column is None or not (config.folds or config.hold_out):
+    if config.group_column is None:
         return None
     cells = table[find_column(table.column_names, config.group_column, "group", config.train_split)][:]
     if None in cells:

@@ -1,7 +1,9 @@
 """Create the transforms of images and of their masks with timm, from the data config of a model.
 
-- With `crop_scale=1` there is no random crop: training uses the same resize and centre crop as evaluation,
-  before the flips and the colour changes.
+- By default the network sees whole images: small defects lie anywhere, also near the border. ImageNet's
+  habits, a centre crop in evaluation and random crops down to 8 % of the image in training, are settings.
+- With `crop_scale=1` there is no random crop: training uses the same resize as evaluation, before the flips and the
+  colour changes.
 - A mask goes through the same resize and crop as its image. A lesion that is smaller than a pixel stays
   visible: the pixel that it covers most is kept, however little of the pixel that is.
 """
@@ -9,7 +11,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -17,9 +19,12 @@ import torch.nn.functional as F
 from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
-from torchvision.transforms import Compose
+from torchvision.transforms import Compose, RandomResizedCrop
 
-from .config import flag
+from .fields import NotNegative, Probability, Share, check_ranges, flag
+
+_CROP_MODES = {"squash": "squash", "pad": "border", "crop": "center"}
+"""Setting `resize` -> timm's `crop_mode`."""
 
 MIN_COVERAGE = 0.25
 """Share of a pixel that a lesion must cover for the pixel to belong to the mask, as in generated masks."""
@@ -32,24 +37,58 @@ class AugmentationConfig:
     _argument_group_name: ClassVar[str] = "augmentation"
 
     augment: bool = flag(True, "Augment training images. Without it they get the evaluation transform.")
-    crop_scale: float = flag(0.08, "Smallest share of the image that a random crop shows; 1 for no random crop.")
-    hflip: float = flag(0.5, "Probability of a horizontal flip.")
-    vflip: float = flag(0.0, "Probability of a vertical flip.")
-    color_jitter: float = flag(0.0, "Strength of random changes of brightness, contrast and saturation.")
+    resize: Literal["squash", "pad", "crop", "model"] | None = flag(
+        None,
+        "Way in which images of any shape come to the shape of the input: squash (the whole image, with another ratio "
+        "of its sides), pad (the whole image, with a border), crop (ImageNet's: the centre alone), or model (as the "
+        "weights to start from were trained); by default squash, and model where the classifier of --init is kept.",
+    )
+    crop_scale: Share = flag(1.0, "Smallest share of the image that a random crop shows; 1 for no random crop.")
+    hflip: Probability = flag(0.5, "Probability of a horizontal flip.")
+    vflip: Probability = flag(0.0, "Probability of a vertical flip.")
+    color_jitter: NotNegative = flag(0.0, "Strength of random changes of brightness, contrast and saturation.")
     auto_augment: str | None = flag(None, "Policy of timm, such as rand-m9-mstd0.5, in place of color_jitter.")
-    erase: float = flag(0.0, "Probability of erasing a random rectangle.")
-    eval_crop: float | None = flag(None, "Share of the resized side that evaluation crops. The model's own by default.")
+    erase: Probability = flag(0.0, "Probability of erasing a random rectangle.")
+    eval_crop: Share | None = flag(
+        None,
+        "Share of the resized side that evaluation crops; by default 1 (all) with resize squash or pad, and the "
+        "model's own otherwise.",
+    )
 
     def __post_init__(self) -> None:
-        for name in ("hflip", "vflip", "erase"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a probability and must be in [0, 1], got {getattr(self, name)}")
-        for name in ("crop_scale", "eval_crop"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value <= 1:
-                raise ValueError(f"{name} is a share and must be in (0, 1], got {value}")
-        if self.color_jitter < 0:
-            raise ValueError(f"color_jitter must not be negative, got {self.color_jitter}")
+        check_ranges(self)
+
+    @property
+    def crop(self) -> dict[str, Any]:
+        """Entries of timm's `pretrained_cfg` that these settings decide in place of the model: the evaluation crop."""
+        chosen: dict[str, Any] = {}
+        if self.resize in _CROP_MODES:
+            chosen["crop_mode"] = _CROP_MODES[self.resize]
+        if self.resize in ("squash", "pad"):
+            chosen["crop_pct"] = 1.0
+        if self.eval_crop is not None:
+            chosen["crop_pct"] = self.eval_crop
+        return chosen
+
+
+class RandomPart:
+    """Random crop that keeps the shape of the image up to a third, so that the whole of a long image can be seen.
+
+    timm's random crop has sides of 3:4 to 4:3 whatever the image, which cuts off a third of an image of 2:1.
+
+    Args:
+        smallest: Smallest share of the image that is kept.
+    """
+
+    def __init__(self, smallest: float) -> None:
+        self.smallest = smallest
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        shape = image.width / image.height
+        top, left, height, width = RandomResizedCrop.get_params(
+            image, [self.smallest, 1.0], [shape * 3 / 4, shape * 4 / 3]
+        )
+        return image.crop((left, top, left + width, top + height))
 
 
 def make_transforms(
@@ -76,9 +115,12 @@ def make_transforms(
         auto_augment=augmentation.auto_augment,
         re_prob=augmentation.erase,
     )
+    flips_and_colours = train.transforms[1:]
     if augmentation.crop_scale == 1:
-        train = Compose(_geometry(evaluation) + train.transforms[1:])
-    return train, evaluation
+        return Compose(_geometry(evaluation) + flips_and_colours), evaluation
+    if config["crop_mode"] == "center" or augmentation.resize == "model":
+        return train, evaluation
+    return Compose([RandomPart(augmentation.crop_scale), *_geometry(evaluation), *flips_and_colours]), evaluation
 
 
 def mask_transform(
@@ -88,7 +130,7 @@ def mask_transform(
 
     Args:
         data_config: Result of `timm.data.resolve_model_data_config`.
-        augmentation: Same configuration as for `make_transforms`, because `eval_crop` changes the geometry.
+        augmentation: Same configuration as for `make_transforms`, because `resize` and `eval_crop` change the geometry.
     """
     config = _evaluation_config(data_config, augmentation or AugmentationConfig())
     # Where the crop is larger than the image, timm fills the border with the mean: black lies outside the mask.
@@ -111,13 +153,11 @@ def _transform_mask(geometry: Compose, mask: Image.Image) -> Tensor:
 
 def _evaluation_config(data_config: dict[str, Any], augmentation: AugmentationConfig) -> dict[str, Any]:
     """Return the arguments of `create_transform` for evaluation, or raise ValueError."""
-    config = dict(data_config)
+    config = {**data_config, **augmentation.crop}
     if config["input_size"][0] != 3:
         raise ValueError(
             f"images are RGB, but the model's input_size is {config['input_size']}: build it with in_chans=3"
         )
-    if augmentation.eval_crop is not None:
-        config["crop_pct"] = augmentation.eval_crop
     return config
 
 

@@ -30,7 +30,7 @@ from .folder import TABLE2, TABLE2_ROWS, benchmark_folder
 from .models import VANILLA, one_label_message
 from .report import markdown
 from .results import Row
-from .run import samples_of_split, without_unused_images
+from .run import choose_split, without_unused_images
 from .shards import make_dataset, stack_samples
 
 MODES = {"direct": "direct", "post-fit": "post-fit (PF)", "from-scratch": "from scratch (TS)"}
@@ -68,8 +68,10 @@ def accuracy(
         if vanilla is not None:
             classifier, splits = load_classifier(vanilla), load_splits(without_unused_images(data, config.split))
             classifier.check_classes(splits.classes, "the vanilla classifier")
-            samples = samples_of_split(splits, data, config.split)
-            rows += measure_vanilla(classifier, samples, data.data, config.batch_size, state.device, config.limit)
+            split = choose_split(splits, data, config.split)
+            options = (data.data, config.batch_size, state.device, config.limit)
+            measured = measure_vanilla(classifier, getattr(splits, split), *options)
+            rows += [{**row, "split": split} for row in measured]
         if state.is_main_process:
             folder.claim("continue")
             write_json_lines(folder.path / TABLE2_ROWS, rows)
@@ -86,15 +88,16 @@ def read_run(run: Path) -> Row:
         raise FileNotFoundError(f"{run} is no finished run: it has no {Path(error.filename).name}") from error
     if not isinstance(settings.get("model"), str) or settings["mode"] not in MODES:
         raise ValueError(f"{run / 'settings.yaml'} names no model, or an unknown mode: {REMEDY}")
-    scores = {}
+    scores, split = {}, "test" if "test_accuracy" in metrics else "validation"
     for name in COLUMNS:
-        value = metrics.get(f"test_{name}")
+        value = metrics.get(f"{split}_{name}")
         if value is not None:
             if not isinstance(value, int | float):
-                raise ValueError(f"{run / 'metrics.json'} says test_{name}={value!r}, which is no number: {REMEDY}")
+                raise ValueError(f"{run / 'metrics.json'} says {split}_{name}={value!r}, which is no number: {REMEDY}")
             scores[name] = 100 * value
     variant = _variant(settings["model"].partition("_")[0], settings["mode"])
-    return {"variant": variant, "model": settings["model"], "data": settings["data"], "run": str(run), **scores}
+    common = {"model": settings["model"], "data": settings["data"], "split": split, "run": str(run)}
+    return {"variant": variant, **common, **scores}
 
 
 def _variant(family: str, mode: str) -> str:
@@ -168,5 +171,5 @@ def table2(rows: list[Row]) -> str:
     for row in ordered:
         numbers = [f"{row[name]:.2f}" if name in row else "-" for name in COLUMNS]
         body.append([f"{row['variant']} (`{row['model']}`)", *numbers])
-    names = ", ".join(sorted({f"`{row['data']}`" for row in rows}))
-    return markdown(header, body) + f"\nPercent, on the test images of {names}. Disagreement is with vanilla.\n"
+    names = ", ".join(sorted({f"the {row.get('split', 'test')} images of `{row['data']}`" for row in rows}))
+    return markdown(header, body) + f"\nPercent, on {names}. Disagreement is with vanilla.\n"

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..arguments import check_names
-from ..data.config import DataConfig, flag
+from ..data.config import DataConfig
+from ..data.fields import Count, WholeNumber, check_ranges, flag
 
 TABLE, LOCALISATION, SENSITIVITY = "table", "localisation", "sensitivity"
 SINGLE_DELETION, GRID = "single_deletion", "grid_pointing"
@@ -35,28 +36,28 @@ class BenchmarkConfig:
         f"measures: {', '.join(DEFAULT_MEASURES)} (the default; without annotations {TABLE} alone), "
         f"{', '.join(OPTIONAL_MEASURES)}",
     )
-    split: str = flag("test", f"split whose images are explained: {', '.join(SPLITS)}")
-    limit: int | None = flag(None, "number of images to explain, from the first one on; by default all")
-    batch_size: int = flag(16, "images per forward pass")
-    shard_size: int = flag(32, "images between two savings; processes divide the work by shards")
-    patch: int | None = flag(
+    split: str = flag(
+        "",
+        f"split whose images are explained: {', '.join(SPLITS)}; by default the test split or, without one, validation",
+    )
+    limit: Count | None = flag(None, "number of images to explain, from the first one on; by default all")
+    batch_size: Count = flag(16, "images per forward pass")
+    shard_size: Count = flag(32, "images between two savings; processes divide the work by shards")
+    patch: Count | None = flag(
         None, "side of a patch in pixels (localisation, sensitivity); by default a sixteenth of the image's side"
     )
-    seed: int = flag(0, "seed of random maps and of noise")
+    seed: WholeNumber = flag(0, "seed of random maps and of noise")
     per_image: bool = flag(False, "keep the values of every image in values.jsonl")
     overwrite: bool = flag(False, "delete what an earlier benchmark left in output")
 
     def __post_init__(self) -> None:
         if not self.output:
             raise ValueError("output is missing: name the folder for rows and tables, such as --output results")
-        if self.split not in SPLITS:
+        if self.split and self.split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
-        for name, least in {"limit": 1, "batch_size": 1, "shard_size": 1, "patch": 1, "seed": 0}.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
         from ..explainers.methods import list_explainers
 
+        check_ranges(self)
         check_names(self.chosen_explainers or (), [*list_explainers(), "all"], "explainer")
         check_names(_words(self.measures), [*DEFAULT_MEASURES, *OPTIONAL_MEASURES], "measure")
 

@@ -111,6 +111,8 @@ def _measure(
     data = without_unused_images(data, config.split)
     with state.main_process_first():  # generated images are drawn once
         splits = load_splits(data)
+    config = replace(config, split=choose_split(splits, data, config.split))
+    data = replace(data, hold_out=splits.held_out)
     samples = _choose_samples(splits, data, config)
     with ExitStack() as stack:
         for classifier in (pair.model, pair.vanilla):
@@ -147,22 +149,36 @@ def _log_left_out(left_out: dict[str, str]) -> None:
 
 def without_unused_images(data: DataConfig, split: str) -> DataConfig:
     """Return the data without generated images that no benchmark looks at, as drawing them takes minutes."""
-    if data.data not in VARIANTS or split != "test" or data.folds:
+    if data.data not in VARIANTS or split not in ("", "test") or data.folds or not data.test_split:
         return data
     return replace(data, train_count=min(data.train_count, ENOUGH), validation_split="", hold_out=0.0)
 
 
-def samples_of_split(splits: Splits, data: DataConfig, split: str) -> Samples:
-    """Return the images of a split."""
-    samples = getattr(splits, split)
-    if not isinstance(samples, Samples):
-        raise ValueError(f"{data.data!r} has no {split} split to explain: choose another one with split")
-    return samples
+def choose_split(splits: Splits, data: DataConfig, split: str) -> str:
+    """Return the split to measure on: the one that the user names, or the best one that was held out.
+
+    Args:
+        splits: Data that have been loaded.
+        data: Description of the data, for messages.
+        split: Name of a split, or "" for the test split or, without one, the validation split.
+    """
+    chosen = split or next(iter(splits.names), "test")
+    existing = f"{data.data!r} has {' and '.join(splits.names) or 'no'} images"
+    if chosen not in splits.names:
+        raise ValueError(f"there is no {chosen} split: {existing}; choose one of them with split")
+    if chosen == "train" and not split:
+        raise ValueError(
+            f"no image was held out: {existing}, from which a model may have learnt. Choose split='train' to measure "
+            "on them nevertheless"
+        )
+    if chosen != "test" and not split:
+        logger.warning("there is no test split: %s, and the %s images are measured", existing, chosen)
+    return chosen
 
 
 def _choose_samples(splits: Splits, data: DataConfig, config: BenchmarkConfig) -> Samples:
     """Return the images to explain, and refuse measures that these images do not allow."""
-    samples = samples_of_split(splits, data, config.split)
+    samples = getattr(splits, config.split)
     if GRID in config.chosen_measures(samples.has_masks) and (splits.multi_label or len(splits.classes) < 4):
         raise ValueError(f"{GRID} needs mosaics of four images of different classes: leave it out of measures")
     return samples

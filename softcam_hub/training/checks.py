@@ -103,7 +103,7 @@ def check_validation(config: Config, splits: Splits, model: nn.Module) -> None:
         for name, is_set in needs_validation.items():
             if is_set:
                 raise ValueError(
-                    f"{name} needs validation images, but there are none: set hold_out, such as --hold-out 0.1"
+                    f"{name} needs validation images, but there are none: set hold_out, such as --hold-out 0.2"
                 )
         return
     known = score_names(model, splits.multi_label)

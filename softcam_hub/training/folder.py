@@ -14,7 +14,7 @@ from ..files import read_mapping, write_text
 from ..hub.cards import METRICS, PICTURES, RECIPE
 from ..output_folder import OutputFolder, Use
 from .checkpoint import CHECKPOINT
-from .config import Config
+from .config import DEPENDENT, Config, as_recorded
 from .reporting import LOG_FILE, TRACKER_FOLDER
 
 SETTINGS_FILE = "settings.yaml"
@@ -80,19 +80,27 @@ def read_settings(file: Path) -> dict[str, Any]:
     return settings
 
 
-def check_settings(config: Config) -> None:
-    """Refuse to resume a run with settings that would have given another result."""
+def continue_settings(config: Config) -> Config:
+    """Return the settings with which a resumed run continues, and refuse settings that would change its result.
+
+    Settings whose default depends on data and weights, or was another one when the run began, are those that the run
+    has recorded, unless the user names them now.
+    """
     file = Path(config.run.output) / SETTINGS_FILE
     if not config.run.resume or not file.exists():
-        return
+        return config
     # a setting that did not exist when the run began had the effect of its default
-    earlier = {**Config().flat(), **read_settings(file)}
+    defaults = Config().flat()
+    earlier = {**defaults, **as_recorded(read_settings(file))}
+    dependent = {name: earlier[name] for name in DEPENDENT if config.flat()[name] == defaults[name]}
+    config = config.changed(**dependent)
     for name, value in config.flat().items():
         if name not in FREE_TO_CHANGE and earlier[name] != value:
             raise ValueError(
                 f"cannot resume: {file} says {name}={earlier[name]!r}, but now it is {value!r}; use the same "
                 "settings, or --overwrite"
             )
+    return config
 
 
 def read_metrics(output: Path) -> dict[str, Any]:

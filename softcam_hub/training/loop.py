@@ -18,10 +18,11 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast, tqdm
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset
 
 from .checkpoint import Checkpoints
 from .config import Config
+from .loaders import prepare_loader
 from .metrics import prediction_statistics, score_model
 from .objective import Objective, Step
 from .optimization import EpochSampler, class_balancing_weights, derive_seed, make_optimizer, make_schedule
@@ -278,33 +279,6 @@ class Training:
         """Print the most important values of an epoch."""
         shown = {k: v for k, v in row.items() if k.endswith(("loss", "accuracy", "auc", "disagreement"))}
         self.accelerator.print(f"epoch {row['epoch']}/{self.config.optimization.epochs}  {format_scores(shown)}")
-
-
-def prepare_loader(samples: Dataset, config: Config, accelerator: Accelerator, **options: Any) -> Any:
-    """Return a loader that gives each process its share of the batches.
-
-    Args:
-        samples: Samples to load.
-        config: Settings of the run.
-        accelerator: Accelerator of this process.
-        options: Further arguments of `DataLoader`.
-    """
-    returns_batches = hasattr(samples, "__getitems__")  # cached features need no workers and no collating
-    workers = 0 if returns_batches else config.run.workers
-    loader = DataLoader(
-        samples,
-        config.optimization.batch_size,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=accelerator.device.type == "cuda",
-        collate_fn=_return_batch if returns_batches else None,
-        **options,
-    )
-    return accelerator.prepare_data_loader(loader)
-
-
-def _return_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    return batch
 
 
 def _has_unused_parameters(model: nn.Module) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from ..arguments import ArgumentParser, add_fields, did_you_mean
-from .config import Config
+from .config import Config, as_recorded
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -132,6 +132,7 @@ def read_recipe(name: str, dependents: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ValueError(f"recipe {file} is not valid YAML: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"recipe {file} must hold `name: value` lines, got {type(settings).__name__}")
+    settings = as_recorded(settings)
     inherited = read_recipe(settings[BASE], (*dependents, file)) if BASE in settings else {}
     return inherited | {name: value for name, value in settings.items() if name not in (NOTES, BASE)}
 

@@ -4,16 +4,18 @@
 - A picture or card that cannot be made is skipped with a warning: it must not cost the run.
 """
 
-import importlib.util
+import difflib
 import json
 import logging
 import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import GeneralTracker, on_main_process
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers, on_main_process
+from accelerate.utils import LoggerType
 
 from ..data.samples import ImageDataset
 from ..figures import captioned_row, denormalise, outline, overlay, stack_vertically
@@ -29,8 +31,8 @@ LOG_FILE = "log.jsonl"
 TRACKER_FOLDER = "softcam_hub"
 """Folder, below the output folder, in which trackers such as TensorBoard keep their logs."""
 
-TRACKERS = {"tensorboard": "pip install tensorboard", "wandb": "pip install wandb"}
-"""Trackers beside the log, with the command that installs them."""
+PACKAGES = {"comet_ml": "comet-ml"}
+"""Tracker -> name of its package for pip, where that is another one."""
 
 CURVES = {
     "accuracy": ("train_accuracy", "train_teacher_accuracy", "validation_accuracy", "validation_teacher_accuracy"),
@@ -97,12 +99,14 @@ def read_log(file: Path) -> list[dict[str, Any]]:
 
 def check_trackers(names: str) -> list[str]:
     """Return the trackers that a setting names, or refuse trackers that are unknown or not installed."""
-    chosen = names.replace(",", " ").split()
+    chosen, known = names.replace(",", " ").split(), sorted(LOGGER_TYPE_TO_CLASS)
     for name in chosen:
-        if name not in TRACKERS:
-            raise ValueError(f"unknown tracker {name!r}: expected {' or '.join(TRACKERS)}")
-        if importlib.util.find_spec(name) is None:
-            raise ImportError(f"tracker {name!r} is not installed: {TRACKERS[name]}")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"expected some of {', '.join(known)}"
+            raise ValueError(f"unknown tracker {name!r}: {hint}")
+        if name in LoggerType and LoggerType(name) not in get_available_trackers():
+            raise ImportError(f"tracker {name!r} is not installed: pip install {PACKAGES.get(name, name)}")
     return chosen
 
 
@@ -176,19 +180,22 @@ def draw_examples(
         count: Largest number of images.
     """
     labels = images.samples.labels
-    first = [int((labels == label).argmax()) for label in range(len(classes)) if (labels == label).any()]
+    has_class = labels.T == 1 if labels.ndim == 2 else labels == np.arange(len(classes))[:, None]  # (C, N)
+    first = dict.fromkeys(int(row.argmax()) for row in has_class if row.any())
     data, rows = model.pretrained_cfg, []
-    for sample in (images[index] for index in first[:count]):
+    for index in list(first)[:count]:
+        sample = images[index]
         pixels = sample["pixel_values"]
         image = denormalise(pixels, data["mean"], data["std"])
         mask = sample.get("mask", torch.zeros(pixels.shape[1:]))
-        panels = [(f"{classes[sample['labels']]}\n(ground truth outlined)", outline(image, mask))]
+        truth = ", ".join(classes[label] for label in np.flatnonzero(has_class[:, index]))
+        panels = [(f"{truth}\n(ground truth outlined)" if "mask" in sample else truth, outline(image, mask))]
         explanation = model.explain(pixels[None].to(model.device), top_k=min(2, len(classes)))
         heatmaps = explanation.heatmaps(pixels.shape[-2:])[0]
-        for index, probability, heatmap in zip(
+        for label, probability, heatmap in zip(
             explanation.classes[0], explanation.probabilities[0], heatmaps, strict=True
         ):
-            title = f"evidence for {classes[index]}\n{float(probability):.1%}"
+            title = f"evidence for {classes[label]}\n{float(probability):.1%}"
             panels.append((title, outline(overlay(image, heatmap), mask)))
         rows.append(captioned_row(panels))
     with draft_of(file) as draft:

@@ -3,36 +3,30 @@
 output/
   model/          the result with its card; timm, transformers and pipelines load it, `softcam-hub push` publishes it
   vanilla/        modes from-scratch and post-fit: the vanilla classifier that CAPE has learnt from
-  metrics.json    scores of the result on the test split, with time and versions
+  metrics.json    scores of the result on the test split or, without one, on the validation split; time and versions
   curve.png       accuracy and loss of every epoch
-  examples.png    explained test images, with their ground truth
+  examples.png    explained images of the same split, with their ground truth
   log.jsonl       every logged value
   settings.yaml   a recipe that repeats the run
   checkpoints/    the last checkpoints, for --resume
 """
 
-import platform
 import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import timm
-import torch
 from accelerate import Accelerator, PartialState
-from timm.data import resolve_data_config
 from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
 from ..data.samples import ImageDataset, Samples
 from ..data.splits import Splits, load_splits
 from ..data.streaming import EndlessImageDataset, StreamedImageDataset
-from ..data.transforms import make_transforms, mask_transform
+from ..data.transforms import make_transforms
 from ..files import copy_file
-from ..models.evaluation_mode import evaluation_mode
 from ..output_folder import LOCK, RECORD, OutputFolder
-from ..temperature import candidate_losses, set_temperature
 from .checkpoint import delete_best
 from .checks import check_launcher, check_run
 from .config import Config
@@ -41,26 +35,25 @@ from .folder import (
     METRICS,
     SETTINGS_FILE,
     check_disk_space,
-    check_settings,
     check_shared,
+    continue_settings,
     intended_use,
     output_folder,
     read_metrics,
     write_settings,
 )
-from .loop import LOWER_IS_BETTER, Training, prepare_loader
-from .metrics import score_model
-from .objective import load_model, make_model, save_vanilla
+from .loop import LOWER_IS_BETTER, Training
+from .model import load_model, make_model
 from .reporting import (
     LOG_FILE,
     JSONLines,
     check_trackers,
-    complete_model_folder,
-    draw_pictures,
-    format_scores,
     start_trackers,
     write_metrics,
 )
+from .results import data_config, describe_machine, fit_temperature, score_result, write_results
+from .start import find_start
+from .summary import describe_run, warn_of_surprises
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -115,7 +108,7 @@ def _check_and_train(
         began: Time at which the run began.
     """
     output = folder.path
-    check_settings(config)
+    config = continue_settings(config)
     accelerator.wait_for_everyone()
     if config.run.resume and (output / METRICS).exists():
         accelerator.print(f"{output} holds a finished run")
@@ -126,9 +119,13 @@ def _check_and_train(
 
     # nothing is written before data, model and settings have been found to fit each other
     splits = splits or load_splits(config.data)
-    model = make_model(config, splits)
+    start = find_start(config.model, splits.classes)
+    model = make_model(config, splits, start)
+    given, config = config, config.changed(hold_out=splits.held_out)
     check_run(config, splits, model, accelerator.num_processes)
     if accelerator.is_main_process:
+        accelerator.print(describe_run(config, splits, model, start, accelerator))
+        warn_of_surprises(given, splits, start)
         check_disk_space(model, output)
         folder.claim(intended_use(config))
         write_settings(config)
@@ -189,14 +186,14 @@ def _train(config: Config, accelerator: Accelerator, splits: Splits, model: nn.M
     result = load_model(best_folder, splits).to(accelerator.device)
     metrics: dict[str, Any] = {"model": config.model.model, "data": config.data.data}
     if config.model.calibrate:
-        metrics["fitted_temperature"] = _fit_temperature(training, result)
-    metrics |= _score_result(training, result, splits)
+        metrics["fitted_temperature"] = fit_temperature(training, result)
+    metrics |= score_result(training, result, splits)
     metrics |= {"seconds": round(training.seconds, 1), "processes": accelerator.num_processes}
-    metrics |= _describe_machine()
+    metrics |= describe_machine()
 
     accelerator.wait_for_everyone()  # all processes have loaded the model that is deleted now
     if accelerator.is_main_process:
-        _write_results(training, result, splits, metrics, best_folder)
+        write_results(training, result, splits, metrics, best_folder)
     accelerator.wait_for_everyone()
     for tracker in accelerator.trackers:
         tracker.finish()
@@ -206,7 +203,7 @@ def _train(config: Config, accelerator: Accelerator, splits: Splits, model: nn.M
 def prepare_training(config: Config, accelerator: Accelerator, splits: Splits, model: nn.Module) -> Training:
     """Create the data sets of a run, with cached features where the settings admit them, and its training."""
     output = Path(config.run.output)
-    train_transform, eval_transform = make_transforms(_data_config(model), config.augmentation)
+    train_transform, eval_transform = make_transforms(data_config(model), config.augmentation)
     model.to(accelerator.device)
     if isinstance(splits.train, Samples):
         train, labels = ImageDataset(splits.train, train_transform, config.run.seed), splits.train.labels
@@ -226,75 +223,9 @@ def prepare_training(config: Config, accelerator: Accelerator, splits: Splits, m
     return Training(config, accelerator, model, train, validation, labels, output)
 
 
-def _data_config(model: nn.Module) -> dict[str, Any]:
-    return resolve_data_config({}, pretrained_cfg=dict(model.pretrained_cfg))
-
-
 def _save_best(training: Training) -> Path:
     """Return the folder of the best model, or of the last one if there is no validation split."""
     if training.best is None:
         training.keep_result(training.epoch)
     training.accelerator.wait_for_everyone()
     return training.checkpoints.best_folder(training.epoch if training.best is None else training.best["epoch"])
-
-
-@torch.no_grad()
-def _fit_temperature(training: Training, result: nn.Module) -> float:
-    """Fit T' of CAPE to the validation images of all processes, and return it."""
-    accelerator, losses = training.accelerator, []
-    with evaluation_mode(result):
-        for batch in training.validation:
-            with accelerator.autocast():
-                if "features" not in batch:
-                    batch["features"] = result.forward_features(batch["pixel_values"])
-                _, evidence = result.head(batch["features"], kind="evidence")
-            losses_of_batch = candidate_losses(result.head, evidence, batch["labels"])
-            losses.append(accelerator.gather_for_metrics(losses_of_batch))
-    return set_temperature(result.head, torch.cat(losses))
-
-
-def _score_result(training: Training, result: nn.Module, splits: Splits) -> dict[str, Any]:
-    """Return the validation score that chose the epoch, the epoch, and all scores on the test split."""
-    config, accelerator, best = training.config, training.accelerator, training.best
-    if best is None:
-        scores = {"epoch": config.optimization.epochs}
-    else:
-        scores = {f"validation_{config.run.select}": best["value"], "epoch": best["epoch"]}
-    if splits.test is not None:
-        loader = prepare_loader(_test_images(config, splits, result), config, accelerator)
-        scores |= {f"test_{name}": value for name, value in score_model(result, loader, accelerator).items()}
-        training.check_finite("the test loss", scores["test_loss"])
-    return scores
-
-
-def _test_images(config: Config, splits: Splits, model: nn.Module, with_masks: bool = False) -> ImageDataset:
-    data_config = _data_config(model)
-    transform = make_transforms(data_config, config.augmentation)[1]
-    masks = mask_transform(data_config, config.augmentation) if with_masks and splits.test.has_masks else None
-    return ImageDataset(splits.test, transform, masks=masks)
-
-
-def _describe_machine() -> dict[str, str]:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
-    return {"device": device, "torch": torch.__version__, "timm": timm.__version__}
-
-
-def _write_results(
-    training: Training, result: nn.Module, splits: Splits, metrics: dict[str, Any], best_folder: Path
-) -> None:
-    """Write models, pictures and card. The metrics of the run come last, and say that the run is finished."""
-    output, accelerator = training.output, training.accelerator
-    if getattr(result, "teacher", None) is not None:
-        if result.exact:
-            save_vanilla(result, best_folder, output / "vanilla", splits.classes)
-        result.drop_teacher()
-    result.save_pretrained(output / "model")
-    write_metrics(metrics, output / "model" / METRICS)
-    has_examples = training.config.model.family is not None and splits.test is not None and not splits.multi_label
-    examples = _test_images(training.config, splits, result, with_masks=True) if has_examples else None
-    draw_pictures(output, result, examples, splits.classes)
-    complete_model_folder(output, training.config.model.family is not None)
-    write_metrics(metrics, output / METRICS)
-    delete_best(training.checkpoints.best)
-    accelerator.print(format_scores({name: value for name, value in metrics.items() if name.startswith("test_")}))
-    accelerator.print(f"model in {output / 'model'}, metrics in {output / METRICS}")

@@ -13,7 +13,7 @@ from softcam_hub.data.splits import load_splits
 from softcam_hub.data.transforms import make_transforms
 from softcam_hub.output_folder import RECORD
 from softcam_hub.training.feature_cache import cached_features
-from softcam_hub.training.objective import make_model
+from softcam_hub.training.model import make_model
 
 FROZEN = {"model": "softcam_test_resnet", "freeze_backbone": True, "augment": False, "lr": 1.0}
 

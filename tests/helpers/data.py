@@ -32,9 +32,9 @@ def paint(path, colour=(200, 30, 30)):
     return path
 
 
-def load(data, **settings):
-    """Load the splits of a data set with the settings of a `DataConfig`."""
-    return load_splits(DataConfig(str(data), **settings))
+def load(data, hold_out=0.0, **settings):
+    """Load the splits of a data set with the settings of a `DataConfig`, undivided unless a test asks for it."""
+    return load_splits(DataConfig(str(data), hold_out=hold_out, **settings))
 
 
 def manifest(folder, text, images=12):

@@ -25,7 +25,7 @@ from softcam_hub.data.splits import Splits
 from softcam_hub.data.transforms import make_transforms
 from softcam_hub.training import make_config, run
 from softcam_hub.training.loop import Training
-from softcam_hub.training.objective import make_model
+from softcam_hub.training.model import make_model
 
 SIZE, TRAIN, VALIDATION = 32, 50, 21
 SMALL = {
@@ -63,7 +63,7 @@ def train(output, draw=False, **changes):
     GradientState._reset_state()
     with pytest.MonkeyPatch.context() as patch:
         if not draw:
-            module = importlib.import_module("softcam_hub.training.run")
+            module = importlib.import_module("softcam_hub.training.results")
             patch.setattr(module, "draw_pictures", lambda *_: None)
         return run(settings(output, **changes))
 
