@@ -14,7 +14,8 @@ from helpers.training import equal, part, train, weights
 from softcam_hub.files import ABANDONED
 from softcam_hub.models.evaluation_mode import evaluation_mode
 from softcam_hub.training import feature_cache
-from softcam_hub.training.feature_cache import INDEX, CachedFeatures, cache_key, make_room
+from softcam_hub.training.cache_folder import INDEX, make_room
+from softcam_hub.training.feature_cache import CachedFeatures, cache_key
 
 
 @pytest.fixture

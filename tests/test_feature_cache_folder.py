@@ -12,7 +12,8 @@ from helpers.processes import finish, start
 
 from softcam_hub.output_folder import RECORD
 from softcam_hub.training import feature_cache
-from softcam_hub.training.feature_cache import INDEX, cache_key, make_room
+from softcam_hub.training.cache_folder import INDEX, make_room
+from softcam_hub.training.feature_cache import cache_key
 
 OURS = {"kind": "feature cache", "format": 1, "key": key("x")}
 INDEX_OF_OLD = {"shape": [1, 1, 1], "processes": 1, "images": 250_000}

@@ -75,17 +75,17 @@ def test_a_run_says_first_what_it_does_and_warns(tmp_path, capsys, caplog):
     assert "has no validation split: 8 of its 40 training images are held out for validation (20 % of" in caplog.text
 
 
-def test_trained_weights_and_a_chosen_hold_out_give_no_warning(tmp_path, capsys, caplog):
-    options = {"data": undivided(tmp_path / "data"), "epochs": 1, "model_args": "output_stride=8 avg_down=False"}
+def test_trained_weights_and_data_that_are_not_divided_give_no_warning(tmp_path, capsys, caplog):
+    options = {"data": "lesions", "train_count": 16, "data_size": SIZE, "validation_split": "", "test_split": ""}
     with caplog.at_level(logging.WARNING):
-        train(tmp_path / "a", **options, init=CAPE_LESIONS, hold_out=0.0, image_size=None)
+        train(tmp_path / "a", **options, epochs=1, init=CAPE_LESIONS, model_args="", image_size=None)
     assert "starts from" not in caplog.text
     assert "held out" not in caplog.text
     out = capsys.readouterr().out
     assert out.startswith(
-        f"40 training images, 4 classes, cpu; cape_test_resnet from {CAPE_LESIONS} with its classifier; "
+        f"16 training images, 4 classes, cpu; cape_test_resnet from {CAPE_LESIONS} with its classifier; "
     )
-    assert "no image was held out, so that the result has no scores: set --hold_out" in out
+    assert "no image was held out, so that the result has no scores: set --hold-out" in out
 
 
 def test_the_number_of_trained_parameters_leaves_out_what_is_frozen(tmp_path, capsys):

@@ -73,6 +73,7 @@ def test_settings_are_a_recipe_that_gives_the_same_settings(from_scratch_run):
         epochs=3,
         select="auc",
         ema=0.7,
+        hold_out=0.0,  # the data have a validation split
     )
     assert config == expected
 
@@ -279,7 +280,7 @@ def test_the_best_temperature_becomes_the_result(vanilla_run, tmp_path):
     assert len(list((tmp_path / "features").iterdir())) == 2
     assert not (tmp_path / "checkpoints").exists()
     assert (tmp_path / "model" / "metrics.json").exists()
-    assert parse(["--recipe", str(tmp_path / "settings.yaml")]) == settings(tmp_path, **options)
+    assert parse(["--recipe", str(tmp_path / "settings.yaml")]) == settings(tmp_path, **options, hold_out=0.0)
     assert train(tmp_path, **options, resume=True) == metrics
     with pytest.raises(FileExistsError, match="holds an earlier training run"):
         train(tmp_path, **options)
