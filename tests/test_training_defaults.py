@@ -14,6 +14,7 @@ from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from transformers import AutoImageProcessor, pipeline
 
+import softcam_hub
 from softcam_hub import CAPE_LESIONS
 from softcam_hub.data.config import DataConfig
 from softcam_hub.data.splits import Splits
@@ -146,7 +147,9 @@ def test_every_door_prepares_images_as_training_did(model, resize, tmp_path):
         "transformers": AutoImageProcessor.from_pretrained(tmp_path)(picture())["pixel_values"][0],
     }
     if model != "test_resnet":
-        doors["pipeline"] = pipeline("image-explanation", model=str(tmp_path)).preprocess(picture())["pixel_values"][0]
+        doors["pipeline"] = pipeline("image-explanation", model=str(tmp_path)).preprocess(picture())["images"][0]
+        ours = softcam_hub.SoftCAMForImageClassification.from_pretrained(tmp_path).eval()
+        assert torch.equal(ours.explain(picture()).maps, ours.explain(expected[None]).maps)
     assert all(torch.equal(pixels, expected) for pixels in doors.values())
     mode = {None: "squash", "pad": "border", "crop": "center"}.get(resize, resize)
     assert (found.pretrained_cfg["crop_mode"], found.pretrained_cfg["crop_pct"]) == (

@@ -96,5 +96,6 @@ def write_results(
     write_metrics(metrics, output / METRICS)
     delete_best(training.checkpoints.best)
     split = "test" if splits.test else "validation"
-    accelerator.print(format_scores({name: value for name, value in metrics.items() if name.startswith(split)}))
+    if scores := {name: value for name, value in metrics.items() if name.startswith(split)}:
+        accelerator.print(format_scores(scores))
     accelerator.print(f"model in {output / 'model'}, metrics in {output / METRICS}")
