@@ -1,6 +1,7 @@
 """`softcam-hub` as a process: what it answers without torch, timm and transformers, its exit codes, and pipes."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,17 @@ ANSWERS = {
     "benchmark": (1, "output is missing", ""),
     "benchmark --output out --limit 0": (1, "limit must be at least 1, got 0", ""),
     "benchmark --output out --mesures table": (2, "unknown option '--mesures': did you mean --measures?", ""),
+    "benchmark --output out --measures tabel": (1, "unknown measure 'tabel': did you mean table?", ""),
+    "train --epocs 3": (
+        2,
+        "softcam-hub train: error: unknown option '--epocs': did you mean --epochs?; see --help",
+        "",
+    ),
+    "train --epochs many": (2, "usage: softcam-hub train [--recipe NAME] [--SETTING VALUE ...]", ""),
+    "train --epochs 0": (1, "epochs must be at least 1, got 0", ""),
+    "train --mode postfit": (2, "argument --mode: 'postfit' is not a choice: did you mean post-fit?", ""),
+    "train --recipe lesions-cap": (1, "no recipe 'lesions-cap': did you mean lesions-cape", ""),
+    "train --resume --overwrite": (1, "give one of them", ""),
     "accuracy runs/x --ouput out": (2, "unknown option '--ouput': did you mean --output?", ""),
     "push runs/x": (2, "softcam-hub push: error: the following arguments are required", ""),
     "export --output nowhere/model.onnx": (1, "there is no folder nowhere to write model.onnx to", ""),
@@ -63,12 +75,15 @@ def test_answers_that_need_no_model_import_nothing_slow(line, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "train"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command):
     done, _, packages = start(command, "--help")
     assert done.returncode == 0
     assert done.stdout.startswith(f"usage: softcam-hub {command}")
     assert not packages & SLOW_IMPORTS
+    explanations = re.findall(r"^  --[^\n]*?(?:\n {20,}|  +)(\S[^\n]*)", done.stdout, re.MULTILINE)
+    assert explanations
+    assert [text for text in explanations if text[0].islower() and not text.startswith(("cape_", "show this"))] == []
 
 
 def test_the_reader_of_a_list_may_leave(tmp_path):

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from softcam_hub.models.heads import CAPEHead
-from softcam_hub.models.losses import MODES, Bootstrap, cross_entropy, distillation, elastic_net, zeroing_l1
+from softcam_hub.models.losses import Bootstrap, cross_entropy, distillation, elastic_net, zeroing_l1
+from softcam_hub.models.modes import MODES
 
 LAMBDAS = [(0.0, 0.0), (0.3, 0.0), (0.0, 0.7), (0.3, 0.7)]
 WEIGHTS = {"direct": (1, 0), "from-scratch": (1, 1), "post-fit": (0, 1)}

@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader
 
 from softcam_hub.data import load_lesions
 from softcam_hub.data.columns import Columns
+from softcam_hub.data.config import AugmentationConfig
 from softcam_hub.data.samples import ImageDataset, Samples
-from softcam_hub.data.transforms import AugmentationConfig, make_transforms, mask_transform
+from softcam_hub.data.transforms import make_transforms, mask_transform
 from softcam_hub.models.images import UnreadableImage
 
 pytestmark = pytest.mark.usefixtures("dataset_cache")

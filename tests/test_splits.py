@@ -14,8 +14,7 @@ from PIL import Image
 from transformers import HfArgumentParser
 
 from softcam_hub.data import load_lesions
-from softcam_hub.data.config import DataConfig
-from softcam_hub.data.transforms import AugmentationConfig
+from softcam_hub.data.config import AugmentationConfig, DataConfig
 
 pytestmark = pytest.mark.usefixtures("dataset_cache")
 

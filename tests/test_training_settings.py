@@ -82,7 +82,7 @@ BAD_FLAGS = {
     "--augment perhaps": "perhaps",
     "--temperature 0": "temperature must be above 0 and finite",
     "--mode post-fit --temperatures 1,-2": "temperature must be above 0 and finite, got -2",
-    "--mode post": "unknown mode 'post' for CAPE: expected one of direct, from-scratch, post-fit",
+    "--mode post": "'post' is not a choice: did you mean post-fit\\?",
     "--model softcam_resnet18 --mode direct --selective": "selective is an option of cape_\\* models",
     "--model cape_resnet18 --l1 0.1": "l1 is an option of softcam_\\* models",
     "--temperature 3": "temperature is an option of CAPE's teacher, and mode 'direct' has none: leave it out",

@@ -9,8 +9,9 @@ from timm.data import create_transform
 
 from softcam_hub.data import load_lesions
 from softcam_hub.data.columns import Columns
+from softcam_hub.data.config import AugmentationConfig
 from softcam_hub.data.samples import ImageDataset, Samples, fixed_random_state
-from softcam_hub.data.transforms import AugmentationConfig, RandomPart, make_transforms, mask_transform
+from softcam_hub.data.transforms import RandomPart, make_transforms, mask_transform
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,8 @@
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,54 +20,10 @@ from timm.data import create_transform
 from torch import Tensor
 from torchvision.transforms import Compose, RandomResizedCrop
 
-from .fields import NotNegative, Probability, Share, check_ranges, flag
-
-_CROP_MODES = {"squash": "squash", "pad": "border", "crop": "center"}
-"""Setting `resize` -> timm's `crop_mode`."""
+from .config import AugmentationConfig
 
 MIN_COVERAGE = 0.25
 """Share of a pixel that a lesion must cover for the pixel to belong to the mask, as in generated masks."""
-
-
-@dataclass
-class AugmentationConfig:
-    """Augmentation of training images. The `help` of each field describes it."""
-
-    _argument_group_name: ClassVar[str] = "augmentation"
-
-    augment: bool = flag(True, "Augment training images. Without it they get the evaluation transform.")
-    resize: Literal["squash", "pad", "crop", "model"] | None = flag(
-        None,
-        "Way in which images of any shape come to the shape of the input: squash (the whole image, with another ratio "
-        "of its sides), pad (the whole image, with a border), crop (ImageNet's: the centre alone), or model (as the "
-        "weights to start from were trained); by default squash, and model where the classifier of --init is kept.",
-    )
-    crop_scale: Share = flag(1.0, "Smallest share of the image that a random crop shows; 1 for no random crop.")
-    hflip: Probability = flag(0.5, "Probability of a horizontal flip.")
-    vflip: Probability = flag(0.0, "Probability of a vertical flip.")
-    color_jitter: NotNegative = flag(0.0, "Strength of random changes of brightness, contrast and saturation.")
-    auto_augment: str | None = flag(None, "Policy of timm, such as rand-m9-mstd0.5, in place of color_jitter.")
-    erase: Probability = flag(0.0, "Probability of erasing a random rectangle.")
-    eval_crop: Share | None = flag(
-        None,
-        "Share of the resized side that evaluation crops; by default 1 (all) with resize squash or pad, and the "
-        "model's own otherwise.",
-    )
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
-
-    @property
-    def crop(self) -> dict[str, Any]:
-        """Entries of timm's `pretrained_cfg` that these settings decide in place of the model: the evaluation crop."""
-        chosen: dict[str, Any] = {}
-        if self.resize in _CROP_MODES:
-            chosen["crop_mode"] = _CROP_MODES[self.resize]
-        if self.resize in ("squash", "pad"):
-            chosen["crop_pct"] = 1.0
-        if self.eval_crop is not None:
-            chosen["crop_pct"] = self.eval_crop
-        return chosen
 
 
 class RandomPart:

@@ -27,39 +27,40 @@ class BenchmarkConfig:
 
     _argument_group_name: ClassVar[str] = "benchmark"
 
-    output: str = flag("", "folder for rows, tables and curves; an interrupted benchmark is continued there")
+    output: str = flag("", "Folder for rows, tables and curves. An interrupted benchmark is continued there.")
     explainers: str = flag(
-        "", "names such as 'cape grad-cam random', or 'all' for every one that fits; by default the fast ones"
+        "", "Names of explainers such as 'cape grad-cam random', or 'all' for all that fit the models. [the fast ones]"
     )
     measures: str = flag(
         "",
-        f"measures: {', '.join(DEFAULT_MEASURES)} (the default; without annotations {TABLE} alone), "
-        f"{', '.join(OPTIONAL_MEASURES)}",
+        f"Names of measures: {', '.join(DEFAULT_MEASURES)} (the default; without annotations {TABLE} alone), "
+        f"{', '.join(OPTIONAL_MEASURES)}.",
     )
     split: str = flag(
         "",
-        f"split whose images are explained: {', '.join(SPLITS)}; by default the test split or, without one, validation",
+        f"Split whose images are explained: {', '.join(SPLITS)}. [test or, without a test split, validation]",
     )
-    limit: Count | None = flag(None, "number of images to explain, from the first one on; by default all")
-    batch_size: Count = flag(16, "images per forward pass")
-    shard_size: Count = flag(32, "images between two savings; processes divide the work by shards")
+    limit: Count | None = flag(None, "Number of images to explain, from the first one on. [all]")
+    batch_size: Count = flag(16, "Number of images per forward pass.")
+    shard_size: Count = flag(32, "Number of images between two savings. Processes divide the work by shards.")
     patch: Count | None = flag(
-        None, "side of a patch in pixels (localisation, sensitivity); by default a sixteenth of the image's side"
+        None, "Side of a patch in pixels (localisation, sensitivity). [a sixteenth of the image's side]"
     )
-    seed: WholeNumber = flag(0, "seed of random maps and of noise")
-    per_image: bool = flag(False, "keep the values of every image in values.jsonl")
-    overwrite: bool = flag(False, "delete what an earlier benchmark left in output")
+    seed: WholeNumber = flag(0, "Seed of random maps and of noise.")
+    per_image: bool = flag(False, "Keep the values of every image in values.jsonl.")
+    overwrite: bool = flag(False, "Delete the files of an earlier benchmark in output.")
 
     def __post_init__(self) -> None:
         if not self.output:
             raise ValueError("output is missing: name the folder for rows and tables, such as --output results")
         if self.split and self.split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
-        from ..explainers.methods import list_explainers
-
         check_ranges(self)
-        check_names(self.chosen_explainers or (), [*list_explainers(), "all"], "explainer")
         check_names(_words(self.measures), [*DEFAULT_MEASURES, *OPTIONAL_MEASURES], "measure")
+        if self.chosen_explainers:
+            from ..explainers.methods import list_explainers  # with torch, which the other checks need not wait for
+
+            check_names(self.chosen_explainers, [*list_explainers(), "all"], "explainer")
 
     @property
     def chosen_explainers(self) -> tuple[str, ...] | None:

@@ -13,7 +13,8 @@ from transformers import PreTrainedConfig
 
 from .heads import HEADS
 from .label_kind import MULTI_LABEL, PROBLEM_TYPES, written_multi_label
-from .losses import Bootstrap, Mode
+from .losses import Bootstrap
+from .modes import Mode
 from .names import split_name
 from .preprocessing import check_classes
 from .saved_format import read_saved_args, written_args

@@ -10,13 +10,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .heads import at_least_float32
+from .modes import MODES, Mode
 
 
 def elastic_net(maps: Tensor, l1: float = 0.0, l2: float = 0.0) -> Tensor:
@@ -89,13 +90,6 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float, selective
     if selective:
         divergence = torch.where(student.argmax(dim=1) != target.argmax(dim=1), divergence, 0.0)
     return temperature**2 * divergence.mean()
-
-
-Mode = Literal["direct", "from-scratch", "post-fit"]
-"""Ways in which CAPE learns, see `Bootstrap`."""
-
-MODES: dict[Mode, tuple[float, float]] = {"direct": (1.0, 0.0), "from-scratch": (1.0, 1.0), "post-fit": (0.0, 1.0)}
-"""Mode -> alpha and beta of eq. 10, as in the paper."""
 
 
 @dataclass(frozen=True)

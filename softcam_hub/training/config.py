@@ -3,23 +3,20 @@
 - The name of the model says how it is trained. `cape_*` and `softcam_*` models are trained with losses of
   their own, and a plain timm name is trained as the vanilla classifier that they are compared with.
 - Ranges of values are part of the types of the fields.
+- What takes torch is imported where it is used: a mistyped setting is answered at once.
 """
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import timm
-
-from ..data.config import DataConfig
+from ..data.config import AugmentationConfig, DataConfig
 from ..data.fields import Count, Decay, NotNegative, Positive, ProperShare, Range, WholeNumber, check_ranges, flag
-from ..data.transforms import AugmentationConfig
-from ..models.heads import HEADS
-from ..models.losses import MODES, Bootstrap
-from ..models.modeling import model_class
-from ..models.names import split_name
-from .model_args import parse_model_args
+from ..models.modes import Mode
+
+if TYPE_CHECKING:
+    from ..models.losses import Bootstrap
 
 SCORES = (
     *("loss", "accuracy", "balanced_accuracy", "auc", "kappa", "calibration_error", "confidence"),
@@ -47,6 +44,9 @@ def options_of(family: str | None) -> tuple[str, ...]:
     """Return the names of the options that one family has and others lack."""
     if family is None:
         return ()
+    from ..models.heads import HEADS
+    from ..models.modeling import model_class
+
     names = model_class(family).config_class.loss_settings
     if "temperature" in names:
         names += ("temperatures",)
@@ -76,7 +76,7 @@ class ModelConfig:
     freeze_backbone: bool = flag(False, "Train only the head.")
     l1: float = flag(0.0, "SoftCAM: weight of mean |M'|; a value above zero makes maps sparse (lasso).")
     l2: float = flag(0.0, "SoftCAM: weight of mean M'^2 (ridge); together with l1 an elastic net.")
-    mode: str = flag("direct", f"CAPE: training mode, one of {', '.join(MODES)}.")
+    mode: Mode = flag("direct", "CAPE: training mode.")
     alpha: float | None = flag(None, "CAPE: weight of the cross-entropy; the default depends on the mode.")
     beta: float | None = flag(None, "CAPE: weight of the divergence from the teacher; the default depends on the mode.")
     temperature: float = flag(2.0, "CAPE: temperature T of the teacher.")
@@ -100,13 +100,15 @@ class ModelConfig:
         """Refuse options that belong to another family than the model's, or that its mode does not use."""
         defaults = {item.name: item.default for item in dataclasses.fields(self)}
         changed = [name for name in defaults if getattr(self, name) != defaults[name]]
+        from ..models.heads import HEADS
+
         for family in HEADS:
             others = set(options_of(family)) - set(options_of(self.family))
             for name in changed:
                 if name in others:
                     raise ValueError(f"{name} is an option of {family}_* models, but the model is {self.model!r}")
         for temperature in self.candidates() or [self.temperature]:
-            Bootstrap(self.mode, self.alpha, self.beta, temperature)  # raises an error if options do not fit
+            self._bootstrap(temperature)  # raises an error if options do not fit
         for name in ("temperature", "selective"):
             if name in changed and self.mode == "direct":
                 raise ValueError(f"{name} is an option of CAPE's teacher, and mode 'direct' has none: leave it out")
@@ -114,13 +116,21 @@ class ModelConfig:
     @property
     def family(self) -> str | None:
         """`softcam`, `cape`, or None for a vanilla classifier."""
+        from ..models.heads import HEADS
+
         prefix = self.model.partition("_")[0]
         return prefix if prefix in HEADS else None
+
+    def _bootstrap(self, temperature: float = 2.0) -> "Bootstrap":
+        """Return CAPE's loss with a temperature, or raise ValueError if the options do not fit its mode."""
+        from ..models.losses import Bootstrap
+
+        return Bootstrap(self.mode, self.alpha, self.beta, temperature)
 
     @property
     def learns_from_labels(self) -> bool:
         """True if the loss has a cross-entropy; post-fitting has none unless `alpha` asks for it."""
-        return Bootstrap(self.mode, self.alpha, self.beta).learns_from_labels
+        return self._bootstrap().learns_from_labels
 
     @property
     def frozen(self) -> bool:
@@ -129,6 +139,10 @@ class ModelConfig:
 
     def architecture_args(self) -> dict[str, Any]:
         """Return `model_args` as keyword arguments of `timm.create_model`, with the image size if timm needs it."""
+        import timm
+
+        from .model_args import parse_model_args
+
         args = parse_model_args(self.model_args, self.pretrained)
         cfg = timm.get_pretrained_cfg(self.timm_name, allow_unregistered=True)
         if self.image_size and cfg is not None and cfg.fixed_input_size:
@@ -148,6 +162,8 @@ class ModelConfig:
     @property
     def timm_name(self) -> str:
         """Name of the timm architecture, with its tag if there is one."""
+        from ..models.names import split_name
+
         return split_name(self.model)[1] if self.family else self.model
 
 

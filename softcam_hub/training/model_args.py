@@ -18,7 +18,7 @@ _SET_ELSEWHERE = {
     "features_only": "a classifier is trained, and not a feature extractor",
     "out_indices": "a classifier is trained, and not a feature extractor",
     "device": "`accelerate launch` chooses the device",
-    "dtype": "set --mixed_precision",
+    "dtype": "set --mixed-precision",
 }
 """Arguments of `timm.create_model` that `model_args` refuses, with what to do instead."""
 

@@ -71,14 +71,12 @@ def combine(options: argparse.Namespace) -> Config:
     recipe = flags.pop("recipe")
     settings = read_settings(read_recipe(recipe), f"recipe {recipe!r}") if recipe else {}
     settings |= flags
-    config = Config(
-        **{
-            name: group(
-                **{item.name: settings[item.name] for item in dataclasses.fields(group) if item.name in settings}
-            )
-            for name, group in GROUPS.items()
-        }
-    )
+    groups = {}
+    for name, group in reversed(GROUPS.items()):  # the model last, because its checks alone need torch
+        own = [item.name for item in dataclasses.fields(group)]
+        groups[name] = group(**{item: settings[item] for item in own if item in settings})
+    config = Config(**groups)
+
     # every fold has folders of its own, so that none starts from weights that have seen its test images
     name = recipe if recipe in recipes() else Path(recipe or config.model.model).stem
     fold = str(config.data.fold)
