@@ -224,6 +224,7 @@ def test_two_processes_choose_a_temperature(tmp_path):
 # --- the command line ------------------------------------------------------------------------------------------------
 
 SCRIPT = str(ROOT / "train_accelerate.py")
+PROGRAM = ["-m", "softcam_hub", "train"]
 LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
 LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no"]
 
@@ -246,7 +247,7 @@ def command(*arguments):
 
 
 def launched(output, **changes):
-    return command(*LAUNCH, "--main_process_port", str(free_port()), SCRIPT, *flags(output, **changes))
+    return command(*LAUNCH, "--main_process_port", str(free_port()), *PROGRAM, *flags(output, **changes))
 
 
 def wait_until(moment, process):
