@@ -55,6 +55,7 @@ ANSWERS = {
     "train --epochs 0": (1, "epochs must be at least 1, got 0", ""),
     "train --mode postfit": (2, "argument --mode: 'postfit' is not a choice: did you mean post-fit?", ""),
     "train --recipe lesions-cap": (1, "no recipe 'lesions-cap': did you mean lesions-cape", ""),
+    "train --recipe nowhere.yaml": (1, "there is no file nowhere.yaml: expected a recipe", ""),
     "train --resume --overwrite": (1, "give one of them", ""),
     "accuracy runs/x --ouput out": (2, "unknown option '--ouput': did you mean --output?", ""),
     "push runs/x": (2, "softcam-hub push: error: the following arguments are required", ""),

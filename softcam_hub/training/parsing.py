@@ -138,10 +138,11 @@ def read_recipe(name: str, dependents: tuple[Path, ...] = ()) -> dict[str, Any]:
 def _recipe_file(name: str, dependents: tuple[Path, ...]) -> Path:
     if name.endswith((".yaml", ".yml")):
         file = (dependents[-1].parent if dependents else Path()) / name
-    else:
-        file = RECIPES / f"{name}.yaml"
-    if not file.is_file():
+        if not file.is_file():
+            raise FileNotFoundError(f"there is no file {file}: expected a recipe, or the name of one without .yaml")
+        return file.resolve()
+    if name not in recipes():
         near = difflib.get_close_matches(name, recipes(), n=3)
         hint = f"did you mean {', '.join(near)}?" if near else f"expected one of {', '.join(recipes())}"
         raise ValueError(f"there is no recipe {name!r}: {hint}")
-    return file.resolve()
+    return (RECIPES / f"{name}.yaml").resolve()
