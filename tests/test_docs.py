@@ -133,7 +133,7 @@ def test_commands_in_shell_blocks_exist(words, capsys):
     elif words[0] == "make":
         makefile = (ROOT / "Makefile").read_text()
         assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in words[1:])
-    elif "softcam_hub" in words:  # of `accelerate launch -m` and `torchrun -m`
+    elif words[0] != "cd" and "softcam_hub" in words:  # of `accelerate launch -m` and `torchrun -m`
         command, *options = words[words.index("softcam_hub") + 1 :]
         make_parser(command).parse_args(options)
     elif words[:2] == ["python", "-m"]:

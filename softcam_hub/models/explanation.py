@@ -25,12 +25,11 @@ from .regions import Regions
 from .text import format_share, printable
 
 if TYPE_CHECKING:
-    from .plotting import Figure
-
     try:  # as in plotting.py
+        from matplotlib.figure import Figure
         from pandas import DataFrame
     except ImportError:
-        DataFrame = Any
+        raise
 
 SHOWN_IMAGES, SHOWN_CLASSES = 4, 8
 """Most images that a notebook and `print` show, and most classes of an image that they and figures show."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     try:  # transformers makes recipients install every package that is imported outside of a `try`
         from matplotlib.figure import Figure
     except ImportError:
-        Figure = Any
+        raise
 
 PANEL = 2.3
 """Width of a panel in inches."""
@@ -59,8 +59,8 @@ def make_figure(for_window: bool = False) -> "Figure":
     except ImportError as error:
         raise ImportError("figures of explanations need matplotlib: pip install matplotlib") from error
     if not for_window:
-        return Figure(layout="constrained")
-    figure = pyplot.figure(layout="constrained")
+        return Figure()
+    figure = pyplot.figure()
     if pyplot.get_backend().lower() == "agg" or "inline" in pyplot.get_backend():
         pyplot.close(figure)
     return figure
@@ -78,7 +78,7 @@ def draw_rows(figure: "Figure", rows: list[Row], note: str) -> None:
     width = PANEL * columns + 0.8
     lines = textwrap.wrap(note, int(13 * width))
     heights = [PANEL * _proportion(row) + 0.6 for row in rows]
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
+    figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
     figure.set_size_inches(width, sum(heights) + 0.2 * len(lines))
     widths = [1] * columns + [0.05]
     grid = figure.subplots(len(rows), columns + 1, squeeze=False, height_ratios=heights, width_ratios=widths)
