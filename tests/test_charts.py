@@ -8,9 +8,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from PIL import ImageColor
+from PIL import Image, ImageColor
 
 from benchmarks.reproduction import explanations
+from softcam_hub.evaluation import report
 from softcam_hub.figures.charts import (
     COLOURS,
     HATCHES,
@@ -26,12 +27,21 @@ RISING = [(0, 0.0), (1, 1.0)]
 MANY = len(COLOURS) * len(LINE_STYLES)
 
 
-def axes_of(panels, **options):
-    return plot_curves(panels, "epoch", WIDTH, HEIGHT, **options).axes
+def figure_of(*panels, columns=2, shared=False):
+    return plot_curves(panels, "epoch", columns, WIDTH, HEIGHT, shared)
 
 
-def legend_of(axes):
-    return [text.get_text() for text in axes.get_legend().get_texts()]
+def axes_of(lines, title="title"):
+    return figure_of((title, lines)).axes[0]
+
+
+def legend_of(figure):
+    (legend,) = figure.legends
+    return [text.get_text() for text in legend.get_texts()]
+
+
+def looks_of(axes):
+    return [(line.get_color(), line.get_linestyle()) for line in axes.lines]
 
 
 def has_colour(picture, colour):
@@ -43,66 +53,84 @@ def has_colour(picture, colour):
 
 def test_a_chart_has_the_points_and_names_of_its_lines():
     lines = {"training": [(1, 0.5), (2, 0.75), (3, 0.8)], "validation": [(1, 0.4), (3, 0.7)]}
-    (axes,) = axes_of({"accuracy": lines})
+    axes = axes_of(lines, "accuracy")
     assert axes.get_title() == "accuracy"
     assert axes.get_xlabel() == "epoch"
-    assert legend_of(axes) == list(lines)
+    assert legend_of(axes.figure) == list(lines)
     assert [[*zip(*line.get_data(), strict=True)] for line in axes.lines] == list(lines.values())
 
 
 def test_points_that_are_not_finite_are_left_out():
     odd = {"one": [(0, 0.0), (1, math.nan), (2, 0.5), (3, math.inf), (10, 1.0)], "two": [(0, math.nan)]}
-    (axes,) = axes_of({"title": odd})
+    axes = axes_of(odd)
     first, second = (line.get_xdata() for line in axes.lines)
     assert list(first) == [0, 2, 10]
     assert list(second) == []
-    assert legend_of(axes) == ["one", "two"]
+    assert legend_of(axes.figure) == ["one", "two"]
 
 
 def test_every_line_has_a_pair_of_colour_and_style_of_its_own():
-    (axes,) = axes_of({"title": {str(number): RISING for number in range(MANY)}})
-    styles = [(line.get_color(), line.get_linestyle()) for line in axes.lines]
-    assert len(set(styles)) == MANY
-    assert all(one[0] != other[0] and one[1] != other[1] for one, other in pairwise(styles))
-    entries = [(handle.get_color(), handle.get_linestyle()) for handle in axes.get_legend().get_lines()]
-    assert entries == styles
+    axes = axes_of({str(number): RISING for number in range(MANY)})
+    looks = looks_of(axes)
+    assert len(set(looks)) == MANY
+    assert len({colour for colour, _ in looks[: len(COLOURS)]}) == len(COLOURS)
+    assert all(one[0] != other[0] and one[1] != other[1] for one, other in pairwise(looks))
+    assert [(line.get_color(), line.get_linestyle()) for line in axes.figure.legends[0].get_lines()] == looks
+
+
+def test_a_page_has_one_legend_and_one_look_per_name():
+    figure = figure_of(("a", {"cam": RISING, "cape": RISING}), ("b", {"fd-cam": RISING, "cape": RISING}), ("c", {}))
+    assert legend_of(figure) == ["cam", "cape", "fd-cam"]
+    first, second, _ = figure.axes
+    assert looks_of(first)[1] == looks_of(second)[1]
+    assert len({*looks_of(first), *looks_of(second)}) == 3
+    assert all(axes.get_legend() is None for axes in figure.axes)
+
+
+def test_every_chart_has_its_title_and_every_column_its_axis_label():
+    figure = figure_of(*((title, {"one": RISING}) for title in "abc"))
+    assert [axes.get_title() for axes in figure.axes] == ["a", "b", "c"]
+    assert [axes.get_xlabel() for axes in figure.axes] == ["", "epoch", "epoch"]
 
 
 def test_a_single_point_is_seen():
-    (axes,) = axes_of({"title": {"one": [(3, 0.7)], "two": RISING}})
+    axes = axes_of({"one": [(3, 0.7)], "two": RISING})
     assert [line.get_marker() for line in axes.lines] == ["o", "None"]
-    assert has_colour(curves({"title": {"one": [(3, 0.7)]}}, "epoch"), COLOURS[0])
+    assert has_colour(curves([("title", {"one": [(3, 0.7)]})], "epoch"), COLOURS[0])
 
 
 def test_epochs_are_labelled_with_whole_numbers():
-    (axes,) = axes_of({"title": {"one": [(1, 0.1), (2, 0.4), (3, 0.2)]}})
-    assert all(tick.is_integer() for tick in axes.get_xticks())
+    assert all(tick.is_integer() for tick in axes_of({"one": [(1, 0.1), (2, 0.4), (3, 0.2)]}).get_xticks())
 
 
-@pytest.mark.parametrize("panels", [{}, {"title": {}}, {"title": {"one": []}}, {"title": {"one": [(0, math.nan)]}}])
+@pytest.mark.parametrize(
+    "panels", [[], [("title", {})], [("title", {"one": []})], [("title", {"one": [(0, math.nan)]})]]
+)
 def test_a_chart_without_points_says_so(panels):
-    (axes,) = axes_of(panels)
+    (axes,) = figure_of(*panels).axes
     assert [text.get_text() for text in axes.texts] == ["nothing to show"]
     picture = np.asarray(curves(panels, "epoch"))
     assert (picture != 255).any()
     assert (picture.max(axis=2) == picture.min(axis=2)).all(), "no colour but the grey of letters"
 
 
-def test_charts_stand_beside_one_another_above_the_longest_legend():
-    both = {"left": {"one": RISING}, "right": {"one": RISING, "two": RISING}}
-    picture = np.asarray(curves(both, "epoch", WIDTH, HEIGHT))
-    assert picture.shape[1] == 2 * WIDTH
-    assert HEIGHT + 2 * 20 <= picture.shape[0] < HEIGHT + 2 * 30
-    assert not has_colour(picture[:, :WIDTH], COLOURS[1])
-    assert has_colour(picture[:, WIDTH:], COLOURS[1])
+def test_charts_stand_in_rows_on_a_page_of_900_pixels():
+    one, both = {"one": RISING}, {"one": RISING, "two": RISING}
+    picture = np.asarray(curves([("a", one), ("b", both), ("c", one)], "epoch"))
+    assert picture.shape[1] == 900
+    assert 2 * 290 + 20 <= picture.shape[0] < 2 * 290 + 60, "the legend fits in one line"
+    charts = picture[: 2 * 280]
+    assert not has_colour(charts[:, :450], COLOURS[1])
+    assert has_colour(charts[:, 450:], COLOURS[1])
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_charts_of_one_measure_can_share_their_axis(shared):
-    panels = {"low": {"one": RISING}, "high": {"one": [(0, 0.0), (1, 10.0)]}}
-    low, high = axes_of(panels, shared=shared)
-    assert (low.get_ylim() == high.get_ylim()) == shared
-    assert high.yaxis.get_tick_params()["labelleft"]
+def test_charts_of_a_column_can_share_their_axis(shared):
+    low, high = {"one": RISING}, {"one": [(0, 0.0), (1, 10.0)]}
+    first, other, below, _ = figure_of(("a", low), ("b", low), ("a", high), ("b", low), shared=shared).axes
+    assert (first.get_ylim() == below.get_ylim()) == shared
+    assert first.get_ylim() != other.get_ylim() or not shared
+    assert all(axes.yaxis.get_tick_params()["labelleft"] for axes in (first, other, below))
 
 
 # --- stacked bars ----------------------------------------------------------------------------------------------------
@@ -119,7 +147,7 @@ def test_bars_are_divided_by_their_shares_in_the_order_of_the_parts():
     assert [(bar.get_x(), bar.get_width()) for bar in y] == [(0.25, 0.75), (0.4, 0.6), (0.0, 0.0)]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"]
     assert axes.get_ylim()[0] > axes.get_ylim()[1], "the first bar is at the top"
-    assert legend_of(axes) == ["x", "y"]
+    assert legend_of(axes.figure) == ["x", "y"]
 
 
 def test_a_share_is_written_where_its_part_has_room():
@@ -146,16 +174,16 @@ def test_a_long_name_leaves_most_of_the_width_to_the_bars():
 
 def test_names_that_mean_something_to_matplotlib_are_shown_as_they_are():
     names = ["_hidden", "$x^2$", "costs 3 $ or 4 $", "µ-CAPE façade ±"]
-    (axes,) = axes_of({names[1]: dict.fromkeys(names, RISING)})
-    assert legend_of(axes) == names
-    assert not any(text.get_parse_math() for text in (*axes.get_legend().get_texts(), axes.title))
+    axes = axes_of(dict.fromkeys(names, RISING), names[1])
+    assert legend_of(axes.figure) == names
+    assert not any(text.get_parse_math() for text in (*axes.figure.legends[0].get_texts(), axes.title))
     axes = bars_of({name: {name: 1.0} for name in names})
-    assert legend_of(axes) == [label.get_text() for label in axes.get_yticklabels()] == names
+    assert legend_of(axes.figure) == [label.get_text() for label in axes.get_yticklabels()] == names
 
 
 def test_long_names_end_before_the_edge():
     long = "a very long name " * 20
-    for picture in (stacked_bars(long, {"a": {long: 1.0}}), curves({long: {long: RISING}}, "epoch")):
+    for picture in (stacked_bars(long, {"a": {long: 1.0}}), curves([(long, {long: RISING})], "epoch")):
         pixels = np.asarray(picture)
         assert (pixels[:, :2] == 255).all()
         assert (pixels[:, -2:] == 255).all()
@@ -164,7 +192,7 @@ def test_long_names_end_before_the_edge():
 def test_texts_do_not_overlap():
     names = [f"a line with a long name, number {number}" for number in range(8)]
     figures = [
-        plot_curves({"a title": dict.fromkeys(names, RISING)}, "epoch", WIDTH, HEIGHT),
+        figure_of(("a title that is so long that it takes two lines", dict.fromkeys(names, RISING))),
         plot_stacked_bars("a title", {name: {name: 0.5, "rest": 0.5} for name in names}, 600),
     ]
     for figure in figures:
@@ -172,7 +200,7 @@ def test_texts_do_not_overlap():
         (axes,) = figure.axes
         low, high = sorted(axes.get_ylim())
         ticks = [label for label in axes.get_yticklabels() if low <= label.get_position()[1] <= high]
-        texts = [axes.title, axes.xaxis.label, *ticks, *axes.get_legend().get_texts(), *axes.texts]
+        texts = [axes.title, axes.xaxis.label, *ticks, *figure.legends[0].get_texts(), *axes.texts]
         boxes = [text.get_window_extent() for text in texts if text.get_text() and text.get_visible()]
         assert len(boxes) > 12
         for index, box in enumerate(boxes):
@@ -182,7 +210,7 @@ def test_texts_do_not_overlap():
 
 
 def test_a_chart_is_the_same_every_time():
-    panels = {"title": {"one": RISING, "two": [(0, 0.3), (1, 0.1)]}}
+    panels = [("title", {"one": RISING, "two": [(0, 0.3), (1, 0.1)]})]
     assert curves(panels, "epoch").tobytes() == curves(panels, "epoch").tobytes()
     bars = {"a": {"x": 0.25, "y": 0.75}}
     assert stacked_bars("title", bars).tobytes() == stacked_bars("title", bars).tobytes()
@@ -193,25 +221,26 @@ def test_matplotlib_is_imported_when_a_chart_is_drawn():
     code = (
         "import sys, softcam_hub, softcam_hub.figures.charts as charts\n"
         "assert 'matplotlib' not in sys.modules\n"
-        "charts.curves({'title': {'one': [(0, 0.0), (1, 1.0)]}}, 'epoch')\n"
+        "charts.curves([('title', {'one': [(0, 0.0), (1, 1.0)]})], 'epoch')\n"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_lines_of_the_readmes_chart_say_which_model_they_explain(monkeypatch, tmp_path):
+def test_the_lines_of_the_chart_in_the_documentation_say_which_model_they_explain(monkeypatch, tmp_path):
     drawn = []
 
     def spy(panels, *arguments, **options):
-        drawn.append(panels)
+        drawn.extend(panels)
         return curves(panels, *arguments, **options)
 
-    monkeypatch.setattr(explanations, "curves", spy)
+    monkeypatch.setattr(report, "curves", spy)
     rows = [json.loads(line) for line in explanations.ROWS.read_text().splitlines()]
     explanations.draw(rows, tmp_path / "curves.png")
-    lines = [set(lines) for panels in drawn for lines in panels.values()]
+    lines = [set(lines) for _, lines in drawn]
     always = {"softcam (lesions-softcam)", "cape (lesions-cape-pf)", "cape (lesions-cape)", "random (lesions-vanilla)"}
     assert all(always < names for names in lines)
-    assert all(len(names) <= len(COLOURS) for names in lines)
+    assert len(set().union(*lines)) <= len(COLOURS), "every method of the page has a colour of its own"
     post_hoc = {f"{row['explainer']} (lesions-vanilla)" for row in rows if row["explains"] == "lesions-vanilla"}
     assert post_hoc <= set().union(*lines)
+    assert np.asarray(Image.open(tmp_path / "curves.png")).shape[1] == 900

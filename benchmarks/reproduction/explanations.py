@@ -12,10 +12,7 @@ import json
 from pathlib import Path
 
 from softcam_hub.evaluation import benchmark
-from softcam_hub.evaluation.report import COLUMNS
-from softcam_hub.evaluation.results import CURVES
-from softcam_hub.figures import stack_vertically
-from softcam_hub.figures.charts import curves
+from softcam_hub.evaluation.report import plot_over_k
 
 from ..timing import Row, write_rows
 
@@ -39,9 +36,6 @@ ALWAYS = (
 )
 """Explainers and the models that they explain, which every chart shows."""
 
-LINES = 3
-"""Number of post-hoc explainers in a chart beside `ALWAYS`; colours would repeat with more."""
-
 SETTINGS = {
     "data": "lesions",
     "data_size": 128,
@@ -63,23 +57,15 @@ def rows_of(recipe: str, explainers: str) -> list[Row]:
 
 
 def draw(rows: list[Row], file: Path) -> None:
-    """Draw the curves over k, each named with its model. Charts of one measure share their axis."""
-    by_map = {(row["explainer"], row["explains"]): row for row in rows}
-    others = [one for one in by_map if one[1] == VANILLA and one not in ALWAYS]
-    groups = [(*ALWAYS, *others[first : first + LINES]) for first in range(0, len(others), LINES)]
-    sheets = []
-    for name in CURVES:
-        heading, higher = COLUMNS[name]
-        title = f"{heading[:-2]} in % ({'higher' if higher else 'lower'} is better)"
-        panels = {
-            title + " " * number: {  # titles are keys, and must differ
-                f"{explainer} ({model})": list(enumerate(by_map[explainer, model][f"{name}_curve"], 1))
-                for explainer, model in group
-            }
-            for number, group in enumerate(groups)
-        }
-        sheets.append(curves(panels, "k highest patches", shared=True))
-    stack_vertically(sheets).save(file)
+    """Draw the curves over k, each line with the model that it explains."""
+    named = {_name(row["explainer"], row["explains"]): row for row in rows}
+    always = [_name(*one) for one in ALWAYS]
+    shown = [name for name, row in named.items() if name in always or row["explains"] == VANILLA]
+    plot_over_k({name: named[name] for name in shown}, always).save(file)
+
+
+def _name(explainer: str, model: str) -> str:
+    return f"{explainer} ({model})"
 
 
 def main() -> None:

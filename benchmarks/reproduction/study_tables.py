@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterable
 
 from PIL import Image
 
-from softcam_hub.evaluation.report import COLUMNS, markdown
-from softcam_hub.figures import stack_vertically
+from softcam_hub.evaluation.report import COLUMNS, curve_title, markdown
 from softcam_hub.figures.charts import Points, curves
 
 from .cape_claims import UNTRAINED
@@ -28,7 +27,7 @@ PREDICTIONS = {
 }
 EXPLANATIONS = [name for name in COLUMNS if name not in ("borda", "gini", "completeness_error")]
 POST_HOC_LINES = 2
-"""Number of post-hoc methods in a chart, beside native maps and random; there are seven colours."""
+"""Number of post-hoc methods in a chart, beside native maps and random."""
 
 NO_PENALTY = -3.0
 """Position of λ = 0 in a chart over log λ."""
@@ -116,24 +115,17 @@ def _bold(column: Column, best: float) -> str:
 
 def over_k(findings: Findings, studies: list[str], name: str, higher: bool) -> Image.Image:
     """Draw the curves over k of native maps, the best post-hoc maps and random, in a chart for each study."""
-    panels = {}
+    native = ("softcam", "softcam-sparse", "cape (PF)", "mu-cape (PF)", "random")
+    panels = []
     for study in studies:
-        shown = [
-            "softcam",
-            "softcam-sparse",
-            "cape (PF)",
-            "mu-cape (PF)",
-            "random",
-            *leaders(findings, study, name, higher),
-        ]
+        shown = [*native, *leaders(findings, study, name, higher)]
         groups: dict[str, list[list[float]]] = {}
         for row in findings.rows(study, "explanation"):
             if label(row) in shown and f"{name}_curve" in row:
                 groups.setdefault(label(row), []).append(row[f"{name}_curve"])
-        title = f"{study}: {COLUMNS[name][0][:-2]} in % ({'higher' if higher else 'lower'} is better)"
-        panels[title] = {one: _mean_curve(groups[one]) for one in shown if one in groups}
-    rows = [dict(list(panels.items())[first : first + 2]) for first in range(0, len(panels), 2)]
-    return stack_vertically([curves(row, "k highest patches") for row in rows])
+        lines = {one: _mean_curve(groups[one]) for one in shown if one in groups}
+        panels.append((f"{study}\n{curve_title(name)}", lines))
+    return curves(panels, "k highest patches")
 
 
 def leaders(findings: Findings, study: str, name: str, higher: bool) -> list[str]:
@@ -158,11 +150,13 @@ def over_penalty(findings: Findings, studies: list[str]) -> Image.Image:
             for study in studies
         }
 
-    predictions = {"accuracy in %": "accuracy", "confidence in %": "confidence"}
-    maps = {"sparseness of the maps (Gini)": panel("sparseness", findings.trained)}
-    maps["activation sensitivity in %"] = panel("activation_sensitivity", findings.native)
-    rows = [{title: panel(name, findings.trained) for title, name in predictions.items()}, maps]
-    return stack_vertically([curves(row, "log10 of the penalty λ1 (leftmost: no penalty)") for row in rows])
+    panels = [
+        ("accuracy in %", panel("accuracy", findings.trained)),
+        ("confidence in %", panel("confidence", findings.trained)),
+        ("sparseness of the maps (Gini)", panel("sparseness", findings.trained)),
+        ("activation sensitivity in %", panel("activation_sensitivity", findings.native)),
+    ]
+    return curves(panels, "log10 of the penalty λ1 (leftmost: no penalty)")
 
 
 def _place(l1: float) -> float:

@@ -7,15 +7,15 @@
   and share a rank.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from ..explainers.methods import UNINFORMED
 from ..explanation_scores.faithfulness import borda_count
-from ..figures import stack_vertically
-from ..figures.charts import Points, curves
+from ..figures.charts import curves
 from ..files import draft_of
 from ..models.heads import native_kinds
 from .models import ROLES
@@ -129,22 +129,33 @@ def _format(value: float, name: str) -> str:
 
 
 def draw_curves(rows: list[Row], file: Path) -> None:
-    """Draw charts of every curve over k, a few explainers in each; without curves there is no file."""
-    panels = [_panels(rows, name) for name in CURVES if any(f"{name}_curve" in row for row in rows)]
-    if panels:
+    """Draw the curves over k of every explainer; without curves there is no file."""
+    named = {row["explainer"]: row for row in rows}
+    always = [name for name in named if name in native_kinds() or name == "random"]
+    if any(f"{name}_curve" in row for row in rows for name in CURVES):
         with draft_of(file) as draft:
-            stack_vertically([curves(one, "k highest patches", shared=True) for one in panels]).save(draft)
+            plot_over_k(named, always).save(draft)
 
 
-def _panels(rows: list[Row], name: str) -> dict[str, dict[str, Points]]:
-    """Split the curves of a measure into charts, with native maps, `random` and a few post-hoc methods in each."""
-    lines = {row["explainer"]: list(enumerate(row[f"{name}_curve"], 1)) for row in rows if f"{name}_curve" in row}
-    always = [one for one in lines if one in native_kinds() or one == "random"]
-    others = [one for one in lines if one not in always]
-    heading, higher = COLUMNS[name]
-    title = f"{heading[:-2]} in % ({'higher' if higher else 'lower'} is better)"
-    panels = {}
-    for number, first in enumerate(range(0, max(1, len(others)), LINES)):
-        chosen = always + others[first : first + LINES]
-        panels[title + " " * number] = {one: lines[one] for one in chosen}  # titles are keys, and must differ
-    return panels
+def plot_over_k(rows: Mapping[str, Row], always: Sequence[str]) -> Image.Image:
+    """Draw a page with a column for each curve over k, and a few explainers in each chart.
+
+    Args:
+        rows: Name of a line -> row with its curves.
+        always: Names of the lines that every chart shows, such as native maps and `random`.
+    """
+    measures = [name for name in CURVES if any(f"{name}_curve" in row for row in rows.values())]
+    others = [name for name in rows if name not in always]
+    panels = []
+    for first in range(0, max(1, len(others)), LINES):
+        for measure in measures:
+            curve, chosen = f"{measure}_curve", [*always, *others[first : first + LINES]]
+            lines = {name: list(enumerate(rows[name][curve], 1)) for name in chosen if curve in rows[name]}
+            panels.append((curve_title(measure), lines))
+    return curves(panels, "k highest patches", columns=len(measures), shared=True)
+
+
+def curve_title(measure: str) -> str:
+    """Return the title of a chart of a measure in percent."""
+    heading, higher = COLUMNS[measure]
+    return f"{heading[:-2]} in % ({'higher' if higher else 'lower'} is better)"

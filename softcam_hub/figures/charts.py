@@ -1,53 +1,66 @@
-"""Charts drawn with matplotlib and returned as Pillow images: curves with a legend, and stacked bars.
+"""Charts drawn with matplotlib and returned as Pillow images: pages of curves, and stacked bars.
 
-- Every line has its own pair of colour and line style, and every part of a bar its own pair of colour and
-  hatch: they can be told apart without colour vision and in grey print.
+- Every line of a page has its own pair of colour and line style, the same in all charts, and every part of a bar
+  its own pair of colour and hatch: they can be told apart without colour vision and in grey print.
+- A page of two columns is 900 pixels wide, as documentation and browsers show it.
 - Figures are built with matplotlib's objects instead of pyplot: no figure stays registered, and no display is
   needed.
 - matplotlib is imported when a chart is drawn, so that importing the package stays fast.
 """
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from .text import font, readable, shorten
+from .text import font, readable, shorten, wrap
 
 if TYPE_CHECKING:
-    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Points = list[tuple[float, float]]
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#555555", "#e69f00", "#56b4e9", "#6e1423")
+Panel = tuple[str, dict[str, Points]]
+"""Title of a chart, and the points of each of its lines by name."""
+
+COLOURS = (
+    *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#555555", "#e69f00", "#56b4e9", "#6e1423"),
+    *("#5b2a86", "#8a8a00", "#17becf", "#8c564b", "#b39ddb", "#7ac943", "#ff6f61", "#000000"),
+)
+"""Enough for all methods of a benchmark; the first eight are the easiest to tell apart."""
+
 LINE_STYLES = ("solid", "dashed", "dashdot", "dotted")
 HATCHES = ("", "///", "...", "xxx")
 
 DPI = 100
-TITLE_SIZE, TEXT_SIZE, LABEL_SIZE = 16, 14, 12
+TITLE_SIZE, TEXT_SIZE, LABEL_SIZE = 15, 14, 12
 """Heights of letters in pixels: titles, everything else, and the percentages in bars."""
 
 LEGEND_LINE, BAR_HEIGHT = 20, 34
-"""Pixels that an entry of a legend and a bar with its gap take."""
+"""Pixels that a line of a legend and a bar with its gap take."""
+
+LEGEND_HANDLE = 80
+"""Pixels that the sample of a line and the distance to the next column take in a legend."""
 
 
 def curves(
-    panels: dict[str, dict[str, Points]], x_label: str, width: int = 560, height: int = 360, shared: bool = False
+    panels: Sequence[Panel], x_label: str, columns: int = 2, width: int = 450, height: int = 290, shared: bool = False
 ) -> Image.Image:
-    """Draw line charts beside one another, each with a legend below.
+    """Draw a page of line charts in rows, with one legend below.
 
     Args:
-        panels: Title of a chart -> name of a line -> points of the line. Values that are not finite are left
-            out.
-        x_label: Label of every horizontal axis.
+        panels: Title and lines of each chart. Lines of the same name look the same in all charts. Values that are
+            not finite are left out.
+        x_label: Label of the horizontal axes, written below the lowest chart of each column.
+        columns: Number of charts in a row.
         width: Width of one chart in pixels.
-        height: Height of one chart in pixels, without its legend.
-        shared: Give all charts the same vertical axis, for charts of one measure.
+        height: Height of one chart in pixels.
+        shared: Give all charts of a column the same vertical axis, for columns of one measure each.
     """
-    return _rendered(plot_curves(panels, x_label, width, height, shared))
+    return _rendered(plot_curves(panels, x_label, columns, width, height, shared))
 
 
 def stacked_bars(title: str, bars: dict[str, dict[str, float]], width: int = 720) -> Image.Image:
@@ -62,49 +75,62 @@ def stacked_bars(title: str, bars: dict[str, dict[str, float]], width: int = 720
 
 
 def plot_curves(
-    panels: dict[str, dict[str, Points]], x_label: str, width: int, height: int, shared: bool = False
+    panels: Sequence[Panel], x_label: str, columns: int, width: int, height: int, shared: bool = False
 ) -> "Figure":
     """Build the figure of `curves`, with one matplotlib axes for each chart."""
-    panels = panels or {"": {}}
-    legend_height = LEGEND_LINE * max(len(lines) for lines in panels.values())
-    figure = _new_figure(width * len(panels), height + legend_height + 10)
-    grid = figure.subplots(1, len(panels), sharey=shared, squeeze=False)
-    for axes, (title, lines) in zip(grid[0], panels.items(), strict=True):
+    panels = panels or [("", {})]
+    columns = min(columns, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    names = list(dict.fromkeys(name for _, lines in panels for name in lines))
+    legend_rows = math.ceil(len(names) / _legend_columns(names, width * columns))
+
+    figure = _new_figure(width * columns, height * rows + LEGEND_LINE * legend_rows + 20)
+    grid = figure.subplots(rows, columns, sharey="col" if shared else False, squeeze=False).flatten()
+    handles: dict[str, Any] = {}
+    for axes, (title, lines) in zip(grid, panels, strict=False):
         _set_title(axes, title, width)
-        _plot_lines(axes, lines, readable(x_label), width)
-        # Charts that share their axis would lose their tick labels.
-        axes.tick_params(labelleft=True, labelsize=_points(TEXT_SIZE))
+        handles |= _plot_lines(axes, lines, names)
+    for axes in grid[len(panels) :]:
+        axes.remove()
+    for axes in figure.axes[-columns:]:  # the lowest of each column: there is no chart below them
+        axes.set_xlabel(readable(x_label), fontsize=_points(TEXT_SIZE), parse_math=False)
+    if handles:
+        shown = [name for name in names if name in handles]
+        _add_legend(figure, [handles[name] for name in shown], shown, width * columns)
     return figure
 
 
-def _plot_lines(axes: "Axes", lines: dict[str, Points], x_label: str, width: int) -> None:
+def _plot_lines(axes: "Axes", lines: dict[str, Points], names: list[str]) -> dict[str, Any]:
+    """Draw the lines of a chart, each in the look that its place among the names of the page gives it."""
     from matplotlib.ticker import MaxNLocator
 
     finite = {name: [(x, y) for x, y in points if math.isfinite(y)] for name, points in lines.items()}
     if not any(finite.values()):
         axes.set_axis_off()
         axes.text(0.5, 0.5, "nothing to show", fontsize=_points(TEXT_SIZE), ha="center", va="center")
-        return
-    handles = []
-    for index, points in enumerate(finite.values()):
+        return {}
+    handles = {}
+    for name, points in finite.items():
+        index = names.index(name)
         colour = COLOURS[index % len(COLOURS)]
         style = LINE_STYLES[(index + index // len(COLOURS)) % len(LINE_STYLES)]
         # A single point has no line through it, and needs a marker to be seen.
         marker = "o" if len(points) == 1 else None
         xs, ys = [x for x, _ in points], [y for _, y in points]
-        handles += axes.plot(xs, ys, color=colour, linestyle=style, linewidth=2, marker=marker)
+        (handles[name],) = axes.plot(xs, ys, color=colour, linestyle=style, linewidth=2, marker=marker)
     axes.grid(color="0.88")
     axes.set_axisbelow(True)
-    axes.set_xlabel(x_label, fontsize=_points(TEXT_SIZE), parse_math=False)
+    axes.tick_params(labelsize=_points(TEXT_SIZE))
     if all(float(x).is_integer() for points in finite.values() for x, _ in points):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    _add_legend(axes, handles, list(lines), width, below=52)
+    return handles
 
 
 def plot_stacked_bars(title: str, bars: dict[str, dict[str, float]], width: int) -> "Figure":
     """Build the figure of `stacked_bars`."""
     parts = list(dict.fromkeys(part for bar in bars.values() for part in bar))
-    figure = _new_figure(width, 50 + BAR_HEIGHT * len(bars) + LEGEND_LINE * len(parts))
+    legend_rows = math.ceil(len(parts) / _legend_columns(parts, width))
+    figure = _new_figure(width, 60 + BAR_HEIGHT * len(bars) + LEGEND_LINE * legend_rows)
     axes = figure.subplots()
     _set_title(axes, title, width)
     axes.set(xlim=(0, 1), ylim=(max(1, len(bars)) - 0.5, -0.5), xticks=[])
@@ -126,7 +152,7 @@ def plot_stacked_bars(title: str, bars: dict[str, dict[str, float]], width: int)
         handles.append(drawn)
         starts += shares
     if parts:
-        _add_legend(axes, handles, parts, width, below=6)
+        _add_legend(figure, handles, parts, width)
 
     # Percentages that are wider than their part would run into their neighbours.
     figure.draw_without_rendering()
@@ -136,17 +162,22 @@ def plot_stacked_bars(title: str, bars: dict[str, dict[str, float]], width: int)
 
 
 def _set_title(axes: "Axes", title: str, width: int) -> None:
-    text = shorten(title, width - 60, font(TITLE_SIZE))
+    text = "\n".join(wrap(title, width - 60, font(TITLE_SIZE)))
     axes.set_title(text, fontsize=_points(TITLE_SIZE), parse_math=False)
 
 
-def _add_legend(axes: "Axes", handles: list["Artist"], names: list[str], width: int, below: int) -> None:
-    """Put a legend `below` pixels under the axes, with its entries below one another."""
-    pad = below / TEXT_SIZE  # matplotlib measures the distance in heights of letters
-    position = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "borderaxespad": pad, "borderpad": 0}
-    style = {"fontsize": _points(TEXT_SIZE), "frameon": False, "handlelength": 3.2}
+def _legend_columns(names: list[str], width: int) -> int:
+    """Return the number of columns that a legend has room for."""
+    longest = max((font(TEXT_SIZE).getlength(readable(name)) for name in names), default=0)
+    return min(max(1, int((width - 40) / (longest + LEGEND_HANDLE))), max(1, len(names)))
+
+
+def _add_legend(figure: "Figure", handles: list[Any], names: list[str], width: int) -> None:
+    """Put a legend below the charts of a figure."""
+    style = {"fontsize": _points(TEXT_SIZE), "frameon": False, "handlelength": 3.2, "borderaxespad": 0.2}
     numbers = [str(number) for number in range(len(names))]
-    legend = axes.legend(handles, numbers, **position, **style)
+    columns = _legend_columns(names, width)
+    legend = figure.legend(handles, numbers, loc="outside lower center", ncols=columns, **style)
     for text, name in zip(legend.get_texts(), names, strict=True):
         # Written afterwards: a legend skips labels that begin with an underscore, and reads "$" as
         # mathematics.

@@ -154,13 +154,14 @@ def draw_curve(log_file: Path, file: Path) -> None:
         file: Picture to write.
     """
     epochs = [line for line in read_log(log_file) if "epoch" in line]
-    panels: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    panels = []
     for title, names in CURVES.items():
-        panels[title] = {}
+        lines = {}
         for name in names:
             points = [(line["epoch"], line[name]) for line in epochs if line.get(name) is not None]
             if points:
-                panels[title][name.replace("_", " ")] = points
+                lines[name.removesuffix(f"_{title}").replace("_", " ")] = points
+        panels.append((title, lines))
     with draft_of(file) as draft:
         curves(panels, "epoch").save(draft)
 
