@@ -10,7 +10,7 @@ from softcam_hub.figures import Scale, captioned_row, outline, overlay
 from softcam_hub.figures.drawing import cells, frame_cells, write_numbers
 from softcam_hub.figures.layout import CAPTION_LINE, GAP, LegendEntry, colour_bar, legend, note
 from softcam_hub.figures.numbers import DOT, format_cells, format_percent
-from softcam_hub.models.overlays import DIVERGING, SEQUENTIAL, apply_colours, tint
+from softcam_hub.models.overlays import DIVERGING, SEQUENTIAL, apply_colours, opacities, tint
 from softcam_hub.models.text import format_share
 
 
@@ -84,6 +84,15 @@ def test_a_signed_overlay_is_grey_at_zero_and_as_strong_on_both_sides():
         assert np.abs(found - (0.25 * zero + 0.75 * np.array(DIVERGING[stop]))).max() <= 2
 
 
+def test_a_value_is_as_opaque_as_it_stands_out():
+    for signs in (1, -1):
+        flat, peak = signs * np.full((2, 2), 0.81), signs * np.array([[0.0, 0.25], [0.0, 1.0]])
+        assert opacities(flat) == pytest.approx(np.full((2, 2), 0.4 * 0.9))
+        assert opacities(peak) == pytest.approx(np.array([[0.0, 0.5], [0.0, 1.0]]))
+    assert opacities(np.array([[0.5, 1.0]])) == pytest.approx(np.array([[0.4 * 0.5**0.5, 0.4 + 0.6 * 0.5**0.5]]))
+    assert opacities(np.array([[-0.25, 1.0]])) == pytest.approx(np.array([[0.5, 1.0]]))
+
+
 def test_an_outline_lies_just_outside_and_follows_the_size_of_the_image():
     mask = torch.zeros(16, 16)
     mask[4:8, 4:8] = 1
@@ -140,6 +149,7 @@ def test_a_percentage_that_would_round_to_zero_is_a_dot():
 def test_percentages_in_sentences_never_round_to_zero():
     assert [format_share(value) for value in (0.5, 0.0004, 0.000012, 0.0)] == ["50.0%", "0.04%", "0.001%", "0.0%"]
     assert [format_share(value, "+", 2) for value in (0.019, -0.5, -1e-6)] == ["+1.90%", "-50.00%", "-0.0001%"]
+    assert [format_share(value) for value in (8e-7, -8e-7)] == ["<0.0001%", ">-0.0001%"]
 
 
 def test_cells_at_the_threshold_or_below_carry_no_number():

@@ -49,7 +49,9 @@ def test_single_says_class_probability_and_scale(written):
     picture = single(GREY, explanation, NAMES, rank=1, side=128)
     high = f"{100 * float(explanation.maps[0, 1].max()):.3g}%"
     assert written[:2] == ["microaneurysm", "30.0%"]
-    assert written[-1] == high
+    assert high in written
+    low = f"{100 * float(explanation.maps[0, 1].min()):.3g}%"
+    assert f"Values from {low} to {high}." in " ".join(written)
     assert picture.width == 128 + 24
     assert (np.asarray(picture)[-70:-50] == 90).any(), "the silent places of the image are there"
     written.clear()
@@ -104,12 +106,14 @@ def test_per_class_shares_one_scale_or_says_each_limit(written):
     explanation = probabilities(0.6, 0.3, 0.1)
     picture = per_class(GREY, explanation, NAMES, columns=4, side=64)
     assert picture.width == 4 * (64 + 12) + 12
-    assert f"{100 * float(explanation.maps.max()):.3g}%" in written
-    assert any("one scale" in text for text in written)
+    low, high = (f"{100 * float(value):.3g}%" for value in explanation.maps.aminmax())
+    assert high in written
+    assert f"All cape maps share one scale, with values from {low} to {high}." in " ".join(written)
     written.clear()
     per_class(GREY, explanation, NAMES, shared=False, side=300)
     for values in explanation.maps[0]:
-        assert f"scale up to {100 * float(values.max()):.3g}%" in written
+        low, high = (f"{100 * float(value):.3g}%" for value in values.aminmax())
+        assert f"values from {low} to {high}" in written
     assert any("own scale" in text for text in written)
 
 
@@ -177,6 +181,36 @@ def test_comparison_says_where_nothing_stands_out(written):
     comparison([GREY, GREY], {"dead": torch.zeros(2, 3, 3)}, [None, torch.zeros(64, 64)])
     assert written.count("nothing stands out") == 2
     assert not any("outline" in text for text in written)
+
+
+def test_comparison_without_titles_calls_the_image_an_image(written):
+    comparison([GREY, GREY], {"one": torch.rand(2, 7, 7)})
+    assert written[:2] == ["image", "one"]
+    assert written.count("image") == 1
+
+
+def photograph():
+    """Make a picture with a structure that can be recognised under a map."""
+    x, y = np.meshgrid(np.arange(64), np.arange(64))
+    return Image.fromarray((((x // 8 + y // 8) % 2) * 200 + 20).astype(np.uint8)).convert("RGB")
+
+
+@pytest.mark.parametrize("kind", ["cape", "softcam", "grad-cam"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_unsure_model_shows_the_photograph_under_its_map_and_the_range_of_its_values(kind, sign, written):
+    maps = 0.25 / 64 + 0.0002 * torch.rand(1, 2, 8, 8)
+    maps = maps if kind != "softcam" else sign * maps
+    explanation = Explanation(maps, torch.tensor([[0, 1]]), torch.tensor([[0.26, 0.25]]), kind)
+    sheet = np.asarray(per_class(photograph(), explanation, NAMES, side=64).convert("L")).astype(float)
+    top = GAP + 2 * CAPTION_LINE + 8
+    image, *shown = (sheet[top : top + 64, left : left + 64] for left in (12, 88, 164))
+    pale = 105 / 255 if kind == "softcam" else 1.0
+    for panel in shown:
+        assert np.corrcoef(panel.flatten(), image.flatten())[0, 1] > 0.9
+        assert panel.std() > 0.5 * pale * image.std()
+    factor, unit, plus = (100, "%", "") if kind == "cape" else (1, "", "+" if kind == "softcam" else "")
+    low, high = (f"{factor * float(value):{plus}.3g}{unit}" for value in maps.aminmax())
+    assert f"with values from {low} to {high}." in " ".join(written)
 
 
 def test_comparison_is_hot_where_the_map_is():

@@ -112,10 +112,10 @@ def test_tensorboard_has_every_value_of_the_log(from_scratch_run):
 
 def test_the_curve_shows_both_heads(from_scratch_run):
     pixels = np.asarray(Image.open(from_scratch_run[0] / "curve.png").convert("RGB"))
-    assert pixels.shape[1] == 2 * 560
+    assert pixels.shape[1] == 900
     for colour in (tuple(bytes.fromhex(code[1:])) for code in COLOURS[:4]):
-        assert (pixels[:360, :560] == colour).all(axis=2).sum() > 50
-    assert len(np.unique(pixels[:360, 560:].reshape(-1, 3), axis=0)) > 5
+        assert (pixels[:290, :450] == colour).all(axis=2).sum() > 50
+    assert len(np.unique(pixels[:290, 450:].reshape(-1, 3), axis=0)) > 5
 
 
 def test_the_model_opens_through_every_door_and_scores_as_reported(from_scratch_run):

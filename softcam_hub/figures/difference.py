@@ -34,9 +34,10 @@ FRAMES: dict[tuple[int, str], tuple[Colour, int]] = {
 
 
 REMARK = (
-    "Both classes share one scale. {} Numbers are percentages; a dot is a number under 0.01, or one that has no room."
+    "Both classes share one scale, with values {}. {} Numbers are percentages; a dot is a number under 0.01, or one "
+    "that has no room."
 )
-"""Note below the figure, with a gap for the meaning of the maps."""
+"""Note below the figure, with gaps for the range of the values and the meaning of the maps."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def top_two(
     lower_bar = colour_bar(scale, upper.width)
 
     tally = _tally(difference, first, second, threshold, upper.width)
-    remark = note(REMARK.format(meaning_of(explanation.kind)), upper.width)
+    remark = note(REMARK.format(scale.describe_range(maps[:2]), meaning_of(explanation.kind)), upper.width)
     return stack_vertically([upper, upper_bar, *tally, lower, lower_bar, remark])
 
 

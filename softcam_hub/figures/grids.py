@@ -35,7 +35,7 @@ def single(
     mask: Tensor | None = None,
     side: int = 448,
 ) -> Image.Image:
-    """Draw one map over its image, with its class, its probability and a colour bar.
+    """Draw one map over its image, with its class, its probability, a colour bar and the range of its values.
 
     Args:
         image: Image that the model saw.
@@ -60,7 +60,8 @@ def single(
         shown = write_numbers(shown, format_cells(maps[rank]))
     panel = caption_of(explanation, names, index, rank), outline_annotation(shown, mask)
     sheet = captioned_row([panel], side)
-    return stack_vertically([sheet, colour_bar(scale, sheet.width)])
+    remark = f"Values {scale.describe_range(maps[rank])}. {meaning_of(explanation.kind)}"
+    return stack_vertically([sheet, colour_bar(scale, sheet.width), note(remark, sheet.width)])
 
 
 def comparison(
@@ -95,7 +96,7 @@ def comparison(
     aligned = len({enlarge(image, side).width for image in images}) == 1
     sheets = []
     for index, (image, mask, title) in enumerate(zip(images, masks, titles, strict=True)):
-        panels = [(title, outline_annotation(enlarge(image, side), mask))]
+        panels = [(title or ("" if index else "image"), outline_annotation(enlarge(image, side), mask))]
         for name, values in maps.items():
             heading = "" if index and aligned else name
             panels.append(_compared_panel(image, values[index], mask, heading, side))
@@ -168,7 +169,7 @@ def per_class(
         mask: Annotation (H, W) to outline.
         columns: Panels in a row. The first panel is the image.
         most: Largest number of maps to show; the note below counts the others.
-        shared: Give all maps one scale; otherwise each has its own, with its limit above it.
+        shared: Give all maps one scale; otherwise each has its own, with the range of its values above it.
         side: Height of a panel in pixels.
     """
     maps = maps_of(image, explanation, index)
@@ -178,15 +179,17 @@ def per_class(
     for rank, values in enumerate(shown):
         caption, own = caption_of(explanation, names, index, rank), scale_of(values, explanation.kind)
         if not shared:
-            caption += f"\nscale up to {own.labels()[-1]}"
+            caption += f"\nvalues {own.describe_range(values)}"
         if own.high == 0:
             caption += f"\n{NO_HEAT}"
         picture = tint(canvas, spread(values, canvas), common if shared else own)
         panels.append((caption, outline_annotation(picture, mask)))
     sheets = [captioned_row(panels[start : start + columns], side) for start in range(0, len(panels), columns)]
 
-    scales = "All {} maps share one scale." if shared else "Each {} map has its own scale."
-    remark = f"{scales.format(explanation.kind)} {meaning_of(explanation.kind)}"
+    scales = f"Each {explanation.kind} map has its own scale."
+    if shared:
+        scales = f"All {explanation.kind} maps share one scale, with values {common.describe_range(shown)}."
+    remark = f"{scales} {meaning_of(explanation.kind)}"
     if len(shown) < len(maps):
         remark += f" Shown: {len(shown)} of {len(maps)} explained classes."
     width = max(sheet.width for sheet in sheets)

@@ -21,6 +21,9 @@ Colour = tuple[int, int, int]
 SEQUENTIAL = ((0, 0, 0), (70, 15, 110), (170, 45, 100), (235, 110, 40), (250, 190, 60), (255, 255, 200))
 DIVERGING = ((5, 60, 130), (90, 150, 210), (250, 250, 250), (240, 150, 60), (150, 60, 0))
 
+FAINTEST = 0.4
+"""Share of the opacity at which a map is drawn that has its largest value everywhere."""
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -57,9 +60,16 @@ class Scale:
     def labels(self) -> list[str]:
         """Write the lower limit, the middle and the upper limit, for a colour bar."""
         low = -self.high if self.diverging and self.high else 0.0
-        values = (low, (low + self.high) / 2, self.high)
+        return [self.format(value) for value in (low, (low + self.high) / 2, self.high)]
+
+    def format(self, value: float) -> str:
+        """Write a value in the unit of the scale."""
         factor, unit = (100, "%") if self.percent else (1, "")
-        return [f"{factor * value:{'+' if self.diverging and value else ''}.3g}{unit}" for value in values]
+        return f"{factor * value:{'+' if self.diverging and value else ''}.3g}{unit}"
+
+    def describe_range(self, values: Tensor) -> str:
+        """Say between which limits values lie: often only a part of what the scale shows."""
+        return f"from {self.format(float(values.min()))} to {self.format(float(values.max()))}"
 
 
 def apply_colours(values: np.ndarray, scale: tuple[Colour, ...] = SEQUENTIAL) -> np.ndarray:
@@ -135,19 +145,38 @@ def overlay(image: Image.Image, heatmap: Tensor, opacity: float = 0.75) -> Image
 
 
 def tint(image: Image.Image, values: Tensor, scale: Scale, opacity: float = 0.75) -> Image.Image:
-    """Colour an image in grey by a map; the farther a value is from zero, the more opaque.
-
-    Under a diverging scale the grey is pale, so that zero looks the same everywhere and both colours stand
-    out.
+    """Colour an image in grey by a map; the more a value stands out, the more opaque.
 
     Args:
         image: Image of H×W pixels.
         values: Map (H, W).
         scale: Colours of the values.
-        opacity: Opacity at the limits of the scale.
+        opacity: Opacity of values that stand out most.
     """
     strengths = scale.strengths(values)
-    grey = np.asarray(image.convert("L").convert("RGB"), dtype=float)
-    grey = 150 + grey * 105 / 255 if scale.diverging else grey
-    weight = opacity * np.sqrt(np.abs(strengths))[..., None]
+    grey = np.asarray(backdrop(image, scale), dtype=float)
+    weight = opacity * opacities(strengths)[..., None]
     return Image.fromarray(((1 - weight) * grey + weight * scale.paint(strengths)).astype(np.uint8))
+
+
+def backdrop(image: Image.Image, scale: Scale) -> Image.Image:
+    """Return an image in grey, on which the colours of a scale are laid.
+
+    Under a diverging scale the grey is pale, so that zero looks the same everywhere and both colours stand out.
+    """
+    grey = image.convert("L").convert("RGB")
+    return grey.point([150 + level * 105 // 255 for level in range(256)] * 3) if scale.diverging else grey
+
+
+def opacities(strengths: np.ndarray) -> np.ndarray:
+    """Return how opaque each value of a map is drawn, as a fraction of the largest opacity.
+
+    Values far from zero are more opaque. A map without zeros, such as the nearly uniform map of an unsure model, would
+    hide its photograph that way, so that its values also have to stand out from the one that is nearest to zero.
+
+    Args:
+        strengths: Values (H, W) as fractions of the limit of their scale.
+    """
+    sizes = np.abs(strengths)
+    least = abs(np.clip(0, strengths.min(), strengths.max()))
+    return FAINTEST * np.sqrt(sizes) + (1 - FAINTEST) * np.sqrt(sizes - least)

@@ -36,8 +36,12 @@ def format_share(value: float, sign: str = "", digits: int = 1) -> str:
         sign: "+" to write a sign before positive numbers too.
         digits: Number of digits after the point.
     """
-    rounds_to_zero = round(abs(100 * value), digits) == 0
-    return f"{100 * value:{sign}.1g}%" if value and rounds_to_zero else f"{value:{sign}.{digits}%}"
+    if not value or round(abs(100 * value), digits) != 0:
+        return f"{value:{sign}.{digits}%}"
+    text = f"{100 * value:{sign}.1g}%"
+    if "e" in text:  # few readers want to see 8e-05%
+        return "<0.0001%" if value > 0 else ">-0.0001%"
+    return text
 
 
 def _escape(text: str, is_kept: Callable[[str], bool]) -> str:

@@ -23,6 +23,7 @@ from ..figures.charts import curves
 from ..files import copy_file, draft_of, write_json, write_text
 from ..hub.cards import PICTURES, RECIPE, write_card
 from ..models.modeling import EvidenceForImageClassification
+from ..models.text import format_share
 
 logger = logging.getLogger(__name__)
 
@@ -190,13 +191,14 @@ def draw_examples(
         image = denormalise(pixels, data["mean"], data["std"])
         mask = sample.get("mask", torch.zeros(pixels.shape[1:]))
         truth = ", ".join(classes[label] for label in np.flatnonzero(has_class[:, index]))
-        panels = [(f"{truth}\n(ground truth outlined)" if "mask" in sample else truth, outline(image, mask))]
+        title = f"image of {truth or 'no class'}" + ("\n(annotation outlined)" if mask.any() else "")
+        panels = [(title, outline(image, mask))]
         explanation = model.explain(pixels[None].to(model.device), top_k=min(2, len(classes)))
         heatmaps = explanation.heatmaps(pixels.shape[-2:])[0]
         for label, probability, heatmap in zip(
             explanation.classes[0], explanation.probabilities[0], heatmaps, strict=True
         ):
-            title = f"evidence for {classes[label]}\n{float(probability):.1%}"
+            title = f"evidence for {classes[label]}\n{format_share(float(probability))}"
             panels.append((title, outline(overlay(image, heatmap), mask)))
         rows.append(captioned_row(panels))
     with draft_of(file) as draft:
