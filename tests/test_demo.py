@@ -1,6 +1,9 @@
 """The demo page without a browser: its models, its HTML, and its functions over HTTP."""
 
+import base64
 import html
+import io
+import json
 import os
 import re
 import shutil
@@ -13,6 +16,7 @@ import urllib.request
 from pathlib import Path
 
 import gradio as gr
+import numpy as np
 import pytest
 import timm
 import torch
@@ -27,6 +31,9 @@ from softcam_hub.demo import open_page, views
 from softcam_hub.demo.models import DemoModel, ExplainedImage
 from softcam_hub.demo.page import Page
 from softcam_hub.evaluation.models import DEFAULT_POST_HOC
+from softcam_hub.figures.drawing import enlarge
+from softcam_hub.models.overlays import scale_of, spread, tint
+from softcam_hub.models.text import format_share
 
 SPACE = Path(softcam_hub.__file__).parent / "hub" / "spaces" / "demo"
 
@@ -144,8 +151,7 @@ def test_the_table_shows_the_probabilities_of_the_model(cape, image, picture):
     explained = cape.explain(image)
     reference, words = expected(picture, top_k=4), text_of(views.render_prediction(explained))
     for index, probability in zip(reference.classes[0].tolist(), reference.probabilities[0].tolist(), strict=True):
-        percent = f"{probability:.2%}" if probability >= 5e-5 else "under 0.01%"
-        assert f"{explained.labels[index]} {percent}" in words
+        assert f"{explained.labels[index]} {format_share(probability)}" in words
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.05, 0.5, 0.95])
@@ -169,9 +175,11 @@ def test_the_difference_adds_up(cape, image, picture):
     reference = expected(picture, [[0, 3]])
     a, b = reference.probabilities[0].tolist()
     assert "healthy minus exudate" in words
-    assert f"All cells add up to the difference of the probabilities: {a - b:+.2%}" in words
+    assert f"All cells add up to the difference of the probabilities: {format_share(a - b, '+')}" in words
     strongest = (-reference.difference()[0]).flatten().topk(5).values
-    assert f"For exudate: top 5 (5 cells): {strongest.sum():.2%}" in words
+    assert f"For exudate: top 5 (5 cells): {format_share(float(strongest.sum()))}" in words
+    high = reference.difference().abs().max()
+    assert f"{-100 * high:.3g}% 0% {100 * high:+.3g}%" in words
 
 
 def test_one_class_has_no_difference(cape, image):
@@ -201,53 +209,121 @@ def test_class_names_are_text_and_not_markup(softcam, image):
         assert "&lt;b&gt;cow" in fragment
 
 
-def explained_image(labels, probabilities, explanation):
+def explained_image(labels, probabilities, explanation, file="eye.png"):
     """Make an explained image of the parts that the views show."""
-    blank = Image.new("RGB", (8, 8))
-    return ExplainedImage("model", labels, torch.zeros(1, 3, 8, 8), blank, probabilities, {"cape": explanation})
+    return ExplainedImage("model", file, labels, torch.zeros(1, 3, 8, 8), probabilities, {"cape": explanation})
 
 
 def constant_explanation(value):
-    return Explanation(torch.full((1, 1, 2, 2), value), torch.tensor([[0]]), torch.ones(1, 1), "cape")
+    blank = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    return Explanation(torch.full((1, 1, 2, 2), value), torch.tensor([[0]]), torch.ones(1, 1), "cape", pixels=blank)
 
 
 def test_many_classes_are_counted():
     labels = [f"class {index}" for index in range(1000)]
     explained = explained_image(labels, torch.arange(1000) / 1000, constant_explanation(0.25))
     words = text_of(views.render_prediction(explained))
-    assert words.startswith("what the model saw class 999 99.90% class 998")
+    assert words.startswith("eye.png as the model saw it class 999 99.9% class 998 99.8%")
     assert words.endswith("and 995 less probable classes")
 
 
 def test_a_map_without_contrast_is_named():
     explained = explained_image(["cat"], torch.ones(1), constant_explanation(0.25))
     words = text_of(views._render_heatmaps(explained, {"grad-cam": constant_explanation(0.0)}))
-    assert words == "CAPE nothing stands out grad-cam nothing stands out"
+    assert words == "CAPE nothing stands out grad-cam nothing stands out minimum maximum"
+
+
+def test_a_file_name_is_text_and_not_markup():
+    explained = explained_image(["cat"], torch.ones(1), constant_explanation(0.25), '"><b>\u202e.png')
+    for fragment in (views.render_prediction(explained), views.render_downloads(explained)):
+        assert "<b>" not in fragment
+    assert '"&gt;&lt;b&gt;' not in views.render_downloads(explained), "a quotation mark would end the attribute"
+
+
+def test_every_kind_of_map_is_introduced_in_a_sentence_and_has_its_colour_bar(cape, softcam, image):
+    explained = cape.explain(image)
+    words = text_of(views.render_maps(explained))
+    assert "CAPE divides the probability of a class among the places of the picture" in words
+    assert "μ-CAPE shows every place with evidence for a class" in words
+    for explanation in explained.explanations.values():
+        scale = scale_of(explanation.maps, explanation.kind)
+        assert f"{' '.join(scale.labels())} Values of these maps: {scale.describe_range(explanation.maps)}" in words
+    assert views.render_maps(explained).count("linear-gradient") == 2
+    assert "SoftCAM shows the evidence of each place for the class (orange)" in text_of(
+        views.render_maps(softcam.explain(image))
+    )
+
+
+def test_a_map_is_a_layer_over_the_grey_picture_with_the_opacity_of_the_library(cape, image):
+    explained = cape.explain(image)
+    maps, canvas = explained.explanation.maps[0], enlarge(explained.image, 64)
+    scale, values = scale_of(maps, "cape"), spread(maps[0], canvas)
+    tile = views._map_tile("", canvas, values, scale)
+    layer = np.asarray(tile.layer).astype(float)
+    alpha = 0.75 * layer[..., 3:] / 255
+    blended = (1 - alpha) * np.asarray(tile.picture) + alpha * layer[..., :3]
+    assert np.abs(blended - np.asarray(tint(canvas, values, scale))).max() <= 2
+
+
+def test_the_page_says_what_a_model_was_trained_on(cape, softcam, tmp_path):
+    names = "to tell apart healthy, microaneurysm, haemorrhage, exudate. "
+    nothing = "Pictures of anything else get an answer too, but it means nothing."
+    assert cape.training == f"This model was trained on lesions (pictures that a program draws) {names}{nothing}"
+    assert softcam.training == f"This model was trained to tell apart cat, dog, <b>cow. {nothing}"
+    shutil.copytree(CAPE_LESIONS, tmp_path / "model")
+    (tmp_path / "model" / "metrics.json").write_text('{"data": "you/photographs"}')
+    assert DemoModel(tmp_path / "model").training == f"This model was trained on you/photographs {names}{nothing}"
+
+
+def test_the_downloads_are_the_picture_and_the_numbers_of_the_page(cape, image):
+    explained = cape.explain(image, "an eye.png")
+    links = re.findall(r'download="([^"]*)" href="data:[^,]*,([^"]*)"', views.render_downloads(explained))
+    (picture, drawn), (numbers, text) = [(name, base64.b64decode(content)) for name, content in links]
+    assert (picture, numbers) == ("an eye-explained.png", "an eye-explained.json")
+    assert Image.open(io.BytesIO(drawn)).width > 400
+    content = json.loads(text)
+    assert content["file"] == "an eye.png"
+    assert content["label"] == explained.labels[explained.classes[0]]
+    assert content["score"] == pytest.approx(float(explained.probabilities.max()))
+    for kind, explanation in explained.explanations.items():
+        torch.testing.assert_close(torch.tensor(content["maps"][kind]), explanation.maps[0])
+
+
+def connect(page):
+    return Client(page.local_url, verbose=False, analytics_enabled=False)
 
 
 def test_the_page_over_http(page, picture):
-    client = Client(page.local_url, verbose=False, analytics_enabled=False)
-    client.predict(handle_file(picture), api_name="/upload")
-    notice, _, first, second, _, regions, _, _ = client.predict("cape_lesions", 0.05, api_name="/explain")
+    client = connect(page)
+    answer = client.predict(handle_file(picture), "cape_lesions", 0.05, api_name="/upload")
+    field, _, notice, training, prediction, first, second, _, downloads, regions, _, _ = answer
     reference = expected(picture)
-    assert notice == ""
+    assert (field, notice) == (None, "")
+    assert "trained on lesions" in training
+    assert "eye.png as the model saw it" in text_of(prediction)
     assert [first["value"], second["value"]] == reference.classes[0].tolist()
     assert reference.regions(0.05).describe() in text_of(regions)
+    assert 'download="eye-explained.json"' in downloads
     moved = client.predict(0.6, api_name="/move_threshold")
     assert reference.regions(0.6).describe(rank=1) in text_of(moved)
     chosen = client.predict(0, 3, 0.3, api_name="/choose_classes")
-    assert expected(picture, [[0, 3]]).regions(0.3).describe(rank=1) in text_of(chosen[1])
+    assert expected(picture, [[0, 3]]).regions(0.3).describe(rank=1) in text_of(chosen[2])
 
 
-def test_a_bad_upload_over_http_hides_the_results(page, tmp_path):
+def test_a_bad_upload_over_http_changes_nothing_but_the_notice(page, picture, tmp_path):
     (tmp_path / "diary.png").write_text("dear diary")
-    client = Client(page.local_url, verbose=False, analytics_enabled=False)
-    client.predict(handle_file(tmp_path / "diary.png"), api_name="/upload")
-    notice, prediction, *_ = client.predict("cape_lesions", 0.05, api_name="/explain")
+    client = connect(page)
+    client.predict(handle_file(picture), "cape_lesions", 0.05, api_name="/upload")
+    bad = handle_file(tmp_path / "diary.png")
+    field, gallery, notice, *others = client.predict(bad, "cape_lesions", 0.05, api_name="/upload")
     assert text_of(notice).startswith("diary.png cannot be read: it is not an image")
     assert 'role="alert"' in notice
-    assert prediction == ""
-    assert client.predict(0.5, api_name="/move_threshold") == ""
+    assert field is None
+    assert not any("value" in other or "selected_index" in other for other in (gallery, *others)), (gallery, others)
+    assert not any("<" in str(other) for other in others), "no new content"
+    assert expected(picture).regions(0.5).describe() in text_of(client.predict(0.5, api_name="/move_threshold"))
+    again = client.predict("cape_lesions", 0.05, api_name="/explain")
+    assert "eye.png as the model saw it" in text_of(again[2]), "the picture before is still the one that is shown"
 
 
 def test_an_expired_picture_must_be_uploaded_again(cape):
@@ -354,8 +430,7 @@ def test_the_space_runs_on_its_own_copy_of_the_package(tmp_path, picture):
     process, _ = started([sys.executable, "-c", code], str(tmp_path), cwd=tmp_path, env=environment)
     try:
         client = connected(f"http://127.0.0.1:{port}/", process)
-        client.predict(handle_file(picture), api_name="/upload")
-        regions = client.predict("cape_lesions", 0.05, api_name="/explain")[5]
+        regions = client.predict(handle_file(picture), "cape_lesions", 0.05, api_name="/upload")[9]
         assert expected(picture).regions(0.05).describe() in text_of(regions)
     finally:
         process.terminate()

@@ -16,6 +16,7 @@ from softcam_hub import CAPE_LESIONS
 from softcam_hub.data.lesions import draw
 from softcam_hub.demo import open_page
 from softcam_hub.models.images import read_user_image
+from softcam_hub.models.text import format_share
 
 pytestmark = pytest.mark.slow
 
@@ -79,8 +80,12 @@ def local(asked, url):
 
 
 def answered(page):
-    page.wait_for_selector("#post_hoc figure")
+    page.wait_for_selector("#maps figure")
     expect(page.locator("#prediction table")).to_be_visible(timeout=WAIT)
+
+
+def open_tab(page, name):
+    page.get_by_role("tab", name=name).click()
 
 
 def upload(page, file):
@@ -112,7 +117,9 @@ def test_upload_choose_slide_and_read_the_numbers(visit, eye):
     upload(page, eye)
     for rank in (0, 1):
         name, given = NAMES[reference.classes[0, rank]], float(reference.probabilities[0, rank])
-        expect(page.locator("#prediction tr").nth(rank)).to_contain_text(f"{name}{given:.2%}", timeout=WAIT)
+        expect(page.locator("#prediction tr").nth(rank)).to_contain_text(f"{name}{format_share(given)}", timeout=WAIT)
+    open_tab(page, "Regions")
+    for rank in (0, 1):
         shown = page.locator("#regions figcaption").nth(rank)
         expect(shown).to_contain_text(reference.regions(0.05).describe(rank=rank))
 
@@ -126,24 +133,70 @@ def test_upload_choose_slide_and_read_the_numbers(visit, eye):
         other.regions(0.4).describe(rank=1), timeout=WAIT
     )
     a, b = other.probabilities[0].tolist()
-    expect(page.locator("#difference")).to_contain_text(f"difference of the probabilities: {a - b:+.2%}")
+    open_tab(page, "Difference")
+    total = format_share(a - b, "+")
+    expect(page.locator("#difference")).to_contain_text(f"difference of the probabilities: {total}")
     choose(page, "first", "haemorrhage")
     expect(page.locator("#difference")).to_have_text("Choose two different classes to compare them.", timeout=WAIT)
+    open_tab(page, "Regions")
     expect(page.locator("#regions figure")).to_have_count(1)
+
+
+def test_the_frame_and_the_file_name_follow_the_picture_that_is_shown(visit, eye, tmp_path):
+    page = visit()
+    framed = page.locator("#examples .thumbnail-item.selected")
+    expect(page.locator("#prediction figcaption")).to_contain_text("haemorrhage-1.png")
+    expect(page.locator("#examples button").nth(2)).to_have_class(re.compile("selected"))
+    upload(page, eye)
+    expect(page.locator("#prediction figcaption")).to_contain_text("eye.png", timeout=WAIT)
+    expect(framed).to_have_count(0)
+    page.locator("#examples button").nth(3).click()
+    expect(page.locator("#prediction figcaption")).to_contain_text("exudate-1.png", timeout=WAIT)
+    expect(framed).to_have_count(1)
+
+    # A bad upload leaves picture, frame and layout as they are.
+    page.wait_for_timeout(500)
+    before = page.locator("#prediction").inner_html(), page.locator("#maps").bounding_box()
+    (tmp_path / "diary.png").write_text("dear diary")
+    upload(page, tmp_path / "diary.png")
+    expect(page.locator("#notice")).to_contain_text("diary.png cannot be read", timeout=WAIT)
+    assert (page.locator("#prediction").inner_html(), page.locator("#maps").bounding_box()) == before
+    expect(page.locator("#examples button").nth(3)).to_have_class(re.compile("selected"))
+
+
+def test_opacity_and_downloads(visit):
+    page = visit()
+    layer = page.locator("#maps .layer").first
+    opacity = "element => getComputedStyle(element).opacity"
+    assert layer.evaluate(opacity) == "0.75"
+    page.locator("#opacity input[type=range]").fill("30")
+    expect(layer).to_have_css("opacity", "0.3", timeout=WAIT)
+    for name in ("haemorrhage-1-explained.png", "haemorrhage-1-explained.json"):
+        with page.expect_download() as download:
+            page.locator(f"a[download='{name}']").click()
+        assert download.value.suggested_filename == name
+        assert download.value.path().stat().st_size > 1000
 
 
 def test_an_example_and_another_model(visit, softcam_folder):
     page = visit()
     page.locator("#examples button").nth(3).click()
     expect(page.locator("#prediction tr").first).to_contain_text("exudate", timeout=WAIT)
+    open_tab(page, "Post-hoc")
     expect(page.locator("#post_hoc")).to_contain_text("explain this same model, through its gradients, which gives it")
+    open_tab(page, "Maps")
     choose(page, "model", str(softcam_folder))
     expect(page.locator("#maps h3")).to_have_text(["SoftCAM"], timeout=WAIT)
-    expect(page.locator("#threshold")).to_be_hidden()
+    expect(page.get_by_role("tab", name="Regions")).to_have_count(0)
+    expect(page.locator("#training")).to_contain_text("trained to tell apart cat, dog.")
+    open_tab(page, "Difference")
     expect(page.locator("#difference")).to_contain_text("is the difference of the logits")
+    open_tab(page, "Post-hoc")
     expect(page.locator("#post_hoc")).to_contain_text("explain the vanilla classifier of this model")
+    open_tab(page, "Maps")
     choose(page, "model", "cape_lesions")
     expect(page.locator("#maps h3")).to_have_text(["CAPE", "μ-CAPE"], timeout=WAIT)
+    open_tab(page, "Regions")
     expect(page.locator("#threshold")).to_be_visible()
 
 
@@ -177,11 +230,11 @@ def test_unusual_uploads_are_read_or_refused_with_a_sentence(visit, tmp_path):
         upload(page, tmp_path / name)
         readable = "cannot be read" not in sentence
         expect(page.locator("#notice")).to_contain_text(sentence, timeout=WAIT)
-        expect(page.locator("#prediction table")).to_have_count(int(readable), timeout=WAIT)
+        expect(page.locator("#prediction table")).to_have_count(1, timeout=WAIT)
         if readable:
             expect(page.locator("#notice")).to_have_text(re.compile(f"^\\s*{re.escape(sentence)}\\s*$"), timeout=WAIT)
             reference = expected(tmp_path / name)
-            best = f"{NAMES[reference.classes[0, 0]]}{float(reference.probabilities[0, 0]):.2%}"
+            best = f"{NAMES[reference.classes[0, 0]]}{format_share(float(reference.probabilities[0, 0]))}"
             expect(page.locator("#prediction tr").first).to_contain_text(best, timeout=WAIT)
         assert page.locator(".toast-body").count() == 0
 
@@ -197,7 +250,7 @@ def test_a_text_file_is_refused_with_a_sentence(visit, tmp_path):
 
 def overlapping(page):
     """Return the ids of the controls that reach beyond the screen or are too small for a finger."""
-    script = """() => ["picture", "examples", "model", "first", "second", "threshold"].filter(id => {
+    script = """() => ["picture", "examples", "model", "first", "second", "opacity"].filter(id => {
         const box = document.getElementById(id).getBoundingClientRect();
         return box.left < 0 || box.right > innerWidth || box.height < 40 || box.width < 150;
     })"""
@@ -210,13 +263,15 @@ def test_the_page_fits_the_screen(visit, viewport, tmp_path):
     width = page.evaluate("document.documentElement.scrollWidth")
     assert width <= viewport["width"]
     assert overlapping(page) == []
-    for picture in page.locator("#answer img, #prediction img, #maps img, #post_hoc img").all():
+    assert page.evaluate("document.documentElement.scrollHeight") < 2400
+    for picture in page.locator("#prediction img, #maps img, #post_hoc img").all():
         box = picture.bounding_box()
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= viewport["width"]
         assert box["width"] >= 120
     folder = Path(os.environ.get("DEMO_SCREENSHOTS", tmp_path))
     page.screenshot(path=folder / f"demo_{viewport['width']}.png", full_page=True)
+    open_tab(page, "Regions")
     page.locator("#threshold input[type=range]").focus()
     page.keyboard.press("ArrowRight")
     expect(page.locator("#threshold input[type=number]")).to_have_value("0.06")

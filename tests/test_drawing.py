@@ -89,7 +89,7 @@ def test_a_value_is_as_opaque_as_it_stands_out():
         flat, peak = signs * np.full((2, 2), 0.81), signs * np.array([[0.0, 0.25], [0.0, 1.0]])
         assert opacities(flat) == pytest.approx(np.full((2, 2), 0.4 * 0.9))
         assert opacities(peak) == pytest.approx(np.array([[0.0, 0.5], [0.0, 1.0]]))
-    assert opacities(np.array([[0.5, 1.0]])) == pytest.approx(np.array([[0.4 * 0.5**0.5, 0.4 + 0.6 * 0.5**0.5]]))
+    assert opacities(np.array([[0.5, 1.0]])) == pytest.approx(np.array([[0.4 * 0.5**0.5, 0.4 + 0.6 * 0.5]]))
     assert opacities(np.array([[-0.25, 1.0]])) == pytest.approx(np.array([[0.5, 1.0]]))
 
 

@@ -14,10 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from .. import CAPE_LESIONS
+from ..data.lesions import VARIANTS
 from ..evaluation.models import DEFAULT_POST_HOC, VANILLA, ClassifierWithExplainers, pair_models
+from ..hub.cards.records import METRICS, read_optional_mapping
 from ..loading import LoadedClassifier, load_classifier
 from ..models.explanation import Explanation
 from ..models.self_explaining import SelfExplaining
+from ..models.text import abbreviate, printable
 
 
 @dataclass(frozen=True)
@@ -26,17 +29,17 @@ class ExplainedImage:
 
     Args:
         model: Name of the model in the menu.
+        file: File name of the picture.
         labels: Names of all classes.
         pixels: Input of the model, (1, 3, H, W).
-        image: The same input as a picture.
         probabilities: Probabilities of all classes, (C,).
         explanations: Kind of map -> maps of the chosen classes. The first kind composes the prediction.
     """
 
     model: str
+    file: str
     labels: list[str]
     pixels: Tensor
-    image: Image.Image
     probabilities: Tensor
     explanations: dict[str, Explanation]
 
@@ -44,6 +47,11 @@ class ExplainedImage:
     def explanation(self) -> Explanation:
         """The maps that compose the prediction."""
         return next(iter(self.explanations.values()))
+
+    @property
+    def image(self) -> Image.Image:
+        """Picture that the model saw, resized and cropped."""
+        return self.explanation.image
 
     @property
     def classes(self) -> list[int]:
@@ -71,6 +79,7 @@ class DemoModel:
                 "make one with softcam_hub.convert and save it"
             )
         self.name = Path(source).name if Path(source) == Path(CAPE_LESIONS) else str(source)
+        self.training = _describe_training(Path(source), classifier.labels)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.vanilla = _find_vanilla(classifier, source)
         self.model = classifier.model.to(self.device)
@@ -85,14 +94,18 @@ class DemoModel:
         self.explainers = ClassifierWithExplainers(VANILLA, explained, methods, multi_label)
 
     @torch.no_grad()
-    def explain(self, image: Image.Image) -> ExplainedImage:
-        """Predict the classes of an RGB image, and explain the two most probable ones."""
+    def explain(self, image: Image.Image, file: str = "") -> ExplainedImage:
+        """Predict the classes of an RGB image, and explain the two most probable ones.
+
+        Args:
+            image: Picture in RGB.
+            file: File name of the picture.
+        """
         pixels = self.model.as_batch(image)
         probabilities = self.model.probabilities(self.model(pixels))[0].cpu()
         classes = probabilities.topk(min(2, len(self.labels))).indices.tolist()
         explanations = self._own_maps(pixels, classes)
-        model_input = next(iter(explanations.values())).image
-        return ExplainedImage(self.name, self.labels, pixels, model_input, probabilities, explanations)
+        return ExplainedImage(self.name, file, self.labels, pixels, probabilities, explanations)
 
     def explain_classes(self, explained: ExplainedImage, classes: list[int]) -> ExplainedImage:
         """Explain other classes of the same picture."""
@@ -129,3 +142,20 @@ def _find_vanilla(classifier: LoadedClassifier, source: str | Path) -> LoadedCla
     beside = [folder for folder in folders if (folder / "config.json").is_file()]
     vanilla = load_classifier(beside[0]) if Path(source).is_dir() and beside else None
     return pair_models(classifier, vanilla).vanilla
+
+
+def _describe_training(source: Path, labels: list[str]) -> str:
+    """Say what a model was trained on, as far as its folder tells, and what other pictures get.
+
+    Args:
+        source: Model folder, timm name or Hub id of the model.
+        labels: Names of all classes.
+    """
+    data = read_optional_mapping(source.expanduser() / METRICS).get("data")
+    pictures = f" on {printable(str(data))}" if data else ""
+    if data in VARIANTS:
+        pictures += " (pictures that a program draws)"
+    return (
+        f"This model was trained{pictures} to tell apart {abbreviate(labels)}. "
+        "Pictures of anything else get an answer too, but it means nothing."
+    )

@@ -1,9 +1,8 @@
 """The demo page: its controls, and the parts of the page that each of them changes.
 
-- Every mistake that a visitor can correct is answered with a sentence on the page, and the earlier result is
-  hidden.
-- An upload and an example both set `picture`, and a change of `picture` starts the explanation. The upload
-  field is emptied at once, so that it accepts the next file.
+- Every mistake that a visitor can correct is answered with a sentence on the page. The rest of the page stays as
+  it is: it shows the picture before, and its file name.
+- The upload field is emptied at once, so that it accepts the next file.
 - Nothing on the page comes from another host, and gradio sends no statistics: the page works without a
   network.
 """
@@ -28,7 +27,12 @@ except ImportError as error:
     raise ImportError(HINT) from error
 
 HOUR = 3600
-EXAMPLES, EXAMPLE_SIDE = 8, 256
+NO_EXAMPLE = -1
+"""Index of the framed example while the page shows an upload. Gradio does not send None to the page."""
+
+EXAMPLES, EXAMPLE_SIDE, FIRST = 8, 256, 2
+"""Number and side of the generated examples, and the index of the one that the page opens with."""
+
 LARGEST_UPLOAD = 3 * MAX_USER_BYTES
 """Bytes above which gradio refuses an upload by itself. Up to there this page words the message."""
 
@@ -40,28 +44,47 @@ may have {MAX_USER_BYTES // 2**20} MB and {MAX_USER_PIXELS // 10**6} million pix
 The examples are generated, and nothing here is a diagnosis.
 """
 
-STYLE = """
-.tiles {display: grid; grid-template-columns: repeat(auto-fill, minmax(min(160px, 45%), 1fr)); gap: 12px}
-.beside {display: flex; flex-wrap: wrap; gap: 20px}
-.beside figure {flex: 0 1 240px}
-.beside > div {flex: 1 1 260px; min-width: 0}
-.tiles figure, .beside figure {margin: 0; min-width: 0}
-.tiles img, .beside img {width: 100%; height: auto; border-radius: 4px; display: block; margin: 0}
-figcaption {font-size: 0.85em; line-height: 1.35; margin-top: 4px; overflow-wrap: break-word}
-#prediction table {width: 100%; border-collapse: collapse}
-#prediction :is(table, tr, th, td) {border: none}
-#prediction :is(th, td) {padding: 4px 10px 4px 0; text-align: left; overflow-wrap: break-word}
-#prediction td {white-space: nowrap; font-variant-numeric: tabular-nums}
-#prediction td.bar {width: 40%; padding-right: 0}
-#prediction td.bar div {background: var(--color-accent); height: 0.8em; border-radius: 2px; min-width: 1px}
-.html-container {padding: 0 !important}
-#notice:not(:has(p)) {display: none}
-.notice {padding: 8px 12px; border-radius: 4px; background: var(--background-fill-secondary)}
-.notice[role=alert] {border-left: 4px solid #c2410c}
-#examples [data-testid="block-label"] {position: static; border: none}
-#examples .grid-wrap {min-height: 0; height: auto; overflow: visible}
-#examples .grid-container {height: auto; grid-template: none / repeat(4, minmax(0, 1fr)); grid-auto-rows: auto}
-#examples .thumbnail-item {aspect-ratio: 1; height: auto}
+OPACITY = 75
+"""Opacity of the maps in percent, until the visitor changes it."""
+
+SET_OPACITY = "(percent) => document.documentElement.style.setProperty('--map-opacity', percent / 100)"
+
+STYLE = f"""
+.tiles {{display: grid; grid-template-columns: repeat(auto-fit, minmax(min(220px, 45%), 1fr)); gap: 12px}}
+.beside {{display: flex; flex-wrap: wrap; gap: 20px}}
+.beside figure {{flex: 0 1 300px}}
+.beside > div {{flex: 1 1 260px; min-width: 0}}
+.tiles figure, .beside figure {{margin: 0; min-width: 0; max-width: 420px}}
+.stack {{position: relative}}
+.stack img {{width: 100%; height: auto; border-radius: 4px; display: block; margin: 0}}
+.stack .layer {{position: absolute; inset: 0; opacity: var(--map-opacity, {OPACITY / 100})}}
+.scale {{display: flex; flex-wrap: wrap; justify-content: space-between; max-width: 340px; margin: 12px 0 4px}}
+.scale div {{flex: 0 0 100%; height: 12px; border-radius: 2px; outline: 1px solid var(--border-color-primary)}}
+.scale span, .small {{font-size: 0.85em; font-variant-numeric: tabular-nums}}
+figcaption {{font-size: 0.85em; line-height: 1.35; margin-top: 4px; overflow-wrap: break-word}}
+#prediction table {{width: 100%; border-collapse: collapse}}
+#prediction :is(table, tr, th, td) {{border: none}}
+#prediction :is(th, td) {{padding: 4px 10px 4px 0; text-align: left; overflow-wrap: break-word}}
+#prediction td {{white-space: nowrap; font-variant-numeric: tabular-nums}}
+#prediction td.bar {{width: 40%; padding-right: 0}}
+#prediction td.bar div {{background: var(--color-accent); height: 0.8em; border-radius: 2px; min-width: 1px}}
+.html-container {{padding: 0 !important}}
+#notice:not(:has(p)) {{display: none}}
+.notice {{padding: 8px 12px; border-radius: 4px; background: var(--background-fill-secondary)}}
+.notice[role=alert] {{border-left: 4px solid #c2410c}}
+.download {{display: inline-block; margin: 0 12px 8px 0; padding: 8px 14px; border-radius: 6px; text-decoration: none;
+  color: var(--button-secondary-text-color); background: var(--button-secondary-background-fill)}}
+#examples [data-testid="block-label"] {{position: static; border: none}}
+#examples .grid-wrap {{min-height: 0; height: auto; overflow: visible}}
+#examples .grid-container {{height: auto; grid-template: none / repeat(4, minmax(0, 1fr)); grid-auto-rows: auto}}
+#examples .thumbnail-item {{aspect-ratio: 1; height: auto}}
+@media (max-width: 600px) {{
+  .beside figure {{flex-basis: 130px}}
+  .beside > div {{flex-basis: 170px}}
+  #prediction td.bar {{display: none}}
+  button[role=tab] {{padding-inline: 8px !important}}
+  #examples .grid-container {{grid-template-columns: repeat(8, minmax(0, 1fr)); gap: 4px}}
+}}
 """
 
 ONE_AT_A_TIME = {"concurrency_id": "models", "concurrency_limit": 1}
@@ -84,14 +107,15 @@ class Page:
             with gr.Row():
                 with gr.Column(scale=1, min_width=300):
                     self._lay_out_inputs()
-                with gr.Column(scale=2, min_width=300, visible=False) as self.results:
+                with gr.Column(scale=2, min_width=300):
                     self._lay_out_results()
-            self.picture = gr.State(self.examples[2])
+            self.picture = gr.State(self.examples[FIRST])
             self.explained = gr.State(time_to_live=HOUR)
             self.class_outputs = [
                 self.explained,
                 self.maps,
-                self.region_section,
+                self.downloads,
+                self.region_tab,
                 self.regions,
                 self.difference,
                 self.post_hoc,
@@ -103,39 +127,56 @@ class Page:
         self.file = gr.File(label="Your picture", file_types=["image"], type="filepath", height=140, elem_id="picture")
         self.notice = gr.HTML(elem_id="notice", padding=False)
         self.gallery = gr.Gallery(
-            self.examples, label="Examples", columns=4, allow_preview=False, buttons=[], elem_id="examples"
+            self.examples,
+            label="Examples",
+            columns=4,
+            selected_index=FIRST,
+            allow_preview=False,
+            buttons=[],
+            elem_id="examples",
         )
         self.model = gr.Dropdown(names, value=names[0], label="Model", elem_id="model")
+        self.opacity = gr.Slider(0, 100, OPACITY, step=1, label="Opacity of the maps in percent", elem_id="opacity")
 
     def _lay_out_results(self) -> None:
-        gr.Markdown("### Prediction")
+        self.training = gr.HTML(elem_id="training", padding=False)
         self.prediction = gr.HTML(elem_id="prediction", padding=False)
         with gr.Row():
-            self.first = gr.Dropdown(label="Class", min_width=180, elem_id="first")
-            self.second = gr.Dropdown(label="compared with", min_width=180, elem_id="second")
-        self.maps = gr.HTML(elem_id="maps", padding=False)
-        with gr.Column(visible=False) as self.region_section:
-            gr.Markdown("### Regions that carry the probability")
-            label = "Locations above this fraction of the map's largest value"
-            self.threshold = gr.Slider(0, 0.95, 0.05, step=0.01, label=label, elem_id="threshold")
-            self.regions = gr.HTML(elem_id="regions", padding=False)
-        gr.Markdown("### Why this class and not the other")
-        self.difference = gr.HTML(elem_id="difference", padding=False)
-        gr.Markdown("### Beside post-hoc methods")
-        self.post_hoc = gr.HTML(elem_id="post_hoc", padding=False)
+            self.first = gr.Dropdown(label="Class", min_width=140, elem_id="first")
+            self.second = gr.Dropdown(label="compared with", min_width=140, elem_id="second")
+        with gr.Tabs():
+            with gr.Tab("Maps"):
+                self.maps = gr.HTML(elem_id="maps", padding=False)
+                self.downloads = gr.HTML(elem_id="downloads", padding=False)
+            with gr.Tab("Regions", visible=False) as self.region_tab:
+                gr.Markdown("The bright regions carry the probability of the class.")
+                label = "Locations above this fraction of the map's largest value"
+                self.threshold = gr.Slider(0, 0.95, 0.05, step=0.01, label=label, elem_id="threshold")
+                self.regions = gr.HTML(elem_id="regions", padding=False)
+            with gr.Tab("Difference"):
+                gr.Markdown("Why this class, and not the other?")
+                self.difference = gr.HTML(elem_id="difference", padding=False)
+            with gr.Tab("Post-hoc"):
+                self.post_hoc = gr.HTML(elem_id="post_hoc", padding=False)
 
     def _connect(self) -> None:
         """Connect every control with its function and the parts of the page that the function changes."""
-        explain = {
-            "inputs": [self.picture, self.model, self.threshold],
-            "outputs": [self.notice, self.results, self.prediction, self.first, self.second, *self.class_outputs],
-            **ONE_AT_A_TIME,
-        }
-        self.file.upload(self.upload, self.file, [self.picture, self.file], api_name="upload")
-        self.gallery.select(self.choose_example, outputs=self.picture, api_name=False)
-        self.picture.change(self.explain, **explain, api_name="explain")
-        self.model.input(self.explain, **explain, api_name=False)
-        self.blocks.load(self.explain, **explain, api_name=False)
+        settings = [self.model, self.threshold]
+        outputs = [
+            self.picture,
+            self.notice,
+            self.training,
+            self.prediction,
+            self.first,
+            self.second,
+            *self.class_outputs,
+        ]
+        shown = [self.picture, *settings]
+        answered = [self.file, self.gallery, *outputs]
+        self.file.upload(self.upload, [self.file, *settings], answered, api_name="upload", **ONE_AT_A_TIME)
+        self.gallery.select(self.choose_example, settings, outputs, api_name=False, **ONE_AT_A_TIME)
+        self.model.input(self.explain, shown, outputs, api_name="explain", **ONE_AT_A_TIME)
+        self.blocks.load(self.explain, shown, outputs, api_name=False, **ONE_AT_A_TIME)
         inputs = [self.explained, self.first, self.second, self.threshold]
         self.first.input(self.choose_classes, inputs, self.class_outputs, api_name="choose_classes", **ONE_AT_A_TIME)
         self.second.input(self.choose_classes, inputs, self.class_outputs, api_name=False, **ONE_AT_A_TIME)
@@ -147,26 +188,35 @@ class Page:
             show_progress="hidden",
             api_name="move_threshold",
         )
+        self.opacity.change(None, self.opacity, js=SET_OPACITY, api_name=False)
 
-    def choose_example(self, event: gr.SelectData) -> str:
-        """Return the file of an example."""
-        return self.examples[event.index]
+    def choose_example(self, model_name: str, threshold: float, event: gr.SelectData) -> list[Any]:
+        """Explain an example."""
+        return self.explain(self.examples[event.index], model_name, threshold)
 
-    def upload(self, path: str) -> tuple[str, None]:
-        """Return the file of an upload, and an empty field for the next one."""
-        return path, None
+    def upload(self, path: str, model_name: str, threshold: float) -> list[Any]:
+        """Explain an upload, take the frame from the examples, and empty the upload field for the next file."""
+        answer = self.explain(path, model_name, threshold)
+        is_shown = answer[0] == path
+        return [None, gr.update(selected_index=NO_EXAMPLE) if is_shown else gr.skip(), *answer]
 
     def explain(self, path: str, model_name: str, threshold: float) -> list[Any]:
-        """Explain a new picture, or the same picture by another model. Everything on the page changes."""
+        """Explain a new picture, or the same picture by another model; where that fails, only a notice changes."""
         try:
-            picture = read_user_image(path)
+            return self._explain(path, model_name, threshold)
         except ValueError as error:
-            return self._show_error(str(error))
-        explained = self.models[model_name].explain(picture.image)
+            notice = views.render_notice(f"{error} The page still shows the picture before.", is_error=True)
+            return [gr.skip(), notice, *[gr.skip()] * (4 + len(self.class_outputs))]
+
+    def _explain(self, path: str, model_name: str, threshold: float) -> list[Any]:
+        """Return the values of everything on the page that a new picture changes."""
+        picture, model = read_user_image(path), self.models[model_name]
+        explained = model.explain(picture.image, Path(path).name)
         choices = [(label, index) for index, label in enumerate(explained.labels)]
         return [
+            path,
             views.render_notice(picture.remark),
-            gr.update(visible=True),
+            views.render_sentence(model.training, "notice"),
             views.render_prediction(explained),
             gr.update(choices=choices, value=explained.classes[0]),
             gr.update(choices=choices, value=explained.classes[-1], visible=len(choices) > 1),
@@ -191,17 +241,12 @@ class Page:
         return [
             explained,
             views.render_maps(explained),
+            views.render_downloads(explained),
             gr.update(visible=explained.adds_up),
             views.render_regions(explained, threshold),
             views.render_difference(explained),
             views.render_post_hoc(explained, explanations, reasons, is_vanilla=model.vanilla is not None),
         ]
-
-    def _show_error(self, message: str) -> list[Any]:
-        """Return a notice, and hide the results."""
-        hidden = gr.update(visible=False)
-        notice = views.render_notice(message, is_error=True)
-        return [notice, hidden, "", gr.skip(), gr.skip(), None, "", hidden, "", "", ""]
 
 
 def _draw_examples(folder: Path) -> list[str]:

@@ -1,41 +1,48 @@
-"""Render an explained image as HTML: tiles of pictures with captions, and tables.
+"""Render an explained image as HTML: tiles of pictures with captions, tables, and files to download.
 
-Every number is text beside its picture, so that it can be read aloud, copied and tested. Class names come
-from models, and are escaped like all text.
+- Every number is text beside its picture, so that it can be read aloud, copied and tested.
+- A map lies as a picture of its own over the grey photograph, so that the page can change its opacity at once.
+- Class names come from models, and file names from visitors. Both are escaped like all text.
 """
 
 import base64
 import html
 import io
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..figures import Scale, outline, overlay
+from ..figures import Scale, outline, per_class, stack_vertically
 from ..figures.captions import caption_of
 from ..figures.difference import tiers
 from ..figures.drawing import enlarge
 from ..models.explanation import Explanation, Regions
-from ..models.overlays import meaning_of, scale_of, spread, tint
-from ..models.text import format_share
+from ..models.heads import describe_kind
+from ..models.overlays import backdrop, meaning_of, opacities, scale_of, spread
+from ..models.text import format_share, printable
 from .models import ExplainedImage
 
-SIDE = 320
+SIDE = 360
 """Height of the picture in a tile, in pixels."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture with a caption.
+    """A picture with a caption, and perhaps a map over it.
 
     Args:
         caption: Lines of text. The first line is the heading.
         picture: Picture of any size.
+        layer: Map of the same size, transparent where nothing stands out.
     """
 
     caption: str
     picture: Image.Image
+    layer: Image.Image | None = None
 
 
 def render_tiles(tiles: list[Tile]) -> str:
@@ -46,13 +53,38 @@ def render_tiles(tiles: list[Tile]) -> str:
 def _render_tile(tile: Tile) -> str:
     heading, *lines = (html.escape(line) for line in tile.caption.split("\n"))
     text = "<br>".join([f"<strong>{heading}</strong>", *lines])
-    return f'<figure><img src="{_data_url(tile.picture)}" alt="{heading}"><figcaption>{text}</figcaption></figure>'
+    layer = f'<img class="layer" src="{_data_url(tile.layer, "WEBP")}" alt="">' if tile.layer else ""
+    pictures = f'<div class="stack"><img src="{_data_url(tile.picture, "WEBP")}" alt="{heading}">{layer}</div>'
+    return f"<figure>{pictures}<figcaption>{text}</figcaption></figure>"
 
 
-def _data_url(picture: Image.Image) -> str:
+def _data_url(picture: Image.Image, form: str) -> str:
     content = io.BytesIO()
-    picture.save(content, "WEBP", quality=90)
-    return f"data:image/webp;base64,{base64.b64encode(content.getvalue()).decode()}"
+    picture.save(content, form, quality=90)
+    return f"data:image/{form.lower()};base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+def _map_tile(caption: str, canvas: Image.Image, values: Tensor, scale: Scale) -> Tile:
+    """Lay a map over a picture.
+
+    Args:
+        caption: Caption of the tile.
+        canvas: Picture of H×W pixels.
+        values: Map (H, W).
+        scale: Colours of the values.
+    """
+    strengths = scale.strengths(values)
+    pixels = np.concatenate([scale.paint(strengths), 255 * opacities(strengths)[..., None]], axis=-1)
+    return Tile(caption, backdrop(canvas, scale), Image.fromarray(pixels.round().astype(np.uint8), "RGBA"))
+
+
+def _render_colour_bar(scale: Scale, labels: list[str] | None = None) -> str:
+    """Render the colours of a scale, with labels below the ends and the middle."""
+    low, middle, high = labels or scale.labels()
+    colours = ", ".join(f"rgb{colour}" for colour in scale.colours)
+    look = f'aria-label="Colours from {low} to {high}" style="background: linear-gradient(90deg, {colours})"'
+    ticks = "".join(f"<span>{label}</span>" for label in (low, middle, high))
+    return f'<div class="scale"><div role="img" {look}></div>{ticks}</div>'
 
 
 def _render_beside(tile: Tile, content: str) -> str:
@@ -60,9 +92,14 @@ def _render_beside(tile: Tile, content: str) -> str:
     return f'<div class="beside">{_render_tile(tile)}<div>{content}</div></div>'
 
 
-def render_sentence(text: str) -> str:
-    """Render a paragraph, or nothing for an empty text."""
-    return f"<p>{html.escape(text)}</p>" if text else ""
+def render_sentence(text: str, name: str = "") -> str:
+    """Render a paragraph, or nothing for an empty text.
+
+    Args:
+        text: Text of the paragraph.
+        name: Class of the paragraph in the style sheet.
+    """
+    return f'<p class="{name}">{html.escape(text)}</p>' if text else ""
 
 
 def render_notice(text: str, is_error: bool = False) -> str:
@@ -75,18 +112,15 @@ def render_prediction(explained: ExplainedImage, count: int = 5) -> str:
     labels = explained.labels
     values, indices = explained.probabilities.topk(min(count, len(labels)))
     rows = [
-        f'<tr><th scope="row">{html.escape(labels[index])}</th><td>{_format_percent(value)}</td>'
+        f'<tr><th scope="row">{html.escape(labels[index])}</th><td>{html.escape(format_share(value))}</td>'
         f'<td class="bar"><div style="width: {100 * value:.1f}%"></div></td></tr>'
         for index, value in zip(indices.tolist(), values.tolist(), strict=True)
     ]
     others = len(labels) - len(rows)
     table = f"<table>{''.join(rows)}</table>"
     remark = render_sentence(f"and {others} less probable classes" if others else "")
-    return _render_beside(Tile("what the model saw", enlarge(explained.image, SIDE)), table + remark)
-
-
-def _format_percent(value: float) -> str:
-    return f"{value:.2%}" if value >= 5e-5 else "under 0.01%"
+    caption = f"{printable(explained.file)}\nas the model saw it"
+    return _render_beside(Tile(caption, enlarge(explained.image, SIDE)), table + remark)
 
 
 def render_maps(explained: ExplainedImage) -> str:
@@ -96,14 +130,45 @@ def render_maps(explained: ExplainedImage) -> str:
         maps = explanation.maps[0].cpu()
         scale = scale_of(maps, kind)
         tiles = [
-            Tile(caption_of(explanation, explained.labels, 0, rank), tint(canvas, spread(values, canvas), scale))
+            _map_tile(caption_of(explanation, explained.labels, 0, rank), canvas, spread(values, canvas), scale)
             for rank, values in enumerate(maps)
         ]
-        low, _, high = scale.labels()
         parts.append(f"<h3>{explanation.map_kind.title}</h3>")
-        parts.append(render_sentence(f"{meaning_of(kind)} Colours from {low} to {high} in each cell."))
+        parts.append(render_sentence(describe_kind(kind).introduction or meaning_of(kind)))
         parts.append(render_tiles(tiles))
+        parts.append(_render_colour_bar(scale))
+        parts.append(render_sentence(f"Values of these maps: {scale.describe_range(maps)} in a cell.", "small"))
     return "".join(parts)
+
+
+def render_downloads(explained: ExplainedImage) -> str:
+    """Render links to a picture of all maps, and to their numbers as JSON. The files are a part of the page."""
+    stem = Path(explained.file).stem
+    sheets = [per_class(explained.image, one, explained.labels) for one in explained.explanations.values()]
+    numbers = base64.b64encode(json.dumps(describe(explained)).encode()).decode()
+    files = {
+        "picture": (f"{stem}-explained.png", _data_url(stack_vertically(sheets), "PNG")),
+        "numbers (JSON)": (f"{stem}-explained.json", f"data:application/json;base64,{numbers}"),
+    }
+    links = [
+        f'<a class="download" download="{html.escape(name)}" href="{url}">Download {title}</a>'
+        for title, (name, url) in files.items()
+    ]
+    return f"<p>{''.join(links)}</p>"
+
+
+def describe(explained: ExplainedImage) -> dict[str, object]:
+    """Return the prediction and the maps of the chosen classes, for JSON."""
+    labels, best = explained.labels, int(explained.probabilities.argmax())
+    return {
+        "file": printable(explained.file),
+        "model": explained.model,
+        "label": labels[best],
+        "score": float(explained.probabilities[best]),
+        "probabilities": dict(zip(labels, explained.probabilities.tolist(), strict=True)),
+        "explained": [labels[index] for index in explained.classes],
+        "maps": {kind: explanation.maps[0].tolist() for kind, explanation in explained.explanations.items()},
+    }
 
 
 def render_regions(explained: ExplainedImage, threshold: float) -> str:
@@ -137,14 +202,12 @@ def render_difference(explained: ExplainedImage) -> str:
     canvas, values = enlarge(explained.image, SIDE), explained.explanation.difference()[0].float().cpu()
     first, second = (explained.labels[index] for index in explained.classes)
     scale = Scale.of(values, diverging=True, percent=explained.adds_up)
-    low, _, high = scale.labels()
-    tile = Tile(f"{first} minus {second}", tint(canvas, spread(values, canvas, smooth=False), scale))
-    text = render_sentence(
-        f"Orange: more evidence for {first}, up to {high} in a cell. Blue: for {second}, down to {low}."
-    )
+    tile = _map_tile(f"{first} minus {second}", canvas, spread(values, canvas, smooth=False), scale)
+    text = render_sentence(f"Orange: more evidence for {first}. Blue: more evidence for {second}.")
+    text += _render_colour_bar(scale)
     if explained.adds_up:
         text += _render_tiers(values, 1, first) + _render_tiers(values, -1, second)
-        total = format_share(float(values.double().sum()), "+", 2)
+        total = format_share(float(values.double().sum()), "+")
         text += render_sentence(f"All cells add up to the difference of the probabilities: {total}")
     else:
         mean = float(values.double().mean())
@@ -155,7 +218,7 @@ def render_difference(explained: ExplainedImage) -> str:
 def _render_tiers(values: Tensor, sign: int, name: str) -> str:
     """Render the sums of the strongest cells for one of two classes."""
     items = [
-        f"<li>{tier.title} ({count} cell{'s' if count != 1 else ''}): {_format_percent(abs(tier.total))}</li>"
+        f"<li>{tier.title} ({count} cell{'s' if count != 1 else ''}): {html.escape(format_share(abs(tier.total)))}</li>"
         for tier, count in ((tier, int(tier.cells.sum())) for tier in tiers(values, sign))
     ]
     return f"<p>For {html.escape(name)}:</p><ul>{''.join(items)}</ul>" if items else ""
@@ -184,9 +247,9 @@ def render_post_hoc(
 
 def _render_heatmaps(explained: ExplainedImage, others: dict[str, Explanation]) -> str:
     """Render heat maps of the first chosen class, each on a scale of its own."""
-    canvas, tiles = enlarge(explained.image, SIDE), []
+    canvas, tiles, scale = enlarge(explained.image, SIDE), [], Scale(1.0)
     own = explained.explanation
     for name, explanation in {own.map_kind.title: own, **others}.items():
         heat = explanation.heatmaps((SIDE, canvas.width))[0, 0].cpu()
-        tiles.append(Tile(name if heat.any() else f"{name}\nnothing stands out", overlay(canvas, heat)))
-    return render_tiles(tiles)
+        tiles.append(_map_tile(name if heat.any() else f"{name}\nnothing stands out", canvas, heat, scale))
+    return render_tiles(tiles) + _render_colour_bar(scale, ["minimum", "", "maximum"])

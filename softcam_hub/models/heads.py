@@ -178,7 +178,17 @@ class SoftCAMHead(EvidenceHead):
 
     family = "softcam"
     title = "SoftCAM"
-    map_kinds = (MapKind("softcam", "SoftCAM", composition="mean", signed=True), CAM)
+    map_kinds = (
+        MapKind(
+            "softcam",
+            "SoftCAM",
+            composition="mean",
+            signed=True,
+            introduction="SoftCAM shows the evidence of each place for the class (orange) or against it (blue); the "
+            "mean over all places is the logit of the class.",
+        ),
+        CAM,
+    )
     keeps_logits = True
     card = SOFTCAM_CARD
 
@@ -206,11 +216,19 @@ class CAPEHead(EvidenceHead):
     family = "cape"
     title = "CAPE"
     map_kinds = (
-        MapKind("cape", "CAPE", composition="sum"),
+        MapKind(
+            "cape",
+            "CAPE",
+            composition="sum",
+            introduction="CAPE divides the probability of a class among the places of the picture, so that all cells "
+            "of a map add up to it.",
+        ),
         MapKind(
             "mu-cape",
             "μ-CAPE",
             caption="Class evidence plus its mean over the classes, where that is positive: it ranks locations.",
+            introduction="μ-CAPE shows every place with evidence for a class, also evidence that several classes "
+            "share: it ranks places, and adds up to nothing.",
         ),
         CAM,
     )

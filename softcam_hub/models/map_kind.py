@@ -26,6 +26,8 @@ class MapKind:
         composition: Rule by which cells make up the prediction, or None for maps that only rank locations.
         signed: A location may speak against the class.
         caption: Sentence for figures. The default follows from `composition` and `signed`.
+        introduction: Sentence for readers who meet such maps for the first time, as on the demo page. The default is
+            the one for figures.
         threshold: Default fraction of a map's maximum above which `Explanation.regions` counts a location.
         native: Only this head draws such maps. Post-hoc methods draw the others too, as they draw `cam`.
     """
@@ -35,6 +37,7 @@ class MapKind:
     composition: Composition | None = None
     signed: bool = False
     caption: str = ""
+    introduction: str = ""
     threshold: float = 0.05
     native: bool = True
 

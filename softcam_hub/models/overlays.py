@@ -63,7 +63,8 @@ class Scale:
         return [self.format(value) for value in (low, (low + self.high) / 2, self.high)]
 
     def format(self, value: float) -> str:
-        """Write a value in the unit of the scale."""
+        """Write a value in the unit of the scale; values too small for its colours are zero."""
+        value = value if abs(value) >= self.high / 1000 else 0.0
         factor, unit = (100, "%") if self.percent else (1, "")
         return f"{factor * value:{'+' if self.diverging and value else ''}.3g}{unit}"
 
@@ -179,4 +180,5 @@ def opacities(strengths: np.ndarray) -> np.ndarray:
     """
     sizes = np.abs(strengths)
     least = abs(np.clip(0, strengths.min(), strengths.max()))
-    return FAINTEST * np.sqrt(sizes) + (1 - FAINTEST) * np.sqrt(sizes - least)
+    contrast = 1 - least / np.maximum(sizes, np.finfo(float).tiny)
+    return np.sqrt(sizes) * (FAINTEST + (1 - FAINTEST) * contrast)

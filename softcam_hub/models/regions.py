@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .text import format_share
+
 
 @dataclass(frozen=True)
 class Regions:
@@ -28,4 +30,4 @@ class Regions:
         """
         count, total = int(self.mask[image, rank].sum()), self.mask[image, rank].numel()
         share, probability = float(self.share[image, rank]), float(self.probabilities[image, rank])
-        return f"{count} of {total} locations carry {share:.1%} of this class's {probability:.1%}"
+        return f"{count} of {total} locations carry {format_share(share)} of this class's {format_share(probability)}"
