@@ -15,12 +15,15 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock, Timeout
 
 from .files import is_draft, read_mapping, remove_drafts, write_json
 from .models.text import printable
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
 
@@ -237,6 +240,26 @@ class OutputFolder:
             remove_drafts(self.path / parent)
             if not any((self.path / parent).iterdir()):
                 (self.path / parent).rmdir()
+
+
+def in_main_process(state: "Accelerator", action: Callable[[], Any]) -> None:
+    """Act in the main process, while the others wait; where the action is refused, all processes raise the error.
+
+    Args:
+        state: Accelerator of this process.
+        action: Function without arguments, such as one that locks or claims the output folder.
+    """
+    from accelerate.utils import broadcast_object_list
+
+    problem: Exception | None = None
+    if state.is_main_process:
+        try:
+            action()
+        except (OSError, ValueError) as error:
+            problem = error
+    (problem,) = broadcast_object_list([problem])
+    if problem is not None:
+        raise problem
 
 
 def _with_article(purpose: str) -> str:

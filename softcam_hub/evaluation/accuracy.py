@@ -8,7 +8,7 @@
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from ..loading import LoadedClassifier, load_classifier
 from ..models.conversion import convert
 from ..models.heads import HEADS
 from ..models.modeling import model_class
+from ..output_folder import in_main_process
 from .config import make_settings
 from .folder import TABLE2, TABLE2_ROWS, benchmark_folder
 from .models import VANILLA, one_label_message
@@ -63,7 +64,8 @@ def accuracy(
     if not runs and vanilla is None:
         raise ValueError("there is nothing to measure: name training runs, or a classifier with vanilla")
     state, folder = Accelerator(), benchmark_folder(config.output)
-    with folder.locked("continue") if state.is_main_process else nullcontext():
+    with ExitStack() as stack:
+        in_main_process(state, lambda: stack.enter_context(folder.locked("continue")))
         rows = [read_run(Path(run)) for run in runs]
         if vanilla is not None:
             classifier, splits = load_classifier(vanilla), load_splits(without_unused_images(data, config.split))

@@ -11,7 +11,7 @@ output/
 
 import logging
 import zlib
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from ..data.samples import Samples
 from ..data.splits import Splits, load_splits
 from ..files import write_json_lines, write_text
 from ..loading import load_classifier
-from ..output_folder import OutputFolder, Use
+from ..output_folder import OutputFolder, Use, in_main_process
 from . import report
 from .config import GRID, LOCALISATION, SENSITIVITY, BenchmarkConfig, make_settings
 from .folder import CURVES, ROWS, TABLE1, VALUES, benchmark_folder, claim_folder
@@ -85,7 +85,8 @@ def benchmark(
     config, data = make_settings(output=str(output), **settings)
     state = Accelerator()  # PartialState alone ignores ACCELERATE_USE_CPU
     folder = benchmark_folder(output)
-    with folder.locked(_use(config)) if state.is_main_process else nullcontext():
+    with ExitStack() as stack:
+        in_main_process(state, lambda: stack.enter_context(folder.locked(_use(config))))
         classifier = load_classifier(model)
         other = None if vanilla is None else load_classifier(vanilla)
         names = {MODEL: classifier.name, VANILLA: None if other is None else other.name}
@@ -121,10 +122,9 @@ def _measure(
         # try the explainers, and claim the folder only when everything that can be refused has been checked
         classifiers, impossible = _make_classifiers(config, pair, assigned, splits, samples)
         settings = _describe_run(config, data, names, classifiers, samples) | versions(state.device)
+        in_main_process(state, lambda: claim_folder(folder, settings, _use(config)))
         if state.is_main_process:
-            claim_folder(folder, settings, _use(config))
             _log_left_out(left_out | impossible)
-        state.wait_for_everyone()
         shards = Shards(folder.path, samples, classifiers, config)
         shards.compute(state)
     state.wait_for_everyone()

@@ -12,7 +12,7 @@ output/
 """
 
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from ..data.splits import Splits, load_splits
 from ..data.streaming import EndlessImageDataset, StreamedImageDataset
 from ..data.transforms import make_transforms
 from ..files import copy_file
-from ..output_folder import LOCK, RECORD, OutputFolder
+from ..output_folder import LOCK, RECORD, OutputFolder, in_main_process
 from .checkpoint import delete_best
 from .checks import check_launcher, check_run
 from .config import Config
@@ -80,7 +80,8 @@ def _run_in_folder(config: Config, splits: Splits | None = None) -> dict[str, An
     began = time.monotonic()
     accelerator = make_accelerator(config, Path(config.run.output))
     folder = output_folder(config)
-    with folder.locked(intended_use(config)) if accelerator.is_main_process else nullcontext():
+    with ExitStack() as stack:
+        in_main_process(accelerator, lambda: stack.enter_context(folder.locked(intended_use(config))))
         return _check_and_train(folder, config, accelerator, splits, began)
 
 
@@ -126,15 +127,19 @@ def _check_and_train(
     if accelerator.is_main_process:
         accelerator.print(describe_run(config, splits, model, start, accelerator))
         warn_of_surprises(given, splits, start)
-        check_disk_space(model, output)
-        folder.claim(intended_use(config))
-        write_settings(config)
-    accelerator.wait_for_everyone()
+    in_main_process(accelerator, lambda: _claim(folder, config, model))
     check_shared(output)
 
     if config.model.candidates():
         return _choose_temperature(config, accelerator, splits)
     return _train(config, accelerator, splits, model, began)
+
+
+def _claim(folder: OutputFolder, config: Config, model: nn.Module) -> None:
+    """Make the folder that of this run, if the disk has room for it."""
+    check_disk_space(model, folder.path)
+    folder.claim(intended_use(config))
+    write_settings(config)
 
 
 def _choose_temperature(config: Config, accelerator: Accelerator, splits: Splits) -> dict[str, Any]:
