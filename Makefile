@@ -5,9 +5,10 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 # two files at a time, with one thread each: threads of two processes get in each other's way
 TESTS := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
+FRESH := build/fresh
 AS_ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
 
-.PHONY: help demo test test-all chromium lint docs bench reproduce reproduce-large claims table cards peer-tests kills clean
+.PHONY: help demo test test-all chromium lint docs dist bench reproduce reproduce-large claims table cards peer-tests kills clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 17
@@ -45,6 +46,17 @@ $(VENV)/.docs: pyproject.toml
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[docs]'
 	touch $@
 
+dist: $(STAMP) ## build sdist and wheel, check them, and run README's snippet with the wheel in a fresh environment
+	$(RUN) -m pip install --quiet --disable-pip-version-check build twine
+	rm -rf dist $(FRESH)
+	$(RUN) -m build
+	$(RUN) -m twine check --strict dist/*
+	$(PYTHON) -m venv $(FRESH)/venv
+	$(FRESH)/venv/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl pytest
+	mkdir $(FRESH)/source  # the tests of the sdist, without its softcam_hub/: only the wheel has the package
+	tar -xzf dist/*.tar.gz -C $(FRESH)/source --strip-components=1 --exclude='softcam_hub-*/softcam_hub'
+	cd $(FRESH)/source && ../venv/bin/python -m pytest tests/test_docs.py -k snippet
+
 bench: $(STAMP) ## measure speed side by side, then derive the tables of README and docs/ from the rows
 	$(RUN) -m benchmarks.speed.heads
 	$(RUN) -m benchmarks.speed.import_time
@@ -79,4 +91,4 @@ kills: $(STAMP) ## kill commands at random moments, 50 times in all (ten minutes
 	$(RUN) -m benchmarks.tables
 
 clean: ## remove the virtual environment and what was made
-	rm -rf $(VENV) .peers demo_output site .pytest_cache .ruff_cache
+	rm -rf $(VENV) .peers build dist demo_output site .pytest_cache .ruff_cache

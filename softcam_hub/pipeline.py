@@ -21,16 +21,6 @@ class ImageExplanationPipeline(Pipeline):
 
     Inputs are PIL images, paths, URLs or arrays (H, W, 3) of bytes, one or a list, and are read as in
     training. The image at a URL may have 64 MB and 50 million pixels, and its download may take 60 s.
-
-    Args:
-        top_k: Number of most probable classes to explain, 1 by default.
-        classes: Labels or indices of the classes to explain instead.
-        kind: Kind of map: `softcam`, `cape`, `mu-cape` or `cam`.
-        timeout: Seconds that the download of a URL may take in all, in place of 60.
-
-    Returns:
-        A list for each image, with a dictionary for each class: `label`, `score`, `map` (a tensor (H, W) at
-        the resolution of the features) and `heatmap` (a PIL image of the map over the input of the model).
     """
 
     _load_processor = False
@@ -38,11 +28,33 @@ class ImageExplanationPipeline(Pipeline):
     _load_feature_extractor = False
     _load_tokenizer = False
 
-    def __call__(self, images: Any, **options: Any) -> Any:
-        """Explain one image or a list of them, as the class describes."""
+    def __call__(
+        self,
+        images: Any,
+        *,
+        top_k: int | None = None,
+        classes: int | str | Sequence[int | str] | None = None,
+        kind: str | None = None,
+        timeout: float | None = None,
+        **options: Any,
+    ) -> Any:
+        """Explain one image or a list of them.
+
+        Args:
+            images: Image, path, URL or array, or a list of them.
+            top_k: Number of most probable classes to explain, 1 by default.
+            classes: Labels or indices of the classes to explain instead.
+            kind: Kind of map: `softcam`, `cape`, `mu-cape` or `cam`.
+            timeout: Seconds that the download of a URL may take in all, in place of 60.
+            **options: Options that every pipeline takes, such as `batch_size`.
+
+        Returns:
+            A list for each image, with a dictionary for each class: `label`, `score`, `map` (a tensor (H, W) at
+            the resolution of the features) and `heatmap` (a PIL image of the map over the input of the model).
+        """
         if isinstance(images, list | tuple) and not images:
             raise ValueError("there is no image to explain: expected an image or a list of images, got an empty list")
-        return super().__call__(images, **options)
+        return super().__call__(images, top_k=top_k, classes=classes, kind=kind, timeout=timeout, **options)
 
     def _sanitize_parameters(
         self,

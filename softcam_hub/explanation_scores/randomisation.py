@@ -19,7 +19,7 @@ from .predictions import Explain, explain_images
 class RandomisationStep(NamedTuple):
     """Similarity of the maps before and after `layer` and all layers above it got random weights.
 
-    Args:
+    Attributes:
         layer: Name of the module.
         rank_correlation: Spearman correlation of the maps, (B,) in [-1, 1]; 0 where a map is constant.
         ssim: Structural similarity of the heat maps, (B,) in [-1, 1].

@@ -38,7 +38,7 @@ _NOT_PREPROCESSING = (
 class EvidenceConfig(PreTrainedConfig):
     """Describe a model of any family. Families with settings of their own have a subclass.
 
-    Args:
+    Attributes:
         architecture: Name that `softcam_hub.build` takes, such as `cape_resnet50`.
         model_args: Options of the head (`naive`), and arguments of the timm architecture (`img_size`, `output_stride`,
             `in_chans`, ...).
@@ -206,7 +206,7 @@ def _count(settings: dict[str, Any]) -> int:
 class SoftCAMConfig(EvidenceConfig):
     """Describe a SoftCAM model: logits are the mean of the maps, trained with cross-entropy and ElasticNet.
 
-    Args:
+    Attributes:
         l1: Weight of mean|M'|; above zero makes maps sparse.
         l2: Weight of mean M'².
     """
@@ -236,7 +236,7 @@ class SoftCAMConfig(EvidenceConfig):
 class CAPEConfig(EvidenceConfig):
     """Describe a CAPE model: maps are probabilities that sum to the prediction.
 
-    Args:
+    Attributes:
         mode: `direct`, `from-scratch` or `post-fit` (`losses.Bootstrap`); the last two hold a teacher.
         alpha: Weight of the cross-entropy. The default is that of the mode.
         beta: Weight of the divergence from the teacher. The default is that of the mode.
