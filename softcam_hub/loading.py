@@ -25,11 +25,12 @@ from .models.classifier import Classifier
 from .models.explanation import Explanation
 from .models.heads import HEADS
 from .models.inputs import ImageInput
-from .models.label_kind import is_multi_label, written_multi_label
+from .models.label_kind import is_multi_label
 from .models.map_kind import KindName
 from .models.preprocessing import check_model_args, check_pretrained_cfg
 from .models.saved_format import check_registered
 from .models.self_explaining import SelfExplaining
+from .models.vanilla import read_wrapper
 
 CONFIG = "config.json"
 
@@ -151,30 +152,13 @@ def _describe_module(module: nn.Module) -> LoadedClassifier:
             model = load_classifier(folder).model
         return _describe(model, _architecture_of(model), model.pretrained_cfg)
     if isinstance(wrapped := getattr(module, "timm_model", None), nn.Module):
-        return _describe(wrapped, _architecture_of(wrapped), *_read_wrapper(module))
+        return _describe(wrapped, _architecture_of(wrapped), *read_wrapper(module))
     if not getattr(module, "num_classes", None) or not hasattr(module, "pretrained_cfg"):
         raise TypeError(
             f"a {type(module).__name__} does not say how many classes it has (num_classes) or what its images are "
             "(pretrained_cfg): expected a timm model or a model of softcam_hub; create_explainer takes any module"
         )
     return _describe(module, _architecture_of(module), module.pretrained_cfg)
-
-
-def _read_wrapper(wrapper: nn.Module) -> tuple[dict[str, Any], bool | None]:
-    """Return the description of images and classes in the configuration of a `TimmWrapper`, and the kind of labels."""
-    config = wrapper.config
-    cfg = {**wrapper.timm_model.pretrained_cfg, **(getattr(config, "pretrained_cfg", None) or {})}
-    names = [config.id2label[index] for index in range(config.num_labels)]
-    if names != [f"LABEL_{index}" for index in range(config.num_labels)]:  # transformers' names for unnamed classes
-        cfg["label_names"] = names
-    multi_label = written_multi_label({"problem_type": config.problem_type, "model_args": config.model_args})
-    trained = getattr(wrapper.timm_model, "multi_label", None)
-    if None not in (multi_label, trained) and multi_label != trained:
-        raise ValueError(
-            f"problem_type={config.problem_type!r} was given at load, but the model was trained with "
-            f"{'several labels' if trained else 'one label'} per image: leave problem_type out"
-        )
-    return cfg, multi_label
 
 
 def _describe(model: nn.Module, name: str, cfg: Mapping[str, Any], multi_label: bool | None = None) -> LoadedClassifier:

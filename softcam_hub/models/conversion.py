@@ -9,37 +9,41 @@ from torch import nn
 from .backbone import TimmModule
 from .classifier import Classifier, build
 from .evaluation_mode import evaluation_mode
-from .heads import HEADS
-from .label_kind import is_multi_label
+from .heads import HEADS, Family
+from .vanilla import find_vanilla
 from .weights import converted_weights, derive_cfg, restore_cfg, set_linear_classifier
 
 
-def convert(vanilla: nn.Module, family: str = "softcam") -> Classifier:
-    """Make a timm classifier self-explaining, with its own weights.
+def convert(vanilla: nn.Module, family: Family = "softcam") -> Classifier:
+    """Make a timm classifier self-explaining, with its own weights and labels.
+
+    A SoftCAM model gives the logits of the vanilla classifier. A CAPE model gives others, and is better trained.
+
+        vanilla = timm.create_model("resnet50", pretrained=True)
+        explanation = softcam_hub.convert(vanilla).explain(images, top_k=2)
 
     Args:
-        vanilla: Model from `timm.create_model`.
+        vanilla: Model from `timm.create_model`, or `TimmWrapperForImageClassification` of transformers.
         family: Family of the head, such as `softcam` (the same logits) or `cape` (the paper's off-the-shelf
             configuration).
     """
     if family not in HEADS:
         raise ValueError(f"unknown family {family!r}: expected one of {', '.join(HEADS)}")
-    architecture = getattr(vanilla, "pretrained_cfg", {}).get("architecture")
-    if architecture is None or not timm.is_model(architecture):
-        raise TypeError(f"convert() takes a model from timm.create_model, got {type(vanilla).__name__}")
-    if not vanilla.num_classes:
+    timm_model, known, multi_label = find_vanilla(vanilla)
+    architecture = timm_model.pretrained_cfg["architecture"]
+    if not timm_model.num_classes:
         raise ValueError(f"{architecture} has num_classes=0: there is no classifier to convert")
-    recorded = getattr(vanilla, "_model_args", {})
-    args = {**recorded, "num_classes": vanilla.num_classes, "global_pool": None}
-    if is_multi_label(vanilla):
+    recorded = getattr(timm_model, "_model_args", {})
+    args = {**recorded, "num_classes": timm_model.num_classes, "global_pool": None}
+    if multi_label:
         args["multi_label"] = True
-    cfg = PretrainedCfg(**{k: v for k, v in vanilla.pretrained_cfg.items() if k != "state_dict"})
+    cfg = PretrainedCfg(**{name: value for name, value in known.items() if name != "state_dict"})
     model = build(f"{family}_{architecture}", pretrained_cfg=derive_cfg(cfg, f"{family}_{architecture}"), **args)
     _refuse_inexact(model, f"{architecture} cannot be converted with its classifier")
-    weight = next(vanilla.parameters())
-    model = model.to(weight.device, weight.dtype).train(vanilla.training)
-    model.load_state_dict(converted_weights(vanilla, model))
-    _check_conversion(vanilla, model)
+    weight = next(timm_model.parameters())
+    model = model.to(weight.device, weight.dtype).train(timm_model.training)
+    model.load_state_dict(converted_weights(timm_model, model))
+    _check_conversion(timm_model, model)
     model._model_args = args  # what timm records when it makes a model, so that it can be saved and rebuilt
     return model
 

@@ -174,8 +174,8 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
         """Make the Hugging Face model of a timm model, with its weights.
 
         Args:
-            source: Name with or without tag (`cape_resnet50.a1_in1k`), vanilla timm classifier, or timm model of this
-                package.
+            source: Name with or without tag (`cape_resnet50.a1_in1k`), timm model of this package, or anything that
+                `softcam_hub.convert` takes.
             pretrained: Load the weights of a named model.
             model_args: Arguments of the timm architecture, and options of the head.
             cache_dir: Folder of downloads.
@@ -260,15 +260,16 @@ def _preprocessing(classifier: Classifier) -> dict[str, Any]:
 
 
 def _labels(classifier: Classifier, pretrained: bool) -> dict[str, Any]:
-    """Return the class names of a pretrained classifier where timm has them, and otherwise their number.
+    """Return the class names that a classifier carries or, with timm's weights, timm knows; otherwise their number.
 
     Args:
         classifier: Classifier whose classes are to be named.
         pretrained: The classifier holds timm's weights, whose classes timm may know.
     """
-    subset = infer_imagenet_subset(classifier) if pretrained else None
-    if subset is None:
+    names = classifier.pretrained_cfg.get("label_names")
+    if (not names or len(names) != classifier.num_classes) and pretrained:
+        subset = infer_imagenet_subset(classifier)
+        names = subset and [ImageNetInfo(subset).index_to_description(index) for index in range(classifier.num_classes)]
+    if not names or len(names) != classifier.num_classes:
         return {"num_labels": classifier.num_classes}
-    info = ImageNetInfo(subset)
-    names = [info.index_to_description(index) for index in range(classifier.num_classes)]
     return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
