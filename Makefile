@@ -33,9 +33,10 @@ chromium: ## Debian's browser, which the tests of the demo page drive; installed
 	  || { echo "Chromium cannot be installed here (it takes apt-get, a network, and root or sudo):" \
 	       "install it by hand as 'chromium', or run 'make test', which needs no browser" >&2; exit 1; }
 
-lint: $(STAMP) ## ruff, and the model cards against their rows
+lint: $(STAMP) ## ruff, mypy, and the model cards against their rows
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 	$(RUN) -m tools.render_cards --check
 
 docs: $(VENV)/.docs ## build the documentation into site/; a warning is an error
@@ -91,4 +92,4 @@ kills: $(STAMP) ## kill commands at random moments, 50 times in all (ten minutes
 	$(RUN) -m benchmarks.tables
 
 clean: ## remove the virtual environment and what was made
-	rm -rf $(VENV) .peers build dist demo_output site .pytest_cache .ruff_cache
+	rm -rf $(VENV) .peers build dist demo_output site .pytest_cache .ruff_cache .mypy_cache

@@ -20,16 +20,16 @@ from timm.models._hub import download_from_hf
 from torch import nn
 
 from .files import read_mapping
+from .models.backbone import TimmModule
 from .models.classes import Classes, name_classes
-from .models.classifier import Classifier
 from .models.explanation import Explanation
 from .models.heads import HEADS
 from .models.inputs import ImageInput
 from .models.label_kind import is_multi_label
 from .models.map_kind import KindName
 from .models.preprocessing import check_model_args, check_pretrained_cfg
+from .models.pretrained import EvidencePreTrainedModel
 from .models.saved_format import check_registered
-from .models.self_explaining import SelfExplaining
 from .models.vanilla import read_wrapper
 
 CONFIG = "config.json"
@@ -51,7 +51,7 @@ class LoadedClassifier:
             them.
     """
 
-    model: nn.Module
+    model: TimmModule
     name: str
     label_names: list[str] | None
     multi_label: bool | None
@@ -114,6 +114,7 @@ def explain(
         top_k: Number of most probable classes to explain when `classes` is not given.
         kind: Kind of map. The default is the kind that the prediction is made of.
     """
+    model: Any
     if isinstance(source, nn.Module):
         model = source
         for name in ("module", "timm_model"):  # of DataParallel, and of transformers' wrapper of timm models
@@ -144,9 +145,9 @@ def _no_maps(name: str) -> TypeError:
     )
 
 
-def _describe_module(module: nn.Module) -> LoadedClassifier:
+def _describe_module(module: TimmModule) -> LoadedClassifier:
     """Describe a module, with the timm model inside a Hugging Face model in its place."""
-    if isinstance(module, SelfExplaining) and not isinstance(module, Classifier):
+    if isinstance(module, EvidencePreTrainedModel):
         with TemporaryDirectory() as folder:
             module.save_pretrained(folder)
             model = load_classifier(folder).model
@@ -171,7 +172,7 @@ def _describe(model: nn.Module, name: str, cfg: Mapping[str, Any], multi_label: 
     return LoadedClassifier(model, name, None if names is None else list(names), multi_label, preprocessing)
 
 
-def _architecture_of(model: nn.Module) -> str:
+def _architecture_of(model: TimmModule) -> str:
     return getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
 
 
@@ -244,7 +245,7 @@ def _download_config(repo_id: str) -> Path:
         ) from error
 
 
-def _create(name: str, source: str | Path, **options: Any) -> nn.Module:
+def _create(name: str, source: str | Path, **options: Any) -> TimmModule:
     """Create a model with its weights through timm, and turn every failure into one ValueError.
 
     Args:

@@ -82,7 +82,7 @@ with gr.Blocks(title="Explanation scores") as demo:
             upload = gr.File(label="or a CSV file", file_types=[".csv"], type="filepath")
             button = gr.Button("Score", variant="primary")
         results = gr.Dataframe(headers=["score", "percent"], label="Scores", interactive=False)
-    upload.upload(read_file, upload, values, api_name=False)
+    upload.upload(read_file, upload, values, api_name=False)  # type: ignore[arg-type]  # gradio takes False, too
     button.click(score, values, results, api_name="score")
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 - `evaluate` copies only the files that this module imports, so that those files import no others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import datasets
@@ -81,7 +81,7 @@ Examples:
 """
 
 
-class ExplanationScores(evaluate.Metric):
+class ExplanationScores(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
     """Average drop, increase in confidence, ADD, ADCC, mIoU and localisation scores, in percent."""
 
     def _info(self) -> evaluate.MetricInfo:
@@ -201,7 +201,7 @@ def identity(values: Tensor) -> Tensor:
     return values
 
 
-MEASURES = {
+MEASURES: dict[str, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
     "average_drop": (average_drop, ("confidence", "kept")),
     "increase_in_confidence": (increase_in_confidence, ("confidence", "kept")),
     "average_drop_in_deletion": (average_drop_in_deletion, ("confidence", "removed")),

@@ -77,7 +77,7 @@ def coherency(maps: Tensor, kept_maps: Tensor) -> Tensor:
     """
     originals = [check_maps(maps), check_maps(kept_maps, "kept_maps")]
     pair = [without_broken(values) for values in originals]
-    check_same_size(*pair, "maps and kept_maps")
+    check_same_size(pair[0], pair[1], "maps and kept_maps")
     defined = [values.amin(dim=(1, 2)) < values.amax(dim=(1, 2)) for values in pair]
     correlation = pearson(pair[0].flatten(1), pair[1].flatten(1))
     return unscored(torch.where(defined[0] & defined[1], (1 + correlation) / 2, 0.0), *originals)

@@ -7,6 +7,8 @@
 - Patches of equal value keep reading order: row by row, from the left.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,7 +24,7 @@ def smallest(values: Tensor) -> float:
     return torch.finfo(values.dtype).tiny
 
 
-def heat(maps: Tensor, size: int | tuple[int, int]) -> Tensor:
+def heat(maps: Tensor, size: int | Sequence[int]) -> Tensor:
     """Compute φ of the papers: positive part, bilinear upsampling, then min-max scaling to [0, 1].
 
     Args:
@@ -36,10 +38,10 @@ def heat(maps: Tensor, size: int | tuple[int, int]) -> Tensor:
     require(
         maps.ndim in (3, 4) and maps.numel() > 0, f"heat() expects maps (B, H, W) or (B, k, H, W), {shape_of(maps)}"
     )
-    size = (size, size) if isinstance(size, int) else tuple(size)
+    height, width = (size, size) if isinstance(size, int) else size
     flat = at_least_float32(maps).flatten(0, -3)  # (B or B·k, H, W)
-    large = F.interpolate(without_broken(flat).relu()[:, None], size=size, mode="bilinear", align_corners=False)
-    return unscored(min_max(large[:, 0]), flat).reshape(*maps.shape[:-2], *size)
+    large = F.interpolate(without_broken(flat).relu()[:, None], (height, width), mode="bilinear", align_corners=False)
+    return unscored(min_max(large[:, 0]), flat).reshape(*maps.shape[:-2], height, width)
 
 
 def min_max(maps: Tensor) -> Tensor:
@@ -96,7 +98,7 @@ def patch_ranks(maps: Tensor, patch: int) -> Tensor:
     return torch.empty_like(order).scatter_(1, order, ranks).view_as(means)
 
 
-def on_pixels(patches: Tensor, patch: int, size: tuple[int, int]) -> Tensor:
+def on_pixels(patches: Tensor, patch: int, size: Sequence[int]) -> Tensor:
     """Spread the value of every patch over its pixels: (B, h, w) -> (B, *size)."""
     return patches.repeat_interleave(patch, dim=1).repeat_interleave(patch, dim=2)[:, : size[0], : size[1]]
 

@@ -9,7 +9,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HFValidationError
@@ -192,7 +192,8 @@ def _finish_card(folder: Path, repo_id: str, present: set[str]) -> str:
     """
     file = folder / "README.md"
     card = file.read_text(encoding="utf-8") if file.exists() else ""
-    if not card or "generated_from_trainer" in (ModelCard(card, ignore_metadata_errors=True).data.tags or []):
+    data: Any = ModelCard(card, ignore_metadata_errors=True).data
+    if not card or "generated_from_trainer" in (data.tags or []):
         card = render_trained_card(load_model_record(folder))
     card = card.replace(PLACEHOLDER_REPO, repo_id)
     try:

@@ -122,14 +122,15 @@ class EvidenceConfig(PreTrainedConfig):
         if num_classes not in (None, self.num_labels):
             raise ValueError(f"num_classes={num_classes} contradicts the {self.num_labels} classes of id2label")
         check_classes(num_classes, label_names)
-        known = self._label_names()
+        known = self.class_names()
         if label_names is not None and list(label_names) != known:
             raise ValueError(f"label_names {list(label_names)[:10]} contradict id2label, which names {known[:10]}")
 
     def _names_by_index(self) -> dict[Any, str]:
         return dict(self.id2label or {})
 
-    def _label_names(self) -> list[str]:
+    def class_names(self) -> list[str]:
+        """Return the names of the classes, in the order of the logits."""
         return [name for _, name in sorted(self._names_by_index().items())]
 
     @staticmethod
@@ -168,7 +169,7 @@ class EvidenceConfig(PreTrainedConfig):
         """Return the content of config.json, in the words of transformers and of timm."""
         output = super().to_dict()
         output["num_classes"] = self.num_labels
-        output["label_names"] = self._label_names()
+        output["label_names"] = self.class_names()
         output["image_processor_type"] = "TimmWrapperImageProcessor"
         if self.auto_classes:
             output["auto_map"] = self.auto_classes

@@ -143,7 +143,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def open_local(path: str | Path) -> BinaryIO:
+def open_local(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a local file for reading."""
     # Reading a pipe or a device might never end.
     if os.path.exists(path) and not os.path.isfile(path):

@@ -50,11 +50,13 @@ def as_batch(images: ImageInput, preprocessing: Mapping[str, Any]) -> Tensor:
         images = images.detach().cpu().movedim(-3, -1).numpy() if images.ndim > 2 else images.cpu().numpy()
     if isinstance(images, Tensor):
         return images[None] if images.ndim == 3 else images
-    is_list = isinstance(images, Sequence) and not isinstance(images, str | bytes)
-    if is_list or (isinstance(images, np.ndarray) and images.ndim == 4):
+    if (isinstance(images, Sequence) and not isinstance(images, str | bytes)) or (
+        isinstance(images, np.ndarray) and images.ndim == 4
+    ):
         if not len(images):
             raise ValueError("there is no image to explain: expected an image or a list of images, got an empty list")
-        return _joined([as_batch(image, preprocessing) for image in images])
+        pictures: list[Any] = list(images)
+        return _joined([as_batch(picture, preprocessing) for picture in pictures])
     channels = preprocessing["input_size"][0]
     if channels != 3:
         raise ValueError(

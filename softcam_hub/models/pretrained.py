@@ -90,7 +90,7 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        return name_classes(self.num_classes, [self.config.id2label[index] for index in sorted(self.config.id2label)])
+        return name_classes(self.num_classes, self.config.class_names())
 
     @property
     def _frozen(self) -> list[nn.Module]:

@@ -146,10 +146,11 @@ class SelfExplaining(nn.Module):
         """
         if not self.num_classes:
             raise ValueError("explain() needs classes: this model has num_classes=0; call reset_classifier(n) first")
-        if (images is None) == (pixel_values is None):
+        given = images if pixel_values is None else {"pixel_values": pixel_values}
+        if given is None or (images is not None and pixel_values is not None):
             raise TypeError("explain() takes images, or pixel_values in their place: give one of the two")
         kind = self.head_class.check_kind(kind)
-        batch = self.as_batch(images if pixel_values is None else {"pixel_values": pixel_values})
+        batch = self.as_batch(given)
         chosen = choose_classes(classes, top_k, len(batch), self.num_classes, self.labels)
         with evaluation_mode(self):
             logits, maps = self.head(self.forward_features(batch), kind=kind)
