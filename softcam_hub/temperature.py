@@ -26,13 +26,19 @@ GRID = [step / 8 for step in range(-32, 33)]
 
 @torch.no_grad()
 def fit_temperature(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Set T' to the value with the least cross-entropy, and return it.
+    """Set the temperature T' of CAPE to the value with the least cross-entropy on images that it has not seen.
 
-        softcam_hub.fit_temperature(model, validation_loader)
+        temperature = softcam_hub.fit_temperature(model, validation_loader)
+
+    CAPE that learnt from a teacher is less confident than it is accurate, until its temperature is fitted. Maps
+    still sum to the prediction afterwards, and some predictions change.
 
     Args:
-        model: CAPE model, or another model whose head has a temperature.
+        model: CAPE model, which is changed in place, or another model whose head has a temperature.
         batches: Pairs of images (B, 3, H, W), normalised as for the model, and labels (B,).
+
+    Returns:
+        The temperature T'.
     """
     if not isinstance(model, SelfExplaining) or not model.head_class.has_temperature:
         raise ValueError(f"only CAPE has a temperature to fit, got {type(model).__name__}")

@@ -1,13 +1,17 @@
 """Types of the public names, as a type checker shows them to a user who writes a script."""
 
+import inspect
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import get_args
 
 import pytest
+from transformers import PreTrainedConfig
 
+import softcam_hub
 from softcam_hub import create_explainer, list_explainers
 from softcam_hub.explainers.layouts import LAYOUTS
 from softcam_hub.explainers.methods import CLASS_ACTIVATION, PIXELS, UNINFORMED, ExplainerName
@@ -80,7 +84,7 @@ def train_and_push(folder: Path) -> None:
     assert_type(model.config, CAPEConfig)
     CAPEConfig(temperature="two")  # type: ignore[arg-type]
     model.save_pretrained(folder)
-    rows = softcam_hub.benchmark(folder, "results", data="lesions", explainers=["cape", "grad-cam"])
+    rows = softcam_hub.benchmark(folder, "results", data="lesions", explainers="cape grad-cam")
     print(rows[0]["average_drop"], softcam_hub.push(folder, "you/lesions", dry_run=True).describe())
     softcam_hub.export_onnx(softcam_hub.build("softcam_resnet18"), folder / "model.onnx")
     print(softcam_hub.CAPE_LESIONS, softcam_hub.list_explainers(), torch.__version__)
@@ -123,5 +127,24 @@ def test_literals_name_what_the_tables_hold():
 
 
 def test_a_name_without_a_literal_is_still_checked_when_the_script_runs():
-    with pytest.raises(ValueError, match="unknown explainer 'grad-cma': did you mean 'grad-cam'"):
+    with pytest.raises(ValueError, match="unknown explainer 'grad-cma': did you mean grad-cam"):
         create_explainer("grad-cma", None)
+
+
+def names_of_arguments(function):
+    return [name for name in inspect.signature(function).parameters if name != "self"]
+
+
+@pytest.mark.parametrize("name", [name for name in softcam_hub.__all__ if callable(getattr(softcam_hub, name))])
+def test_help_describes_every_argument_of_a_public_name(name):
+    public = getattr(softcam_hub, name)
+    text = inspect.getdoc(public) or ""
+    fields = getattr(public, "__dataclass_fields__", {})
+    if issubclass(type(public), type) and issubclass(public, PreTrainedConfig):  # the fields of transformers are theirs
+        arguments = [field for field in fields if field not in PreTrainedConfig.__dataclass_fields__]
+    else:
+        arguments = names_of_arguments(public)
+    described = re.findall(r"^ {4}(\w+): \S", text.partition("\nArgs:\n")[2], flags=re.MULTILINE)
+
+    assert re.match(r"[A-Z].*[^,;]\n\n|[A-Z].*\.$", text), "a first line that is a sentence"
+    assert set(arguments) <= set(described)

@@ -24,12 +24,16 @@ ELSEWHERE = "elsewhere"
 
 
 class Placement:
-    """Accumulate the shares of regions over images, batch by batch.
+    """Find out which regions of the images the probability of each class comes from, over a whole data set.
 
-        placement = Placement(["lesion"], names)
-        for images, masks in batches:                                # masks (B, 1, H, W)
-            placement.add(model.explain(images, top_k=1), masks)     # where each image's predicted class comes from
-        print(placement.table())
+        placement = softcam_hub.Placement(regions=["lesion"], classes=["healthy", "ill"])
+        for images, masks in batches:                                # masks (B, 1, H, W), true on the lesion
+            placement.add(model.explain(images, top_k=1), masks)     # top_k=1: the predicted class of each image
+        print(placement.table())  # a row for each class: percent on the lesion, and percent elsewhere
+
+    The maps must add up to probabilities, as those of CAPE do: P[c,ij] at class c and cell ij. The share of a
+    region is Σ_ij P[c,ij]·(part of cell ij that the region covers) / Σ_ij P[c,ij], and `elsewhere` takes the rest.
+    Compare a share with the area of its region, in the last row: a map that knows nothing gives the same number.
 
     A class's row is the mean over the images in which it was explained: with `top_k=1` those in which it was
     predicted, with `classes=labels` those of that label, with `top_k=C` all of them.
@@ -37,6 +41,9 @@ class Placement:
     Args:
         regions: Names of the regions, in the order of the masks.
         classes: Names of the classes, or a mapping from class index to name.
+
+    Chowdhury et al., "CAPE: CAM as a Probabilistic Ensemble for Enhanced DNN Interpretation", CVPR 2024, Table 6 of the
+    supplement.
     """
 
     def __init__(self, regions: Sequence[str], classes: Sequence[str] | Mapping[int, str]) -> None:

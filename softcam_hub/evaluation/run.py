@@ -70,9 +70,18 @@ NEEDS = {
 def benchmark(
     model: str | Path | nn.Module, output: str | Path, vanilla: str | Path | nn.Module | None = None, **settings: Any
 ) -> list[Row]:
-    """Measure explanations on a data set, write rows, table and curves to `output`, and return the rows.
+    """Measure how good explanations are on a data set, and write the results into a folder.
 
-        benchmark("runs/x/model", "results", vanilla="runs/x/vanilla", data="lesions", eval_count=64)
+        rows = softcam_hub.benchmark(
+            "runs/x/model", "results", vanilla="runs/x/vanilla", data="lesions", explainers="cape grad-cam"
+        )
+        rows[0]["average_drop"]  # in percent
+
+    There is one row for each explainer, with the mean of every measure over the images, in percent, and the
+    settings and versions that it follows from. The maps that a model predicts with explain that model. Post-hoc
+    methods such as Grad-CAM explain the vanilla classifier. The folder holds the rows (`rows.jsonl`), the CAPE
+    paper's Table 1 (`table1.md`) and curves (`curves.png`). A benchmark that was interrupted goes on where it ended
+    if it is called again with the same arguments.
 
     Args:
         model: Self-explaining model, whose own maps are measured, or vanilla classifier: a module, model
@@ -80,7 +89,12 @@ def benchmark(
         output: Folder for the results.
         vanilla: Vanilla classifier that post-hoc maps explain, in the same forms. A SoftCAM model with an
             exact head is turned into its own.
-        settings: Fields of `BenchmarkConfig` and `DataConfig`.
+        settings: Fields of `softcam_hub.evaluation.config.BenchmarkConfig`, such as `explainers`, `split`, `limit`,
+            `batch_size` and `overwrite`, and of `softcam_hub.data.config.DataConfig`, such as `data`, which names the
+            data set, and `image_column`.
+
+    Returns:
+        One dictionary for each explainer, as in `rows.jsonl`.
     """
     config, data = make_settings(output=str(output), **settings)
     state = Accelerator()  # PartialState alone ignores ACCELERATE_USE_CPU

@@ -101,7 +101,7 @@ def _methods() -> dict[str, Callable[..., Tensor]]:
 
 
 def list_explainers() -> list[str]:
-    """Return the names that `create_explainer` accepts."""
+    """Return the names that `create_explainer` accepts: post-hoc methods, and the map kinds of registered heads."""
     return list(_methods())
 
 
@@ -189,9 +189,27 @@ class Explainer:
 
 
 @overload
-def create_explainer(name: ExplainerName, model: nn.Module, *args: Any, **options: Any) -> Explainer: ...
+def create_explainer(
+    name: ExplainerName,
+    model: nn.Module,
+    layer: str | nn.Module | None = ...,
+    *,
+    layout: LayoutName | None = ...,
+    prefix_tokens: int | None = ...,
+    signed: bool = ...,
+    **options: Any,
+) -> Explainer: ...
 @overload
-def create_explainer(name: Sequence[ExplainerName], model: nn.Module, *args: Any, **options: Any) -> Explainers: ...
+def create_explainer(
+    name: Sequence[ExplainerName],
+    model: nn.Module,
+    layer: str | nn.Module | None = ...,
+    *,
+    layout: LayoutName | None = ...,
+    prefix_tokens: int | None = ...,
+    signed: bool = ...,
+    **options: Any,
+) -> Explainers: ...
 def create_explainer(
     name: ExplainerName | Sequence[ExplainerName],
     model: nn.Module,

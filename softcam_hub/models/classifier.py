@@ -31,7 +31,11 @@ class UnsupportedPool(ValueError, AssertionError):
 
 
 class Classifier(SelfExplaining):
-    """A timm model whose prediction is composed of class maps.
+    """A timm model whose prediction is composed of class maps: what `build`, `convert` and `timm.create_model` return.
+
+        model = softcam_hub.build("cape_resnet50", pretrained=True)
+        logits = model(images)  # (B, C), as any timm model
+        model.explain("eye.jpg", top_k=2).save("why.png")
 
     Args:
         family: Family of the head, such as `softcam` or `cape`.

@@ -38,10 +38,14 @@ _NOT_PREPROCESSING = (
 class EvidenceConfig(PreTrainedConfig):
     """Describe a model of any family. Families with settings of their own have a subclass.
 
+        EvidenceConfig(architecture="lse_resnet50", id2label={0: "healthy", 1: "drusen"})
+
+    The arguments of `transformers.PreTrainedConfig` are accepted too, among them `num_labels` or `id2label` for the
+    classes, and `problem_type="multi_label_classification"` for several labels per image.
+
     Attributes:
         architecture: Name that `softcam_hub.build` takes, such as `cape_resnet50`.
-        model_args: Options of the head (`naive`), and arguments of the timm architecture (`img_size`, `output_stride`,
-            `in_chans`, ...).
+        model_args: Options of the head (`naive`), and arguments of the timm architecture, such as `output_stride`.
         pretrained_cfg: timm's description of input size, mean, std, crop and interpolation.
         output_maps: Return the maps beside the logits by default.
         freeze_backbone: Train the head alone; the backbone also keeps its batch statistics.
@@ -56,9 +60,7 @@ class EvidenceConfig(PreTrainedConfig):
     auto_classes: ClassVar[dict[str, str]] = {}
     """transformers' `auto_map`: the classes in the code that travels with the weights, if any travels."""
 
-    keys_to_ignore_at_inference = [  # noqa: RUF012, transformers reads this class attribute
-        *("maps", "hidden_states", "teacher_logits")
-    ]
+    keys_to_ignore_at_inference = ["maps", "hidden_states", "teacher_logits"]  # noqa: RUF012, for transformers
 
     architecture: str = "softcam_resnet50"
     model_args: dict[str, Any] | None = None
@@ -207,7 +209,14 @@ def _count(settings: dict[str, Any]) -> int:
 class SoftCAMConfig(EvidenceConfig):
     """Describe a SoftCAM model: logits are the mean of the maps, trained with cross-entropy and ElasticNet.
 
+        SoftCAMConfig(architecture="softcam_resnet50", num_labels=5, l1=1e-3)
+
     Attributes:
+        architecture: Name that `softcam_hub.build` takes, such as `softcam_resnet50`.
+        model_args: Options of the head, and arguments of the timm architecture, such as `output_stride`.
+        pretrained_cfg: timm's description of input size, mean, std, crop and interpolation.
+        output_maps: Return the maps beside the logits by default.
+        freeze_backbone: Train the head alone; the backbone also keeps its batch statistics.
         l1: Weight of mean|M'|; above zero makes maps sparse.
         l2: Weight of mean M'².
     """
@@ -227,17 +236,23 @@ class SoftCAMConfig(EvidenceConfig):
     def validate_settings(self) -> None:
         super().validate_settings()
         for name in ("l1", "l2"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(
-                    f"{name} weighs a penalty and must be at least 0 and finite, got {getattr(self, name)}"
-                )
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} weighs a penalty and must be at least 0 and finite, got {value}")
 
 
 @strict
 class CAPEConfig(EvidenceConfig):
     """Describe a CAPE model: maps are probabilities that sum to the prediction.
 
+        CAPEConfig(architecture="cape_resnet50", num_labels=5, mode="from-scratch")
+
     Attributes:
+        architecture: Name that `softcam_hub.build` takes, such as `cape_resnet50`.
+        model_args: Options of the head (`naive`), and arguments of the timm architecture, such as `output_stride`.
+        pretrained_cfg: timm's description of input size, mean, std, crop and interpolation.
+        output_maps: Return the maps beside the logits by default.
+        freeze_backbone: Train the head alone; the backbone also keeps its batch statistics.
         mode: `direct`, `from-scratch` or `post-fit` (`losses.Bootstrap`); the last two hold a teacher.
         alpha: Weight of the cross-entropy. The default is that of the mode.
         beta: Weight of the divergence from the teacher. The default is that of the mode.

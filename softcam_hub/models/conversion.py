@@ -66,7 +66,11 @@ def _check_conversion(vanilla: TimmModule, model: Classifier) -> None:
 
 
 def to_vanilla(model: Classifier) -> nn.Module:
-    """Make the vanilla timm model with the weights of a self-explaining one; from SoftCAM its logits are the same.
+    """Make the vanilla timm model with the weights of a self-explaining one.
+
+        vanilla = softcam_hub.to_vanilla(timm.create_model("softcam_resnet50", pretrained=True))
+
+    The vanilla classifier of a SoftCAM model gives the same logits; that of a CAPE model gives others.
 
     Args:
         model: timm model of this package, with classes and an exact head.

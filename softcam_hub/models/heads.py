@@ -26,7 +26,7 @@ Family: TypeAlias = Literal["softcam", "cape"] | str
 
 
 class EvidenceHead(nn.Module, ABC):
-    """A linear classifier that can be applied at every location.
+    """A linear classifier that can be applied at every location: the base class of every head.
 
     `weight` (C, K) and `bias` (C) are those of the vanilla classifier. A subclass names its family and its maps in the
     class attributes, and says in `compose` how evidence becomes logits; `softcam_hub.register_head` does the rest.
@@ -62,7 +62,6 @@ class EvidenceHead(nn.Module, ABC):
 
     has_temperature: ClassVar[bool] = False
     """Whether evidence is divided by a learnt temperature: a parameter `log_temperature` that weight decay spares."""
-
     log_temperature: nn.Parameter
 
     def __init_subclass__(cls, **kwargs: object) -> None:
@@ -276,8 +275,7 @@ class CAPEHead(EvidenceHead):
     def log_saliency(self, scaled: Tensor) -> Tensor:
         """Compute log p(location), (B, 1, H, W): a softmax of the mean evidence (eq. 7), or uniform (eq. 4)."""
         mean = scaled.mean(dim=1, keepdim=True)
-        if self.naive:
-            mean = torch.zeros_like(mean)
+        mean = torch.zeros_like(mean) if self.naive else mean
         return mean.flatten(2).log_softmax(dim=2).reshape(mean.shape)
 
     def draw(self, evidence: Tensor, kind: str) -> Tensor:
@@ -297,8 +295,7 @@ def select(maps: Tensor, classes: Tensor | None) -> Tensor:
     """Return the maps of `classes` (B, k) out of (B, C, H, W), or all maps without `classes`."""
     if classes is None:
         return maps
-    index = classes[:, :, None, None].expand(-1, -1, *maps.shape[2:])
-    return maps.gather(1, index)
+    return maps.gather(1, classes[:, :, None, None].expand(-1, -1, *maps.shape[2:]))
 
 
 BUILT_IN = (SoftCAMHead, CAPEHead)

@@ -18,7 +18,9 @@ Composition = Literal["sum", "mean"]
 
 @dataclass(frozen=True)
 class MapKind:
-    """One kind of maps that a head draws.
+    """One kind of maps that a head draws: its name, and what its values mean.
+
+        softcam_hub.MapKind("lse", title="LSE", composition="sum")  # the cells add up to the class probability
 
     Args:
         name: Name that `explain(..., kind=name)` and the explainers take, such as `mu-cape`.

@@ -19,7 +19,15 @@ from .pretrained import EvidencePreTrainedModel
 
 
 class EvidenceModel(EvidencePreTrainedModel):
-    """Return features first, then the maps and logits made of them."""
+    """Return the features of images, and the maps and logits made of them, for any registered head.
+
+    This is what `AutoModel` makes of a folder whose family has no model of its own; `SoftCAMModel` and `CAPEModel` are
+    those of this package. Use `EvidenceForImageClassification` to train.
+
+    Args:
+        config: Configuration of the model to build.
+        classifier: timm model of this package to take over instead of building one; `from_timm` passes it.
+    """
 
     def forward(
         self,
@@ -46,7 +54,18 @@ class EvidenceModel(EvidencePreTrainedModel):
 
 
 class EvidenceForImageClassification(EvidencePreTrainedModel):
-    """Return loss, logits and maps; the loss is the cross-entropy, and the penalty of a head that has one."""
+    """Classify images with any registered head, and return loss, logits and maps.
+
+    The loss is the cross-entropy of the logits, or the binary cross-entropy with several labels per image, plus the
+    `penalty` of a head that has one.
+
+        model = EvidenceForImageClassification.from_timm("lse_resnet50", num_labels=5)
+        output = model(pixel_values, labels=labels)  # output.loss, output.logits, output.maps
+
+    Args:
+        config: Configuration of the model to build.
+        classifier: timm model of this package to take over instead of building one; `from_timm` passes it.
+    """
 
     def forward(
         self,
@@ -133,14 +152,34 @@ class EvidenceForImageClassification(EvidencePreTrainedModel):
 
 
 class SoftCAMModel(EvidenceModel):
-    """SoftCAM without a loss."""
+    """Return features, maps and logits of SoftCAM, whose maps average to the logits: what `AutoModel` loads.
+
+        model = AutoModel.from_pretrained("you/lesions")
+        output = model(pixel_values)  # output.last_hidden_state, output.maps, output.logits
+
+    `SoftCAMForImageClassification` is the model to train.
+
+    Args:
+        config: Configuration of the model to build.
+        classifier: timm model of this package to take over instead of building one; `from_timm` passes it.
+    """
 
     config: SoftCAMConfig
     _auto_class = "AutoModel"  # so that transformers saves this code beside the weights
 
 
 class CAPEModel(EvidenceModel):
-    """CAPE without a loss, and so without a teacher."""
+    """Return features, maps and logits of CAPE, whose maps sum to the class probabilities: what `AutoModel` loads.
+
+        model = AutoModel.from_pretrained("you/lesions")
+        output = model(pixel_values)  # output.last_hidden_state, output.maps, output.logits
+
+    The model has no loss, and so no teacher. `CAPEForImageClassification` is the model to train.
+
+    Args:
+        config: Configuration of the model to build.
+        classifier: timm model of this package to take over instead of building one; `from_timm` passes it.
+    """
 
     config: CAPEConfig
     _auto_class = "AutoModel"
@@ -150,7 +189,21 @@ class CAPEModel(EvidenceModel):
 
 
 class SoftCAMForImageClassification(EvidenceForImageClassification):
-    """SoftCAM: maps whose mean is the logits; cross-entropy plus ElasticNet on the maps."""
+    """Classify images by evidence maps whose mean is the logits.
+
+    With features F (B, K, H, W) the maps are M' = W·F + b, and logits = mean over H, W of M'. The loss is the
+    cross-entropy plus l1·mean|M'| + l2·mean M'²; it is the cross-entropy alone by default.
+
+        model = SoftCAMForImageClassification.from_timm("softcam_resnet50.a1_in1k", num_labels=5, l1=1e-3)
+        output = model(pixel_values, labels=labels)  # output.loss, output.logits, output.maps (B, C, H, W)
+        model.explain("eye.jpg", classes="exudate").save("why.png")
+
+    Args:
+        config: Configuration of the model to build.
+        classifier: timm model of this package to take over instead of building one; `from_timm` passes it.
+
+    Djoumessi and Berens, "Soft-CAM: Making black box models self-explainable for high-stakes decisions", MIDL 2026.
+    """
 
     config: SoftCAMConfig
     _auto_class = "AutoModelForImageClassification"
@@ -164,7 +217,22 @@ class SoftCAMForImageClassification(EvidenceForImageClassification):
 
 
 class CAPEForImageClassification(EvidenceForImageClassification):
-    """CAPE: maps that sum to the prediction; in the bootstrap modes a vanilla linear `teacher` is trained or kept."""
+    """Classify images by maps of probabilities that sum to the prediction.
+
+    With evidence M' = W·F + b and a learnt temperature T', P = softmax_c(M'/T') · softmax_ij(mean_c M'/T') at class c
+    and location ij. The class probability is p̂ = Σ_ij P, and logits = log p̂. With the modes `from-scratch` and
+    `post-fit` a vanilla linear `teacher` on the same features is trained or kept, and CAPE learns from it.
+
+        model = CAPEForImageClassification.from_timm(vanilla, mode="post-fit")
+        output = model(pixel_values, labels=labels)  # output.loss, output.logits, output.maps (B, C, H, W)
+        model.drop_teacher().save_pretrained("my-model")
+
+    Args:
+        config: Configuration of the model to build.
+        classifier: timm model of this package to take over instead of building one; `from_timm` passes it.
+
+    Chowdhury et al., "CAPE: CAM as a Probabilistic Ensemble for Enhanced DNN Interpretation", CVPR 2024.
+    """
 
     config: CAPEConfig
     _auto_class = "AutoModelForImageClassification"

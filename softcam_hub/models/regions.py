@@ -11,6 +11,9 @@ from .text import format_share
 class Regions:
     """The locations that matter to a class, and the share of its probability that they carry.
 
+        regions = cape.explain("eye.jpg").regions(threshold=0.05)
+        regions.describe()  # "5 of 49 locations carry 91.2% of this class's 87.0%"
+
     Args:
         mask: Boolean (B, k, H, W), true at the locations.
         share: Part of the class probability that falls on the locations, (B, k) in [0, 1].
