@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
@@ -131,20 +132,16 @@ def test_a_name_without_a_literal_is_still_checked_when_the_script_runs():
         create_explainer("grad-cma", None)
 
 
-def names_of_arguments(function):
-    return [name for name in inspect.signature(function).parameters if name != "self"]
-
-
 @pytest.mark.parametrize("name", [name for name in softcam_hub.__all__ if callable(getattr(softcam_hub, name))])
 def test_help_describes_every_argument_of_a_public_name(name):
     public = getattr(softcam_hub, name)
     text = inspect.getdoc(public) or ""
-    fields = getattr(public, "__dataclass_fields__", {})
-    if issubclass(type(public), type) and issubclass(public, PreTrainedConfig):  # the fields of transformers are theirs
-        arguments = [field for field in fields if field not in PreTrainedConfig.__dataclass_fields__]
+    if isinstance(public, type) and issubclass(public, PreTrainedConfig):  # transformers describes its own fields
+        inherited = {field.name for field in fields(PreTrainedConfig)}
+        arguments = {field.name for field in fields(public)} - inherited
     else:
-        arguments = names_of_arguments(public)
+        arguments = set(inspect.signature(public).parameters) - {"self"}
     described = re.findall(r"^ {4}(\w+): \S", text.partition("\nArgs:\n")[2], flags=re.MULTILINE)
 
     assert re.match(r"[A-Z].*[^,;]\n\n|[A-Z].*\.$", text), "a first line that is a sentence"
-    assert set(arguments) <= set(described)
+    assert arguments <= set(described)
