@@ -13,8 +13,8 @@ class Network(nn.Module):
 
     def __init__(self, stride=2):
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1))
-        self.last = nn.Conv2d(4, 8, 3, stride=stride, padding=1)
+        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2, padding=1))
+        self.last = nn.Conv2d(6, 8, 3, stride=stride, padding=1)
         self.fc = nn.Linear(8, 5)
 
     def forward(self, images):

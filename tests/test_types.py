@@ -73,7 +73,7 @@ def compare(images: Tensor) -> Tensor:
     explainer = create_explainer("grad-cam", model, layer="layer3", layout="NCHW")
     assert_type(explainer, Explainer)
     assert_type(create_explainer(["cam", "layer-cam"], model), Explainers)
-    create_explainer("cam", model, layout="NCWH")  # type: ignore[arg-type]
+    create_explainer("cam", model, layout="NCWH")  # type: ignore[call-overload]
     return explainer(images, [0])
 
 
