@@ -141,7 +141,7 @@ def test_help_describes_every_argument_of_a_public_name(name):
         arguments = {field.name for field in fields(public)} - inherited
     else:
         arguments = set(inspect.signature(public).parameters) - {"self"}
-    described = re.findall(r"^ {4}(\w+): \S", text.partition("\nArgs:\n")[2], flags=re.MULTILINE)
+    described = re.findall(r"^ {4}(\w+): \S", re.split(r"\n(?:Args|Attributes):\n", text)[-1], flags=re.MULTILINE)
 
     assert re.match(r"[A-Z].*[^,;]\n\n|[A-Z].*\.$", text), "a first line that is a sentence"
     assert arguments <= set(described)
