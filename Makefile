@@ -8,7 +8,8 @@ TESTS := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 FRESH := build/fresh
 AS_ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
 
-.PHONY: help demo test test-all chromium lint docs dist bench reproduce reproduce-large claims table cards peer-tests kills clean
+.PHONY: help demo test test-all chromium lint docs dist bench reproduce reproduce-large claims table cards peer-tests \
+  kills notebooks clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 17
@@ -89,6 +90,10 @@ peer-tests: $(STAMP) ## run the test suites of timm and transformers on our mode
 
 kills: $(STAMP) ## kill commands at random moments, 50 times in all (ten minutes): table in docs/outputs.md
 	OMP_NUM_THREADS=1 $(RUN) -m tools.kills
+	$(RUN) -m benchmarks.tables
+
+notebooks: $(STAMP) ## run the tutorials, and keep their outputs and the time that they take (ten minutes)
+	$(RUN) -m tools.notebooks
 	$(RUN) -m benchmarks.tables
 
 clean: ## remove the virtual environment and what was made

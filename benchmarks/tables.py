@@ -143,6 +143,17 @@ def kills_table(rows: list[Row]) -> str:
     ) + markdown(["command", "processes", "kills", "identical", "lost files", "seconds"], body)
 
 
+def notebooks_table(rows: list[Row]) -> str:
+    """Render one line per tutorial: the commands and cells that a reader runs, and how long they take."""
+    body = [[f"[{row['notebook']}](notebooks/{row['notebook']}.ipynb)"] for row in rows]
+    for line, row in zip(body, rows, strict=True):
+        line += [str(row["commands"]), str(row["cells"]), f"{row['seconds'] / 60:.1f}"]
+    machines = sorted({f"{row['cores']} cores, torch {row['torch']}" for row in rows})
+    return f"One run of each on {'; '.join(machines)}, without a GPU.\n\n" + markdown(
+        ["tutorial", "commands", "cells", "minutes"], body
+    )
+
+
 def _score(row: Row, name: str) -> str:
     value = row.get(name)
     if value is None:
@@ -163,6 +174,7 @@ SPEED_TABLES: dict[str, Table] = {
     "heads": (heads_table, ("heads",)),
     "training": (training_table, ("training",)),
     "import": (import_table, ("import",)),
+    "notebooks": (notebooks_table, ("notebooks",)),
 }
 FAQ_TABLES: dict[str, Table] = {"methods": (methods_table, ("explainers", "explanations"))}
 OUTPUTS_TABLES: dict[str, Table] = {"kills": (kills_table, ("kills",))}
@@ -181,7 +193,7 @@ def read_results(name: str) -> list[Row]:
     """Read a file of `benchmarks/results/`, or end the program with the command that writes it."""
     rows = read_rows(RESULTS / f"{name}.jsonl")
     if not rows:
-        target = name if name == "kills" else "bench"
+        target = name if name in ("kills", "notebooks") else "bench"
         sys.exit(f"benchmarks/results/{name}.jsonl does not exist or is empty: run `make {target}` first")
     return rows
 

@@ -110,8 +110,10 @@ def test_the_site_shows_every_page():
 
     Loader.add_multi_constructor("", lambda loader, suffix, node: None)
     nav = yaml.load((ROOT / "mkdocs.yml").read_text(), Loader)["nav"]
-    shown = set(re.findall(r"[\w/-]+\.md", str(nav)))
-    assert shown == {name.removeprefix("docs/") for name in PAGES if name.startswith("docs/")}
+    shown = set(re.findall(r"[\w/-]+\.(?:md|ipynb)", str(nav)))
+    pages = {name.removeprefix("docs/") for name in PAGES if name.startswith("docs/")}
+    notebooks = {f"notebooks/{path.name}" for path in (ROOT / "docs" / "notebooks").iterdir()}
+    assert shown == pages | notebooks
 
 
 def command_lines():
