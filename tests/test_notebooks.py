@@ -4,6 +4,7 @@ import re
 
 import nbformat
 import pytest
+from helpers.hub_server import HubServer
 
 from tools.notebooks import NOTEBOOKS, execute
 
@@ -33,4 +34,7 @@ def test_a_notebook_holds_the_outputs_of_one_run(name):
 
 @pytest.mark.slow
 def test_a_notebook_runs_from_its_first_cell_to_its_last(name, tmp_path):
-    execute(NOTEBOOKS[name], tmp_path)
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    with HubServer() as hub:
+        execute(NOTEBOOKS[name], folder, hub.env(tmp_path / "home"))

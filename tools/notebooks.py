@@ -3,12 +3,14 @@
 python -m tools.notebooks               # run all, one after another, and write outputs and rows
 python -m tools.notebooks own_images    # run one
 
-A notebook runs in an empty folder, so that it can rely on nothing that lies beside it. The rows are
+A notebook runs in an empty folder, so that it can rely on nothing that lies beside it, and with a Hub on this machine,
+so that it sends nothing. The rows are
 `benchmarks/results/notebooks.jsonl`; `benchmarks.tables` derives the table in `docs/speed.md` from them.
 """
 
 import json
 import os
+import re
 import sys
 import tempfile
 import time
@@ -27,18 +29,22 @@ ROWS = ROOT / "benchmarks" / "results" / "notebooks.jsonl"
 TIMEOUT = 3600
 """Seconds after which a cell is given up."""
 
+TORCH_WARNING = re.compile(r"W\d{4} .*_pytree\.py:")
 
-def execute(path: Path, folder: Path) -> nbformat.NotebookNode:
+
+def execute(path: Path, folder: Path, hub: dict[str, str]) -> nbformat.NotebookNode:
     """Run a notebook from its first cell to its last, and return it with its outputs.
 
     Args:
         path: Notebook to run.
         folder: Working folder of the notebook.
+        hub: Environment variables with the address of the Hub.
     """
     notebook = nbformat.read(path, as_version=4)
     scripts = Path(sys.executable).parent  # where `softcam-hub` lies, also in an environment that is not active
     environment = {
         **os.environ,
+        **hub,
         "PATH": os.pathsep.join([str(scripts), os.environ["PATH"]]),
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         "TQDM_DISABLE": "1",  # progress bars would fill the page
@@ -49,12 +55,24 @@ def execute(path: Path, folder: Path) -> nbformat.NotebookNode:
     return notebook
 
 
-def remove_warnings(notebook: nbformat.NotebookNode) -> None:
-    """Remove what libraries write to the error stream, and times of cells, which change with every run."""
+def tidy(notebook: nbformat.NotebookNode) -> None:
+    """Remove warnings of libraries, progress bars, and times of cells, which change with every run."""
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            for output in cell.outputs:
+                if "text" in output:
+                    output.text = "".join(map(final_text, output.text.splitlines(keepends=True)))
+
+
+def final_text(line: str) -> str:
+    """Return what a terminal shows of a line in the end: a progress bar returns to its beginning, and is overwritten.
+
+    The warnings of torch about types of other packages, which no reader can act on, are left out.
+    """
+    line = line.rstrip("\r\n").rpartition("\r")[2].rstrip()
+    return "" if TORCH_WARNING.match(line) else f"{line}\n"
 
 
 def describe(name: str, notebook: nbformat.NotebookNode, seconds: float) -> dict[str, Any]:
@@ -80,12 +98,15 @@ def main() -> int:
     names = parser.parse_args().names or list(NOTEBOOKS)
     if unknown := set(names) - set(NOTEBOOKS):
         parser.error(f"there is no notebook {min(unknown)}: expected some of {', '.join(NOTEBOOKS)}")
+    sys.path.insert(0, str(ROOT / "tests"))
+    from helpers.hub_server import HubServer
+
     for name in names:
         started = time.monotonic()
-        with tempfile.TemporaryDirectory() as folder:
-            notebook = execute(NOTEBOOKS[name], Path(folder))
+        with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as home, HubServer() as hub:
+            notebook = execute(NOTEBOOKS[name], Path(folder), hub.env(Path(home)))
         row = describe(name, notebook, time.monotonic() - started)
-        remove_warnings(notebook)
+        tidy(notebook)
         nbformat.write(notebook, NOTEBOOKS[name])
         replace_rows([row], ROWS, ["notebook"])
         print(json.dumps(row), flush=True)
