@@ -2,10 +2,14 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 import torch
+
+FOLDERS = re.compile(r"/\S*/(?=site-packages/|softcam_hub/)")
+"""Folders of the machine on which the tests run, which say nothing to a reader of the rows."""
 
 
 @pytest.fixture(autouse=True)
@@ -27,4 +31,4 @@ def _message(report: pytest.TestReport) -> str:
     """Return the beginning of the error on one line, or the reason of a skip."""
     crash = getattr(report.longrepr, "reprcrash", None)
     text = crash.message if crash else str(report.longrepr[-1] if report.skipped else report.longrepr or "")
-    return " ".join(text.split())[:200]
+    return FOLDERS.sub("", " ".join(text.split())[:200])
