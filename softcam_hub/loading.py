@@ -5,6 +5,7 @@
 """
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,21 +181,27 @@ def find_model(source: str | Path, timm_names: bool = True) -> str:
     """Return the name by which `timm.create_model` loads a source, or raise FileNotFoundError.
 
     Args:
-        source: Model folder, timm name or Hub id.
+        source: Model folder, timm name or Hub id, with or without timm's prefix `local-dir:` or `hf-hub:`.
         timm_names: Accept names of timm architectures. Without it a source must hold weights of its own.
     """
-    name, path = str(source), Path(source).expanduser()
-    if path.is_dir():
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(f"expected a model, its folder, its timm name or its Hub id, got {type(source).__name__}")
+    name = str(source)
+    prefix = next((known for known in (LOCAL, HUB) if name.startswith(f"{known}:")), "")  # as users of timm write it
+    if prefix:
+        name = name.removeprefix(f"{prefix}:")
+    path = Path(name).expanduser()
+    if name and prefix != HUB and path.is_dir():
         _check_folder(path)
         return f"{LOCAL}:{path}"
-    if timm_names and timm.is_model(name.split(".")[0]):
+    if timm_names and not prefix and timm.is_model(name.split(".")[0]):
         return name
-    if _is_hub_id(name):
+    if prefix != LOCAL and _is_hub_id(name):
         return f"{HUB}:{name}"
     near = difflib.get_close_matches(name, timm.list_models(), n=2) if timm_names else []
     expected = f"a model folder{', a timm name' if timm_names else ''} or a Hub id such as user/name"
     hint = f"did you mean {' or '.join(near)}?" if near else f"there is no such folder; expected {expected}"
-    raise FileNotFoundError(f"there is no model {name!r}: {hint}")
+    raise FileNotFoundError(f"there is no model {str(source)!r}: {hint}")
 
 
 def _check_folder(path: Path) -> None:

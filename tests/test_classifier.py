@@ -300,6 +300,10 @@ MISTAKES = {
         lambda: softcam_hub.build("resnet50"),
         "unknown architecture 'resnet50': did you mean softcam_resnet50 or cape_resnet50?",
     ),
+    "family alone": (
+        lambda: softcam_hub.build("cape", "resnet50"),
+        "unknown architecture 'cape': expected cape_<timm name>",
+    ),
     "nonsense": (
         lambda: softcam_hub.build("zebra"),
         "unknown architecture 'zebra': expected softcam_<timm name> or cape_<timm name>",

@@ -87,11 +87,27 @@ def test_all_doors_agree_to_the_bit(doors):
     rows = pipeline("image-explanation", model=str(doors.folder))(PICTURE, top_k=2)
     assert torch.equal(torch.stack([row["map"] for row in rows]), expected.maps[0])
     assert [row["label"] for row in rows] == expected.labels[0]
-    for source in (doors.folder, str(doors.folder), doors.timm, doors.huggingface, torch.nn.DataParallel(doors.timm)):
+    for source in (
+        doors.folder,
+        str(doors.folder),
+        f"local-dir:{doors.folder}",
+        doors.timm,
+        doors.huggingface,
+        torch.nn.DataParallel(doors.timm),
+    ):
         found = softcam_hub.explain(source, PICTURE, top_k=2)
         assert torch.equal(found.maps, expected.maps)
         assert found.labels == expected.labels
     assert torch.equal(softcam_hub.explain(doors.timm, PICTURE, "owl", kind="mu-cape").classes, torch.tensor([[2]]))
+
+
+@DOORS
+def test_a_path_may_begin_at_home(door, doors, monkeypatch):
+    monkeypatch.setenv("HOME", str(doors.folder))
+    monkeypatch.setenv("USERPROFILE", str(doors.folder))
+    expected = getattr(doors, door).explain(PICTURE).maps
+    for path in ("~/picture.png", Path("~/picture.png")):
+        assert torch.equal(getattr(doors, door).explain(path).maps, expected)
 
 
 @DOORS
@@ -216,6 +232,18 @@ REFUSED = {
         {"images": torch.zeros(1, 3, 64, 64, dtype=torch.int64)},
         "expected floating-point images, got torch.int64: scale to [0, 1] and normalise them first",
     ),
+    "channels last": (
+        ValueError,
+        {"images": torch.zeros(1, 64, 96, 3)},
+        "expected images with 3 channels, got 64 in shape (1, 64, 96, 3): move the channels to the front with "
+        ".movedim(-1, 1)",
+    ),
+    "picture as a tensor with channels last": (
+        ValueError,
+        {"images": torch.from_numpy(ARRAY.copy())},
+        "expected a picture as a uint8 tensor (C, H, W), got shape (200, 300, 3): move the channels to the front with "
+        ".movedim(-1, -3)",
+    ),
     "unknown label": (
         ValueError,
         {"classes": "fox"},
@@ -247,6 +275,7 @@ REFUSED = {
         "classes must be an int, (2,) or (2, k) for 2 images, got shape (3, 1)",
     ),
     "half a class": (TypeError, {"classes": 0.5}, "classes must be integer class indices, got torch.float32"),
+    "true as a number of classes": (ValueError, {"top_k": True}, "top_k must be a whole number from 1 to the number"),
 }
 
 
@@ -293,6 +322,14 @@ def test_a_vanilla_classifier_is_refused_with_a_way_out(case, tmp_path):
 def test_a_model_that_does_not_exist():
     with pytest.raises(FileNotFoundError, match="^there is no model 'cape_resnet5': did you mean "):
         softcam_hub.explain("cape_resnet5", PICTURE)
+    for source in ("", "local-dir:no/such"):
+        with pytest.raises(FileNotFoundError, match=f"^there is no model '{source}': there is no such folder"):
+            softcam_hub.explain(source, PICTURE)
+
+
+def test_a_picture_in_the_place_of_the_model(doors):
+    with pytest.raises(TypeError, match="^expected a model, its folder, its timm name or its Hub id, got Image$"):
+        softcam_hub.explain(PICTURE, doors.timm)
 
 
 def test_models_say_what_they_are_when_they_are_printed(doors):

@@ -148,6 +148,8 @@ def test_names_and_options_are_checked():
         create_explainer("gradcam", model)
     with pytest.raises(ValueError, match="^unknown explainer 'xyz': expected one of cam, grad-cam"):
         create_explainer(["cam", "xyz"], model)
+    with pytest.raises(TypeError, match=r"^expected the name of an explainer, or a list of names, got \w+: call "):
+        create_explainer(model, "grad-cam")
     with pytest.raises(TypeError, match=r"^grad-cam: unknown option 'sigma', expected none$"):
         create_explainer("grad-cam", model, sigma=1.0)
     with pytest.raises(

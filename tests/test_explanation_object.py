@@ -61,6 +61,8 @@ def test_an_explanation_is_a_sequence_of_those_of_its_images(explanation):
         assert one.labels == [explanation.labels[index]]
     assert torch.equal(explanation[-1].maps, explanation.maps[2:])
     assert torch.equal(explanation[1:].maps, explanation.maps[1:])
+    for index in (np.int64(1), torch.tensor(1)):
+        assert torch.equal(explanation[index].maps, explanation.maps[1:2])
     for index in (3, -4):
         with pytest.raises(IndexError, match=f"^image {index} is not among the 3 explained images$"):
             explanation[index]
@@ -74,6 +76,11 @@ def test_labels_and_pictures(explanation):
         explanation.image  # noqa: B018
     assert by_hand().labels == [["0", "1"]]
     assert by_hand().images is by_hand().image is None
+
+
+def test_classes_of_a_difference_by_label(model):
+    explanation = model.explain(torch.randn(2, 3, 64, 64), [[2, 0, 3]])
+    assert torch.equal(explanation.difference(NAMES[0], NAMES[3]), explanation.difference(0, 3))
 
 
 def test_devices_dtypes_and_arrays(explanation):
@@ -111,6 +118,14 @@ def test_the_overlay_lies_over_the_picture_that_the_model_saw(explanation):
 
 MISTAKES = {
     "image": (lambda e: e.overlay(5), IndexError, "image 5 is not among the 3 explained images"),
+    "label as an image": (
+        lambda e: e.overlay("owl"),
+        TypeError,
+        "an image of an explanation has a number, and several are taken by a slice: got str",
+    ),
+    "two numbers": (lambda e: e[0, 1], TypeError, "an image of an explanation has a number"),
+    "unknown label": (lambda e: e.difference("fox"), ValueError, "unknown class 'fox': the labels of this model are"),
+    "nothing to draw": (lambda e: e[3:].plot(), ValueError, "this explanation has no image to draw"),
     "rank": (lambda e: e.overlay(0, 2), IndexError, "rank 2 is not among the 2 explained classes of the image"),
     "no picture": (lambda e: by_hand().overlay(), ValueError, "this explanation does not know its pictures: draw heat"),
     "suffix": (
@@ -169,14 +184,19 @@ def test_figures_of_signed_maps_of_many_classes_and_without_pictures():
     assert bars(Explanation(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1).long(), torch.zeros(1, 1), "cape").plot())
 
 
-def test_figures_are_written_and_shown_in_notebooks(explanation, tmp_path):
+def test_figures_are_written_and_shown_in_notebooks(explanation, tmp_path, monkeypatch):
     for name in ("why.png", "why.JPG", "why.pdf", "why.svg"):
         explanation.save(tmp_path / name)
         assert (tmp_path / name).stat().st_size > 1000
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    explanation.save("~/home.png")
+    assert (tmp_path / "home.png").read_bytes() == (tmp_path / "why.png").read_bytes()
     whole = Image.open(tmp_path / "why.png")
     assert np.asarray(whole.convert("RGB")).std() > 10
     shown = Image.open(io.BytesIO(explanation._repr_png_()))
     assert shown.height / shown.width == pytest.approx(whole.height / whole.width, abs=0.01)
+    assert explanation[3:]._repr_png_() is None
     seven = by_hand(7)
     assert seven._repr_png_() == seven[:4]._repr_png_()
 

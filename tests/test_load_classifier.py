@@ -1,12 +1,14 @@
 """One function loads every source, and tells the same of the same classifier."""
 
+import shutil
+
 import pytest
 import timm
 import torch
 from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 
 import softcam_hub
-from softcam_hub.loading import load_classifier
+from softcam_hub.loading import find_model, load_classifier
 from softcam_hub.training.objective import VanillaForTraining
 
 NAMES = ["circle", "square", "square"]
@@ -51,6 +53,13 @@ def test_a_wrapper_without_names_has_numbers():
     assert classifier.label_names is None
     assert classifier.labels == ["0", "1"]
     assert classifier.multi_label is None
+
+
+def test_prefixes_of_timm_choose_between_a_folder_and_the_hub(sources, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(sources["folder"], tmp_path / "you" / "lesions")
+    assert find_model("you/lesions") == find_model("local-dir:you/lesions") == "local-dir:you/lesions"
+    assert find_model("hf-hub:you/lesions") == "hf-hub:you/lesions"
 
 
 def test_the_mode_of_a_module_stays():

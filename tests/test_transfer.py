@@ -69,6 +69,12 @@ def test_other_classes_keep_the_backbone_and_get_a_fresh_head(model, source, sou
     assert load_classifier(tmp_path).labels == DEFECTS
 
 
+def test_a_start_may_have_the_prefix_of_timm():
+    made, start = make(LESIONS, model="cape_test_resnet", init=f"local-dir:{CAPE_LESIONS}")
+    assert start.keeps_classifier
+    assert torch.equal(head_of(made), head_of(make(LESIONS, model="cape_test_resnet", init=CAPE_LESIONS)[0]))
+
+
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("source", ["ours", "named"])
 def test_as_many_other_classes_get_a_fresh_head_too(model, source, sources):
@@ -117,6 +123,14 @@ def test_a_missing_start_is_called_missing(init, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=MISSING[init]):
         make(DEFECTS, model="cape_test_resnet", init=init)
+
+
+def test_weights_of_another_architecture_get_one_line():
+    weights = f"{CAPE_LESIONS}/model.safetensors"
+    sentence = r"^model 'cape_resnet18' .*cannot be made from .*: size mismatch for .*, which --model names$"
+    with pytest.raises(ValueError, match=sentence) as error:
+        make(DEFECTS, model="cape_resnet18", init=weights)
+    assert len(str(error.value).splitlines()) == 1
 
 
 def test_other_starts_are_described():

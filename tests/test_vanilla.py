@@ -97,6 +97,10 @@ OTHERS = {
         ),
         "timm has architectures of that name, such as resnet18: train one of them, and convert it",
     ),
+    "a name": (
+        lambda: "resnet18",
+        "TimmWrapperForImageClassification, got str: make it with timm.create_model\\('resnet18",
+    ),
     "a layer": (lambda: nn.Linear(2, 2), "TimmWrapperForImageClassification, got Linear$"),
     "a model that explains itself": (
         lambda: softcam_hub.build("cape_test_resnet", num_classes=3),

@@ -9,7 +9,7 @@
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, TypeAlias, overload
@@ -237,6 +237,11 @@ def create_explainer(
         signed: Keep the negative part of the maps.
         options: Options of the methods: `n`, `sigma`, `seed`, `batch`, `progress`, `steps`.
     """
+    if not isinstance(name, Iterable):
+        raise TypeError(
+            f"expected the name of an explainer, or a list of names, got {type(name).__name__}: call "
+            "create_explainer('grad-cam', model)"
+        )
     names = [name] if isinstance(name, str) else list(name)
     check_names(names, list_explainers(), "explainer")
     for one in names:

@@ -86,11 +86,11 @@ def choose_classes(
         labels: Names of all classes.
     """
     if classes is None:
-        if not isinstance(top_k, int) or not 1 <= top_k <= num_classes:
+        if not isinstance(top_k, int | np.integer) or isinstance(top_k, bool) or not 1 <= top_k <= num_classes:
             raise ValueError(
                 f"top_k must be a whole number from 1 to the number of classes {num_classes}, got {top_k!r}"
             )
-        return top_k
+        return int(top_k)
     index = _as_indices(classes, labels)
     outside = index[(index < 0) | (index >= num_classes)]
     if outside.numel():

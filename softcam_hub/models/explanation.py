@@ -6,10 +6,11 @@ SoftCAM's maps are signed evidence whose mean is the logit. The other kinds only
 """
 
 import io
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from .classes import find_class
 from .heads import at_least_float32, describe_kind, native_kinds
 from .map_kind import MapKind
 from .overlays import meaning_of, overlay, scale_of, to_picture
@@ -64,9 +66,15 @@ class Explanation:
     def __len__(self) -> int:
         return len(self.maps)
 
-    def __getitem__(self, image: int | slice) -> "Explanation":
+    def __getitem__(self, image: SupportsIndex | slice) -> "Explanation":
         """Return the explanation of one image, or of a slice of the images."""
-        if isinstance(image, int):
+        if not isinstance(image, slice):
+            if not isinstance(image, SupportsIndex):
+                found = type(image).__name__
+                raise TypeError(
+                    f"an image of an explanation has a number, and several are taken by a slice: got {found}"
+                )
+            image = operator.index(image)
             if not -len(self) <= image < len(self):
                 raise IndexError(f"image {image} is not among the {len(self)} explained images")
             image = slice(image, image + 1 or None)
@@ -189,10 +197,12 @@ class Explanation:
         if suffix[1:] not in known:
             suffixes = ", ".join(f".{name}" for name in sorted(known))
             raise ValueError(f"cannot save an explanation as {printable(path)!r}: expected one of {suffixes}")
-        self._draw(figure).savefig(path, dpi=150)
+        self._draw(figure).savefig(Path(path).expanduser(), dpi=150)
 
     def _repr_png_(self) -> bytes | None:
-        """Draw the first images, for notebooks; without matplotlib they show `repr` instead."""
+        """Draw the first images, for notebooks; without images or matplotlib they show `repr` instead."""
+        if not len(self):
+            return None
         try:
             figure = make_figure()
         except ImportError:
@@ -203,6 +213,8 @@ class Explanation:
 
     def _draw(self, figure: "Figure") -> "Figure":
         """Draw every image and its maps into an empty figure."""
+        if not len(self):
+            raise ValueError("this explanation has no image to draw: it is empty")
         rows = []
         for index, one in enumerate(self):
             maps = at_least_float32(one.maps[0, :SHOWN_CLASSES].detach()).cpu()
@@ -234,14 +246,14 @@ class Explanation:
         low, high = large.amin(dim=(2, 3), keepdim=True), large.amax(dim=(2, 3), keepdim=True)
         return torch.where(high > low, (large - low) / (high - low).clamp_min(torch.finfo(large.dtype).tiny), 0.0)
 
-    def difference(self, a: int | None = None, b: int | None = None) -> Tensor:
+    def difference(self, a: int | str | None = None, b: int | str | None = None) -> Tensor:
         """Subtract the map of class b from that of class a: signed, (B, H, W).
 
         For `cape` maps the result sums to the difference of the two probabilities.
 
         Args:
-            a: Class index, explained for every image. The default is the first explained class.
-            b: Class index, explained for every image. The default is the second explained class.
+            a: Class index or label, explained for every image. The default is the first explained class.
+            b: Class index or label, explained for every image. The default is the second explained class.
         """
         return self._map_of(a, rank=0) - self._map_of(b, rank=1)
 
@@ -280,7 +292,9 @@ class Explanation:
             f"explanation is {self.kind!r}. {hint}"
         )
 
-    def _map_of(self, index: int | None, rank: int) -> Tensor:
+    def _map_of(self, index: int | str | None, rank: int) -> Tensor:
+        if isinstance(index, str):
+            index = find_class(index, self.names or ())
         if index is None:
             if self.maps.shape[1] <= rank:
                 raise ValueError("difference() needs two explained classes: call explain(..., top_k=2) or name classes")

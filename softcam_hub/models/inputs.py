@@ -9,6 +9,7 @@
 import base64
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -47,7 +48,7 @@ def as_batch(images: ImageInput, preprocessing: Mapping[str, Any]) -> Tensor:
     if isinstance(images, Mapping):
         return _processed(images)
     if isinstance(images, Tensor) and images.dtype == torch.uint8:  # a picture, as torchvision reads it
-        images = images.detach().cpu().movedim(-3, -1).numpy() if images.ndim > 2 else images.cpu().numpy()
+        images = _as_array(images)
     if isinstance(images, Tensor):
         return images[None] if images.ndim == 3 else images
     if (isinstance(images, Sequence) and not isinstance(images, str | bytes)) or (
@@ -64,6 +65,18 @@ def as_batch(images: ImageInput, preprocessing: Mapping[str, Any]) -> Tensor:
             f"{'s' if channels > 1 else ''}: pass a tensor (B, {channels}, H, W), normalised as in training"
         )
     return create_transform(**preprocessing)(read_image(images))[None]
+
+
+def _as_array(picture: Tensor) -> np.ndarray:
+    """Return pictures (..., C, H, W) of bytes as an array (..., H, W, C); a picture (H, W) stays as it is."""
+    if picture.ndim < 3:
+        return picture.cpu().numpy()
+    if picture.shape[-3] not in (1, 3, 4) and picture.shape[-1] in (1, 3, 4):
+        raise ValueError(
+            f"expected a picture as a uint8 tensor (C, H, W), got shape {tuple(picture.shape)}: move the channels to "
+            "the front with .movedim(-1, -3)"
+        )
+    return picture.cpu().movedim(-3, -1).numpy()
 
 
 def _processed(output: Mapping[str, Any]) -> Tensor:
@@ -107,8 +120,9 @@ def read_image(image: Any, timeout: float | None = None) -> Image.Image:
             return to_rgb(turn_upright(image))
     if isinstance(image, bytes):
         return read_user_image(image, "the image in bytes").image
-    if isinstance(image, str) and not os.path.isfile(image):
-        image = os.path.expanduser(image)
+    if isinstance(image, str | os.PathLike) and not os.path.isfile(image):
+        # os.path takes a text of any length, and Path does not
+        image = os.path.expanduser(image) if isinstance(image, str) else Path(image).expanduser()
     if isinstance(image, str | os.PathLike) and os.path.isdir(image):
         raise UnreadableImage(f"{printable(os.fspath(image))} is a folder: pass the paths of its images, as a list")
     if isinstance(image, os.PathLike) or (isinstance(image, str) and os.path.isfile(image)):

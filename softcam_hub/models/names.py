@@ -24,5 +24,7 @@ def split_name(name: str) -> tuple[str, str]:
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
         hint = f"did you mean {', '.join(f'{family}_{n}' for n in near)}?" if near else "see timm.list_models()"
+        if not architecture:
+            raise ValueError(f"unknown architecture {name!r}: expected {family}_<timm name>")
         raise ValueError(f"unknown architecture {name!r}: timm {timm.__version__} has no {architecture!r}; {hint}")
     return family, architecture

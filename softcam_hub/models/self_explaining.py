@@ -215,9 +215,11 @@ def check_images(images: Any, channels: int) -> None:
         hint = ": add the batch dimension with images[None]" if images.ndim == 3 else ""
         raise ValueError(f"expected images of shape (B, {channels}, H, W), got {tuple(images.shape)}{hint}")
     if images.shape[1] != channels:
+        advice = f"convert them, or build the model with in_chans={images.shape[1]}"
+        if images.shape[3] == channels:
+            advice = "move the channels to the front with .movedim(-1, 1)"
         raise ValueError(
-            f"expected images with {channels} channels, got {images.shape[1]} in shape {tuple(images.shape)}: "
-            f"convert them, or build the model with in_chans={images.shape[1]}"
+            f"expected images with {channels} channels, got {images.shape[1]} in shape {tuple(images.shape)}: {advice}"
         )
     if not images.is_floating_point():
         raise TypeError(f"expected floating-point images, got {images.dtype}: scale to [0, 1] and normalise them first")

@@ -58,10 +58,14 @@ def read_wrapper(wrapper: TimmModule) -> tuple[dict[str, Any], bool | None]:
     return cfg, multi_label
 
 
-def _advise(source: nn.Module) -> str:
+def _advise(source: Any) -> str:
     """Name the timm architecture that a model of another library seems to be, and how to start from it."""
     if isinstance(source, SelfExplaining):
         return ": it explains itself already, and to_vanilla() makes the vanilla classifier of a timm model"
+    if isinstance(source, str):
+        return f": make it with timm.create_model({source!r}, pretrained=True)"
+    if not isinstance(source, nn.Module):
+        return ""
     size = sum(weight.numel() for weight in source.parameters())
     classes = getattr(getattr(source, "config", None), "num_labels", None) or getattr(source, "num_classes", 1000)
     candidates = list(islice(_similar_names(source), _MOST_CANDIDATES))

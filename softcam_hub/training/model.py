@@ -48,7 +48,11 @@ def make_model(config: Config, splits: Splits, start: Start | None = None) -> nn
     except _ERRORS_OF_TIMM as error:
         args = f" with model_args {settings.model_args!r}" if settings.model_args else ""
         source = f" from {settings.init}" if settings.init else ""
-        raise ValueError(f"model {settings.model!r}{args} cannot be made{source}: {error}") from error
+        reason = str(error)
+        if settings.init and (mismatches := [line.strip() for line in reason.splitlines() if "size mismatch" in line]):
+            # torch lists every weight, and the first says as much
+            reason = f"{mismatches[0].removesuffix('.')}: its weights are of another architecture, which --model names"
+        raise ValueError(f"model {settings.model!r}{args} cannot be made{source}: {reason}") from error
     _describe_images(model, config, start)
     return model
 
@@ -93,7 +97,8 @@ def _make_model(settings: ModelConfig, splits: Splits, start: Start) -> nn.Modul
     if _family_in(start.config) == settings.family:
         if not start.keeps_classifier:
             return self_explaining.from_timm(_load_with_fresh_head(settings, len(classes)), **labels, **loss_options)
-        model = self_explaining.from_pretrained(settings.init, **loss_options)
+        source = find_model(settings.init, timm_names=False).partition(":")[2]
+        model = self_explaining.from_pretrained(source, **loss_options)
         _check_architecture(split_name(model.config.architecture)[1].split(".")[0], settings)
         _check_args(model.config, settings)
         return model
