@@ -250,6 +250,7 @@ def test_images_are_resized_to_the_input_of_the_model_when_they_are_read(images)
         (["train", "--output", "{out}", "--data", "./nowhere"], "there is no folder"),
         (["train", "--output", "{image}", "--model", "test_resnet"], "cannot be written"),
         (["accuracy", "{empty}/run", "--output", "{out}"], "is no finished run"),
+        (["accuracy", "{foreign}/model", "--output", "{out}"], "foreign/model is no finished run: did you mean "),
         (["card", "{empty}"], "is not a model folder, because it has no config.json"),
         (["card", "{empty}", "--check"], "has no README.md"),
         (["push", "{empty}", "you/x", "--dry-run"], "is not a model folder, because it has no config.json"),
@@ -262,6 +263,7 @@ def test_a_mistake_ends_with_a_sentence(arguments, sentence, images, tmp_path, c
     (tmp_path / "empty").mkdir()
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "config.json").write_text('{"model_type": "resnet", "architectures": ["ResNetModel"]}')
+    (tmp_path / "foreign" / "settings.yaml").write_text("{}")
     places = {"image": images / "plain.png", **{name: tmp_path / name for name in ("out", "empty", "foreign")}}
     assert main([argument.format(**places) for argument in arguments]) == 1
     said = capsys.readouterr().err

@@ -47,6 +47,7 @@ def test_text_is_short():
     assert len(many) == 6
     assert many[1].endswith("7 50.0%, ...")
     assert many[-1] == "    and 96 images more)"
+    assert repr(by_hand(5)).endswith("\n    and 1 image more)")
     assert "\\n" in repr(by_hand(classes=1, names=["two\nlines"]))
 
 

@@ -196,7 +196,7 @@ def break_code(folder):
 
 
 BAD = {
-    "no folder": (shutil.rmtree, FileNotFoundError, r"no config\.json"),
+    "no folder": (shutil.rmtree, FileNotFoundError, "^there is no folder "),
     "no config": (lambda f: (f / "config.json").unlink(), FileNotFoundError, "save_pretrained writes one"),
     "broken config": (lambda f: (f / "config.json").write_text("{"), ValueError, "cannot be read"),
     "another model": (

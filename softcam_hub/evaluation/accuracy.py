@@ -87,7 +87,9 @@ def read_run(run: Path) -> Row:
         metrics = read_mapping(run / "metrics.json", REMEDY)
         settings = {"mode": "direct", "data": None, **read_mapping(run / "settings.yaml", REMEDY)}
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{run} is no finished run: it has no {Path(error.filename).name}") from error
+        is_model = (run.parent / "settings.yaml").is_file()
+        reason = f"did you mean {run.parent}?" if is_model else f"it has no {Path(error.filename).name}"
+        raise FileNotFoundError(f"{run} is no finished run: {reason}") from error
     if not isinstance(settings.get("model"), str) or settings["mode"] not in MODES:
         raise ValueError(f"{run / 'settings.yaml'} names no model, or an unknown mode: {REMEDY}")
     scores, split = {}, "test" if "test_accuracy" in metrics else "validation"

@@ -91,7 +91,8 @@ class Explanation:
         if len(self) == 1:
             return f"Explanation({self.kind} maps {size}: {rows[0]})"
         if len(self) > len(rows):
-            rows.append(f"and {len(self) - len(rows)} images more")
+            more = len(self) - len(rows)
+            rows.append(f"and {more} image{'s' if more > 1 else ''} more")
         return "\n    ".join([f"Explanation({len(self)} images, {self.kind} maps {size}", *rows]) + ")"
 
     def _describe(self, image: int) -> str:

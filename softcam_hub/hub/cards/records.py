@@ -70,6 +70,8 @@ def load_model_record(folder: str | Path, license: str | None = None) -> ModelRe
 
 def read_model_config(folder: Path) -> Row:
     """Read config.json of a model folder, and refuse one of another library."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}: name the folder of a model")
     if not (folder / "config.json").is_file():
         inside = folder / "model"
         hint = f"did you mean {inside}?" if (inside / "config.json").is_file() else "save_pretrained writes one"
