@@ -113,6 +113,11 @@ CONTRADICTIONS = {
         "a cape configuration describes cape_* architectures, got 'softcam_resnet18': use cape_resnet18, or the "
         "configuration of softcam",
     ),
+    "family of a folder": (
+        lambda: SoftCAMForImageClassification.from_pretrained(softcam_hub.CAPE_LESIONS),
+        "a softcam configuration describes softcam_* architectures, got 'cape_test_resnet': use softcam_test_resnet, or "
+        "the configuration of cape",
+    ),
     "penalty": (
         lambda: SoftCAMConfig(l1=-0.1),
         "l1 weighs a penalty and must be at least 0 and finite, got -0.1",

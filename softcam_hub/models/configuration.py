@@ -94,10 +94,11 @@ class EvidenceConfig(PreTrainedConfig):
         when it is saved, since transformers then runs every method named `validate_*`.
         """
         family, architecture = split_name(self.architecture)
-        if self.model_type in HEADS and family != self.model_type:
+        expected = type(self).model_type  # the attribute of the instance is what a config.json says
+        if expected in HEADS and family != expected:
             raise ValueError(
-                f"a {self.model_type} configuration describes {self.model_type}_* architectures, got "
-                f"{self.architecture!r}: use {self.model_type}_{architecture}, or the configuration of {family}"
+                f"a {expected} configuration describes {expected}_* architectures, got {self.architecture!r}: use "
+                f"{expected}_{architecture}, or the configuration of {family}"
             )
         if not self.num_labels:
             raise ValueError("num_labels must be at least 1: a model that shows evidence has classes to show it for")
