@@ -10,7 +10,7 @@ import torch
 from conftest import randomise, relative_error
 from timm.models import _registry
 
-from softcam_hub.registry import EXACT, architectures
+from softcam_hub.architectures import EXACT, architectures
 
 MEMBERS = """
 byoanet.linear: halonet_h1

@@ -29,7 +29,8 @@ ROWS = ROOT / "benchmarks" / "results" / "notebooks.jsonl"
 TIMEOUT = 3600
 """Seconds after which a cell is given up."""
 
-TORCH_WARNING = re.compile(r"W\d{4} .*_pytree\.py:")
+NOISE = re.compile(r"\d%\||^W\d{4} .*_pytree\.py:|^\[IPKernelApp\]")
+"""Progress bars, and warnings about types of other packages and about the connection, on which no reader can act."""
 
 
 def execute(path: Path, folder: Path, hub: dict[str, str]) -> nbformat.NotebookNode:
@@ -52,27 +53,23 @@ def execute(path: Path, folder: Path, hub: dict[str, str]) -> nbformat.NotebookN
     }
     resources = {"metadata": {"path": str(folder)}}
     NotebookClient(notebook, timeout=TIMEOUT, resources=resources).execute(env=environment)
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if "softcam-hub: error" in output.get("text", ""):  # a command that fails does not stop a notebook
+                raise RuntimeError(output.text)
     return notebook
 
 
 def tidy(notebook: nbformat.NotebookNode) -> None:
-    """Remove warnings of libraries, progress bars, and times of cells, which change with every run."""
+    """Remove warnings of libraries, progress bars, folders of this machine, and times of cells."""
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
             for output in cell.outputs:
                 if "text" in output:
-                    output.text = "".join(map(final_text, output.text.splitlines(keepends=True)))
-
-
-def final_text(line: str) -> str:
-    """Return what a terminal shows of a line in the end: a progress bar returns to its beginning, and is overwritten.
-
-    The warnings of torch about types of other packages, which no reader can act on, are left out.
-    """
-    line = line.rstrip("\r\n").rpartition("\r")[2].rstrip()
-    return "" if TORCH_WARNING.match(line) else f"{line}\n"
+                    lines = [line.rstrip() for line in output.text.replace(f"{ROOT}/", "").splitlines()]
+                    output.text = "\n".join(line for line in lines if line and not NOISE.search(line)) + "\n"
 
 
 def describe(name: str, notebook: nbformat.NotebookNode, seconds: float) -> dict[str, Any]:

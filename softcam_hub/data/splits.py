@@ -113,6 +113,14 @@ def _check_all_paths(
         check_image_paths(table, columns[split], split, source.locations, skip_missing=config.unreadable == "skip")
 
 
+def _is_fair(labels: np.ndarray, part: np.ndarray) -> bool:
+    """Tell whether images are held out, and every class of the images still has one to learn from."""
+    learnt = labels[part == 0]
+    if labels.ndim == 2:
+        return 1 in part and bool((learnt.any(axis=0) == labels.any(axis=0)).all())
+    return 1 in part and set(learnt.tolist()) == set(labels.tolist())
+
+
 def _divide(table: "Dataset", labels: np.ndarray, config: DataConfig, hold_out: float) -> dict[str, np.ndarray]:
     """Divide the rows of the training split into "train" and, where they are held out, "validation" and "test"."""
     groups = _read_groups(table, config) if config.folds or hold_out else None
@@ -123,7 +131,7 @@ def _divide(table: "Dataset", labels: np.ndarray, config: DataConfig, hold_out: 
     if hold_out:
         shares = [1 - hold_out, hold_out]
         part = assign_parts(labels[rows], shares, config.data_seed, None if groups is None else groups[rows])
-        if config.hold_out is not None or len(set(part)) == 2:  # a few images cannot be divided unasked
+        if config.hold_out is not None or _is_fair(labels[rows], part):  # a few images cannot be divided unasked
             parts["validation"], rows = rows[part == 1], rows[part == 0]
     parts["train"] = rows
     for name, part_rows in parts.items():
