@@ -93,6 +93,7 @@ def train_and_push(folder: Path) -> None:
 """Script of a user. Strict checks refuse a `type: ignore` where there is no error."""
 
 
+@pytest.mark.slow  # a minute and a half, until mypy has cached the types of torch
 def test_the_script_of_a_user_has_no_type_errors(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--follow-imports=silent"]
