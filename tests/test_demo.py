@@ -1,19 +1,11 @@
 """The demo page without a browser: its models, its HTML, and its functions over HTTP."""
 
 import base64
-import html
 import io
 import json
-import os
 import re
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
 import urllib.request
-from pathlib import Path
 
 import gradio as gr
 import numpy as np
@@ -21,12 +13,11 @@ import pytest
 import timm
 import torch
 from gradio_client import Client, handle_file
+from helpers.demo import draw_picture, expected, text_of
 from PIL import Image
 
 import softcam_hub
 from softcam_hub import CAPE_LESIONS, Explanation, create_explainer
-from softcam_hub.cli import main
-from softcam_hub.data.lesions import draw
 from softcam_hub.demo import open_page, views
 from softcam_hub.demo.models import DemoModel, ExplainedImage
 from softcam_hub.demo.page import Page
@@ -34,8 +25,6 @@ from softcam_hub.evaluation.models import DEFAULT_POST_HOC
 from softcam_hub.figures.drawing import enlarge
 from softcam_hub.models.overlays import scale_of, spread, tint
 from softcam_hub.models.text import format_share
-
-SPACE = Path(softcam_hub.__file__).parent / "hub" / "spaces" / "demo"
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +49,7 @@ def softcam(softcam_folder):
 
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory):
-    """Write a picture about which the shipped model is in some doubt."""
-    file = tmp_path_factory.mktemp("pictures") / "eye.png"
-    draw(3, "test", 256).image.rotate(20).resize((130, 120)).save(file)
-    return file
+    return draw_picture(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture(scope="module")
@@ -76,19 +62,6 @@ def page(softcam_folder):
     blocks = open_page([CAPE_LESIONS, softcam_folder])
     yield blocks
     blocks.close()
-
-
-def text_of(fragment):
-    """Return the words of some HTML."""
-    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", fragment)).split())
-
-
-def expected(picture, classes=None, top_k=2, kind=None):
-    """Explain a picture by the shipped model through the Hugging Face class alone."""
-    model = softcam_hub.CAPEForImageClassification.from_pretrained(CAPE_LESIONS)
-    config = timm.data.resolve_data_config({}, pretrained_cfg=model.pretrained_cfg)
-    pixels = timm.data.create_transform(**config)(Image.open(picture).convert("RGB"))[None]
-    return model.explain(pixels, classes, top_k=top_k, kind=kind)
 
 
 def test_a_model_explains_a_picture_as_its_hugging_face_class_does(cape, image, picture):
@@ -338,110 +311,3 @@ def test_the_page_names_no_other_host(page):
     loaded = re.findall(r"""(?:src|href)=["'](https?://[^"']+)""", content)
     assert [url for url in loaded if not url.startswith(page.local_url)] == []
     assert page.config["analytics_enabled"] is False
-
-
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
-def test_a_port_in_use_is_refused_before_models_are_loaded(capsys):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        assert main(["demo", "--port", str(port), "--model", "no-such-model"]) == 1
-    said = capsys.readouterr().err
-    assert f"softcam-hub: error: 127.0.0.1:{port} cannot be listened on (Address already in use)" in said
-    assert "choose another --host or --port" in said
-
-
-@pytest.mark.parametrize(
-    ("words", "sentence"),
-    [
-        (["--port", "70000"], "port must be from 1 to 65535, got 70000"),
-        (["--model", "no/such/folder"], "there is no model 'no/such/folder'"),
-        (["--host", "nowhere.invalid"], "nowhere.invalid cannot be listened on"),
-    ],
-)
-def test_mistakes_on_the_command_line(words, sentence, capsys):
-    assert main(["demo", *words]) == 1
-    said = capsys.readouterr().err
-    assert sentence in said
-    assert "Traceback" not in said
-
-
-def test_requirements_of_the_space_are_those_of_the_package():
-    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 does not read TOML")
-    project = tomllib.loads((Path(softcam_hub.__file__).parents[1] / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["demo"]]
-    assert (SPACE / "requirements.txt").read_text().split() == wanted
-
-
-WITHOUT_GRADIO = """
-import sys
-sys.modules["gradio"] = None
-from softcam_hub.evaluation.models import DEFAULT_POST_HOC
-from softcam_hub.cli import main
-sys.exit(main(["demo"]))
-"""
-
-
-@pytest.mark.slow
-def test_without_gradio_there_is_a_hint():
-    done = subprocess.run([sys.executable, "-c", WITHOUT_GRADIO], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    hint = "softcam-hub: error: the demo page needs an extra package: pip install 'softcam-hub[demo]'\n"
-    assert without_torch_log(done.stderr) == hint
-
-
-def without_torch_log(errors):
-    """Remove torch's warnings on importing torchao from the error output of a process."""
-    return re.sub(r"^W\d{4} \S+ \d+ \S*torch/.*\n", "", errors, flags=re.MULTILINE)
-
-
-def started(command, line, **options):
-    """Start a process, and wait until it prints a line with these words."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
-    said = process.stdout.readline()
-    assert line in said, said + process.stderr.read()
-    return process, said
-
-
-@pytest.mark.slow
-def test_ctrl_c_ends_the_command_quietly():
-    port = free_port()
-    process, _ = started(
-        [sys.executable, "-m", "softcam_hub", "demo", "--port", str(port)], f"http://127.0.0.1:{port}/"
-    )
-    process.send_signal(signal.SIGINT)
-    rest, errors = process.communicate(timeout=60)
-    assert (process.returncode, rest.strip(), without_torch_log(errors)) == (0, "", "")
-
-
-@pytest.mark.slow
-def test_the_space_runs_on_its_own_copy_of_the_package(tmp_path, picture):
-    shutil.copytree(SPACE, tmp_path, dirs_exist_ok=True)
-    package = Path(softcam_hub.__file__).parent
-    shutil.copytree(package, tmp_path / "softcam_hub", ignore=shutil.ignore_patterns("__pycache__"))
-    environment = {**os.environ, "GRADIO_SERVER_PORT": str(port := free_port()), "HF_HUB_OFFLINE": "1"}
-    code = "import runpy, softcam_hub; print(softcam_hub.__file__, flush=True); runpy.run_path('app.py', run_name='__main__')"
-    process, _ = started([sys.executable, "-c", code], str(tmp_path), cwd=tmp_path, env=environment)
-    try:
-        client = connected(f"http://127.0.0.1:{port}/", process)
-        regions = client.predict(handle_file(picture), "cape_lesions", 0.05, api_name="/upload")[9]
-        assert expected(picture).regions(0.05).describe() in text_of(regions)
-    finally:
-        process.terminate()
-        process.communicate(timeout=60)
-
-
-def connected(url, process, seconds=120):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and process.poll() is None:
-        try:
-            return Client(url, verbose=False, analytics_enabled=False)
-        except Exception:  # not there yet, or half there
-            time.sleep(0.5)
-    raise AssertionError(f"{url} did not answer")
