@@ -200,6 +200,30 @@ def test_an_example_and_another_model(visit, softcam_folder):
     expect(page.locator("#threshold")).to_be_visible()
 
 
+def test_a_choice_made_while_an_answer_is_on_its_way_is_answered_too(visit, softcam_folder):
+    page = visit()
+    choose(page, "model", str(softcam_folder))
+    choose(page, "model", "cape_lesions")
+    expect(page.locator("#maps h3")).to_have_text(["CAPE", "μ-CAPE"], timeout=WAIT)
+    page.wait_for_timeout(1000)
+    choose(page, "model", str(softcam_folder))
+    expect(page.locator("#maps h3")).to_have_text(["SoftCAM"], timeout=WAIT)
+    choose(page, "model", "cape_lesions")
+    choose(page, "model", str(softcam_folder))
+    choose(page, "model", "cape_lesions")
+    page.wait_for_timeout(3000)
+    expect(page.locator("#maps h3")).to_have_text(["CAPE", "μ-CAPE"], timeout=WAIT)
+
+
+def test_an_example_chosen_while_another_is_explained_is_explained_too(visit):
+    page = visit()
+    for example in (4, 5, 3):
+        page.locator("#examples button").nth(example).click()
+    expect(page.locator("#prediction figcaption")).to_contain_text("exudate-1.png", timeout=WAIT)
+    page.wait_for_timeout(3000)
+    expect(page.locator("#prediction figcaption")).to_contain_text("exudate-1.png")
+
+
 def make(folder):
     """Write unusual files, and return the sentence that the page shows for each, empty for readable files."""
     image = draw(3, "test", 256).image

@@ -87,8 +87,9 @@ figcaption {{font-size: 0.85em; line-height: 1.35; margin-top: 4px; overflow-wra
 }}
 """
 
-ONE_AT_A_TIME = {"concurrency_id": "models", "concurrency_limit": 1}
-"""Options of events that run a model. Explainers put hooks on a model, so that only one may run at a time."""
+RUNS_A_MODEL: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 1, "trigger_mode": "multiple"}
+"""Options of events that run a model. Explainers put hooks on a model, so that only one may run at a time. What a
+visitor chooses while an answer is on its way is answered in turn: by default gradio ignores it."""
 
 
 class Page:
@@ -173,13 +174,13 @@ class Page:
         ]
         shown = [self.picture, *settings]
         answered = [self.file, self.gallery, *outputs]
-        self.file.upload(self.upload, [self.file, *settings], answered, api_name="upload", **ONE_AT_A_TIME)
-        self.gallery.select(self.choose_example, settings, outputs, api_name=False, **ONE_AT_A_TIME)
-        self.model.input(self.explain, shown, outputs, api_name="explain", **ONE_AT_A_TIME)
-        self.blocks.load(self.explain, shown, outputs, api_name=False, **ONE_AT_A_TIME)
+        self.file.upload(self.upload, [self.file, *settings], answered, api_name="upload", **RUNS_A_MODEL)
+        self.gallery.select(self.choose_example, settings, outputs, api_name=False, **RUNS_A_MODEL)
+        self.model.input(self.explain, shown, outputs, api_name="explain", **RUNS_A_MODEL)
+        self.blocks.load(self.explain, shown, outputs, api_name=False, **RUNS_A_MODEL)
         inputs = [self.explained, self.first, self.second, self.threshold]
-        self.first.input(self.choose_classes, inputs, self.class_outputs, api_name="choose_classes", **ONE_AT_A_TIME)
-        self.second.input(self.choose_classes, inputs, self.class_outputs, api_name=False, **ONE_AT_A_TIME)
+        self.first.input(self.choose_classes, inputs, self.class_outputs, api_name="choose_classes", **RUNS_A_MODEL)
+        self.second.input(self.choose_classes, inputs, self.class_outputs, api_name=False, **RUNS_A_MODEL)
         self.threshold.change(
             self.move_threshold,
             [self.explained, self.threshold],
