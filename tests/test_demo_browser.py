@@ -296,9 +296,10 @@ def test_the_page_fits_the_screen(visit, viewport, tmp_path):
     folder = Path(os.environ.get("DEMO_SCREENSHOTS", tmp_path))
     page.screenshot(path=folder / f"demo_{viewport['width']}.png", full_page=True)
     open_tab(page, "Regions")
-    page.locator("#threshold input[type=range]").focus()
-    page.keyboard.press("ArrowRight")
-    expect(page.locator("#threshold input[type=number]")).to_have_value("0.06")
+    slider = page.locator("#threshold input[type=range]")
+    expect(slider).to_be_visible(timeout=WAIT)
+    slider.press("ArrowRight")
+    expect(page.locator("#threshold input[type=number]")).to_have_value("0.06", timeout=WAIT)
 
 
 def test_the_page_needs_no_other_host(visit):
