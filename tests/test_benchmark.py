@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.benchmark import CLASSES, DATA, prepare_split, run_benchmark, save_models, vanilla_model
+from helpers.benchmark import CLASSES, DATA, prepare_split, read_split, run_benchmark, save_models, vanilla_model
 from helpers.processes import finish, start
 
 from softcam_hub import create_explainer, to_vanilla
@@ -213,6 +213,34 @@ def test_every_measure(models, tmp_path):
     assert np.isclose(softcam["gini"], float(gini_sparseness(raw).mean()), atol=1e-5)
 
 
+def test_evidence_of_signed_maps_is_measured_in_its_unit(models, tmp_path):
+    names, options = "softcam cam grad-cam", {"measures": "evidence", "per_image": True, "batch_size": 4, **DATA}
+    rows = benchmark(models / "softcam", tmp_path, explainers=names, **options)
+    softcam, cam, other = rows
+    assert not {"evidence_precision", "share_of_positive_annotated"} & other.keys()  # its unit is no logit
+    model, samples = load_classifier(models / "softcam").model, read_split()
+    prepared, columns = prepare_split(model), {"inside": [], "annotated": [], "unannotated": []}
+    for index in range(len(samples)):
+        sample = prepared[index]
+        maps = model.explain(sample["pixel_values"][None], classes=int(sample["labels"])).maps[0].detach()
+        share = sum(float(value) > 0 for value in maps.flatten()) / maps.numel()
+        columns["annotated" if sample["mask"].any() else "unannotated"].append(share)
+        large = F.interpolate(maps[None], size=(64, 64), mode="bilinear", align_corners=False)[0, 0]
+        patches = [(slice(top, top + 4), slice(left, left + 4)) for top in range(0, 64, 4) for left in range(0, 64, 4)]
+        hits = [bool(sample["mask"][patch].any()) for patch in patches if float(large[patch].mean()) > 1]
+        if sample["mask"].any() and hits:
+            columns["inside"].append(sum(hits) / len(hits))
+    assert np.isclose(softcam["evidence_precision"], 100 * np.mean(columns["inside"]), atol=1e-3)
+    assert softcam["evidence_precision_images"] == len(columns["inside"]) > 0
+    for name in ("annotated", "unannotated"):
+        assert len(columns[name]) > 1
+        assert np.isclose(softcam[f"share_of_positive_{name}"], 100 * np.mean(columns[name]), atol=1e-3)
+    assert cam["share_of_positive_annotated"] != softcam["share_of_positive_annotated"]  # it has no bias
+    printed = table1(rows)
+    assert "positive cells, not annotated" in printed
+    assert "**" not in printed
+
+
 def test_own_maps_are_measured_on_the_model_and_the_others_on_the_vanilla_classifier(models, table):
     ours, vanilla = load_classifier(models / "cape").model, load_classifier(models / "vanilla").model
     samples = prepare_split(ours)
@@ -243,6 +271,8 @@ def test_data_without_masks_give_the_table_alone(models, tmp_path):
     assert not {"localization_precision", "topk_sensitivity"} & rows[0].keys()
     with pytest.raises(ValueError, match="neither masks nor boxes"):
         benchmark(model, tmp_path / "other", measures="localisation", **data)
+    with pytest.raises(ValueError, match="evidence needs annotations"):
+        benchmark(model, tmp_path / "other", measures="evidence", **data)
     asked = benchmark(model, tmp_path / "asked", measures="sensitivity", **data)
     assert len(asked[0]["topk_sensitivity_curve"]) == 30
     model.pretrained_cfg["label_names"] = CLASSES

@@ -13,7 +13,7 @@ from PIL import Image
 
 from softcam_hub.data.lesions import load_lesions
 from softcam_hub.evaluation import benchmark
-from softcam_hub.evaluation.measure import choose_quartets
+from softcam_hub.evaluation.grid_pointing import choose_quartets
 from softcam_hub.evaluation.models import fingerprint
 from softcam_hub.loading import load_classifier
 from softcam_hub.models.conversion import convert

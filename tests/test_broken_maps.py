@@ -58,6 +58,8 @@ SCORES = {
     "localization_precision": lambda maps: localization.localization_precision(maps, MASKS, k=5),
     "activation_precision": lambda maps: localization.activation_precision(maps, MASKS),
     "activation_sensitivity": lambda maps: localization.activation_sensitivity(maps, MASKS),
+    "evidence_precision": lambda maps: localization.evidence_precision(maps, MASKS, threshold=0.5),
+    "share_of_positive": localization.share_of_positive,
     "energy_pointing_game": lambda maps: localization.energy_pointing_game(maps, BOXES),
     "grid_pointing_game": lambda maps: localization.grid_pointing_game(maps[:, None].expand(-1, 4, -1, -1)),
     "kept": lambda maps: perturbation.faithfulness_parts(predict, IMAGES, maps)["kept"],

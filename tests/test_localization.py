@@ -8,9 +8,11 @@ from softcam_hub.explanation_scores.localization import (
     activation_sensitivity,
     box_masks,
     energy_pointing_game,
+    evidence_precision,
     grid_pointing_game,
     localization_precision,
     mosaics,
+    share_of_positive,
 )
 
 MAPS = torch.tensor([[[4.0, 0.0, 1.0], [2.0, -5.0, 3.0]]])
@@ -98,7 +100,7 @@ def test_a_map_that_shows_nothing_scores_nothing(maps):
 
 def test_one_broken_map_leaves_the_others():
     maps, masks = torch.cat([MAPS, NAN, MAPS]), MASKS.expand(3, -1, -1)
-    for measure in (activation_precision, activation_sensitivity, localization_precision):
+    for measure in (activation_precision, activation_sensitivity, evidence_precision, localization_precision):
         found, alone = measure(maps, masks), measure(MAPS, MASKS)
         assert torch.equal(found[0], alone[0])
         assert torch.equal(found[2], alone[0])
@@ -113,7 +115,7 @@ def test_scale_does_not_matter():
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.long, torch.float32])
 def test_masks_of_zeros_and_ones(dtype):
-    for measure in (activation_precision, activation_sensitivity, localization_precision):
+    for measure in (activation_precision, activation_sensitivity, evidence_precision, localization_precision):
         assert torch.equal(measure(MAPS, MASKS.to(dtype)), measure(MAPS, MASKS))
 
 
@@ -122,6 +124,62 @@ def test_energy_pointing_game_by_hand():
     assert energy_pointing_game(MAPS, boxes).tolist() == pytest.approx([1 / 10])
     several = torch.tensor([[[1, 0, 3, 1], [2, 0, 3, 2]]])  # overlap counts once
     assert energy_pointing_game(MAPS, several).tolist() == pytest.approx([(1 + 3) / 10])
+
+
+def test_evidence_precision_by_hand():
+    assert evidence_precision(MAPS, MASKS, patch=1).tolist() == pytest.approx([2 / 3])  # of 4 (hit), 2 and 3 (hit)
+    assert evidence_precision(MAPS, MASKS, threshold=0.0).tolist() == pytest.approx([2 / 4])  # and of 1
+    assert evidence_precision(MAPS, MASKS, threshold=3.0).tolist() == [1]  # of 4 alone: 3 is not above 3
+    assert evidence_precision(MAPS, MASKS, threshold=4.0).isnan().tolist() == [True]
+    assert evidence_precision(-MAPS, MASKS, threshold=1.0).tolist() == [0]  # of 5, which is outside
+
+
+def slow_evidence_precision(image, mask, threshold, patch):
+    above = hits = 0
+    for top in range(0, image.shape[0], patch):
+        for left in range(0, image.shape[1], patch):
+            cells = [
+                (row, column)
+                for row in range(top, min(top + patch, image.shape[0]))
+                for column in range(left, min(left + patch, image.shape[1]))
+            ]
+            if sum(float(image[cell]) for cell in cells) / len(cells) > threshold:
+                above += 1
+                hits += any(bool(mask[cell]) for cell in cells)
+    return hits / above if above else float("nan")
+
+
+@pytest.mark.parametrize("threshold", [-0.5, 0.0, 1.0, 9.0])
+@pytest.mark.parametrize(("size", "patch"), [((32, 32), None), ((50, 37), 5), ((20, 20), 7), ((8, 8), 1)])
+def test_evidence_precision_is_the_definition(size, patch, threshold):
+    maps = 3 * torch.randn(4, *size, generator=torch.Generator().manual_seed(0))
+    maps[3] -= 20  # an image without any patch above the threshold
+    masks = torch.zeros(4, *size, dtype=torch.bool)
+    masks[:, 5:7, 3:8] = True
+    side = patch or max(min(size) // 16, 1)
+    expected = [slow_evidence_precision(*pair, threshold, side) for pair in zip(maps, masks, strict=True)]
+    found = evidence_precision(maps, masks, threshold, patch)
+    assert found.tolist() == pytest.approx(expected, nan_ok=True)
+    assert found.isnan()[3]
+
+
+def test_shrunk_evidence_is_as_precise_or_more_at_the_same_place():
+    """What a penalty on the size of evidence does: the map and its place are the same, and the score is another one."""
+    found = [float(evidence_precision(scale * MAPS, MASKS)) for scale in (1.0, 0.4, 0.2)]
+    assert found[:2] == pytest.approx([2 / 3, 1])
+    assert torch.tensor(found[2]).isnan()
+    assert share_of_positive(0.2 * MAPS).tolist() == share_of_positive(MAPS).tolist() == pytest.approx([4 / 6])
+
+
+def test_share_of_positive_is_the_definition():
+    maps = (
+        torch.randn(5, 7, 9, generator=torch.Generator().manual_seed(1))
+        + torch.tensor([0.0, 1, -1, 9, -9])[:, None, None]
+    )
+    maps[0, :3] = 0.0  # zero speaks neither for nor against
+    expected = [sum(float(cell) > 0 for row in image for cell in row) / 63 for image in maps]
+    assert share_of_positive(maps).tolist() == pytest.approx(expected)
+    assert expected[3:] == [1, 0]
 
 
 def test_box_masks():

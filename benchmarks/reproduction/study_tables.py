@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 from PIL import Image
 
-from softcam_hub.evaluation.report import COLUMNS, curve_title, markdown
+from softcam_hub.evaluation.report import COLUMNS, UNRANKED, curve_title, markdown
 from softcam_hub.figures.charts import Points, curves
 
 from .cape_claims import UNTRAINED
@@ -25,7 +25,7 @@ PREDICTIONS = {
     "disagreement": ("disagreement in %", ".1f"),
     "sparseness": ("sparseness (Gini)", ".3f"),
 }
-EXPLANATIONS = [name for name in COLUMNS if name not in ("borda", "gini", "completeness_error")]
+EXPLANATIONS = [name for name in COLUMNS if name not in ("borda", "completeness_error", *UNRANKED)]
 POST_HOC_LINES = 2
 """Number of post-hoc methods in a chart, beside native maps and random."""
 

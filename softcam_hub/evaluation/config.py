@@ -10,13 +10,14 @@ from ..data.config import DataConfig
 from ..data.fields import Count, WholeNumber, check_ranges, flag
 
 TABLE, LOCALISATION, SENSITIVITY = "table", "localisation", "sensitivity"
-SINGLE_DELETION, GRID = "single_deletion", "grid_pointing"
+EVIDENCE, SINGLE_DELETION, GRID = "evidence", "single_deletion", "grid_pointing"
 DEFAULT_MEASURES = (TABLE, LOCALISATION, SENSITIVITY)
 """AD, IC, ADD, ADCC, mIoU and completeness; and, on annotated images, precision at the annotation and the
 drop of the confidence with the top patches occluded."""
 
-OPTIONAL_MEASURES = ("gini", "insertion", "deletion", "road", SINGLE_DELETION, "max_sensitivity", GRID)
-"""Measures that are in neither paper, most of which take longer."""
+OPTIONAL_MEASURES = ("gini", EVIDENCE, "insertion", "deletion", "road", SINGLE_DELETION, "max_sensitivity", GRID)
+"""Measures that are in neither paper, most of which take longer; and the SoftCAM authors' own precision, which suits
+signed maps in units of the logit only."""
 
 SPLITS = ("test", "validation", "train")
 
@@ -70,8 +71,9 @@ class BenchmarkConfig:
     def chosen_measures(self, annotated: bool) -> tuple[str, ...]:
         """Return the measures for data with or without annotations."""
         chosen = _words(self.measures) or (DEFAULT_MEASURES if annotated else (TABLE,))
-        if LOCALISATION in chosen and not annotated:
-            raise ValueError(f"{LOCALISATION} needs annotations, and these data have neither masks nor boxes")
+        for name in (LOCALISATION, EVIDENCE):
+            if name in chosen and not annotated:
+                raise ValueError(f"{name} needs annotations, and these data have neither masks nor boxes")
         return chosen
 
 

@@ -7,13 +7,11 @@
 - AD, IC, ADD, ADCC, mIoU, sensitivity and the perturbation measures concern the class that the explained
   model predicts. Localisation concerns the map of the *true* label (with several labels per image: of the
   predicted class), and images with an annotation only.
-- Maps are heat maps: positive part, upsampled to the image, min-max scaled. Single deletion alone ranks
-  signed maps, and compares them with the drop of the logit. These drops are computed once per image, for all
-  explainers.
+- Maps are heat maps: positive part, upsampled to the image, min-max scaled. Single deletion and the measures
+  of evidence alone take signed maps. Single deletion compares them with the drop of the logit. These drops are
+  computed once per image, for all explainers.
 """
 
-import heapq
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,9 +24,9 @@ from ..explanation_scores.localization import (
     activation_precision,
     activation_sensitivity,
     energy_pointing_game,
-    grid_pointing_game,
+    evidence_precision,
     localization_precision,
-    mosaics,
+    share_of_positive,
 )
 from ..explanation_scores.maps import heat, patch_means, patch_side
 from ..explanation_scores.perturbation import (
@@ -41,7 +39,7 @@ from ..explanation_scores.perturbation import (
 )
 from ..explanation_scores.road import road
 from ..models.heads import describe_kind
-from .config import GRID, LOCALISATION, SENSITIVITY, SINGLE_DELETION, TABLE, BenchmarkConfig
+from .config import EVIDENCE, LOCALISATION, SENSITIVITY, SINGLE_DELETION, TABLE, BenchmarkConfig
 from .models import ClassifierWithExplainers
 
 Values = dict[str, dict[str, Tensor]]
@@ -88,10 +86,17 @@ class Batch:
         """Select the value of the predicted class from values (B, C)."""
         return values.gather(1, self.predicted[:, None])[:, 0]
 
-    def of_label(self, name: str) -> Tensor:
-        """Return the heat map (B, H, W) of the true label, or of the predicted class of multi-label data."""
-        heats = self.heats[name]
-        return heats[:, -1] if heats.shape[1] > self.top.shape[1] else heats[:, 0]
+    def of_label(self, maps: Tensor) -> Tensor:
+        """Select the map (B, h, w) of the true label, or of the predicted class of multi-label data.
+
+        Args:
+            maps: Maps or heat maps of this batch, (B, 2 or 3, h, w).
+        """
+        return maps[:, -1] if maps.shape[1] > self.top.shape[1] else maps[:, 0]
+
+    def enlarge(self, maps: Tensor) -> Tensor:
+        """Upsample signed maps (B, h, w) to the size of the images, with their sign and unit."""
+        return F.interpolate(maps[:, None].float(), size=self.size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def measure(batch: Batch, measures: Sequence[str], config: BenchmarkConfig) -> Values:
@@ -172,7 +177,9 @@ def _measure_maps(batch: Batch, name: str, measures: Sequence[str], config: Benc
         if describe_kind(name).composition is not None:
             values["completeness_error"] = _completeness(batch, name)
     if LOCALISATION in measures:
-        values |= _localisation(batch, batch.of_label(name), config.patch)
+        values |= _localisation(batch, batch.of_label(batch.heats[name]), config.patch)
+    if EVIDENCE in measures and describe_kind(name).signed:
+        values |= _evidence(batch, batch.of_label(batch.maps[name]), config.patch)
     if "gini" in measures:
         values["gini"] = gini_sparseness(batch.maps[name][:, 0].relu())
     if "max_sensitivity" in measures:
@@ -189,8 +196,7 @@ def _single_deletions(batch: Batch, config: BenchmarkConfig) -> dict[str, Tensor
     drops = patch_drops(batch.classifier.explained.logits, batch.images, patch, **options)
     values = {}
     for name, maps in batch.maps.items():
-        signed = F.interpolate(maps[:, :1].float(), size=batch.size, mode="bilinear", align_corners=False)[:, 0]
-        values[name] = spearman(patch_means(signed, patch).flatten(1), drops)
+        values[name] = spearman(patch_means(batch.enlarge(maps[:, 0]), patch).flatten(1), drops)
     return values
 
 
@@ -223,6 +229,17 @@ def _localisation(batch: Batch, maps: Tensor, patch: int | None) -> dict[str, Te
     }
 
 
+def _evidence(batch: Batch, maps: Tensor, patch: int | None) -> dict[str, Tensor]:
+    """Compute measures of signed maps (B, h, w) in units of the logit, which a heat map no longer has."""
+    some, positive = batch.annotated, share_of_positive(maps)
+    large = batch.enlarge(maps)
+    return {
+        "evidence_precision": _for_some(some, evidence_precision, large[some], batch.masks[some], patch=patch),
+        "share_of_positive_annotated": positive.masked_fill(~some, torch.nan),
+        "share_of_positive_unannotated": positive.masked_fill(some, torch.nan),
+    }
+
+
 def bounding_boxes(masks: Tensor) -> Tensor:
     """Return the smallest box around each mask, (B, 4): left, top, right, bottom."""
     edges = []
@@ -248,38 +265,3 @@ def _for_some(some: Tensor, function: Callable[..., Tensor], *args: Any, **optio
     spread = values.new_full((len(some), *values.shape[1:]), torch.nan)
     spread[some] = values
     return spread
-
-
-def grid_pointing(classifier: ClassifierWithExplainers, images: Tensor, labels: Tensor) -> Values:
-    """Play the grid pointing game on the mosaic of four images of different classes.
-
-    The value is the share of each class's map of the mosaic that lies in its cell, averaged over the four
-    classes, (1,) by explainer. A mosaic is as large as one image, so that it fits a model of fixed input
-    size.
-
-    Args:
-        classifier: Classifier with its explainers.
-        images: Images, (4, 3, H, W).
-        labels: Classes of the images, (4,).
-    """
-    pictures, classes = mosaics(images, labels)
-    size = (images.shape[2] // 2 * 2, images.shape[3] // 2 * 2)
-    small = F.interpolate(pictures, size=images.shape[-2:], mode="area")
-    maps = classifier.maps(classifier.names, classifier.explained.record(small), classes)
-    return {name: {GRID: grid_pointing_game(heat(drawn, size)).mean(dim=1)} for name, drawn in maps.items()}
-
-
-def choose_quartets(labels: Sequence[int]) -> list[list[int]]:
-    """Choose as many quartets of images of four different classes as possible, whatever the order of labels.
-
-    Every quartet consists of the next image of the four classes of which most images are left.
-    """
-    waiting: dict[int, deque[int]] = {}
-    for index, label in enumerate(labels):
-        waiting.setdefault(label, deque()).append(index)
-    quartets = []
-    while True:
-        largest = [indices for indices in heapq.nlargest(4, waiting.values(), key=len) if indices]
-        if len(largest) < 4:
-            return quartets
-        quartets.append(sorted(indices.popleft() for indices in largest))

@@ -19,7 +19,7 @@ from ..figures.charts import curves
 from ..files import draft_of
 from ..models.heads import native_kinds
 from .models import ROLES
-from .results import CURVES, Row
+from .results import CURVES, EVIDENCE_COLUMNS, Row
 
 BORDA = ("average_drop", "increase_in_confidence", "average_drop_in_deletion", "adcc", "miou")
 """Measures that earn Borda points."""
@@ -44,8 +44,15 @@ COLUMNS: dict[str, tuple[str, bool]] = {
     "max_sensitivity": ("max-sensitivity ↓", False),
     "grid_pointing": ("grid pointing ↑", True),
     "gini": ("Gini", True),
+    "evidence_precision": ("precision above 1", True),
+    "share_of_positive_annotated": ("positive cells, annotated", True),
+    "share_of_positive_unannotated": ("positive cells, not annotated", True),
 }
 """Name in a row -> heading of the column, and whether higher is better."""
+
+UNRANKED = ("gini", *EVIDENCE_COLUMNS)
+"""Columns without a best value: a sparser map is not a better one, and smaller evidence changes the precision among
+what is above 1 with no better place."""
 
 TWO_DIGITS = ("road", "single_deletion", "max_sensitivity", "gini")
 """Columns that are no percentages, and are printed with two digits."""
@@ -108,7 +115,7 @@ def caption(rows: list[Row]) -> str:
 
 def _best(rows: list[Row], name: str) -> float | None:
     values = [row[name] for row in rows if row.get(name) is not None]
-    if name == "gini" or len(values) < 2:  # a sparser map is not a better one
+    if name in UNRANKED or len(values) < 2:
         return None
     return max(values) if COLUMNS[name][1] else min(values)
 

@@ -15,7 +15,8 @@ import torch
 from .shards import Line
 
 CURVES = ("localization_precision", "topk_sensitivity")
-PERCENT = ("confidence", "energy_pointing", "grid_pointing", "insertion", "deletion")
+EVIDENCE_COLUMNS = ("evidence_precision", "share_of_positive_annotated", "share_of_positive_unannotated")
+PERCENT = ("confidence", "energy_pointing", "grid_pointing", "insertion", "deletion", *EVIDENCE_COLUMNS)
 PLAIN = ("completeness_error", "gini", "road", "single_deletion", "max_sensitivity")
 
 Row = dict[str, Any]
@@ -50,6 +51,8 @@ def _means(lines: list[Line]) -> Row:
         values = _present(lines, name)
         if values:
             row[name] = (100 if name in PERCENT else 1) * _mean(values)
+        if name == "evidence_precision" and values:  # without their number, the mean would hide images without a score
+            row["evidence_precision_images"] = len(values)
     for name in CURVES:
         curves = _present(lines, name)
         if curves:

@@ -28,7 +28,7 @@ from ..files import write_json_lines, write_text
 from ..loading import load_classifier
 from ..output_folder import OutputFolder, Use, in_main_process
 from . import report
-from .config import GRID, LOCALISATION, SENSITIVITY, BenchmarkConfig, make_settings
+from .config import EVIDENCE, GRID, LOCALISATION, SENSITIVITY, BenchmarkConfig, make_settings
 from .folder import CURVES, ROWS, TABLE1, VALUES, benchmark_folder, claim_folder
 from .models import (
     MODEL,
@@ -62,6 +62,7 @@ NOT_IN_ROWS = ("pairs", "weights", "images")
 NEEDS = {
     LOCALISATION: ("activation_precision", "an annotation"),
     SENSITIVITY: ("topk_sensitivity", "an annotation"),
+    EVIDENCE: ("evidence_precision", "an annotation and a signed map (softcam, cam) with evidence above 1"),
     GRID: (GRID, "a place in a mosaic of four classes"),
 }
 """Measure -> its name in a row, and what an image must have to get a value."""

@@ -21,9 +21,10 @@ from tqdm import tqdm
 from ..data.samples import ImageDataset, Samples, label_tensor
 from ..data.transforms import make_transforms, mask_transform
 from ..files import write_text
-from .config import GRID, LOCALISATION, SENSITIVITY, BenchmarkConfig
+from .config import EVIDENCE, GRID, LOCALISATION, SENSITIVITY, BenchmarkConfig
 from .folder import SHARDS, with_current_role
-from .measure import Batch, Values, choose_quartets, grid_pointing, measure
+from .grid_pointing import choose_quartets, grid_pointing
+from .measure import Batch, Values, measure
 from .models import ClassifierWithExplainers
 
 DIGEST = "sha256"
@@ -47,7 +48,7 @@ class Shards:
     ) -> None:
         self.folder, self.samples, self.classifiers, self.config = folder, samples, classifiers, config
         self.measures = config.chosen_measures(samples.has_masks)
-        self.masks = samples.has_masks and bool({LOCALISATION, SENSITIVITY} & set(self.measures))
+        self.masks = samples.has_masks and bool({LOCALISATION, SENSITIVITY, EVIDENCE} & set(self.measures))
         self.fields = ("pixel_values", "labels", "mask") if self.masks else ("pixel_values", "labels")
         self.count = count_images(samples, config)
         size = config.shard_size
