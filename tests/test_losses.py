@@ -149,6 +149,27 @@ def test_lambda_means_the_same_at_every_size(l1: float, l2: float, repeats: tupl
     torch.testing.assert_close(elastic_net(maps.repeat(repeats), l1, l2), elastic_net(maps, l1, l2))
 
 
+def test_l1_prefers_no_map_of_one_sign_and_l2_the_flat_one() -> None:
+    """The proof in `elastic_net`: four maps of one class with the logit 1.5, the last of which cancels."""
+    rows = {"flat": [1.5] * 4, "half empty": [3.0, 3, 0, 0], "spike": [6.0, 0, 0, 0], "both signs": [8.0, 0, 0, -2]}
+    maps = {name: torch.tensor(row).view(1, 1, 2, 2) for name, row in rows.items()}
+    lasso = {name: elastic_net(one, l1=1.0).item() for name, one in maps.items()}
+    ridge = {name: elastic_net(one, l2=1.0).item() for name, one in maps.items()}
+    assert lasso == {"flat": 1.5, "half empty": 1.5, "spike": 1.5, "both signs": 2.5}
+    assert ridge["flat"] < ridge["half empty"] < ridge["spike"] < ridge["both signs"]
+
+
+def test_cells_of_one_sign_have_the_same_gradient() -> None:
+    maps = make_maps(2, 3, 3, 4)
+    maps.requires_grad_()
+    loss = cross_entropy(maps.mean(dim=(2, 3)), torch.tensor([0, 2])) + elastic_net(maps, l1=0.3)
+    (gradient,) = torch.autograd.grad(loss, maps)
+    for values, slopes in zip(maps.detach().flatten(0, 1), gradient.flatten(0, 1), strict=True):
+        for sign in (-1, 1):
+            of_sign = slopes[values.sign() == sign]
+            torch.testing.assert_close(of_sign, of_sign[:1].expand_as(of_sign))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_elastic_net_is_float32_at_least(dtype: torch.dtype) -> None:
     """Squares of 300 overflow float16, and a mean of bfloat16 would round to three digits."""

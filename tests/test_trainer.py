@@ -52,15 +52,19 @@ def test_the_loss_falls_and_the_maps_compose_the_prediction(name, tmp_path):
     assert right.float().mean() > 0.9
 
 
-def test_elastic_net_makes_maps_small_and_l1_makes_them_sparse(tmp_path):
-    size, sparseness = {}, {}
+def test_elastic_net_makes_maps_small_and_l1_makes_none_of_them_sparser(tmp_path):
+    """L1 empties whole maps, of classes that are not there; within a map it concentrates nothing, and L2 flattens."""
+    size, sparseness, within = {}, {}, {}
     for name, penalty in {"none": {}, "l1": {"l1": 1.0}, "l2": {"l2": 0.3}}.items():
         model = make("softcam", "test_resnet", **penalty)
         fit(model, tmp_path, num_train_epochs=8)
         maps = model.eval()(images_of(squares())).maps.detach()
         size[name], sparseness[name] = maps.abs().mean(), gini_sparseness(maps.flatten(2)).mean()
+        within[name] = gini_sparseness(maps.flatten(0, 1)).mean()
     assert max(size["l1"], size["l2"]) < 0.5 * size["none"]
     assert sparseness["l1"] - 0.15 > sparseness["none"] > sparseness["l2"] + 0.1
+    assert abs(within["l1"] - within["none"]) < 0.05
+    assert within["none"] > within["l2"] + 0.1
 
 
 def test_from_scratch_trains_a_teacher_from_which_alone_the_backbone_learns(tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from softcam_hub.models.losses import zeroing_l1
 from softcam_hub.training import Config, make_config, parse, recipes
 from softcam_hub.training.parsing import make_parser
 
@@ -25,6 +26,24 @@ def test_every_recipe_of_the_package_is_parsed(name):
     said = Path(name).name.partition("-")[0]  # recipes named after their data may have any family
     assert config.model.family in (None, said) or said == "lesions"
     assert (config.model.family is None) == ("vanilla" in name)
+
+
+PENALTIES = {
+    "softcam-fundus-sparse": (5, 5e-5, (0.01, 0.1)),
+    "softcam-oct-sparse": (4, 5e-4, (0.2, 0.77)),
+    "softcam-chest-xray-sparse": (2, 8e-4, (0.41, 0.51)),
+}
+"""Recipe -> number of classes, the authors' λ1, and the range of their λ1 for this data set in our unit."""
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+def test_the_penalty_of_a_recipe_is_the_one_of_the_authors_in_our_unit(name):
+    classes, theirs, (least, most) = PENALTIES[name]
+    config = parse(["--recipe", name])
+    cells = (config.model.image_size // 32) ** 2  # a map of ResNet-50
+    assert config.model.l1 == pytest.approx(theirs * classes * cells, rel=0.002)
+    assert least <= config.model.l1 <= most < zeroing_l1(classes)
+    assert config.model.model == "softcam_resnet50"
 
 
 def test_flags_override_a_recipe_and_notes_are_ignored(tmp_path):

@@ -30,6 +30,8 @@ and a location with negative evidence against it. The unit of the map is the uni
     cautions=(
         """The ReLU and the scaling of a drawn heat map drop the sign and the unit: only the raw map
   averages to the logit.""",
+        """A penalty on the evidence (`l1`, `l2`) makes it smaller, not sparser: with the same logit, a flat map and a
+  spike of one sign cost the same.""",
     ),
     pretrained="""The head takes over timm's classifier and applies it at
 every location instead of after the average. Up to rounding, the logits stay the same: there is nothing to train.""",

@@ -218,8 +218,8 @@ class SoftCAMConfig(EvidenceConfig):
         pretrained_cfg: timm's description of input size, mean, std, crop and interpolation.
         output_maps: Return the maps beside the logits by default.
         freeze_backbone: Train the head alone; the backbone also keeps its batch statistics.
-        l1: Weight of mean|M'|; above zero makes maps sparse.
-        l2: Weight of mean M'².
+        l1: Weight of mean|M'|. A larger weight makes evidence smaller, not sparser: see `losses.elastic_net`.
+        l2: Weight of mean M'². A larger weight makes evidence smaller and maps flatter.
     """
 
     model_type = "softcam"

@@ -1,8 +1,9 @@
 """The losses that heads are trained with: ElasticNet on SoftCAM's maps, and CAPE's bootstrap (eq. 10 and 11).
 
 - ElasticNet takes means over classes and locations, then over the batch, so that λ means the same at every map size.
-  The SoftCAM authors sum over the first image of the batch and do not square the L2 norm: their λ1 is ours divided by
+  The SoftCAM authors sum over the first image of the batch and do not square the L2 norm: our λ1 is theirs times
   C·H·W, and their λ2 has no counterpart here.
+- An L1 on evidence makes it smaller, not sparser: `elastic_net` has the proof.
 - The bootstrap's KL is KL(teacher ‖ student) times T², and its cross-entropy is the teacher's: so do the CAPE authors'
   code and eq. 11. Eq. 10 writes KL(p̂, p) without T² and the cross-entropy of p̂.
 - Both students' and teachers' distributions stay in log space, so that evidence of any size has a finite loss.
@@ -23,10 +24,21 @@ from .modes import MODES, Mode
 def elastic_net(maps: Tensor, l1: float = 0.0, l2: float = 0.0) -> Tensor:
     """Compute l1·mean|M'| + l2·mean M'², over classes and locations of each image, then over the batch.
 
+    Neither term prefers maps with few active locations, as the lasso prefers few coefficients:
+
+    - A map of logit z has mean|M'| ≥ |mean M'| = |z|, with equality for every map of one sign. At the same
+      logit a flat map, a half-empty map and a single spike cost the same.
+    - Cross-entropy and L1 give all cells of one sign the same gradient, (∂CE/∂z + l1·sign / C) / HW, so that
+      no evidence moves from one location to another.
+
+    L1 takes away evidence of opposite signs that cancels, and is beyond that an L1 on the logits: some logits,
+    and their whole maps, may become zero. L2 prefers flat maps, since mean M'² ≥ z² with equality for a
+    constant map.
+
     Args:
         maps: Evidence, (B, C, H, W).
-        l1: Weight of the absolute values; more than zero makes maps sparse.
-        l2: Weight of the squares.
+        l1: Weight of the absolute values. A larger weight makes evidence smaller.
+        l2: Weight of the squares. A larger weight makes evidence smaller and maps flatter.
     """
     maps = at_least_float32(maps)
     return l1 * maps.abs().mean() + l2 * maps.square().mean()

@@ -192,7 +192,8 @@ class SoftCAMForImageClassification(EvidenceForImageClassification):
     """Classify images by evidence maps whose mean is the logits.
 
     With features F (B, K, H, W) the maps are M' = W·F + b, and logits = mean over H, W of M'. The loss is the
-    cross-entropy plus l1·mean|M'| + l2·mean M'²; it is the cross-entropy alone by default.
+    cross-entropy plus l1·mean|M'| + l2·mean M'²; it is the cross-entropy alone by default. The penalty makes evidence
+    smaller, not sparser.
 
         model = SoftCAMForImageClassification.from_timm("softcam_resnet50.a1_in1k", num_labels=5, l1=1e-3)
         output = model(pixel_values, labels=labels)  # output.loss, output.logits, output.maps (B, C, H, W)
