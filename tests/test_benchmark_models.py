@@ -129,7 +129,7 @@ def test_a_model_of_one_class():
     batch = Batch(explained, torch.randn(2, 3, 64, 64), torch.zeros(2, dtype=torch.long), masks)
     values = measure(batch, ("table", "localisation"), BenchmarkConfig("x"))["cam"]
     assert "iou" not in values  # there is no second class to tell apart
-    assert torch.equal(batch.of_label("cam"), batch.heats["cam"][:, 0])
+    assert torch.equal(batch.of_label(batch.heats["cam"]), batch.heats["cam"][:, 0])
     assert values["activation_precision"].shape == (2,)
 
 
