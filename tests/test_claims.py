@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import timm
 
-from benchmarks.reproduction import cape_claims, claims, softcam_claims
+from benchmarks.reproduction import cape_claims, claims, softcam_claims, study_tables
 from benchmarks.reproduction.findings import Findings, spread
 from benchmarks.reproduction.reproduce import LARGE, SMALL, Chain
 from benchmarks.reproduction.verdicts import NOT_MEASURED, Part, verdict
@@ -154,6 +154,18 @@ def test_s4_fails_where_the_smallest_penalty_costs_accuracy():
     parts = softcam_claims.trades(found, ("lesions",))
     assert [(part.run, part.word) for part in parts] == [("λ = 0.03", "no"), ("every λ", "-")]
     assert parts[0].figure == "-2.0 ± 0.0"
+
+
+def test_the_table_of_penalties_has_the_measures_of_evidence_where_they_are_measured():
+    found = sweep_rows(*[(0.9, 0.9, 0.9, 0.9)] * 3)
+    assert "positive cells" not in study_tables.penalties(found, "lesions")
+    measured = explained("softcam", "softcam", evidence_precision=12.5, share_of_positive_annotated=(20.0, 30.0, 40.0))
+    header, _, first, second, *_ = study_tables.penalties(Findings(found.reproduction + measured), "lesions").split(
+        "\n"
+    )
+    assert header.endswith("| precision above 1 | positive cells, annotated |")
+    assert first.endswith("| 12.5 ± 0.0 | 30.0 ± 10.0 |")
+    assert second.endswith("| - | - |")
 
 
 def test_s4_needs_a_sweep():

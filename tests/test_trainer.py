@@ -53,7 +53,10 @@ def test_the_loss_falls_and_the_maps_compose_the_prediction(name, tmp_path):
 
 
 def test_elastic_net_makes_maps_small_and_l1_makes_none_of_them_sparser(tmp_path):
-    """L1 empties whole maps, of classes that are not there; within a map it concentrates nothing, and L2 flattens."""
+    """L1 empties whole maps, of classes that are not there. Within a map it has no preference, and L2 flattens.
+
+    The shape of a map may change with shared weights; smaller values of l1 changed it by less than 0.1 here.
+    """
     size, sparseness, within = {}, {}, {}
     for name, penalty in {"none": {}, "l1": {"l1": 1.0}, "l2": {"l2": 0.3}}.items():
         model = make("softcam", "test_resnet", **penalty)

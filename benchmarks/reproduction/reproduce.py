@@ -55,12 +55,12 @@ ROWS = Path(__file__).parents[1] / "results" / "reproduction.jsonl"
 RUNS = Path("runs") / "reproduction"
 SOFTCAM = ("softcam", "softcam-sparse")
 CAPE = ("cape-direct", "cape-ts", "cape-pf")
-MEASURES = "table localisation sensitivity gini"
+MEASURES = "table localisation sensitivity gini evidence"
 DATA = ("data", "train_count", "eval_count", "data_size", "data_seed")
 """Settings of the data, which the benchmarks share with the runs."""
 
-KEPT = ("explainer", "explains", "images", "annotated")
-"""Columns of a benchmark's row that are kept, besides its numbers and curves."""
+KEPT = ("explainer", "explains", "images", "annotated", "evidence_precision_images")
+"""Columns of a benchmark's row that are kept where they exist, besides its numbers and curves."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ class Chain:
         for recipe in self.study.runs:
             yield from self._benchmark(recipe, "softcam" if recipe.startswith("softcam") else "cape mu-cape")
         for l1 in self.study.sweep:
-            yield from self._benchmark(self._output("", l1).name, "softcam", "table localisation gini")
+            yield from self._benchmark(self._output("", l1).name, "softcam", "table localisation gini evidence")
 
     def _benchmark(self, name: str, explainers: str | None = None, measures: str = MEASURES) -> Iterator[Row]:
         data = {key: getattr(self.config("vanilla").data, key) for key in DATA}
@@ -232,7 +232,7 @@ class Chain:
             numbers = {
                 key: value for key, value in row.items() if isinstance(value, float | list) and key != "hold_out"
             }
-            yield {"run": name, **{key: row[key] for key in KEPT}, **numbers}
+            yield {"run": name, **{key: row[key] for key in KEPT if key in row}, **numbers}
 
     def _calibrations(self, recipe: str) -> list[Row]:
         """Measure a CAPE run at several temperatures."""

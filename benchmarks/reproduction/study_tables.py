@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from PIL import Image
 
 from softcam_hub.evaluation.report import COLUMNS, UNRANKED, curve_title, markdown
+from softcam_hub.evaluation.results import EVIDENCE_COLUMNS
 from softcam_hub.figures.charts import Points, curves
 
 from .cape_claims import UNTRAINED
@@ -88,16 +89,18 @@ def temperatures(findings: Findings, study: str) -> str:
 
 
 def penalties(findings: Findings, study: str) -> str:
-    """Write a line for each λ."""
+    """Write a line for each λ, with the measures of evidence where the rows have them."""
+    runs = sweep(findings, study)
+    maps = [*LOCALISATION, *(name for name in EVIDENCE_COLUMNS if findings.native(study, runs[0.0], name))]
     body = [
         [
             f"{l1:g}",
             *(spread(findings.trained(study, run, name), PREDICTIONS[name][1]) for name in SWEPT),
-            *(spread(findings.native(study, run, name)) for name in LOCALISATION),
+            *(spread(findings.native(study, run, name)) for name in maps),
         ]
-        for l1, run in sweep(findings, study).items()
+        for l1, run in runs.items()
     ]
-    header = ["λ", *(PREDICTIONS[name][0] for name in SWEPT), *(COLUMNS[name][0] for name in LOCALISATION)]
+    header = ["λ", *(PREDICTIONS[name][0] for name in SWEPT), *(COLUMNS[name][0] for name in maps)]
     return markdown(header, body)
 
 

@@ -1,8 +1,8 @@
-"""Localisation: does a map point at the annotation? One value per image, all higher is better.
+"""Localisation: does a map point at the annotation? One value per image, higher is better but where it is said.
 
 - Only the positive part of a map counts. A map without any positive value scores 0.
-- `evidence_precision` and `share_of_positive` alone read signed evidence in its own unit. They describe the size of
-  the evidence as well as its place, so that neither ranks maps of networks with different penalties.
+- `evidence_precision` and `share_of_positive` alone read signed evidence. The first depends on the size of the
+  evidence and the second on no place at all, so that neither ranks the maps of networks with different penalties.
 - A map without contrast singles out no patch: its top-k localisation precision is 0, wherever the annotation
   is.
 - Activation precision is what others call relevance mass; the energy pointing game is the same with boxes.

@@ -29,7 +29,7 @@ def elastic_net(maps: Tensor, l1: float = 0.0, l2: float = 0.0) -> Tensor:
     - A map of logit z has mean|M'| ≥ |mean M'| = |z|, with equality for every map of one sign. At the same
       logit a flat map, a half-empty map and a single spike cost the same.
     - Cross-entropy and L1 give all cells of one sign the same gradient, (∂CE/∂z + l1·sign / C) / HW, so that
-      no evidence moves from one location to another.
+      the loss moves no evidence from one location to another.
 
     L1 takes away evidence of opposite signs that cancels, and is beyond that an L1 on the logits: some logits,
     and their whole maps, may become zero. L2 prefers flat maps, since mean M'² ≥ z² with equality for a
