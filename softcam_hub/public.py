@@ -12,6 +12,7 @@ from .models.classifier import Classifier, build
 from .models.configuration import CAPEConfig, EvidenceConfig, SoftCAMConfig
 from .models.conversion import convert, to_vanilla
 from .models.explanation import Explanation
+from .models.flip_registration import measure_alignment
 from .models.heads import EvidenceHead
 from .models.map_kind import MapKind
 from .models.modeling import (
@@ -54,6 +55,7 @@ __all__ = [
     "fit_temperature",
     "list_explainers",
     "load_scores",
+    "measure_alignment",
     "push",
     "register_head",
     "to_vanilla",

@@ -13,6 +13,7 @@ import torch
 from timm.models import build_model_with_cfg, get_pretrained_cfg
 from torch import Tensor, nn
 
+from .alignment import Alignment
 from .anatomy import examine_or_explain, examine_pruned
 from .backbone import make_backbone
 from .features import OPTIONS, extract_features
@@ -47,6 +48,7 @@ class Classifier(SelfExplaining):
         multi_label: An image may have several labels, so that each class has a probability of its own.
         device: Device of the parameters.
         dtype: Data type of the parameters.
+        alignment: Where the cells of the maps lie in the image, as a saved model tells it.
         other_args: Options of the head (`naive` of CAPE, eq. 4) and arguments of the timm architecture (`img_size`,
             `output_stride`, `drop_path_rate`, ...).
     """
@@ -65,6 +67,7 @@ class Classifier(SelfExplaining):
         multi_label: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        alignment: Mapping[str, Any] | None = None,
         **other_args: Any,
     ) -> None:
         super().__init__()
@@ -75,6 +78,8 @@ class Classifier(SelfExplaining):
             )
         self.family, self.architecture = family, architecture
         self.multi_label = multi_label
+        self.alignment = None if alignment is None else Alignment.from_dict(alignment)
+        self.measures_on_first_use = False
         self.num_classes, self.in_chans = num_classes, in_chans
         self.head_args, backbone_args = split_head_args(family, other_args)
         self.made_with = dict(self.head_args)
@@ -93,11 +98,16 @@ class Classifier(SelfExplaining):
     @property
     def _model_args(self) -> dict[str, Any]:
         """The arguments that timm's `save_for_hf` writes to config.json, and hands back when it loads the folder."""
-        return written_args(self.made_with, self.family) | ({"multi_label": True} if self.multi_label else {})
+        args = written_args(self.made_with, self.family)
+        if self.multi_label:
+            args["multi_label"] = True
+        if self.alignment is not None:
+            args["alignment"] = self.alignment.as_dict()
+        return args
 
     @_model_args.setter
     def _model_args(self, model_args: dict[str, Any]) -> None:
-        self.made_with = plain_args(model_args)
+        self.made_with = {name: value for name, value in plain_args(model_args).items() if name != "alignment"}
 
     def forward(self, images: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(images))
@@ -132,6 +142,7 @@ class Classifier(SelfExplaining):
             kept = self.backbone.prune_intermediate_layers(
                 indices, prune_norm=prune_norm, prune_head=prune_head, **options
             )
+        self.alignment = None
         if prune_head:
             self.anatomy = examine_pruned(self.backbone, self.input_size, self.anatomy)
             self.num_features = self.head_hidden_size = self.anatomy.channels
@@ -283,6 +294,7 @@ def build(
         pretrained_filter_fn=checkpoint_filter_fn,
         **options,
     )
+    model.measures_on_first_use = pretrained and model.alignment is None
     return model
 
 

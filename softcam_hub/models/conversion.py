@@ -44,6 +44,7 @@ def convert(vanilla: nn.Module, family: Family = "softcam") -> Classifier:
     model = model.to(weight.device, weight.dtype).train(timm_model.training)
     model.load_state_dict(converted_weights(timm_model, model))
     _check_conversion(timm_model, model)
+    model.alignment = getattr(vanilla, "alignment", None)
     model._model_args = args  # what timm records when it makes a model, so that it can be saved and rebuilt
     return model
 
@@ -88,7 +89,7 @@ def to_vanilla(model: Classifier) -> nn.Module:
     if unexpected:
         raise RuntimeError(f"timm's {model.architecture} has no place for {', '.join(unexpected)}")
     set_linear_classifier(vanilla, model.anatomy, model.head.weight.detach(), model.head.bias.detach())
-    vanilla.multi_label = model.multi_label  # timm's own models have no such attribute
+    vanilla.multi_label, vanilla.alignment = model.multi_label, model.alignment  # timm's own models have neither
     return vanilla
 
 

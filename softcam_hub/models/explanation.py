@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from .alignment import Grid, sides_of
 from .classes import find_class
 from .heads import at_least_float32, describe_kind, native_kinds
 from .map_kind import MapKind
@@ -54,6 +54,7 @@ class Explanation:
         names: Names of all classes of the model, or None where they are not known.
         pixels: Images that the model saw, without their normalisation, as bytes (B, 3, H, W); None where they are not
             known.
+        grid: Where the cells of the maps lie in the image. The default is squares that fill the image.
     """
 
     maps: Tensor
@@ -62,6 +63,7 @@ class Explanation:
     kind: str
     names: Sequence[str] | None = None
     pixels: Tensor | None = None
+    grid: Grid | None = None
 
     def __len__(self) -> int:
         return len(self.maps)
@@ -232,20 +234,62 @@ class Explanation:
         """What the maps mean: whether they are signed, and how they make up the prediction."""
         return describe_kind(self.kind)
 
-    def heatmaps(self, size: int | tuple[int, int]) -> Tensor:
+    def layout(self, aligned: bool = True) -> Grid:
+        """Return where the cells of the maps lie in the image.
+
+        Args:
+            aligned: Use the measured places; otherwise the cells are squares that fill the image.
+        """
+        if self.grid is None or self.grid.cells != sides_of(self.maps):
+            return Grid(sides_of(self.maps), sides_of(self.maps))
+        return self.grid if aligned else replace(self.grid, alignment=None)
+
+    def heatmaps(self, size: int | tuple[int, int], aligned: bool = True) -> Tensor:
         """Make heat maps, φ of the papers: positive part, upsampled, then min-max scaled to [0, 1].
 
         Args:
             size: Side, or height and width, of the result; usually the image's.
+            aligned: Draw every cell where the network looks, if that was measured. Other libraries, and the papers,
+                draw cells as squares that fill the image.
 
         Returns:
             (B, k, *size); all zero where a map has no contrast.
         """
         height, width = (size, size) if isinstance(size, int) else size
-        positive = at_least_float32(self.maps).relu()
-        large = F.interpolate(positive, size=(height, width), mode="bilinear", align_corners=False)
+        large = self.layout(aligned).upsample(at_least_float32(self.maps).relu(), (height, width))
         low, high = large.amin(dim=(2, 3), keepdim=True), large.amax(dim=(2, 3), keepdim=True)
         return torch.where(high > low, (large - low) / (high - low).clamp_min(torch.finfo(large.dtype).tiny), 0.0)
+
+    def at_pixels(self, size: int | tuple[int, int], aligned: bool = True) -> Tensor:
+        """Spread the maps over the pixels of the image, so that they still make up the prediction.
+
+        Every cell is spread around the place at which it looks. Nothing is lost at the border: the pixels of a CAPE map
+        add up to the probability of its class, and those of a SoftCAM map average to its logit.
+
+        Args:
+            size: Side, or height and width, of the result; usually the image's.
+            aligned: Use the measured places; otherwise the cells are squares that fill the image.
+
+        Returns:
+            (B, k, *size), in float32 or finer.
+        """
+        height, width = (size, size) if isinstance(size, int) else size
+        fine = self.layout(aligned).spread(self.maps, (height, width))
+        if self.map_kind.sums_to_probability:
+            return fine
+        return fine * (height * width / (self.maps.shape[2] * self.maps.shape[3]))
+
+    def mirrored(self) -> "Explanation":
+        """Return this explanation as a mirror image, left for right, for averages over an image and its mirror image.
+
+        mirror = model.explain(images.flip(-1), classes).mirrored()
+        (model.explain(images, classes).heatmaps(224) + mirror.heatmaps(224)) / 2
+        """
+        grid = self.layout()
+        if grid.alignment is not None:
+            grid = replace(grid, alignment=grid.alignment.mirrored(grid.image_size, grid.cells))
+        pixels = None if self.pixels is None else self.pixels.flip(-1)
+        return replace(self, maps=self.maps.flip(-1), pixels=pixels, grid=grid)
 
     def difference(self, a: int | str | None = None, b: int | str | None = None) -> Tensor:
         """Subtract the map of class b from that of class a: signed, (B, H, W).

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from typing_extensions import Self
 
+from .alignment import Alignment
 from .backbone import TimmModule
 from .classes import name_classes
 from .classifier import Classifier, build
@@ -62,6 +63,7 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
         self.backbone, self.head = classifier.backbone, classifier.head
         self.num_classes, self.in_chans = classifier.num_classes, classifier.in_chans
         self.drop_rate, self.backbone_args = classifier.drop_rate, classifier.backbone_args
+        self.measures_on_first_use, self.alignment = classifier.measures_on_first_use, classifier.alignment
         config.pretrained_cfg = self.pretrained_cfg = _preprocessing(classifier)
         self.supports_gradient_checkpointing = _can_checkpoint(self.backbone)
         self.teacher = self._make_teacher()
@@ -83,6 +85,17 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
     def multi_label(self) -> bool:  # type: ignore[override]  # asks the configuration, where timm models keep it
         """Whether an image may have several labels."""
         return self.config.problem_type == MULTI_LABEL
+
+    @property
+    def alignment(self) -> Alignment | None:  # kept in the configuration, to be saved
+        """Where the cells of the maps lie in the image."""
+        content = (self.config.model_args or {}).get("alignment")
+        return None if content is None else Alignment.from_dict(content)
+
+    @alignment.setter
+    def alignment(self, alignment: Alignment | None) -> None:
+        args = {name: value for name, value in (self.config.model_args or {}).items() if name != "alignment"}
+        self.config.model_args = args if alignment is None else {**args, "alignment": alignment.as_dict()}
 
     @property
     def timm_name(self) -> str:
@@ -149,6 +162,7 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
                 f"this checkpoint is not whole: it lacks {', '.join(lost)}. Expected all that save_pretrained writes; "
                 "for a new head, give a num_labels other than the saved one"
             )
+        model.measures_on_first_use = model.alignment is None and not lost
         model._freeze()  # loading puts new parameters in place of the frozen ones
         return (model, report) if output_loading_info else model
 

@@ -4,6 +4,7 @@ Everything stands in `model_args`, because these are the values that timm hands 
 
 - `format`: number of the format. Folders without a number were saved before there was one; they have format 1.
 - `head_options`: variant of the head, such as `{"naive": true}`. In format 1 these stand beside the other arguments.
+- `alignment`: where the cells of the maps lie in the image, from format 3 on.
 - `head`: import path of a head that another package registers, for the message where that import is missing. It is
   never imported from here.
 """
@@ -12,7 +13,7 @@ from typing import Any
 
 from .heads import BUILT_IN, HEADS
 
-FORMAT = 2
+FORMAT = 3
 """Number of the format that this release writes."""
 
 _KEYS = ("format", "head_options", "head")

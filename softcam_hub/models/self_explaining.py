@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
+from .alignment import Alignment, Grid, Offset, sides_of
 from .backbone import Anatomy, TimmModule, input_size
 from .classes import Classes, choose_classes, name_classes
 from .evaluation_mode import evaluation_mode
 from .explanation import Explanation
+from .flip_registration import measure_on_first_use
 from .heads import HEADS, EvidenceHead, select
 from .inputs import ImageInput, as_batch
 from .label_kind import class_probabilities
@@ -35,6 +37,10 @@ class SelfExplaining(nn.Module):
     pretrained_cfg: dict[str, Any]
     backbone_args: dict[str, Any]
     multi_label: bool
+    alignment: Alignment | None
+    """Where the cells of the maps lie in the image, as `softcam_hub.measure_alignment` found it; None before that."""
+    measures_on_first_use: bool
+    """Whether `explain` measures the alignment first: the weights come from elsewhere and bring none."""
 
     @property
     def head_class(self) -> type[EvidenceHead]:
@@ -55,6 +61,30 @@ class SelfExplaining(nn.Module):
     def preprocessing(self) -> dict[str, Any]:
         """Size, crop, interpolation, mean and deviation of the images, as timm's `create_transform` takes them."""
         return resolve_data_config({}, pretrained_cfg={**self.pretrained_cfg, "input_size": self.input_size})
+
+    def map_offset(self, size: int | tuple[int, int] | None = None) -> Offset | None:
+        """Return how far the cells of the maps look from where they would be drawn without measuring.
+
+            model.map_offset()  # (-0.43, -0.34): 0.43 cells further up, and 0.34 cells further left
+
+        Heat maps and figures are corrected by it. `softcam_hub.measure_alignment` measures it.
+
+        Args:
+            size: Side, or height and width, of the images. The default is the size that the model was made for.
+
+        Returns:
+            (down, right) in cells, with None along an axis where it is not known; None where nothing is known.
+        """
+        if size is None:
+            _, *size_of_model = self.input_size
+            size = (size_of_model[0], size_of_model[1])
+        height, width = (size, size) if isinstance(size, int) else size
+        if self.alignment is None:
+            return None
+        cells = tuple(
+            max(1, round(length / step)) for length, step in zip((height, width), self.alignment.step, strict=True)
+        )
+        return self.alignment.offset((height, width), cells)
 
     @property
     def timm_name(self) -> str:
@@ -150,6 +180,8 @@ class SelfExplaining(nn.Module):
         if given is None or (images is not None and pixel_values is not None):
             raise TypeError("explain() takes images, or pixel_values in their place: give one of the two")
         kind = self.head_class.check_kind(kind)
+        if self.measures_on_first_use:
+            measure_on_first_use(self)
         batch = self.as_batch(given)
         chosen = choose_classes(classes, top_k, len(batch), self.num_classes, self.labels)
         with evaluation_mode(self):
@@ -159,9 +191,9 @@ class SelfExplaining(nn.Module):
         index = probabilities.topk(chosen, dim=1).indices if isinstance(chosen, int) else chosen.to(logits.device)
         data = self.preprocessing
         pixels = restore_pixels(batch, data["mean"], data["std"]) if self.in_chans in (1, 3) else None
-        return Explanation(
-            select(maps, index), index, probabilities.gather(1, index), kind, names=self.labels, pixels=pixels
-        )
+        maps, probabilities = select(maps, index), probabilities.gather(1, index)
+        grid = Grid(sides_of(batch), sides_of(maps), self.alignment)
+        return Explanation(maps, index, probabilities, kind, names=self.labels, pixels=pixels, grid=grid)
 
     def as_batch(self, images: ImageInput) -> Tensor:
         """Return images in any form that `explain` takes as a batch (B, C, H, W) on the device of the model."""

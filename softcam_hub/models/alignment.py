@@ -1,0 +1,212 @@
+"""Where the cells of a map lie in the image, and maps at the resolution of the image.
+
+- A cell is usually drawn as if it looked at its own square of the image. It does not: a strided convolution of 3x3
+  with padding 1 looks at the pixel 2i, not at 2i + 1/2, and training moves that. So the place is measured, see
+  `flip_registration`.
+- The place of a cell is kept as start + step·i in pixels, which also holds for images whose sides are no multiples of
+  the stride.
+- Maps themselves never change, so that they add up as before. Only their pictures move.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .heads import at_least_float32
+
+Offset = tuple[float | None, float | None]
+"""Distances in cells downwards and to the right; None along an axis where it is not known."""
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Places at which the cells of a map look: start + step·i in pixels from the upper left corner, for each axis.
+
+        model.alignment.offset((128, 128))  # (-0.43, -0.31): the cells look up and left of where they are drawn
+
+    Args:
+        start: Place of the first row and of the first column in pixels; None along an axis where it is not known.
+        step: Distance between neighbouring rows and between neighbouring columns in pixels.
+        image_size: Height and width of the images on which the places were measured.
+        same_padding: The network pads as TensorFlow does, so that the places change with the size of the image. They
+            are known for sizes only that leave the same remainder when they are divided by the step.
+    """
+
+    start: Offset
+    step: tuple[float, float]
+    image_size: tuple[int, int]
+    same_padding: bool = False
+
+    def __post_init__(self) -> None:
+        known = all(start is None or math.isfinite(start) for start in self.start)
+        if (
+            len(self.start) != 2
+            or len(self.step) != 2
+            or not known
+            or not all(0 < step < math.inf for step in self.step)
+        ):
+            raise ValueError(
+                f"an alignment has two starts and two positive steps in pixels, got {self.start} and {self.step}"
+            )
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the place is known along an axis at least."""
+        return any(start is not None for start in self.start)
+
+    def starts(self, image_size: Sequence[int], cells: Sequence[int]) -> Offset:
+        """Return the place of the first row and column in images of a size; None where it is not known there.
+
+        Args:
+            image_size: Height and width of the image.
+            cells: Height and width of its maps.
+        """
+        return (self._start(0, image_size, cells), self._start(1, image_size, cells))
+
+    def _start(self, axis: int, image_size: Sequence[int], cells: Sequence[int]) -> float | None:
+        start, step, length = self.start[axis], self.step[axis], image_size[axis]
+        if self.same_padding and (length - self.image_size[axis]) % step:
+            return None
+        # a grid of another step, such as that of a network which resizes its features
+        return start if abs(cells[axis] - length / step) < 1.5 else None
+
+    def offset(self, image_size: Sequence[int], cells: Sequence[int]) -> Offset | None:
+        """Return how far the cells look from where they are drawn by habit, (down, right) in cells; None if unknown.
+
+        Cells are drawn by habit as squares that fill the image. In images whose sides are no multiples of the step the
+        distance differs from cell to cell, and this is the one in the middle.
+
+        Args:
+            image_size: Height and width of the image.
+            cells: Height and width of its maps.
+        """
+        down, right = (
+            None if start is None else (start + step * (count - 1) / 2 - length / 2) / step
+            for start, step, count, length in zip(
+                self.starts(image_size, cells), self.step, cells, image_size, strict=True
+            )
+        )
+        return None if down is None and right is None else (down, right)
+
+    def mirrored(self, image_size: Sequence[int], cells: Sequence[int]) -> "Alignment":
+        """Return the places for maps of images that were mirrored horizontally, after the maps were mirrored back."""
+        top, left = self.starts(image_size, cells)
+        right = None if left is None else image_size[1] - left - self.step[1] * (cells[1] - 1)
+        size = (image_size[0], image_size[1])
+        return Alignment((top, right), self.step, size, self.same_padding)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the content as JSON holds it."""
+        places = {"start": list(self.start), "step": list(self.step), "image_size": list(self.image_size)}
+        return places | ({"same_padding": True} if self.same_padding else {})
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Alignment":
+        """Read what `as_dict` returned, and refuse anything else."""
+        try:
+            start, step, size = (tuple(content[name]) for name in ("start", "step", "image_size"))
+            return cls(start, step, size, bool(content.get("same_padding", False)))
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                "alignment must hold start, step and image_size with two numbers each, as measure_alignment writes "
+                f"them, got {content!r}"
+            ) from error
+
+
+def sides_of(values: Tensor) -> tuple[int, int]:
+    """Return height and width of images or maps (..., H, W)."""
+    return (values.shape[-2], values.shape[-1])
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The cells of a map, laid out over one image: the place of each row and column, in pixels of that image.
+
+    Args:
+        image_size: Height and width of the image.
+        cells: Height and width of the map.
+        alignment: Measured places; where they are not known, the cells are squares that fill the image.
+    """
+
+    image_size: tuple[int, int]
+    cells: tuple[int, int]
+    alignment: Alignment | None = None
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether a measured place is used along an axis at least."""
+        return self.alignment is not None and self.alignment.offset(self.image_size, self.cells) is not None
+
+    def axis(self, axis: int) -> tuple[float, float]:
+        """Return start and step in pixels, of the rows (axis 0) or of the columns (axis 1)."""
+        start = None if self.alignment is None else self.alignment.starts(self.image_size, self.cells)[axis]
+        if start is None:
+            step = self.image_size[axis] / self.cells[axis]
+            return step / 2, step
+        assert self.alignment is not None
+        return start, self.alignment.step[axis]
+
+    def edges(self, axis: int) -> Tensor:
+        """Return the borders between the cells, (n + 1,): half way between neighbours, and those of the image."""
+        (start, step), length, count = self.axis(axis), self.image_size[axis], self.cells[axis]
+        edges = start + step * (torch.arange(count + 1, dtype=torch.float64) - 0.5)
+        edges[0], edges[-1] = 0, length
+        return edges.clamp(0, length)
+
+    def weights(self, axis: int, pixels: int, nearest: bool = False) -> Tensor:
+        """Return the weight of each cell at each pixel, (pixels, n), by which a map is interpolated along an axis.
+
+        Args:
+            axis: 0 for the height, 1 for the width.
+            pixels: Number of pixels that the image is drawn with.
+            nearest: Give a pixel to the nearest cell alone.
+        """
+        (start, step), count = self.axis(axis), self.cells[axis]
+        places = (torch.arange(pixels, dtype=torch.float64) + 0.5) * (self.image_size[axis] / pixels)
+        index = ((places - start) / step).clamp(0, count - 1)
+        if nearest:
+            return F.one_hot(index.round().long(), count).double()
+        return (1 - (index[:, None] - torch.arange(count)).abs()).clamp_min(0)
+
+    def kernels(self, axis: int, pixels: int) -> Tensor:
+        """Return the share of each cell that each pixel gets, (pixels, n): every column adds up to 1."""
+        weights = self.weights(axis, pixels)
+        start, step = self.axis(axis)
+        places = (start + step * torch.arange(self.cells[axis])) * (pixels / self.image_size[axis])
+        own = F.one_hot(places.long().clamp(0, pixels - 1), pixels).double().T  # where no pixel is near enough
+        weights = torch.where(weights.sum(dim=0) > 0, weights, own)
+        return weights / weights.sum(dim=0)
+
+    def upsample(self, maps: Tensor, size: tuple[int, int], nearest: bool = False) -> Tensor:
+        """Interpolate maps (..., h, w) bilinearly to a picture of the image, (..., *size); values stay in range.
+
+        Args:
+            maps: Maps, (..., h, w).
+            size: Height and width of the picture.
+            nearest: Give every pixel the value of the nearest cell instead.
+        """
+        maps = at_least_float32(maps)
+        if not self.is_aligned:
+            flat = maps.flatten(0, -3)[:, None] if maps.ndim > 2 else maps[None, None]
+            return F.interpolate(flat, size=size, mode="nearest" if nearest else "bilinear").view(
+                *maps.shape[:-2], *size
+            )
+        rows, columns = (self.weights(axis, size[axis], nearest).to(maps) for axis in (0, 1))
+        return rows @ maps @ columns.T
+
+    def spread(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
+        """Spread the values of maps (..., h, w) over the pixels around the places of their cells, (..., *size).
+
+        Nothing is lost at the border: the pixels add up to what the cells add up to.
+
+        Args:
+            maps: Maps, (..., h, w).
+            size: Height and width of the picture.
+        """
+        rows, columns = (self.kernels(axis, size[axis]).to(maps.device) for axis in (0, 1))
+        return (rows @ maps.double() @ columns.T).to(at_least_float32(maps).dtype)

@@ -1,0 +1,281 @@
+"""Measure where the cells of a map lie: compare the maps of images with the maps of the mirrored images.
+
+Cell i of a map looks at the place i + 1/2 + δ, in cells. In the mirrored image, whose map is mirrored back, it looks at
+i + 1/2 - δ. Both maps show one and the same image, so that the shift that brings them together is 2δ. Only forward
+passes are needed, and any architecture can be measured. With random weights the two maps have less in common.
+"""
+
+import logging
+import threading
+from dataclasses import dataclass
+from functools import cache
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from .alignment import Alignment, sides_of
+from .backbone import TimmModule
+from .evaluation_mode import evaluation_mode
+from .heads import select
+from .inputs import ImageInput
+
+logger = logging.getLogger(__name__)
+
+IMAGES = 32
+"""Number of images that a measurement takes."""
+
+CLASSES = 10
+"""Number of most probable classes whose evidence is compared."""
+
+LEAST_CORRELATION, LARGEST_SPREAD = 0.75, 0.2
+"""Limits of a measurement that counts: median correlation, and interquartile range over images in cells."""
+
+LARGEST_OFFSET, STEP = 0.75, 0.01
+"""Range and resolution of the search for δ, in cells. The geometry of strided convolutions gives up to 1/2."""
+
+MARGIN = 2
+"""Number of cells at each border that are left out. What zero padding adds there does not move with the image."""
+
+FEWEST_CELLS = 7
+"""Number of cells along an axis below which too little is left between the margins."""
+
+_SAMPLES_PER_CELL = 4
+_IMAGES_AT_ONCE = 8
+
+_FAR = 960
+"""Pixels by which a larger image is larger, to count the pixels for a cell: a multiple of all usual strides."""
+
+_LOCK = threading.Lock()
+"""Lets one thread alone measure where several explain with one model."""
+
+
+@dataclass(frozen=True)
+class AlignmentMeasurement:
+    """What `measure_alignment` found, for the rows (first) and the columns of the maps.
+
+    Args:
+        offset: Median distance between where the cells look and where they are drawn by habit, in cells (down, right).
+        spread: Interquartile range of the distance over the images, in cells.
+        correlation: Median correlation of the two maps of an image at their best shift.
+        alignment: Places of the cells, which are known along the axes on which the measurement counts.
+    """
+
+    offset: tuple[float, float]
+    spread: tuple[float, float]
+    correlation: tuple[float, float]
+    alignment: Alignment
+
+    @property
+    def accepted(self) -> tuple[bool, bool]:
+        """Whether the measurement counts, for rows and columns."""
+        return (self.alignment.start[0] is not None, self.alignment.start[1] is not None)
+
+    def describe(self) -> str:
+        """Say what was found in a sentence."""
+        parts = [
+            f"{self.offset[axis]:+.2f} cells {name} (correlation {self.correlation[axis]:.2f}, spread "
+            f"{self.spread[axis]:.2f}{'' if self.accepted[axis] else ', does not count'})"
+            for axis, name in enumerate(("down", "right"))
+        ]
+        return f"cells look {' and '.join(parts)} from where they are drawn by habit"
+
+
+@torch.no_grad()
+def measure_alignment(model: nn.Module, images: ImageInput | None = None) -> AlignmentMeasurement:
+    """Measure where the cells of a model's maps lie in the image, and keep the result with the model.
+
+        softcam_hub.measure_alignment(model, images).describe()
+        model.save_pretrained("my-model")  # heat maps of this folder are aligned wherever it is loaded
+
+    About 32 images are enough, such as validation images; each is run through the network three times. The result
+    counts along an axis where maps and mirrored maps correlate by 0.75 at least and the images agree within 0.2 cells.
+    Elsewhere maps are drawn as squares that fill the image. Measure again after training the backbone further; a new
+    head needs no new measurement.
+
+    Args:
+        model: timm or Hugging Face model of this package, with trained weights.
+        images: Images in any form that `model.explain` takes. The default is noise with the spectrum of photographs.
+    """
+    if not hasattr(model, "as_batch"):
+        raise TypeError(
+            f"measure_alignment() takes a self-explaining model, got {type(model).__name__}: make one of a timm "
+            "classifier with softcam_hub.convert(model)"
+        )
+    return _measure(model, images)
+
+
+def _measure(model: TimmModule, images: ImageInput | None) -> AlignmentMeasurement:
+    if not model.num_classes:
+        raise ValueError("measure_alignment() compares maps of classes, and this model has num_classes=0")
+    batch = model.as_batch(noise_images(model) if images is None else images)
+    size = (batch.shape[2], batch.shape[3])
+    with evaluation_mode(model):
+        parts = [_register_batch(model, part) for part in batch.split(_IMAGES_AT_ONCE)]
+    offsets, correlations = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+    cells = parts[0][2]
+    quartiles = offsets.quantile(offsets.new_tensor([0.25, 0.5, 0.75]), dim=0)
+    offset, spread = quartiles[1], quartiles[2] - quartiles[0]
+    correlation = correlations.median(dim=0).values
+    counts = (
+        (correlation >= LEAST_CORRELATION) & (spread <= LARGEST_SPREAD) & (offset.abs() < LARGEST_OFFSET - STEP)
+    ).tolist()
+
+    # the places follow from the middle of the map, which looks at the middle of the image and `offset` beyond
+    steps = find_steps(model, size, cells)
+    places = [
+        size[axis] / 2 + float(offset[axis]) * steps[axis] - steps[axis] * (cells[axis] - 1) / 2 for axis in (0, 1)
+    ]
+    start = [round(place, 3) if count else None for place, count in zip(places, counts, strict=True)]
+    same = any(type(module).__name__.endswith("Same") for module in model.backbone.modules())
+    alignment = Alignment((start[0], start[1]), steps, size, same)
+    model.alignment, model.measures_on_first_use = alignment, False
+    return AlignmentMeasurement(_pair(offset), _pair(spread), _pair(correlation), alignment)
+
+
+def measure_on_first_use(model: TimmModule) -> None:
+    """Measure the alignment of a model with weights from elsewhere that brings none, once."""
+    with _LOCK:
+        if model.measures_on_first_use:
+            model.measures_on_first_use = False
+            logger.warning(
+                "%s: measuring once where the cells of its maps lie, on %d images of noise. Save the model to keep the "
+                "result, or call softcam_hub.measure_alignment(model, images) with images of your own",
+                *(model.timm_name, IMAGES),
+            )
+            measure_alignment(model)
+
+
+def _pair(values: Tensor) -> tuple[float, float]:
+    return (round(float(values[0]), 4), round(float(values[1]), 4))
+
+
+def _register_batch(model: TimmModule, images: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    """Return δ (B, 2) and correlation (B, 2) of images by axis, and the size of their maps."""
+    evidence = _class_evidence(model, images)
+    top = evidence.mean(dim=(2, 3)).topk(min(CLASSES, evidence.shape[1])).indices
+    found = []
+    for axis in (2, 3):
+        mirrored = _class_evidence(model, images.flip(axis)).flip(axis)
+        pair = [_without_mean(select(values, top)) for values in (evidence, mirrored)]
+        found.append(register_flips(*([values.mT for values in pair] if axis == 2 else pair)))
+    offsets, correlations = (torch.stack(values, dim=1).cpu() for values in zip(*found, strict=True))
+    return offsets, correlations, sides_of(evidence)
+
+
+def _class_evidence(model: TimmModule, images: Tensor) -> Tensor:
+    """Compute the evidence for each class beyond that for the average class.
+
+    Evidence that all classes share says where something is, whatever it is, and CAPE's saliency is made of it. No
+    classifier learns it, so that it is left out.
+    """
+    _, evidence = model.head(model.forward_features(images), kind="evidence")
+    evidence = evidence.double() if evidence.device.type == "cpu" else evidence.float()
+    return evidence - evidence.mean(dim=1, keepdim=True) if evidence.shape[1] > 1 else evidence
+
+
+def _without_mean(maps: Tensor) -> Tensor:
+    return maps - maps.mean(dim=(2, 3), keepdim=True)
+
+
+def register_flips(maps: Tensor, mirrored: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the offset δ at which the maps of each image and those of its mirror image, mirrored back, agree best.
+
+    For every δ of a fine grid, both maps are interpolated (cubic) at common places of the image and correlated over
+    these places, rows and classes.
+
+    Args:
+        maps: Maps (B, C, H, W); the width is compared.
+        mirrored: Maps (B, C, H, W) of the mirrored images, mirrored back.
+
+    Returns:
+        δ in cells, (B,), and the correlation there, (B,). Both are NaN and 0 for maps of too few cells.
+    """
+    count = maps.shape[3]
+    if count < FEWEST_CELLS:
+        return maps.new_full((len(maps),), torch.nan), maps.new_zeros(len(maps))
+    first, second = maps.flatten(1, 2), mirrored.flatten(1, 2)  # (B, rows, W)
+    pairs = {"both": (first, second), "first": (first, first), "second": (second, second)}
+    sums = {"first": first.sum(dim=1), "second": second.sum(dim=1)}
+    grid, operators, totals, places = _operators(count)
+
+    # sums of products of interpolated maps, and of their means, for every image and offset
+    means = {name: sums[name] @ totals[name].to(maps).T for name in sums}  # (B, offsets)
+    means = {"both": means["first"] * means["second"], **{name: means[name].square() for name in sums}}
+    moments = {}
+    for name, (left, right) in pairs.items():
+        products = (left.mT @ right).flatten(1) @ operators[name].to(maps).flatten(1).T
+        moments[name] = products - means[name] / (first.shape[1] * places)
+    scale = (moments["first"].clamp_min(0) * moments["second"].clamp_min(0)).sqrt()
+    best, index = torch.where(scale > 0, moments["both"] / scale, 0.0).max(dim=1)
+    return grid.to(maps)[index], best
+
+
+@cache
+def _operators(count: int) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor], int]:
+    """Return what interpolating two maps of `count` cells and summing their products comes to, for every δ.
+
+    Returns:
+        Every δ, the matrices (offsets, count, count) by which products of cells count, the vectors (offsets, count) by
+        which cells count in the sum, and the number of places that are summed over.
+    """
+    grid = torch.arange(-LARGEST_OFFSET, LARGEST_OFFSET + STEP / 2, STEP, dtype=torch.float64)
+    places = torch.arange(MARGIN, count - 1 - MARGIN + 1e-9, 1 / _SAMPLES_PER_CELL, dtype=torch.float64)
+    weights = {
+        "first": torch.stack([_cubic(places - offset, count) for offset in grid.tolist()]),
+        "second": torch.stack([_cubic(places + offset, count) for offset in grid.tolist()]),
+    }
+    operators = {name: values.mT @ values for name, values in weights.items()}
+    operators["both"] = weights["first"].mT @ weights["second"]
+    return grid, operators, {name: values.sum(dim=1) for name, values in weights.items()}, len(places)
+
+
+def _cubic(places: Tensor, count: int) -> Tensor:
+    """Return the weights (places, count) of Keys' cubic interpolation between samples 0 to count - 1."""
+    below = places.floor()
+    weights = torch.zeros(len(places), count, dtype=torch.float64)
+    for tap in (-1, 0, 1, 2):
+        distance = (places - below - tap).abs()
+        near = 1.5 * distance**3 - 2.5 * distance**2 + 1
+        far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
+        index = (below + tap).long().clamp(0, count - 1)
+        weights.scatter_add_(1, index[:, None], torch.where(distance <= 1, near, far)[:, None])
+    return weights
+
+
+def find_steps(model: TimmModule, size: tuple[int, int], cells: tuple[int, int]) -> tuple[float, float]:
+    """Return the pixels from one cell to the next, for rows and columns.
+
+    A ResNet gives 10 cells for 300 pixels, but from one cell to the next it is 32 pixels, not 30. So the cells of an
+    image that is larger by many pixels are counted, without computing it. An architecture of fixed size divides its
+    images evenly.
+
+    Args:
+        model: Model whose maps are measured.
+        size: Height and width of an image.
+        cells: Height and width of its maps.
+    """
+    even = (size[0] / cells[0], size[1] / cells[1])
+    if model.pretrained_cfg.get("fixed_input_size"):
+        return even
+    args = {**model.backbone_args, "num_classes": 0}
+    try:
+        with torch.device("meta"):
+            backbone: TimmModule = timm.create_model(model.architecture, **args).eval()
+            image = torch.empty(1, model.in_chans, size[0] + _FAR, size[1] + _FAR)
+            features = model.anatomy.to_maps(backbone.forward_features(image), image.shape[-2:])
+    except (RuntimeError, ValueError, AssertionError, NotImplementedError, TypeError):
+        return even
+    more = (features.shape[2] - cells[0], features.shape[3] - cells[1])
+    return (_FAR / more[0], _FAR / more[1]) if min(more) > 0 else even
+
+
+def noise_images(model: TimmModule) -> Tensor:
+    """Make normalised images of noise whose amplitude falls with the frequency, as in photographs, (32, C, H, W)."""
+    channels, height, width = model.input_size
+    white = torch.randn(IMAGES, channels, height, width, generator=torch.Generator().manual_seed(0))
+    rows, columns = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)
+    frequency = (rows.square() + columns.square()).sqrt().clamp_min(1 / max(height, width))
+    noise = torch.fft.irfft2(torch.fft.rfft2(white) / frequency, s=(height, width))
+    noise = noise - noise.mean(dim=(2, 3), keepdim=True)
+    return noise / noise.std(dim=(2, 3), keepdim=True)
