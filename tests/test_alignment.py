@@ -270,7 +270,8 @@ def test_both_models_save_the_alignment_and_load_it(measured, tmp_path):
         again = timm.create_model(f"local-dir:{tmp_path / folder}", pretrained=True)
         other = softcam_hub.CAPEForImageClassification.from_pretrained(tmp_path / folder)
         assert again.alignment == other.alignment == model.alignment
-        assert not (again.measures_on_first_use or other.measures_on_first_use)
+        assert not again.measures_on_first_use
+        assert not other.measures_on_first_use
 
 
 def test_conversion_keeps_the_alignment(measured):

@@ -192,8 +192,8 @@ class Grid:
         """
         maps = at_least_float32(maps)
         if not self.is_aligned:
-            flat = maps.flatten(0, -3)[:, None] if maps.ndim > 2 else maps[None, None]
-            return F.interpolate(flat, size=size, mode="nearest" if nearest else "bilinear").view(
+            batch = maps[(None,) * (4 - maps.ndim)]
+            return F.interpolate(batch, size=size, mode="nearest" if nearest else "bilinear").view(
                 *maps.shape[:-2], *size
             )
         rows, columns = (self.weights(axis, size[axis], nearest).to(maps) for axis in (0, 1))

@@ -31,8 +31,9 @@ CLASSES = 10
 LEAST_CORRELATION, LARGEST_SPREAD = 0.75, 0.2
 """Limits of a measurement that counts: median correlation, and interquartile range over images in cells."""
 
-LARGEST_OFFSET, STEP = 0.75, 0.01
-"""Range and resolution of the search for δ, in cells. The geometry of strided convolutions gives up to 1/2."""
+LARGEST_OFFSET, STEP = 1.25, 0.01
+"""Range and resolution of the search for δ, in cells. The geometry of strided convolutions gives up to 1/2, and that of
+average pooling in dilated stages 1."""
 
 MARGIN = 2
 """Number of cells at each border that are left out. What zero padding adds there does not move with the image."""

@@ -1,0 +1,150 @@
+"""Check the measured places of cells by experiments that need no mirror images.
+
+python -m benchmarks.alignment.checks    # trains three small networks: ten minutes of two cores
+
+- *best pointing*: every offset of a grid is applied to the maps of diseased test images. The mass inside the lesion
+  is largest at the offset that is true, as far as the lesions tell. A parabola through the largest value and its
+  neighbours gives the offset between the points of the grid.
+- *moved blob*: a faint spot is added to an image of which nothing else changes. The centre of the change of the
+  evidence is compared with the centre of the spot. The method fails where a network normalises over the whole image.
+
+Two methods agree if they differ by 0.1 cell at most along both axes.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import softcam_hub
+from softcam_hub.data.lesions import LesionImage, draw
+from softcam_hub.models.alignment import Alignment, Grid
+from softcam_hub.models.flip_registration import measure_alignment
+from softcam_hub.models.heads import select
+from softcam_hub.models.self_explaining import SelfExplaining
+from softcam_hub.training.parsing import parse
+from softcam_hub.training.run import run
+
+ROOT = Path(__file__).parents[2]
+ROWS = ROOT / "benchmarks" / "results" / "alignment_checks.jsonl"
+SIDE, IMAGES, MEASURED = 128, 240, 32
+"""Side of the images, number of test images, and number of validation images that the places are measured on."""
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "ResNet": {"model": "cape_test_resnet", "model_args": "avg_down=False output_stride=8"},
+    "ResNet with avg_down": {"model": "cape_test_resnet", "model_args": "avg_down=True output_stride=8"},
+    "EfficientNet": {"model": "cape_test_efficientnet", "model_args": "output_stride=8"},
+}
+"""Networks of different geometry; timm's average pooling in dilated stages moves every map by a cell."""
+
+RECIPE = "lesions-demo"
+TOLERANCE = 0.1
+"""Largest difference in cells between two methods that agree."""
+
+
+def trained(name: str, folder: Path) -> SelfExplaining:
+    """Train a network, or load it if that was done before, and measure its places on validation images."""
+    output = folder / name.replace(" ", "-").lower()
+    if not (output / "metrics.json").exists():
+        options = [f"--{option}={value}" for option, value in NETWORKS[name].items()]
+        run(parse(["--recipe", RECIPE, f"--output={output}", *options, *["--overwrite"] * output.exists()]))
+    return softcam_hub.CAPEForImageClassification.from_pretrained(output / "model").eval()
+
+
+@torch.no_grad()
+def best_pointing(model: SelfExplaining, samples: list[LesionImage]) -> dict[str, Any]:
+    """Find the offset at which most of the heat of the true class lies inside the lesions."""
+    diseased = [sample for sample in samples if sample.label]
+    masks = torch.stack([torch.as_tensor(np.asarray(sample.mask)).bool() for sample in diseased])
+    classes = torch.tensor([[sample.label] for sample in diseased])
+    parts = [[sample.image for sample in diseased[start : start + 32]] for start in range(0, len(diseased), 32)]
+    features = torch.cat([model.forward_features(model.as_batch(part)) for part in parts])
+    maps = select(model.head(features, kind=model.head_class.kinds[0])[1], classes)[:, 0].relu()
+    offsets = np.round(np.arange(-1.2, 1.21, 0.05), 2)
+    shares = np.array([[_inside(maps, masks, (down, right))[0] for right in offsets] for down in offsets])
+    row, column = np.unravel_index(shares.argmax(), shares.shape)
+    best = [_vertex(offsets, shares[:, column], row), _vertex(offsets, shares[row], column)]
+    places = {"habit": (0.0, 0.0), "best": (best[0], best[1])}
+    figures = {
+        f"{name} {what}": figure for name, place in places.items() for what, figure in _figures(maps, masks, place)
+    }
+    return {"best_offset": best, **figures}
+
+
+def _figures(maps: Tensor, masks: Tensor, offset: tuple[float, float]) -> list[tuple[str, float]]:
+    return list(zip(("mass inside", "pointing game"), _inside(maps, masks, offset), strict=True))
+
+
+def _inside(maps: Tensor, masks: Tensor, offset: tuple[float, float]) -> tuple[float, float]:
+    """Return the mean share of the heat inside the lesions, and the share of images whose hottest pixel is inside."""
+    steps = (SIDE / maps.shape[1], SIDE / maps.shape[2])
+    start = ((0.5 + offset[0]) * steps[0], (0.5 + offset[1]) * steps[1])
+    grid = Grid((SIDE, SIDE), (maps.shape[1], maps.shape[2]), Alignment(start, steps, (SIDE, SIDE)))
+    heat = grid.upsample(maps, (SIDE, SIDE)).flatten(1)
+    inside = masks.flatten(1)
+    share = (heat * inside).sum(dim=1) / heat.sum(dim=1).clamp_min(1e-12)
+    hits = inside.gather(1, heat.argmax(dim=1, keepdim=True)).float()
+    return round(float(share.mean()), 4), round(float(hits.mean()), 4)
+
+
+def _vertex(places: np.ndarray, values: np.ndarray, best: int) -> float:
+    """Return where the parabola through the largest value and its neighbours has its top."""
+    if best in (0, len(values) - 1):
+        return float(places[best])
+    left, top, right = values[best - 1 : best + 2]
+    return round(float(places[best] + (left - right) / (left - 2 * top + right) / 2 * (places[1] - places[0])), 3)
+
+
+@torch.no_grad()
+def moved_blob(model: SelfExplaining, samples: list[LesionImage]) -> dict[str, Any]:
+    """Add faint spots to healthy images, and compare where they are with where the evidence changes."""
+    healthy = model.as_batch([sample.image for sample in samples if not sample.label][:8])
+    before = _class_evidence(model, healthy)
+    pixels = torch.arange(SIDE) + 0.5
+    cells = (torch.arange(before.shape[2], dtype=torch.float64) + 0.5) * SIDE / before.shape[2]
+    offsets = []
+    for down in range(40, 89, 6):
+        for right in range(40, 89, 6):
+            spot = torch.exp(-((pixels[:, None] - down) ** 2 + (pixels - right) ** 2) / 32)
+            for sign in (-1, 1):
+                change = (_class_evidence(model, healthy + sign * spot) - before).square().sum(dim=1).double()
+                total = change.sum(dim=(1, 2))
+                seen = (change.sum(dim=2) @ cells / total, change.sum(dim=1) @ cells / total)
+                distance = torch.stack([down - seen[0], right - seen[1]], dim=1) / (SIDE / before.shape[2])
+                offsets.append(distance)
+    return {"blob_offset": [round(value, 3) for value in torch.cat(offsets).median(dim=0).values.tolist()]}
+
+
+def _class_evidence(model: SelfExplaining, images: Tensor) -> Tensor:
+    evidence = model.head(model.forward_features(images), kind="evidence")[1]
+    return evidence - evidence.mean(dim=1, keepdim=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "alignment", help="folder of the networks")
+    parser.add_argument("--output", type=Path, default=ROWS, help="file of the rows")
+    arguments = parser.parse_args()
+    validation = [draw(index, "validation", SIDE).image for index in range(MEASURED)]
+    test = [draw(index, "test", SIDE) for index in range(IMAGES)]
+    rows = []
+    for name, network in NETWORKS.items():
+        model = trained(name, arguments.folder)
+        measurement = measure_alignment(model, validation)
+        row = {"network": name, **network, "offset": list(measurement.offset), "accepted": list(measurement.accepted)}
+        row |= {"spread": list(measurement.spread), "correlation": list(measurement.correlation)}
+        row |= best_pointing(model, test) | moved_blob(model, test)
+        for method in ("best", "blob"):
+            pairs = zip(row["offset"], row[f"{method}_offset"], strict=True)
+            row[f"{method}_agrees"] = all(abs(first - second) <= TOLERANCE for first, second in pairs)
+        print(json.dumps(row))
+        rows.append(row)
+    arguments.output.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+if __name__ == "__main__":
+    main()
