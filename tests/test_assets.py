@@ -1,6 +1,7 @@
 """The model that comes with the package is small, loads through every door, and is as good as its row says."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, pi
 import softcam_hub
 from softcam_hub.data.lesions import VARIANTS, draw
 from softcam_hub.training import parse
+from tools import ship_model
 
 ROWS = Path(__file__).parents[1] / "benchmarks" / "results" / "lesions.jsonl"
 COUNT = 120
@@ -65,3 +67,18 @@ def test_the_maps_add_up_and_the_pipeline_names_the_lesion(lesioned):
         assert float(row[0]["map"].sum()) == pytest.approx(row[0]["score"], abs=1e-5)
     hits = [row[0]["label"] == VARIANTS["lesions"][made.label] for row, made in zip(rows, lesioned, strict=False)]
     assert sum(hits) >= 6
+
+
+def test_the_alignment_in_the_folder_is_the_one_that_is_measured(tmp_path, capsys):
+    folder = Path(shutil.copytree(softcam_hub.CAPE_LESIONS, tmp_path / "model"))
+    committed = json.loads((folder / "config.json").read_text())
+    without = {name: value for name, value in committed["model_args"].items() if name not in ("alignment", "format")}
+    (folder / "config.json").write_text(json.dumps({**committed, "model_args": without}))
+    ship_model.measure(folder)
+    assert capsys.readouterr().out.startswith("cells look -0.4")
+    measured = json.loads((folder / "config.json").read_text())
+    for name in ("start", "step"):
+        expected = committed["model_args"]["alignment"][name]
+        assert measured["model_args"]["alignment"][name] == pytest.approx(expected, abs=0.1)  # pixels
+    measured["model_args"]["alignment"] = committed["model_args"]["alignment"]
+    assert measured == committed

@@ -3,17 +3,24 @@
 python -m benchmarks.reproduction.lesions lesions-cape    # trains the model, and keeps the row of its scores
 python -m benchmarks.reproduction.explanations            # measures its explanations
 python -m tools.ship_model runs/lesions-cape
+python -m tools.ship_model --measure                      # only measures again where the cells of its maps lie
 make cards                                                # renders its card
 
 The code of the model is left out, because the package has it.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
-from softcam_hub.files import copy_file
+from softcam_hub import CAPE_LESIONS, measure_alignment
+from softcam_hub.arguments import ArgumentParser
+from softcam_hub.data.lesions import draw
+from softcam_hub.files import copy_file, read_mapping, write_json
+from softcam_hub.loading import load_classifier
+from softcam_hub.models.flip_registration import IMAGES
+from softcam_hub.models.saved_format import FORMAT
 
-ASSET = Path(__file__).parents[1] / "softcam_hub" / "assets" / "cape_lesions"
+ASSET = Path(CAPE_LESIONS)
 FILES = {
     "model/config.json": "config.json",
     "model/model.safetensors": "model.safetensors",
@@ -26,12 +33,39 @@ FILES = {
 """File of a run -> name in the folder of the shipped model."""
 
 
-def main() -> None:
-    """Copy the files of the run that the command line names."""
-    run = Path(sys.argv[1])
+def ship(run: Path) -> None:
+    """Copy the files of a training run into the package."""
     ASSET.mkdir(parents=True, exist_ok=True)
     for source, name in FILES.items():
         copy_file(run / source, ASSET / name)
+
+
+def measure(folder: Path = ASSET) -> None:
+    """Measure where the cells of a lesions model lie on its first validation images, and write that into its folder.
+
+    Args:
+        folder: Model folder.
+    """
+    model = load_classifier(folder).model
+    size = model.input_size[1]
+    measurement = measure_alignment(model, [draw(index, "validation", size).image for index in range(IMAGES)])
+    config = read_mapping(folder / "config.json")
+    args = {**config.get("model_args", {}), "alignment": measurement.alignment.as_dict(), "format": FORMAT}
+    write_json(folder / "config.json", {**config, "model_args": dict(sorted(args.items()))})
+    print(measurement.describe())
+
+
+def main() -> None:
+    """Ship the run that the command line names, or measure the shipped model."""
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("run", type=Path, nargs="?", help="output folder of the training run")
+    source.add_argument("--measure", action="store_true", help="measure the shipped model, and copy nothing")
+    arguments = parser.parse_args()
+    if arguments.measure:
+        measure()
+    else:
+        ship(arguments.run)
 
 
 if __name__ == "__main__":
