@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 IMAGES = 32
 """Number of images that a measurement takes."""
 
-CLASSES = 10
-"""Number of most probable classes whose evidence is compared."""
+CLASSES, JUDGED_CLASSES = 1000, 10
+"""Number of most probable classes whose evidence is compared, and of those whose correlation must be high."""
 
 LEAST_CORRELATION, LARGEST_SPREAD = 0.75, 0.2
 """Limits of a measurement that counts: median correlation, and interquartile range over images in cells."""
@@ -58,7 +58,7 @@ class AlignmentMeasurement:
     Args:
         offset: Median distance between where the cells look and where they are drawn by habit, in cells (down, right).
         spread: Interquartile range of the distance over the images, in cells.
-        correlation: Median correlation of the two maps of an image at their best shift.
+        correlation: Median correlation of the two maps of an image at their best shift, for the most probable classes.
         alignment: Places of the cells, which are known along the axes on which the measurement counts.
     """
 
@@ -152,14 +152,21 @@ def _pair(values: Tensor) -> tuple[float, float]:
 
 
 def _register_batch(model: TimmModule, images: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
-    """Return δ (B, 2) and correlation (B, 2) of images by axis, and the size of their maps."""
+    """Return δ (B, 2) and correlation (B, 2) of images by axis, and the size of their maps.
+
+    Many classes together say best where the cells look. Whether the network treats mirror images alike is judged by the
+    classes that it predicts: maps of others are small, and mostly noise.
+    """
     evidence = _class_evidence(model, images)
-    top = evidence.mean(dim=(2, 3)).topk(min(CLASSES, evidence.shape[1])).indices
+    ranked = evidence.mean(dim=(2, 3)).topk(min(CLASSES, evidence.shape[1])).indices
     found = []
     for axis in (2, 3):
         mirrored = _class_evidence(model, images.flip(axis)).flip(axis)
-        pair = [_without_mean(select(values, top)) for values in (evidence, mirrored)]
-        found.append(register_flips(*([values.mT for values in pair] if axis == 2 else pair)))
+        maps = [select(values, ranked) for values in (evidence, mirrored)]
+        maps = [values.mT for values in maps] if axis == 2 else maps
+        offset, index = find_offset(correlate_flips(*maps))
+        judged = correlate_flips(*(values[:, :JUDGED_CLASSES] for values in maps))
+        found.append((offset, judged.gather(1, index[:, None])[:, 0]))
     offsets, correlations = (torch.stack(values, dim=1).cpu() for values in zip(*found, strict=True))
     return offsets, correlations, sides_of(evidence)
 
@@ -175,30 +182,26 @@ def _class_evidence(model: TimmModule, images: Tensor) -> Tensor:
     return evidence - evidence.mean(dim=1, keepdim=True) if evidence.shape[1] > 1 else evidence
 
 
-def _without_mean(maps: Tensor) -> Tensor:
-    return maps - maps.mean(dim=(2, 3), keepdim=True)
+def correlate_flips(maps: Tensor, mirrored: Tensor) -> Tensor:
+    """Correlate the maps of each image with those of its mirror image, mirrored back, for every δ of a fine grid.
 
-
-def register_flips(maps: Tensor, mirrored: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the offset δ at which the maps of each image and those of its mirror image, mirrored back, agree best.
-
-    For every δ of a fine grid, both maps are interpolated (cubic) at common places of the image and correlated over
-    these places, rows and classes.
+    Both maps are interpolated (cubic) at common places of the image, and correlated over places, rows and classes.
 
     Args:
         maps: Maps (B, C, H, W); the width is compared.
         mirrored: Maps (B, C, H, W) of the mirrored images, mirrored back.
 
     Returns:
-        δ in cells, (B,), and the correlation there, (B,). Both are NaN and 0 for maps of too few cells.
+        Correlations (B, offsets); all 0 for maps of too few cells.
     """
     count = maps.shape[3]
     if count < FEWEST_CELLS:
-        return maps.new_full((len(maps),), torch.nan), maps.new_zeros(len(maps))
+        return maps.new_zeros(len(maps), len(_offsets()))
+    maps, mirrored = (values - values.mean(dim=(2, 3), keepdim=True) for values in (maps, mirrored))
     first, second = maps.flatten(1, 2), mirrored.flatten(1, 2)  # (B, rows, W)
     pairs = {"both": (first, second), "first": (first, first), "second": (second, second)}
     sums = {"first": first.sum(dim=1), "second": second.sum(dim=1)}
-    grid, operators, totals, places = _operators(count)
+    operators, totals, places = _operators(count)
 
     # sums of products of interpolated maps, and of their means, for every image and offset
     means = {name: sums[name] @ totals[name].to(maps).T for name in sums}  # (B, offsets)
@@ -208,27 +211,37 @@ def register_flips(maps: Tensor, mirrored: Tensor) -> tuple[Tensor, Tensor]:
         products = (left.mT @ right).flatten(1) @ operators[name].to(maps).flatten(1).T
         moments[name] = products - means[name] / (first.shape[1] * places)
     scale = (moments["first"].clamp_min(0) * moments["second"].clamp_min(0)).sqrt()
-    best, index = torch.where(scale > 0, moments["both"] / scale, 0.0).max(dim=1)
-    return grid.to(maps)[index], best
+    return torch.where(scale > 0, moments["both"] / scale, 0.0)
+
+
+def find_offset(correlations: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the δ of the largest correlation (B,), NaN where none is positive, and its index (B,)."""
+    best, index = correlations.max(dim=1)
+    offsets = _offsets().to(correlations)[index]
+    return torch.where(best > 0, offsets, torch.nan), index
+
+
+def _offsets() -> Tensor:
+    return torch.arange(-LARGEST_OFFSET, LARGEST_OFFSET + STEP / 2, STEP, dtype=torch.float64)
 
 
 @cache
-def _operators(count: int) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor], int]:
+def _operators(count: int) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
     """Return what interpolating two maps of `count` cells and summing their products comes to, for every δ.
 
     Returns:
-        Every δ, the matrices (offsets, count, count) by which products of cells count, the vectors (offsets, count) by
-        which cells count in the sum, and the number of places that are summed over.
+        The matrices (offsets, count, count) by which products of cells count, the vectors (offsets, count) by which
+        cells count in the sum, and the number of places that are summed over.
     """
-    grid = torch.arange(-LARGEST_OFFSET, LARGEST_OFFSET + STEP / 2, STEP, dtype=torch.float64)
+    offsets = _offsets().tolist()
     places = torch.arange(MARGIN, count - 1 - MARGIN + 1e-9, 1 / _SAMPLES_PER_CELL, dtype=torch.float64)
     weights = {
-        "first": torch.stack([_cubic(places - offset, count) for offset in grid.tolist()]),
-        "second": torch.stack([_cubic(places + offset, count) for offset in grid.tolist()]),
+        "first": torch.stack([_cubic(places - offset, count) for offset in offsets]),
+        "second": torch.stack([_cubic(places + offset, count) for offset in offsets]),
     }
     operators = {name: values.mT @ values for name, values in weights.items()}
     operators["both"] = weights["first"].mT @ weights["second"]
-    return grid, operators, {name: values.sum(dim=1) for name, values in weights.items()}, len(places)
+    return operators, {name: values.sum(dim=1) for name, values in weights.items()}, len(places)
 
 
 def _cubic(places: Tensor, count: int) -> Tensor:
