@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 IMAGES = 32
 """Number of images that a measurement takes."""
 
-CLASSES, JUDGED_CLASSES = 1000, 10
-"""Number of most probable classes whose evidence is compared, and of those whose correlation must be high."""
+CLASSES = 1000
+"""Number of most probable classes whose evidence is compared."""
 
 LEAST_CORRELATION, LARGEST_SPREAD = 0.75, 0.2
 """Limits of a measurement that counts: median correlation, and interquartile range over images in cells."""
@@ -58,7 +58,7 @@ class AlignmentMeasurement:
     Args:
         offset: Median distance between where the cells look and where they are drawn by habit, in cells (down, right).
         spread: Interquartile range of the distance over the images, in cells.
-        correlation: Median correlation of the two maps of an image at their best shift, for the most probable classes.
+        correlation: Median correlation of the two maps of an image at their best shift, for the predicted class.
         alignment: Places of the cells, which are known along the axes on which the measurement counts.
     """
 
@@ -154,31 +154,29 @@ def _pair(values: Tensor) -> tuple[float, float]:
 def _register_batch(model: TimmModule, images: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
     """Return δ (B, 2) and correlation (B, 2) of images by axis, and the size of their maps.
 
-    Many classes together say best where the cells look. Whether the network treats mirror images alike is judged by the
-    classes that it predicts: maps of others are small, and mostly noise.
+    Many classes together say best where the cells look. Evidence that all classes share is left out of them: no
+    classifier learns it. Whether the network treats mirror images alike is judged by the class that it predicts.
     """
-    evidence = _class_evidence(model, images)
+    evidence = _evidence(model, images)
     ranked = evidence.mean(dim=(2, 3)).topk(min(CLASSES, evidence.shape[1])).indices
     found = []
     for axis in (2, 3):
-        mirrored = _class_evidence(model, images.flip(axis)).flip(axis)
-        maps = [select(values, ranked) for values in (evidence, mirrored)]
-        maps = [values.mT for values in maps] if axis == 2 else maps
-        offset, index = find_offset(correlate_flips(*maps))
-        judged = correlate_flips(*(values[:, :JUDGED_CLASSES] for values in maps))
+        pair = [evidence, _evidence(model, images.flip(axis)).flip(axis)]
+        pair = [values.mT for values in pair] if axis == 2 else pair
+        offset, index = find_offset(correlate_flips(*(select(_contrast(values), ranked) for values in pair)))
+        judged = correlate_flips(*(select(values, ranked[:, :1]) for values in pair))
         found.append((offset, judged.gather(1, index[:, None])[:, 0]))
     offsets, correlations = (torch.stack(values, dim=1).cpu() for values in zip(*found, strict=True))
     return offsets, correlations, sides_of(evidence)
 
 
-def _class_evidence(model: TimmModule, images: Tensor) -> Tensor:
-    """Compute the evidence for each class beyond that for the average class.
-
-    Evidence that all classes share says where something is, whatever it is, and CAPE's saliency is made of it. No
-    classifier learns it, so that it is left out.
-    """
+def _evidence(model: TimmModule, images: Tensor) -> Tensor:
     _, evidence = model.head(model.forward_features(images), kind="evidence")
-    evidence = evidence.double() if evidence.device.type == "cpu" else evidence.float()
+    return evidence.double() if evidence.device.type == "cpu" else evidence.float()
+
+
+def _contrast(evidence: Tensor) -> Tensor:
+    """Subtract the mean over classes, where there are several."""
     return evidence - evidence.mean(dim=1, keepdim=True) if evidence.shape[1] > 1 else evidence
 
 
