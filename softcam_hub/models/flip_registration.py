@@ -118,20 +118,31 @@ def _measure(model: TimmModule, images: ImageInput | None) -> AlignmentMeasureme
     quartiles = offsets.quantile(offsets.new_tensor([0.25, 0.5, 0.75]), dim=0)
     offset, spread = quartiles[1], quartiles[2] - quartiles[0]
     correlation = correlations.median(dim=0).values
-    counts = (
-        (correlation >= LEAST_CORRELATION) & (spread <= LARGEST_SPREAD) & (offset.abs() < LARGEST_OFFSET - STEP)
-    ).tolist()
+    counts = (correlation >= LEAST_CORRELATION) & (spread <= LARGEST_SPREAD) & (offset.abs() < LARGEST_OFFSET - STEP)
+    counts &= not _has_seen_no_image(model)
 
     # the places follow from the middle of the map, which looks at the middle of the image and `offset` beyond
     steps = find_steps(model, size, cells)
     places = [
         size[axis] / 2 + float(offset[axis]) * steps[axis] - steps[axis] * (cells[axis] - 1) / 2 for axis in (0, 1)
     ]
-    start = [round(place, 3) if count else None for place, count in zip(places, counts, strict=True)]
+    start = [round(place, 3) if count else None for place, count in zip(places, counts.tolist(), strict=True)]
     same = any(type(module).__name__.endswith("Same") for module in model.backbone.modules())
     alignment = Alignment((start[0], start[1]), steps, size, same)
     model.alignment, model.measures_on_first_use = alignment, False
     return AlignmentMeasurement(_pair(offset), _pair(spread), _pair(correlation), alignment)
+
+
+def _has_seen_no_image(model: TimmModule) -> bool:
+    """Tell whether the batch norms of a model hold the statistics that they start with, as with random weights.
+
+    Some random networks are so smooth that their maps of mirror images agree. They look where the geometry of their
+    layers says, and training moves that.
+    """
+    means = [
+        norm.running_mean for norm in model.backbone.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    ]
+    return bool(means) and not any(mean is None or bool(mean.any()) for mean in means)
 
 
 def measure_on_first_use(model: TimmModule) -> None:
@@ -163,9 +174,9 @@ def _register_batch(model: TimmModule, images: Tensor) -> tuple[Tensor, Tensor, 
     for axis in (2, 3):
         pair = [evidence, _evidence(model, images.flip(axis)).flip(axis)]
         pair = [values.mT for values in pair] if axis == 2 else pair
-        offset, index = find_offset(correlate_flips(*(select(_contrast(values), ranked) for values in pair)))
+        offset = find_offset(correlate_flips(*(select(_contrast(values), ranked) for values in pair)))
         judged = correlate_flips(*(select(values, ranked[:, :1]) for values in pair))
-        found.append((offset, judged.gather(1, index[:, None])[:, 0]))
+        found.append((offset, judged.amax(dim=1)))
     offsets, correlations = (torch.stack(values, dim=1).cpu() for values in zip(*found, strict=True))
     return offsets, correlations, sides_of(evidence)
 
@@ -212,11 +223,10 @@ def correlate_flips(maps: Tensor, mirrored: Tensor) -> Tensor:
     return torch.where(scale > 0, moments["both"] / scale, 0.0)
 
 
-def find_offset(correlations: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the δ of the largest correlation (B,), NaN where none is positive, and its index (B,)."""
+def find_offset(correlations: Tensor) -> Tensor:
+    """Return the δ of the largest correlation (B,), or NaN where none is positive, from correlations (B, offsets)."""
     best, index = correlations.max(dim=1)
-    offsets = _offsets().to(correlations)[index]
-    return torch.where(best > 0, offsets, torch.nan), index
+    return torch.where(best > 0, _offsets().to(correlations)[index], torch.nan)
 
 
 def _offsets() -> Tensor:
