@@ -9,7 +9,10 @@ from conftest import relative_error
 from helpers.explainers import CAMS, CLASSES, EVERYWHERE, FEW, PIXELS, network, options_for
 from torch import nn
 
-from softcam_hub.explainers.methods import create_explainer, list_explainers
+import softcam_hub
+from softcam_hub.explainers.explained_model import ExplainedModel
+from softcam_hub.explainers.methods import create_explainer, find_grid, list_explainers
+from softcam_hub.models.alignment import Alignment
 
 
 def test_every_explainer_is_listed():
@@ -276,3 +279,20 @@ def test_score_cam_shows_progress_if_asked(capsys):
     assert not capsys.readouterr().err
     create_explainer("score-cam", model, progress=True)(images, 0)
     assert "score-cam: 100%" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [*CAMS, *PIXELS, "softcam", "random", "centre"])
+def test_maps_of_the_features_lie_where_these_look(name):
+    model, images = network("softcam_test_resnet")
+    model.alignment = Alignment((2.0, 3.0), (32.0, 32.0), (96, 96))
+    maps = torch.zeros(2, 1, 3, 3)
+    moves = name not in (*PIXELS, "random", "centre")
+    for explained in (model, softcam_hub.to_vanilla(model)):
+        grid = find_grid(name, ExplainedModel(explained), images, maps)
+        assert (grid.image_size, grid.cells) == ((96, 96), (3, 3))
+        assert grid.alignment == (model.alignment if moves else None)
+        assert not find_grid(
+            name, ExplainedModel(explained, "backbone.layer3" if explained is model else "layer3"), images, maps
+        ).is_aligned
+    timm_model, _ = network("test_resnet")
+    assert not find_grid(name, ExplainedModel(timm_model), images, maps).is_aligned

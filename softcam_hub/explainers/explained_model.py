@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..models.alignment import Alignment
 from ..models.anatomy import weights_of
 from ..models.heads import at_least_float32
 from ..models.self_explaining import SelfExplaining
@@ -74,6 +75,12 @@ class ExplainedModel:
         if hasattr(model, "forward_features") and hasattr(model, "forward_head"):
             return model.forward_features, model.forward_head
         return None
+
+    @property
+    def alignment(self) -> Alignment | None:
+        """Where the features before pooling look, if the classifier tells; other layers were not measured."""
+        alignment = getattr(self.classifier, "alignment", None)
+        return alignment if self.layer is None and isinstance(alignment, Alignment) else None
 
     @property
     def note(self) -> str:

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, TypeAlias, overload
-from zlib import crc32
 
 import torch
 from torch import Tensor, nn
 
 from ..arguments import check_names
+from ..models.alignment import Grid, sides_of
 from ..models.classes import Classes, choose_classes
 from ..models.evaluation_mode import evaluation_mode
 from ..models.heads import at_least_float32, native_kinds, select
@@ -27,6 +27,7 @@ from .cams import cam, fd_cam, grad_cam, grad_cam_pp, layer_cam, lift_cam, score
 from .explained_model import Activations, ExplainedModel
 from .layouts import LayoutName
 from .pixels import guided_backprop, integrated_gradients
+from .uninformed import centre, random_maps
 
 ExplainerName: TypeAlias = (
     Literal["cam", "grad-cam", "grad-cam++", "smooth-grad-cam++", "layer-cam", "lift-cam", "fd-cam", "score-cam"]
@@ -47,29 +48,6 @@ def own_maps(activations: Activations, kind: str) -> Tensor:
     with torch.no_grad():
         _, maps = model.classifier.head(activations.output.detach(), kind=kind)
     return select(maps, activations.classes)
-
-
-def random_maps(activations: Activations, seed: int = 0) -> Tensor:
-    """Draw uniform noise that depends on image, class and seed alone."""
-    maps = []
-    for image, classes in zip(activations.images, activations.classes.tolist(), strict=True):
-        checksum = crc32(image.float().cpu().numpy().tobytes(), seed)
-        for label in classes:
-            generator = torch.Generator().manual_seed(crc32(str(label).encode(), checksum))
-            maps.append(torch.rand(activations.features.shape[2:], generator=generator))
-    return torch.stack(maps).view(_map_shape(activations)).to(activations.features)
-
-
-def centre(activations: Activations) -> Tensor:
-    """Return a Gaussian in the middle of the image, whose deviation is a quarter of each side."""
-    height, width = activations.features.shape[2:]
-    rows, columns = (((torch.arange(n) + 0.5) / n - 0.5) / 0.25 for n in (height, width))
-    bump = torch.exp(-(rows[:, None] ** 2 + columns**2) / 2)
-    return bump.expand(_map_shape(activations)).to(activations.features)
-
-
-def _map_shape(activations: Activations) -> tuple[int, ...]:
-    return (*activations.classes.shape, *activations.features.shape[2:])
 
 
 CLASS_ACTIVATION: dict[str, Callable[..., Tensor]] = {
@@ -103,6 +81,22 @@ def _methods() -> dict[str, Callable[..., Tensor]]:
 def list_explainers() -> list[str]:
     """Return the names that `create_explainer` accepts: post-hoc methods, and the map kinds of registered heads."""
     return list(_methods())
+
+
+def find_grid(name: str, model: ExplainedModel, images: Tensor, maps: Tensor) -> Grid:
+    """Return where the cells of the maps of a method lie in the images.
+
+    Maps of the features lie where these look. Methods of pixels give every pixel its own value, and maps that do not
+    depend on the model look at nothing.
+
+    Args:
+        name: Name of the method.
+        model: Model that the maps explain.
+        images: Images, (B, 3, H, W).
+        maps: Maps of the method, (B, k, h, w).
+    """
+    reads_features = name not in PIXELS and name not in UNINFORMED
+    return Grid(sides_of(images), sides_of(maps), model.alignment if reads_features else None)
 
 
 class Explainers:
