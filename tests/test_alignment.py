@@ -197,6 +197,17 @@ def test_a_trained_model_is_measured(measured):
     assert measurement.describe().startswith("cells look -0.4")
 
 
+def test_the_offset_at_a_size_is_that_of_its_maps(measured):
+    model, _ = measured
+    explanation = model.explain(torch.rand(1, 3, 100, 139))
+    assert explanation.maps.shape[2:] == (13, 18)
+    grid = explanation.grid
+    assert model.map_offset((100, 139)) == pytest.approx(grid.alignment.offset(grid.image_size, grid.cells))
+    vit = softcam_hub.build("softcam_test_vit", alignment=Alignment((8, 8), (16, 16), (160, 160)).as_dict())
+    assert vit.map_offset() == pytest.approx((0, 0))
+    assert vit.map_offset(100) is None  # this architecture takes one size
+
+
 def test_measuring_leaves_model_and_random_state_alone(lesions):
     model = timm.create_model(f"local-dir:{softcam_hub.CAPE_LESIONS}", pretrained=True).train()
     weights, modes = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]

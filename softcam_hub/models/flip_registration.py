@@ -280,16 +280,27 @@ def find_steps(model: TimmModule, size: tuple[int, int], cells: tuple[int, int])
     even = (size[0] / cells[0], size[1] / cells[1])
     if model.pretrained_cfg.get("fixed_input_size"):
         return even
+    far = count_cells(model, (size[0] + _FAR, size[1] + _FAR))
+    if far is None or far[0] <= cells[0] or far[1] <= cells[1]:
+        return even
+    return (_FAR / (far[0] - cells[0]), _FAR / (far[1] - cells[1]))
+
+
+def count_cells(model: TimmModule, size: tuple[int, int]) -> tuple[int, int] | None:
+    """Return height and width of the maps of an image without computing them, or None for images that do not fit.
+
+    Args:
+        model: Model of the maps.
+        size: Height and width of the image.
+    """
     args = {**model.backbone_args, "num_classes": 0}
     try:
         with torch.device("meta"):
             backbone: TimmModule = timm.create_model(model.architecture, **args).eval()
-            image = torch.empty(1, model.in_chans, size[0] + _FAR, size[1] + _FAR)
-            features = model.anatomy.to_maps(backbone.forward_features(image), image.shape[-2:])
+            image = torch.empty(1, model.in_chans, *size)
+            return sides_of(model.anatomy.to_maps(backbone.forward_features(image), image.shape[-2:]))
     except (RuntimeError, ValueError, AssertionError, NotImplementedError, TypeError):
-        return even
-    more = (features.shape[2] - cells[0], features.shape[3] - cells[1])
-    return (_FAR / more[0], _FAR / more[1]) if min(more) > 0 else even
+        return None
 
 
 def noise_images(model: TimmModule) -> Tensor:

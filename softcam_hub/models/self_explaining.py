@@ -14,7 +14,7 @@ from .backbone import Anatomy, TimmModule, input_size
 from .classes import Classes, choose_classes, name_classes
 from .evaluation_mode import evaluation_mode
 from .explanation import Explanation
-from .flip_registration import measure_on_first_use
+from .flip_registration import count_cells, measure_on_first_use
 from .heads import HEADS, EvidenceHead, select
 from .inputs import ImageInput, as_batch
 from .label_kind import class_probabilities
@@ -79,11 +79,15 @@ class SelfExplaining(nn.Module):
             _, *size_of_model = self.input_size
             size = (size_of_model[0], size_of_model[1])
         height, width = (size, size) if isinstance(size, int) else size
-        if self.alignment is None:
+        if self.alignment is None or not self.alignment.is_known:
             return None
-        cells = tuple(
-            max(1, round(length / step)) for length, step in zip((height, width), self.alignment.step, strict=True)
-        )
+        rows, columns = (length / step for length, step in zip((height, width), self.alignment.step, strict=True))
+        cells = (int(rows), int(columns))
+        if cells != (rows, columns):  # architectures round up or down
+            counted = count_cells(self, (height, width))
+            if counted is None:
+                return None
+            cells = counted
         return self.alignment.offset((height, width), cells)
 
     @property
