@@ -83,11 +83,16 @@ def list_explainers() -> list[str]:
     return list(_methods())
 
 
+def reads_features(name: str) -> bool:
+    """Tell whether the maps of a method are made of features, and lie where these look.
+
+    Methods of pixels give every pixel its own value, and maps that do not depend on the model look at nothing.
+    """
+    return name not in PIXELS and name not in UNINFORMED
+
+
 def find_grid(name: str, model: ExplainedModel, images: Tensor, maps: Tensor) -> Grid:
     """Return where the cells of the maps of a method lie in the images.
-
-    Maps of the features lie where these look. Methods of pixels give every pixel its own value, and maps that do not
-    depend on the model look at nothing.
 
     Args:
         name: Name of the method.
@@ -95,8 +100,7 @@ def find_grid(name: str, model: ExplainedModel, images: Tensor, maps: Tensor) ->
         images: Images, (B, 3, H, W).
         maps: Maps of the method, (B, k, h, w).
     """
-    reads_features = name not in PIXELS and name not in UNINFORMED
-    return Grid(sides_of(images), sides_of(maps), model.alignment if reads_features else None)
+    return Grid(sides_of(images), sides_of(maps), model.alignment if reads_features(name) else None)
 
 
 class Explainers:
