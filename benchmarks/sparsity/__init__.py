@@ -1,1 +1,1 @@
-"""What makes maps sparse at no loss: candidates, a screening on cached features, and the fine-tuning of the best two."""
+"""What makes maps sparse at no loss: candidates, a screening on frozen features, fine-tuning of the best two."""

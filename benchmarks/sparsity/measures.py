@@ -1,0 +1,104 @@
+"""Measure predictions and maps: accuracy, exact zeros, sparseness, place and cancellation.
+
+Zeros, sparseness and cancellation are those of the map of the predicted class, which a user sees. Localisation
+concerns the map of the true label, as in the package's benchmarks, upsampled as `heat` does.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.timing import Row, rounded
+from softcam_hub.explainers.methods import CLASS_ACTIVATION, create_explainer
+from softcam_hub.explanation_scores.faithfulness import gini_sparseness
+from softcam_hub.explanation_scores.localization import activation_precision, localization_precision
+from softcam_hub.explanation_scores.maps import heat
+
+from .features import Features
+from .heads import BATCH, Heads
+
+POST_HOC = tuple(name for name in CLASS_ACTIVATION if name != "score-cam")
+"""Post-hoc CAMs that need features only. Score-CAM needs a forward pass of the backbone for every channel."""
+
+
+def measure(logits: Tensor, maps: Tensor, features: Features) -> Row:
+    """Return all measures of a head.
+
+    Args:
+        logits: Logits, (N, C).
+        maps: Maps, (N, C, H, W).
+        features: Labels, masks and located images.
+    """
+    labels, rows = features.labels, torch.arange(len(maps))
+    predicted = logits.argmax(dim=1)
+    right = (predicted == labels).float()
+    recalls = [right[labels == label].mean() for label in labels.unique()]
+    shown = maps[rows, predicted]
+    positive = shown.relu()
+    numbers = {
+        "accuracy": right.mean(),
+        "balanced_accuracy": torch.stack(recalls).mean(),
+        "zeros": (shown == 0).float().mean(),
+        "zeros_all_classes": (maps == 0).float().mean(),
+        "positive": (shown > 0).float().mean(),
+        "empty": (shown == 0).flatten(1).all(dim=1).float().mean(),
+        "gini": gini_sparseness(shown).mean(),
+        "gini_positive": gini_sparseness(positive).mean(),
+        "cancellation": _cancellation(shown),
+        **locate(maps[rows, labels], features),
+    }
+    return {name: rounded(float(value)) for name, value in numbers.items()}
+
+
+def _cancellation(maps: Tensor) -> Tensor:
+    """Return mean|M| / |mean M|, of sums over images: 1 where nothing cancels."""
+    return maps.abs().mean() / maps.mean(dim=(1, 2)).abs().mean().clamp_min(1e-12)
+
+
+def locate(maps: Tensor, features: Features) -> dict[str, Tensor]:
+    """Return top-k localisation precision and the share of the map inside masks, means over located images.
+
+    The precision is the mean over k = 1 to 30, and beside it that of k = 1 and k = 10: where a map has fewer patches
+    with evidence than k, the rest of the k are patches of zeros in reading order.
+
+    Args:
+        maps: Maps of the true labels, (N, H, W).
+        features: Masks and located images.
+    """
+    masks = features.masks[features.located]
+    large = heat(maps[features.located], masks.shape[-2:])
+    curve = localization_precision(large, masks).mean(dim=0)
+    precision = {"precision": curve.mean(), "precision_1": curve[0], "precision_10": curve[9]}
+    return {**precision, "mass": activation_precision(large, masks).mean()}
+
+
+class BlackBox(nn.Module):
+    """A vanilla classifier on features (B, K, H, W), as explainers of images take it."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(*weight.shape[::-1])
+        self.classifier.load_state_dict({"weight": weight, "bias": bias})
+
+    def forward_features(self, features: Tensor) -> Tensor:
+        """Return the features."""
+        return features
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Pool the features and classify them."""
+        return self.classifier(features.mean(dim=(2, 3)))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits (B, C)."""
+        return self.forward_head(features)
+
+
+def post_hoc(heads: Heads, index: int, features: Features) -> dict[str, Row]:
+    """Return localisation of every post-hoc CAM of the vanilla classifier with the weights of a head."""
+    explain = create_explainer(list(POST_HOC), BlackBox(heads.weights[index], heads.biases[index]))
+    maps: dict[str, list[Tensor]] = {name: [] for name in POST_HOC}
+    for values, labels in zip(features.values.split(BATCH), features.labels.split(BATCH), strict=True):
+        grid = values.float().mT.unflatten(2, (features.side, -1))
+        for name, found in explain(grid, labels).items():
+            maps[name].append(found[:, 0])
+    located = {name: locate(torch.cat(found), features) for name, found in maps.items()}
+    return {name: {key: rounded(float(value)) for key, value in row.items()} for name, row in located.items()}

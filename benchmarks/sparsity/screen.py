@@ -1,0 +1,95 @@
+"""Screen all candidates on frozen features: python -m benchmarks.sparsity.screen --data-folder DATA --weights LITE0
+
+python -m benchmarks.reproduction.lesions lesions-vanilla     # trains the backbone of lesions
+python -m benchmarks.sparsity.screen --data-folder DATA --weights LITE0
+
+- DATA holds `neu-det/manifest.csv`. LITE0 is a timm folder with ImageNet's weights of tf_efficientnet_lite0.
+- The black box is trained first, as a head of zeros. Every setting then starts from it and is trained as long again,
+  dense SoftCAM too, whose predictions are those of the black box.
+- Rows are written to benchmarks/results/sparsity.jsonl. Settings that have a row are not trained again.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+from benchmarks.timing import Row, environment, read_rows, replace_rows, rounded
+from softcam_hub.arguments import ArgumentParser
+
+from .candidates import CANDIDATES
+from .features import STUDIES, load_features
+from .heads import BATCH, DECAY, EPOCHS, RATE, Setting, fresh, predict, train
+from .measures import measure, post_hoc
+
+ROWS = Path(__file__).parents[1] / "results" / "sparsity.jsonl"
+KEY = ("stage", "study", "candidate", "value", "seed")
+DENSE = Setting("dense", 0.0)
+LESIONS = Path("runs") / "lesions-vanilla" / "model"
+
+
+def missing(study: str, seed: int, rows: list[Row]) -> list[Setting]:
+    """Return the settings without a row."""
+    known = {tuple(row[name] for name in KEY) for row in rows}
+    settings = [Setting(name, value) for name, candidate in CANDIDATES.items() for value in candidate.grid]
+    return [one for one in settings if ("screening", study, one.candidate, one.value, seed) not in known]
+
+
+def screen(study: str, backbone: str, data_folder: Path, settings: list[Setting], seed: int) -> list[Row]:
+    """Train and measure settings on one study, and return their rows.
+
+    Args:
+        study: Name of a study.
+        backbone: Folder of the classifier with the backbone.
+        data_folder: Folder of all data.
+        settings: Settings to train.
+        seed: Seed of the order of images.
+    """
+    features = load_features(study, backbone, data_folder)
+    began = time.monotonic()
+    learnt, held_out = features["train"], features["validation"]
+    start = fresh(int(learnt.labels.max()) + 1, learnt.values.shape[2])
+    heads = train(settings, train([DENSE], start, learnt, seed), learnt, seed + 1)
+    common = {
+        "stage": "screening",
+        "study": study,
+        "seed": seed,
+        "images": len(held_out.labels),
+        "located": int(held_out.located.sum()),
+        "grid": held_out.side,
+        "epochs": EPOCHS,
+        "batch_size": BATCH,
+        "lr": RATE,
+        "weight_decay": DECAY,
+        **environment(),
+    }
+    rows = []
+    for index, setting in enumerate(settings):
+        numbers = measure(*predict(setting, heads, index, held_out), held_out)
+        rows.append({**common, "candidate": setting.candidate, "value": setting.value, **numbers})
+        if setting == DENSE:
+            cams = post_hoc(heads, index, held_out)
+            rows += [{**common, "candidate": f"post-hoc {name}", "value": 0.0, **row} for name, row in cams.items()]
+    seconds = rounded(time.monotonic() - began)
+    return [{**row, "settings_together": len(settings), "seconds_together": seconds} for row in rows]
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-folder", type=Path, required=True, help="folder that holds neu-det/manifest.csv")
+    parser.add_argument("--weights", required=True, help="timm folder of tf_efficientnet_lite0 with ImageNet's weights")
+    parser.add_argument("--lesions", default=str(LESIONS), help="folder of the vanilla classifier of lesions")
+    parser.add_argument("--studies", nargs="*", default=list(STUDIES), choices=STUDIES, help="studies to run")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the order of images")
+    parser.add_argument("--output", type=Path, default=ROWS, help="file of the rows")
+    args = parser.parse_args()
+    for study in args.studies:
+        settings = missing(study, args.seed, read_rows(args.output))
+        if settings:
+            backbone = args.lesions if study == "lesions" else args.weights
+            rows = screen(study, backbone, args.data_folder, settings, args.seed)
+            replace_rows(rows, args.output, KEY)
+            print(f"{study}: {len(rows)} rows")
+
+
+if __name__ == "__main__":
+    main()
