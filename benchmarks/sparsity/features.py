@@ -47,10 +47,15 @@ class Study:
         manifest = data_folder / self.data
         return load_splits(DataConfig(str(manifest) if manifest.suffix else self.data, **self.counts))
 
+    def prepared(self, preprocessing: dict[str, Any]) -> dict[str, Any]:
+        """Return the preprocessing of the backbone, for whole images of the size of the study."""
+        if self.size is None:
+            return preprocessing
+        return {**preprocessing, "input_size": (3, self.size, self.size), "crop_pct": 1.0}
+
     def images(self, splits: Splits, preprocessing: dict[str, Any], split: str) -> ImageDataset:
         """Return the transformed images of a split, with masks outside of the training split."""
-        if self.size is not None:
-            preprocessing = {**preprocessing, "input_size": (3, self.size, self.size), "crop_pct": 1.0}
+        preprocessing = self.prepared(preprocessing)
         masks = None if split == "train" else mask_transform(preprocessing)
         return ImageDataset(getattr(splits, split), make_transforms(preprocessing)[1], masks=masks)
 
@@ -97,7 +102,7 @@ def load_features(name: str, backbone: str, data_folder: Path) -> dict[str, Feat
         backbone: Folder of the classifier with the backbone.
         data_folder: Folder of all data.
     """
-    file = RUNS / f"{name.replace(', ', '-').replace(' ', '-')}.pt"
+    file = RUNS / f"{file_name(name)}.pt"
     if not file.exists():
         study = STUDIES[name]
         classifier = load_classifier(backbone, **study.options)
@@ -105,14 +110,27 @@ def load_features(name: str, backbone: str, data_folder: Path) -> dict[str, Feat
         found = {}
         for split in ("train", "validation"):
             images = study.images(splits, classifier.preprocessing, split)
-            found[split] = vars(_compute(classifier.model, study, splits, images))
+            found[split] = vars(compute(classifier.model, study, splits, images))
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.save(found, file)
     return {split: Features(**parts) for split, parts in torch.load(file, weights_only=True).items()}
 
 
+def file_name(study: str) -> str:
+    """Return the name of a study without commas and blanks."""
+    return study.replace(",", "").replace(" ", "-")
+
+
 @torch.no_grad()
-def _compute(model: Any, study: Study, splits: Splits, images: ImageDataset) -> Features:
+def compute(model: Any, study: Study, splits: Splits, images: ImageDataset) -> Features:
+    """Compute the features of all images.
+
+    Args:
+        model: Backbone with `forward_features`, in eval mode.
+        study: Study, which says what images count for localisation.
+        splits: All images of the study.
+        images: Images of one split.
+    """
     values, labels, masks = [], [], []
     for batch in DataLoader(images, batch_size=32):
         features = model.forward_features(batch["pixel_values"])

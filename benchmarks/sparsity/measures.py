@@ -4,10 +4,13 @@ Zeros, sparseness and cancellation are those of the map of the predicted class, 
 concerns the map of the true label, as in the package's benchmarks, upsampled as `heat` does.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from benchmarks.timing import Row, rounded
+from softcam_hub.data.samples import ImageDataset
 from softcam_hub.explainers.methods import CLASS_ACTIVATION, create_explainer
 from softcam_hub.explanation_scores.faithfulness import gini_sparseness
 from softcam_hub.explanation_scores.localization import activation_precision, localization_precision
@@ -46,7 +49,7 @@ def measure(logits: Tensor, maps: Tensor, features: Features) -> Row:
         "cancellation": _cancellation(shown),
         **locate(maps[rows, labels], features),
     }
-    return {name: rounded(float(value)) for name, value in numbers.items()}
+    return rounded_row(numbers)
 
 
 def _cancellation(maps: Tensor) -> Tensor:
@@ -71,34 +74,81 @@ def locate(maps: Tensor, features: Features) -> dict[str, Tensor]:
     return {**precision, "mass": activation_precision(large, masks).mean()}
 
 
-class BlackBox(nn.Module):
-    """A vanilla classifier on features (B, K, H, W), as explainers of images take it."""
+def hits(logits: Tensor, features: Features) -> str:
+    """Return a 1 for every image that is classified right, and a 0 for every other."""
+    return "".join(str(int(hit)) for hit in logits.argmax(dim=1) == features.labels)
 
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+
+def precisions(maps: Tensor, features: Features) -> list[float]:
+    """Return the top-k localisation precision of each located image, given the maps (N, H, W) of the true labels."""
+    masks = features.masks[features.located]
+    curves = localization_precision(heat(maps[features.located], masks.shape[-2:]), masks)
+    return [round(float(value), 4) for value in curves.mean(dim=1)]
+
+
+class BlackBox(nn.Module):
+    """A vanilla classifier, as explainers take it.
+
+    Args:
+        heads: Heads, of which the one at `index` is the classifier.
+        index: Number of the head.
+        model: Model whose `forward_features` reads images. Without it the images are features.
+    """
+
+    def __init__(self, heads: Heads, index: int = 0, model: Any = None) -> None:
         super().__init__()
+        self.model = model
+        weight, bias = heads.weights[index], heads.biases[index]
         self.classifier = nn.Linear(*weight.shape[::-1])
         self.classifier.load_state_dict({"weight": weight, "bias": bias})
 
-    def forward_features(self, features: Tensor) -> Tensor:
-        """Return the features."""
-        return features
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Return features, (B, K, H, W)."""
+        return images if self.model is None else self.model.forward_features(images)
 
     def forward_head(self, features: Tensor) -> Tensor:
         """Pool the features and classify them."""
         return self.classifier(features.mean(dim=(2, 3)))
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Return logits (B, C)."""
-        return self.forward_head(features)
+        return self.forward_head(self.forward_features(images))
 
 
-def post_hoc(heads: Heads, index: int, features: Features) -> dict[str, Row]:
-    """Return localisation of every post-hoc CAM of the vanilla classifier with the weights of a head."""
-    explain = create_explainer(list(POST_HOC), BlackBox(heads.weights[index], heads.biases[index]))
+def post_hoc(heads: Heads, index: int, features: Features) -> dict[str, Tensor]:
+    """Return the maps (N, H, W) of every post-hoc CAM of the vanilla classifier with the weights of a head."""
+    explain = create_explainer(list(POST_HOC), BlackBox(heads, index))
     maps: dict[str, list[Tensor]] = {name: [] for name in POST_HOC}
     for values, labels in zip(features.values.split(BATCH), features.labels.split(BATCH), strict=True):
         grid = values.float().mT.unflatten(2, (features.side, -1))
         for name, found in explain(grid, labels).items():
             maps[name].append(found[:, 0])
-    located = {name: locate(torch.cat(found), features) for name, found in maps.items()}
-    return {name: {key: rounded(float(value)) for key, value in row.items()} for name, row in located.items()}
+    return {name: torch.cat(found) for name, found in maps.items()}
+
+
+def score_cam(black_box: BlackBox, images: ImageDataset, features: Features, count: int) -> Tensor:
+    """Return Score-CAM's maps (count, H, W) of the first located images.
+
+    Args:
+        black_box: Vanilla classifier of images.
+        images: All images.
+        features: Labels and located images.
+        count: Number of images.
+    """
+    explain = create_explainer("score-cam", black_box)
+    chosen = features.located.nonzero().flatten()[:count].tolist()
+    maps = [explain(images[index]["pixel_values"][None], features.labels[index : index + 1])[0] for index in chosen]
+    return torch.cat(maps)
+
+
+def first_located(features: Features, count: int) -> Features:
+    """Return the features of the first located images."""
+    chosen = features.located.nonzero().flatten()[:count]
+    parts = (features.values, features.labels, features.masks, features.located)
+    values, labels, masks, located = (part[chosen] for part in parts)
+    return Features(values, labels, features.side, masks, located)
+
+
+def rounded_row(numbers: dict[str, Tensor]) -> Row:
+    """Return numbers with four digits, as columns of a row."""
+    return {name: rounded(float(value)) for name, value in numbers.items()}

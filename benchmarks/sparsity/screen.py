@@ -19,7 +19,7 @@ from softcam_hub.arguments import ArgumentParser
 from .candidates import CANDIDATES
 from .features import STUDIES, load_features
 from .heads import BATCH, DECAY, EPOCHS, RATE, Setting, fresh, predict, train
-from .measures import measure, post_hoc
+from .measures import locate, measure, post_hoc, rounded_row
 
 ROWS = Path(__file__).parents[1] / "results" / "sparsity.jsonl"
 KEY = ("stage", "study", "candidate", "value", "seed")
@@ -67,16 +67,22 @@ def screen(study: str, backbone: str, data_folder: Path, settings: list[Setting]
         numbers = measure(*predict(setting, heads, index, held_out), held_out)
         rows.append({**common, "candidate": setting.candidate, "value": setting.value, **numbers})
         if setting == DENSE:
-            cams = post_hoc(heads, index, held_out)
-            rows += [{**common, "candidate": f"post-hoc {name}", "value": 0.0, **row} for name, row in cams.items()]
+            for name, cams in post_hoc(heads, index, held_out).items():
+                located = rounded_row(locate(cams, held_out))
+                rows.append({**common, "candidate": f"post-hoc {name}", "value": 0.0, **located})
     seconds = rounded(time.monotonic() - began)
     return [{**row, "settings_together": len(settings), "seconds_together": seconds} for row in rows]
 
 
+def add_data_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments that say where images and weights are."""
+    parser.add_argument("--data-folder", type=Path, default=Path(), help="folder that holds neu-det/manifest.csv")
+    parser.add_argument("--weights", default="", help="timm folder of tf_efficientnet_lite0 with ImageNet's weights")
+
+
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-folder", type=Path, required=True, help="folder that holds neu-det/manifest.csv")
-    parser.add_argument("--weights", required=True, help="timm folder of tf_efficientnet_lite0 with ImageNet's weights")
+    add_data_arguments(parser)
     parser.add_argument("--lesions", default=str(LESIONS), help="folder of the vanilla classifier of lesions")
     parser.add_argument("--studies", nargs="*", default=list(STUDIES), choices=STUDIES, help="studies to run")
     parser.add_argument("--seed", type=int, default=0, help="seed of the order of images")
