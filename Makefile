@@ -76,8 +76,9 @@ reproduce-large: $(STAMP) ## the same with ResNet-50, VGG-16 and SwinV2, for a G
 	$(RUN) -m benchmarks.reproduction.reproduce --large
 	$(RUN) -m benchmarks.reproduction.claims
 
-claims: $(STAMP) ## derive docs/reproduction.md and its curves from the rows
+claims: $(STAMP) ## derive docs/reproduction.md, docs/sparsity.md and their curves from the rows
 	$(RUN) -m benchmarks.reproduction.claims
+	$(RUN) -m benchmarks.sparsity.page
 
 table: $(STAMP) ## examine every architecture of the installed timm again
 	$(RUN) -m tools.probe_timm

@@ -1,15 +1,23 @@
 """What makes maps sparse: the mathematics of every candidate, the heads trained at once, and the page of the rows."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.sparsity import page
 from benchmarks.sparsity.candidates import CANDIDATES, contrast, entropy, hoyer
 from benchmarks.sparsity.entmax import entmax15, sparsemax
 from benchmarks.sparsity.features import Features
+from benchmarks.sparsity.fine_tune import PLANS
 from benchmarks.sparsity.heads import Heads, Setting, predict, train
-from benchmarks.sparsity.rule import shortfall
+from benchmarks.sparsity.measures import measure, post_hoc
+from benchmarks.sparsity.rule import choose, judge, shortfall
+from benchmarks.sparsity.screen import DENSE, ROWS, missing
+from benchmarks.timing import read_rows
 
 ALPHA = {sparsemax: 2.0, entmax15: 1.5}
 SETTINGS = [Setting(name, value) for name, one in CANDIDATES.items() for value in (one.grid[0], one.grid[-1])]
@@ -99,6 +107,20 @@ def test_a_soft_threshold_is_relative_to_the_evidence():
         torch.testing.assert_close(larger, 7 * maps)
 
 
+def test_an_annealed_threshold_grows_in_the_first_half_of_training():
+    evidence, bias = random_evidence()
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    for progress, value in {0.0: 0.0, 0.25: 0.75, 0.5: 1.5, 0.9: 1.5}.items():
+        expected = Setting("threshold", value).loss(evidence, bias, labels, 1.0)
+        torch.testing.assert_close(Setting("threshold-annealed", 1.5).loss(evidence, bias, labels, progress), expected)
+    values = torch.rand(8, 9, 4, generator=torch.Generator().manual_seed(5)).half()
+    features = Features(values, torch.arange(8) % 2, 3, torch.empty(8, 0, 0), torch.zeros(8, dtype=torch.bool))
+    start = Heads(torch.zeros(1, 2, 4), torch.zeros(1, 2))
+    settings = [Setting("threshold-annealed", 1.5), Setting("threshold", 1.5)]
+    weights = train(settings, start, features, seed=0, epochs=4).weights
+    assert not torch.allclose(weights[0], weights[1], atol=1e-4), "training tells how far it is"
+
+
 def test_one_sided_maps_compete_across_classes():
     evidence, bias = random_evidence()
     maps = Setting("one-sided", 0.5).compose(evidence, bias)[1]
@@ -161,3 +183,104 @@ def test_the_shortfall_adds_up_what_is_missing():
     assert shortfall({**kept, "zeros": 0.7}, dense, cams) == pytest.approx(10.0)
     assert shortfall({**kept, "precision": 0.51}, dense, cams) == pytest.approx(1.0)
     assert shortfall({**dense}, dense, cams) == pytest.approx(15 + 2)
+
+
+def screening_rows():
+    """Rows in which `attended` keeps the rule, `highest` lacks 2 points, and `hoyer` more."""
+    numbers = {
+        ("dense", 0.0): (0.96, 0.0, 0.40, 0.50),
+        ("hoyer", 1.0): (0.90, 0.0, 0.45, 0.50),
+        ("highest", 0.1): (0.96, 0.9, 0.90, 0.50),
+        ("highest", 0.3): (0.96, 0.6, 0.50, 0.50),
+        ("attended", 0.4): (0.96, 0.8, 0.40, 0.53),
+    }
+    common = {"stage": "screening", "seed": 0, "images": 600, "located": 450, "grid": 16, "epochs": 20}
+    names = ("candidate", "value", "accuracy", "zeros", "gini", "precision")
+    rows = [dict(zip(names, (*setting, *values), strict=True)) for setting, values in numbers.items()]
+    rows.append({"candidate": "post-hoc cam", "value": 0.0, "precision": 0.52})
+    return [{**common, "study": study, **row} for study in PLANS for row in rows]
+
+
+def test_the_two_best_candidates_go_on():
+    assert choose(screening_rows(), tuple(PLANS)) == [("attended", 0.4), ("highest", 0.1)]
+    text = page.document(screening_rows())
+    assert "fine-tunes `attended`, κ = 0.4 (shortfall 0.0 points) and `highest`, p = 0.1 (shortfall 4.0 points)" in text
+    assert "Of 4 settings, one keeps the rule" in text
+    assert "Not run yet" in page.document([])
+
+
+def test_settings_with_a_row_are_not_trained_again():
+    rows = screening_rows()
+    left = missing("lesions", 0, rows)
+    assert DENSE not in left
+    assert Setting("attended", 0.4) not in left
+    assert Setting("attended", 0.2) in left
+    assert DENSE in missing("lesions", 1, rows)
+
+
+def tuned_rows(hits="1110", precisions=(0.6, 0.4), **changes):
+    """Rows of three seeds, where `attended` classifies as well as dense SoftCAM and is placed better."""
+    common = {"stage": "fine-tuning", "study": "lesions", "value": 0.0, "zeros": 0.0, "gini": 0.4}
+    names = dict.fromkeys(("accuracy", "precision", *page.COLUMNS), 0.5)
+    cam = {"candidate": "post-hoc score-cam", "precisions": [0.55]}
+    rows = []
+    for seed in range(3):
+        dense = {"candidate": "dense", "hits": "1101", "precisions": [0.3, 0.5]}
+        own = {"candidate": "attended", "hits": hits, "precisions": list(precisions), "zeros": 0.8, **changes}
+        rows += [{**names, **common, **row, "seed": seed} for row in (dense, own)]
+        rows.append({**common, **cam, "seed": seed})
+    return rows
+
+
+def test_the_rule_judges_fine_tuned_candidates():
+    verdict = judge(tuned_rows(), "lesions", "attended")
+    assert verdict.passes
+    assert verdict.accuracy == 0
+    # changes 0, 0, 1, -1 in every seed
+    assert verdict.interval == pytest.approx(1.96 * math.sqrt(2 / 3) / 2)
+    assert judge(tuned_rows()[:6], "lesions", "attended") is None, "two seeds"
+    assert not judge(tuned_rows(hits="1100"), "lesions", "attended").is_accurate
+    assert not judge(tuned_rows(zeros=0.7), "lesions", "attended").is_sparse
+    assert judge(tuned_rows(zeros=0.7, gini=0.56), "lesions", "attended").is_sparse
+    # better than dense SoftCAM, and not on the one image that Score-CAM explains
+    assert judge(tuned_rows(precisions=(0.5, 0.6)), "lesions", "attended").is_better_placed == [False] * 3
+    assert "3 of 3 seeds" in page.document(tuned_rows())
+
+
+def test_measures_of_maps_worked_out_by_hand():
+    maps = torch.zeros(2, 2, 4, 4)
+    maps[0, 0, 0, 0], maps[0, 0, 3, 3] = 3, -1
+    maps[1, 1, 2, 2] = 2
+    masks = torch.zeros(2, 4, 4, dtype=torch.bool)
+    masks[0, 0, 0] = masks[1, 0, 0] = True
+    labels, located = torch.tensor([0, 0]), torch.tensor([True, False])
+    features = Features(torch.empty(2, 16, 1), labels, 4, masks, located)
+    row = measure(maps.mean(dim=(2, 3)), maps, features)
+    assert row["accuracy"] == 0.5
+    assert row["zeros"] == pytest.approx(29 / 32, abs=1e-4)
+    assert row["positive"] == pytest.approx(2 / 32)
+    assert row["cancellation"] == pytest.approx((4 + 2) / (2 + 2))
+    assert (row["mass"], row["precision_1"]) == (1, 1)
+
+
+def test_post_hoc_cam_of_the_black_box_is_its_positive_evidence():
+    generator = torch.Generator().manual_seed(4)
+    values, labels = torch.rand(6, 9, 5, generator=generator).half(), torch.arange(6) % 2
+    features = Features(values, labels, 3, torch.empty(6, 0, 0), torch.ones(6, dtype=torch.bool))
+    heads = Heads(torch.randn(1, 2, 5, generator=generator), torch.randn(1, 2, generator=generator))
+    _, maps = predict(DENSE, heads, 0, features)
+    evidence = maps[torch.arange(6), labels] - heads.biases[0, labels][:, None, None]
+    torch.testing.assert_close(post_hoc(heads, 0, features)["cam"], evidence.relu(), atol=1e-5, rtol=1e-5)
+
+
+def test_the_committed_page_is_that_of_the_rows():
+    assert page.DOCUMENT.read_text(encoding="utf-8") == page.document(read_rows(ROWS)), "run benchmarks.sparsity.page"
+    assert page.PICTURE.exists()
+
+
+@pytest.mark.slow
+def test_fine_tuning_runs():
+    command = [sys.executable, "-m", "benchmarks.sparsity.fine_tune", "--studies", "lesions", "--seeds", "0", "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("lesions, seed 0:") == 2

@@ -1,7 +1,7 @@
 """Fine-tune the candidates that the screening chose, three seeds, and measure them on test images.
 
-python -m benchmarks.sparsity.fine_tune --data-folder DATA --weights LITE0
-python -m benchmarks.sparsity.fine_tune --studies lesions --seeds 0 --quick      # a smoke test that writes no row
+python -m benchmarks.sparsity.fine_tune --data-folder DATA                   # an estimate: six hours of one core
+python -m benchmarks.sparsity.fine_tune --studies lesions --seeds 0 --quick  # a smoke test that writes no row
 
 - The package trains a black box for every study and seed, with ordinary settings. Dense SoftCAM and the candidates
   start from it and are fine-tuned with their backbones, for as many epochs, on the same batches. BatchNorm keeps its
@@ -13,6 +13,7 @@ python -m benchmarks.sparsity.fine_tune --studies lesions --seeds 0 --quick     
 """
 
 import argparse
+import sys
 import time
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -24,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import softcam_hub
+from benchmarks.imagenet_weights import imagenet_folder
 from benchmarks.timing import Row, environment, read_rows, replace_rows, rounded
 from softcam_hub.arguments import ArgumentParser
 from softcam_hub.data.config import AugmentationConfig
@@ -36,7 +38,7 @@ from softcam_hub.training import parse, run
 from .features import RUNS, STUDIES, Features, compute, file_name
 from .heads import Heads, Setting, predict
 from .measures import BlackBox, first_located, hits, locate, measure, post_hoc, precisions, rounded_row, score_cam
-from .rule import choose
+from .rule import choose, is_screened
 from .screen import DENSE, KEY, ROWS, add_data_arguments
 
 BATCH = 32
@@ -88,12 +90,11 @@ class Experiment:
         name: Name of the study.
         seed: Seed of the black box, of its data where they are generated, and of the order of images.
         data_folder: Folder of all data.
-        weights: Folder of ImageNet's weights.
         quick: Train and measure a few images only.
     """
 
-    def __init__(self, name: str, seed: int, data_folder: Path, weights: str, quick: bool = False) -> None:
-        self.name, self.seed, self.data_folder, self.weights, self.quick = name, seed, data_folder, weights, quick
+    def __init__(self, name: str, seed: int, data_folder: Path, quick: bool = False) -> None:
+        self.name, self.seed, self.data_folder, self.quick = name, seed, data_folder, quick
         self.study, self.plan = STUDIES[name], PLANS[name]
         self.folder = RUNS / "fine-tuning" / file_name(name) / str(seed)
         if quick:
@@ -115,7 +116,7 @@ class Experiment:
             return output / "model"
         settings = {**self.plan.black_box, "output": output, "seed": self.seed, **self.study.counts}
         if not self.study.counts:
-            settings |= {"data": self.data_folder / self.study.data, "init": self.weights}
+            settings |= {"data": self.data_folder / self.study.data, "init": imagenet_folder()}
         if self.quick:
             settings |= {"epochs": 1, "warmup_epochs": 0}
         resume = ["--resume"] if (output / "settings.yaml").exists() else []
@@ -205,15 +206,18 @@ def main() -> None:
     add_data_arguments(parser)
     parser.add_argument("--studies", nargs="*", default=list(PLANS), choices=PLANS, help="studies to run")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="seeds to run")
-    parser.add_argument("--output", type=Path, default=ROWS, help="file of the rows")
     parser.add_argument("--quick", action="store_true", help="a few images, and no rows are written")
     args = parser.parse_args()
-    settings = [DENSE, *(Setting(*one) for one in choose(read_rows(ROWS), tuple(PLANS)))]
+    screened, settings = read_rows(ROWS), [DENSE, Setting("threshold", 1.0)]
+    if not args.quick:
+        if not is_screened(screened, tuple(PLANS)):
+            sys.exit(f"{ROWS} has no rows of the screening: run `python -m benchmarks.sparsity.screen` first")
+        settings = [DENSE, *(Setting(*one) for one in choose(screened, tuple(PLANS)))]
     for study in args.studies:
         for seed in args.seeds:
             known = [] if args.quick else [tuple(row[name] for name in KEY) for row in read_rows(args.output)]
             left = [one for one in settings if ("fine-tuning", study, one.candidate, one.value, seed) not in known]
-            experiment = Experiment(study, seed, args.data_folder, args.weights, args.quick)
+            experiment = Experiment(study, seed, args.data_folder, args.quick)
             for setting in left:
                 rows = experiment.rows(setting)
                 print(f"{study}, seed {seed}: {setting}, accuracy {rows[0]['accuracy']}")

@@ -63,17 +63,20 @@ def references(rows: list[Row], study: str, stage: str, seed: int) -> tuple[Row,
     return dense, [row for row in found if row["candidate"].startswith("post-hoc ")]
 
 
-def screened(rows: list[Row]) -> list[str]:
-    """Return the studies whose screening has a row of dense SoftCAM."""
-    return sorted({row["study"] for row in rows if row["stage"] == "screening" and row["candidate"] == "dense"})
+def is_screened(rows: list[Row], studies: tuple[str, ...]) -> bool:
+    """Tell whether all studies have rows of the screening."""
+    return set(studies) <= {row["study"] for row in rows if row["stage"] == "screening"}
 
 
-def ranking(rows: list[Row], studies: tuple[str, ...]) -> list[tuple[float, float, str, float]]:
+def ranking(
+    rows: list[Row], studies: tuple[str, ...], with_references: bool = False
+) -> list[tuple[float, float, str, float]]:
     """Return (shortfall, -precision, candidate, value) of every setting, the best first.
 
     Args:
         rows: Rows of the screening.
         studies: Studies over which shortfalls are added up.
+        with_references: Rank the references too.
     """
     found: dict[tuple[str, float], list[tuple[float, float]]] = {}
     for study in studies:
@@ -85,7 +88,7 @@ def ranking(rows: list[Row], studies: tuple[str, ...]) -> list[tuple[float, floa
     return sorted(
         (sum(missing for missing, _ in values), -statistics.fmean(precision for _, precision in values), *setting)
         for setting, values in found.items()
-        if setting[0] not in REFERENCES
+        if with_references or setting[0] not in REFERENCES
     )
 
 

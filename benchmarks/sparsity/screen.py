@@ -1,18 +1,20 @@
-"""Screen all candidates on frozen features: python -m benchmarks.sparsity.screen --data-folder DATA --weights LITE0
+"""Screen all candidates on frozen features, and write rows to benchmarks/results/sparsity.jsonl.
 
-python -m benchmarks.reproduction.lesions lesions-vanilla     # trains the backbone of lesions
-python -m benchmarks.sparsity.screen --data-folder DATA --weights LITE0
+softcam-hub train --recipe lesions-vanilla                # the backbone of lesions, 15 minutes
+python -m benchmarks.sparsity.screen --data-folder DATA   # 20 minutes of one core
+python -m benchmarks.sparsity.page                        # docs/sparsity.md
 
-- DATA holds `neu-det/manifest.csv`. LITE0 is a timm folder with ImageNet's weights of tf_efficientnet_lite0.
+- DATA holds `neu-det/manifest.csv`, photographs of steel with the columns image, label, split and boxes.
 - The black box is trained first, as a head of zeros. Every setting then starts from it and is trained as long again,
   dense SoftCAM too, whose predictions are those of the black box.
-- Rows are written to benchmarks/results/sparsity.jsonl. Settings that have a row are not trained again.
+- Settings that have a row are not trained again.
 """
 
 import argparse
 import time
 from pathlib import Path
 
+from benchmarks.imagenet_weights import imagenet_folder
 from benchmarks.timing import Row, environment, read_rows, replace_rows, rounded
 from softcam_hub.arguments import ArgumentParser
 
@@ -75,9 +77,9 @@ def screen(study: str, backbone: str, data_folder: Path, settings: list[Setting]
 
 
 def add_data_arguments(parser: ArgumentParser) -> None:
-    """Add the arguments that say where images and weights are."""
+    """Add the arguments that say where images and rows are."""
     parser.add_argument("--data-folder", type=Path, default=Path(), help="folder that holds neu-det/manifest.csv")
-    parser.add_argument("--weights", default="", help="timm folder of tf_efficientnet_lite0 with ImageNet's weights")
+    parser.add_argument("--output", type=Path, default=ROWS, help="file of the rows")
 
 
 def main() -> None:
@@ -86,12 +88,11 @@ def main() -> None:
     parser.add_argument("--lesions", default=str(LESIONS), help="folder of the vanilla classifier of lesions")
     parser.add_argument("--studies", nargs="*", default=list(STUDIES), choices=STUDIES, help="studies to run")
     parser.add_argument("--seed", type=int, default=0, help="seed of the order of images")
-    parser.add_argument("--output", type=Path, default=ROWS, help="file of the rows")
     args = parser.parse_args()
     for study in args.studies:
         settings = missing(study, args.seed, read_rows(args.output))
         if settings:
-            backbone = args.lesions if study == "lesions" else args.weights
+            backbone = args.lesions if study == "lesions" else str(imagenet_folder())
             rows = screen(study, backbone, args.data_folder, settings, args.seed)
             replace_rows(rows, args.output, KEY)
             print(f"{study}: {len(rows)} rows")
