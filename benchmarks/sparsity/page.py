@@ -102,8 +102,8 @@ READING = """## How to read it
   logsumexp − mean, which shared evidence cannot change, has a top-k precision of {precision:cape-contrast,0.25,lesions}
   and {precision:cape-contrast,0.25,steel} %, where entmax on the mean has {precision:cape-entmax,0.25,lesions} and
   {precision:cape-entmax,0.25,steel} %. It misses the rule, and is a better CAPE.
-- **More of the map lies inside** with almost every kind of zeros: {mass:attended,0.8,lesions} % on lesions with `attended`,
-  κ = 0.8, and {mass:dense,0,lesions} % dense.
+- **More of the map lies inside** with almost every kind of zeros: {mass:attended,0.8,lesions} % on lesions with
+  `attended`, κ = 0.8, and {mass:dense,0,lesions} % dense.
 
 **Limits.** One seed, frozen backbones, heads only; dense SoftCAM has {accuracy:dense,0,steel} % on validation images
 of steel, so that a single image decides about 0.4 points. Where a map has fewer patches with evidence than the 30 that
