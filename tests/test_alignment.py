@@ -300,9 +300,13 @@ def test_conversion_keeps_the_alignment(measured):
 
 
 def test_a_folder_without_alignment_measures_once_on_first_use(tmp_path, caplog):
-    softcam_hub.build("cape_test_resnet", num_classes=3)
     model = softcam_hub.CAPEForImageClassification.from_timm("cape_test_resnet", pretrained=False, num_labels=3)
     assert not model.measures_on_first_use
+    model.save_pretrained(tmp_path / "random")
+    fresh = softcam_hub.CAPEForImageClassification.from_pretrained(tmp_path / "random")
+    fresh.explain(torch.zeros(1, 3, 160, 160))
+    assert "measuring once" not in caplog.text  # it has random weights
+    model.train()(torch.randn(4, 3, 160, 160))
     model.save_pretrained(tmp_path)
     again = softcam_hub.CAPEForImageClassification.from_pretrained(tmp_path)
     assert again.measures_on_first_use

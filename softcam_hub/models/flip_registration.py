@@ -150,6 +150,8 @@ def measure_on_first_use(model: TimmModule) -> None:
     with _LOCK:
         if model.measures_on_first_use:
             model.measures_on_first_use = False
+            if _has_seen_no_image(model):
+                return
             logger.warning(
                 "%s: measuring once where the cells of its maps lie, on %d images of noise. Save the model to keep the "
                 "result, or call softcam_hub.measure_alignment(model, images) with images of your own",
