@@ -44,14 +44,11 @@ class Alignment:
 
     def __post_init__(self) -> None:
         known = all(start is None or math.isfinite(start) for start in self.start)
-        if (
-            len(self.start) != 2
-            or len(self.step) != 2
-            or not known
-            or not all(0 < step < math.inf for step in self.step)
-        ):
+        positive = all(0 < length < math.inf for length in (*self.step, *self.image_size))
+        if not (len(self.start) == len(self.step) == len(self.image_size) == 2 and known and positive):
             raise ValueError(
-                f"an alignment has two starts and two positive steps in pixels, got {self.start} and {self.step}"
+                "an alignment has two starts, two positive steps and two sides of an image in pixels, got "
+                f"{self.start}, {self.step} and {self.image_size}"
             )
 
     @property
@@ -111,7 +108,7 @@ class Alignment:
         try:
             start, step, size = (tuple(content[name]) for name in ("start", "step", "image_size"))
             return cls(start, step, size, bool(content.get("same_padding", False)))
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(
                 "alignment must hold start, step and image_size with two numbers each, as measure_alignment writes "
                 f"them, got {content!r}"

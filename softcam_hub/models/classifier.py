@@ -131,7 +131,9 @@ class Classifier(SelfExplaining):
         if isinstance(output, dict):
             return {**output, "image_features": self.anatomy.localise(self.backbone, output["image_features"], size)}
         final, intermediates = output
-        return self.anatomy.localise(self.backbone, final, size), intermediates
+        features = self.anatomy.localise(self.backbone, final, size)
+        self._watch_training(features)
+        return features, intermediates
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True, **options: Any

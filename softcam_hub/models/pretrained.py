@@ -246,7 +246,9 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
         chosen = list(output_hidden_states) if isinstance(output_hidden_states, Sequence) else None
         images = self.prepare_images(pixel_values)
         raw, hidden = self.backbone(images, indices=chosen, method="forward_intermediates")
-        return self.anatomy.localise(self.backbone, raw, pixel_values.shape[-2:]), tuple(hidden)
+        features = self.anatomy.localise(self.backbone, raw, pixel_values.shape[-2:])
+        self._watch_training(features)
+        return features, tuple(hidden)
 
     def _predict(self, features: Tensor, output_maps: bool) -> tuple[Tensor, Tensor | None]:
         """Compute the logits, and the maps where they are asked for."""

@@ -40,7 +40,8 @@ class SelfExplaining(nn.Module):
     alignment: Alignment | None
     """Where the cells of the maps lie in the image, as `softcam_hub.measure_alignment` found it; None before that."""
     measures_on_first_use: bool
-    """Whether `explain` measures the alignment first: the weights come from elsewhere and bring none."""
+    """Whether `explain` measures the alignment first: the weights come from elsewhere and bring none, or the backbone
+    was trained since."""
 
     @property
     def head_class(self) -> type[EvidenceHead]:
@@ -102,7 +103,25 @@ class SelfExplaining(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Compute the features that the head reads at every location, (B, K, H, W)."""
-        return self.anatomy.features(self.backbone, self.prepare_images(images))
+        features = self.anatomy.features(self.backbone, self.prepare_images(images))
+        self._watch_training(features)
+        return features
+
+    def _watch_training(self, features: Tensor) -> None:
+        """Have the alignment forgotten as soon as a gradient flows through features into a backbone that trains.
+
+        Args:
+            features: Output of the backbone. Compiled graphs are left alone, and so are those of `torch.fx`.
+        """
+        if not self.training or self.measures_on_first_use or torch.compiler.is_compiling():
+            return
+        if isinstance(features, Tensor) and features.requires_grad:
+            features.register_hook(self._forget_alignment)
+
+    def _forget_alignment(self, _: Tensor) -> None:
+        """Have the next `explain` measure the alignment again, unless the backbone is frozen."""
+        if not self.measures_on_first_use and any(weight.requires_grad for weight in self.backbone.parameters()):
+            self.alignment, self.measures_on_first_use = None, True
 
     def prepare_images(self, images: Tensor) -> Tensor:
         """Check images (B, C, H, W), and cast them to the dtype of the backbone, as transformers' models do."""

@@ -27,6 +27,7 @@ from ..data.streaming import EndlessImageDataset, StreamedImageDataset
 from ..data.transforms import make_transforms
 from ..files import copy_file
 from ..output_folder import LOCK, RECORD, OutputFolder, in_main_process
+from .alignment import align_result
 from .checkpoint import delete_best
 from .checks import check_launcher, check_run
 from .config import Config
@@ -193,6 +194,9 @@ def _train(config: Config, accelerator: Accelerator, splits: Splits, model: nn.M
     if config.model.calibrate:
         metrics["fitted_temperature"] = fit_temperature(training, result)
     metrics |= score_result(training, result, splits)
+    if config.model.family is not None:
+        _, transform = make_transforms(data_config(result), config.augmentation)
+        metrics |= align_result(training, result, splits, transform)
     metrics |= {"seconds": round(training.seconds, 1), "processes": accelerator.num_processes}
     metrics |= describe_machine()
 

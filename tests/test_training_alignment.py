@@ -1,0 +1,216 @@
+"""Where the cells of a trained model lie: measured at the end of a run, kept with a frozen backbone, and forgotten when
+another loop trains the backbone."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from helpers.processes import finish, start
+from helpers.training import cut_off_at, train, weights
+from transformers import Trainer, TrainingArguments
+
+import softcam_hub
+from softcam_hub import CAPE_LESIONS, CAPEForImageClassification
+from softcam_hub.data.lesions import draw
+from softcam_hub.data.samples import Samples
+from softcam_hub.models.alignment import Alignment
+
+SHIPPED = json.loads((Path(CAPE_LESIONS) / "config.json").read_text())["model_args"]["alignment"]
+FROM_SHIPPED = dict(init=CAPE_LESIONS, model_args="", image_size=None, epochs=1, lr=1e-5)  # noqa: C408
+FROM_SHIPPED |= dict(data="lesions", data_size=128, train_count=16, eval_count=24)  # noqa: C408
+"""Settings of a run that hardly changes the shipped model."""
+
+
+def alignment_of(output):
+    """Return what the config.json of a result says about the place of its cells, and the metrics of the run."""
+    args = json.loads((output / "model" / "config.json").read_text())["model_args"]
+    return args.get("alignment"), json.loads((output / "metrics.json").read_text())
+
+
+def train_from(folder, output, options):
+    """Train in this process, which `start` has made."""
+    train(output, **{**options, "init": folder})
+
+
+@pytest.fixture
+def without_alignment(tmp_path):
+    """The shipped model as a folder in which nothing says where its cells lie."""
+    folder = Path(shutil.copytree(CAPE_LESIONS, tmp_path / "unknown"))
+    config = json.loads((folder / "config.json").read_text())
+    del config["model_args"]["alignment"]
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_a_trained_backbone_is_measured_on_validation_images(tmp_path, capsys, monkeypatch):
+    read, image = [], Samples.image
+    monkeypatch.setattr(Samples, "image", lambda self, index: read.append(self.split) or image(self, index))
+    seen, measure = [], softcam_hub.measure_alignment
+
+    def measured(model, images):
+        seen.append((len(images), set(read[-len(images) :])))
+        return measure(model, images)
+
+    monkeypatch.setattr("softcam_hub.training.alignment.measure_alignment", measured)
+    metrics = train(tmp_path, **FROM_SHIPPED)
+    assert seen == [(24, {"validation"})]
+    alignment, written = alignment_of(tmp_path)
+    assert written == metrics
+    assert alignment["start"] != SHIPPED["start"]  # measured again, on other images
+    assert alignment["start"] == pytest.approx(SHIPPED["start"], abs=1.2)  # pixels of cells of 8
+    assert metrics["map_offset"] == pytest.approx([start / 8 - 0.5 for start in alignment["start"]], abs=1e-3)
+    assert all(0.75 <= one <= 1 for one in metrics["map_offset_correlation"])
+    assert "cells look -0." in capsys.readouterr().out
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True)
+    assert loaded.map_offset() == pytest.approx(metrics["map_offset"], abs=1e-3)
+    assert not loaded.measures_on_first_use
+
+
+def test_a_run_that_was_resumed_has_the_same_place(tmp_path):
+    options = {**FROM_SHIPPED, "epochs": 2}
+    train(tmp_path / "whole", **options)
+    with cut_off_at(2):
+        train(tmp_path / "resumed", **options)
+    train(tmp_path / "resumed", **options, resume=True)
+    assert alignment_of(tmp_path / "resumed")[0] == alignment_of(tmp_path / "whole")[0]
+    assert all(
+        torch.equal(one, weights(tmp_path / "whole")[name]) for name, one in weights(tmp_path / "resumed").items()
+    )
+
+
+def test_training_that_ruins_the_features_leaves_no_stale_place(tmp_path, capsys):
+    metrics = train(tmp_path, **{**FROM_SHIPPED, "lr": 3.0})
+    alignment, _ = alignment_of(tmp_path)
+    assert alignment["start"] == [None, None]
+    assert metrics["map_offset"] is None
+    assert min(metrics["map_offset_correlation"]) < 0.75
+    assert "does not count" in capsys.readouterr().out
+
+
+def test_a_moving_average_does_not_keep_the_place_of_before(tmp_path):
+    train(tmp_path, **FROM_SHIPPED, ema=0.9)
+    assert alignment_of(tmp_path)[0]["start"] != SHIPPED["start"]
+
+
+def test_a_frozen_backbone_keeps_its_place(tmp_path, capsys):
+    metrics = train(tmp_path, **FROM_SHIPPED, freeze_backbone=True)
+    alignment, _ = alignment_of(tmp_path)
+    assert alignment == SHIPPED
+    assert metrics["map_offset"] == pytest.approx([start / 8 - 0.5 for start in SHIPPED["start"]])
+    assert metrics["map_offset_correlation"] is None
+    assert "the backbone was frozen" in capsys.readouterr().out
+
+
+def test_a_frozen_backbone_without_a_place_is_measured(without_alignment, tmp_path):
+    metrics = train(tmp_path / "run", **{**FROM_SHIPPED, "init": without_alignment}, freeze_backbone=True)
+    assert alignment_of(tmp_path / "run")[0]["start"] == pytest.approx(SHIPPED["start"], abs=1.2)
+    assert metrics["map_offset_correlation"] is not None
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_without_validation_images_training_images_are_measured_as_in_evaluation(streaming, tmp_path):
+    options = {"streaming": True, "steps_per_epoch": 1} if streaming else {"hold_out": 0}
+    metrics = train(tmp_path, **{**FROM_SHIPPED, "validation_split": ""}, **options)
+    assert "validation_accuracy" not in metrics
+    assert metrics["map_offset"] == pytest.approx([start / 8 - 0.5 for start in SHIPPED["start"]], abs=0.2)
+
+
+def test_a_vanilla_run_and_maps_of_few_cells_have_no_place(vanilla_run, from_scratch_run):
+    assert "map_offset" not in vanilla_run[1]
+    assert from_scratch_run[1]["map_offset"] is None
+    assert from_scratch_run[1]["map_offset_correlation"] == [0, 0]
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_place(tmp_path):
+    train_from(CAPE_LESIONS, tmp_path / "one", {**FROM_SHIPPED, "batch_size": 8})
+    options = {**FROM_SHIPPED, "batch_size": 4}
+    finish(start(train_from, CAPE_LESIONS, tmp_path / "two", options, processes=2))
+    one, two = alignment_of(tmp_path / "one"), alignment_of(tmp_path / "two")
+    assert two[0]["start"] == pytest.approx(one[0]["start"], abs=0.1)
+    assert two[1]["map_offset"] == pytest.approx(one[1]["map_offset"], abs=0.02)
+
+
+# Loops of other people.
+
+
+def rows(count=8):
+    """Return samples of the lesions as `Trainer` takes them."""
+    model = timm.create_model(f"local-dir:{CAPE_LESIONS}", pretrained=True)
+    made = [draw(index, "train", 128) for index in range(count)]
+    return [{"pixel_values": model.as_batch(one.image)[0], "labels": one.label} for one in made]
+
+
+def train_by_trainer(model, folder):
+    quiet = {"use_cpu": True, "disable_tqdm": True, "dataloader_pin_memory": False, "report_to": "none"}
+    arguments = TrainingArguments(str(folder), per_device_train_batch_size=4, max_steps=2, save_strategy="no", **quiet)
+    trainer = Trainer(model, arguments, train_dataset=rows())
+    trainer.train()
+    return trainer
+
+
+def test_trainer_makes_the_place_stale_and_explain_measures_again(tmp_path, caplog):
+    model = CAPEForImageClassification.from_pretrained(CAPE_LESIONS)
+    trainer = train_by_trainer(model, tmp_path)
+    assert model.alignment is None
+    trainer.save_model(str(tmp_path / "saved"))  # without a place: measured on first use wherever it is loaded
+    assert "alignment" not in json.loads((tmp_path / "saved" / "config.json").read_text())["model_args"]
+    assert CAPEForImageClassification.from_pretrained(tmp_path / "saved").measures_on_first_use
+    model.explain(draw(0, "test", 128).image)
+    assert caplog.text.count("measuring once") == 1
+    assert model.alignment is not None
+    model.explain(draw(0, "test", 128).image)
+    assert caplog.text.count("measuring once") == 1
+
+
+def test_trainer_keeps_the_place_of_a_frozen_backbone(tmp_path):
+    model = CAPEForImageClassification.from_pretrained(CAPE_LESIONS, freeze_backbone=True)
+    train_by_trainer(model, tmp_path)
+    assert model.alignment == Alignment.from_dict(SHIPPED)
+    assert not model.measures_on_first_use
+
+
+def step(model, images, **options):
+    loss = F.cross_entropy(model(images, **options).float(), torch.tensor([0, 1]))
+    loss.backward()
+
+
+def test_a_loop_over_a_timm_model_makes_the_place_stale():
+    model = timm.create_model(f"local-dir:{CAPE_LESIONS}", pretrained=True).train()
+    images = torch.stack([row["pixel_values"] for row in rows(2)])
+    with torch.no_grad():
+        model(images)
+    model(images)  # without a backward pass nothing is learnt
+    step(model.eval(), images)  # as explainers by gradients do
+    assert model.alignment == Alignment.from_dict(SHIPPED)
+    step(model.train(), images)
+    assert (model.alignment, model.measures_on_first_use) == (None, True)
+
+    model = timm.create_model(f"local-dir:{CAPE_LESIONS}", pretrained=True).train()
+    model.backbone.requires_grad_(False)
+    step(model, images)
+    assert model.alignment is not None
+
+
+def test_a_compiled_model_trains_in_one_graph_and_is_exported_as_before():
+    model = timm.create_model(f"local-dir:{CAPE_LESIONS}", pretrained=True).train()
+    images = torch.stack([row["pixel_values"] for row in rows(2)])
+    step(torch.compile(model, fullgraph=True, backend="aot_eager"), images)
+    assert model.alignment is not None  # a compiled graph has no hooks: docs/training.md says what to do
+    torch.export.export(model, (images,))
+    assert model.alignment is not None
+    step(torch.fx.symbolic_trace(model), images)
+
+
+def test_hidden_states_and_intermediates_are_watched_too():
+    images = torch.stack([row["pixel_values"] for row in rows(2)])
+    model = CAPEForImageClassification.from_pretrained(CAPE_LESIONS).train()
+    model(images, labels=torch.tensor([0, 1]), output_hidden_states=True).loss.backward()
+    assert model.alignment is None
+    model = timm.create_model(f"local-dir:{CAPE_LESIONS}", pretrained=True).train()
+    model.forward_intermediates(images)[0].sum().backward()
+    assert model.alignment is None
