@@ -1,5 +1,6 @@
 """Export a model to ONNX with the outputs logits and maps, and check the file in onnxruntime."""
 
+import json
 import os
 import secrets
 import tempfile
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from .files import ABANDONED, DRAFT, FULL, check_replaceable, flush, remove_drafts, unwritable
 from .models.evaluation_mode import evaluation_mode
+from .models.flip_registration import measure_on_first_use
 from .models.self_explaining import SelfExplaining
 
 HINT = "ONNX export needs extra packages: pip install 'softcam-hub[onnx]'"
@@ -36,6 +38,10 @@ def export_onnx(model: SelfExplaining, path: str | Path, tolerance: float = 1e-4
     1.5 GB lie in a second file beside it, whose name is new for every export, so that an earlier export stays
     whole until it is replaced.
 
+    The metadata of the file say which maps these are (`map_kind`) and, where it is known, where their cells lie in the
+    image (`alignment`, JSON): row i at start[0] + step[0]·i pixels from the top, column j at start[1] + step[1]·j from
+    the left.
+
     Args:
         model: timm or Hugging Face model of this package, with classes.
         path: File to write.
@@ -53,6 +59,7 @@ def export_onnx(model: SelfExplaining, path: str | Path, tolerance: float = 1e-4
         raise ImportError(f"{HINT} ({error.name} is missing)") from error
     if not model.num_classes:
         raise ValueError("export_onnx() needs classes: this model has num_classes=0; call reset_classifier(n) first")
+    measure_on_first_use(model)
     path, exported = Path(path), _LogitsAndMaps(model)
     check_replaceable(path, overwrite)
     remove_drafts(path.parent, older_than=ABANDONED)
@@ -79,20 +86,29 @@ def _export(exported: nn.Module, model: SelfExplaining, file: Path, tolerance: f
     fixed = model.pretrained_cfg.get("fixed_input_size", False)
     batch = torch.export.Dim("batch", min=1, max=4096)
     sides = {} if fixed else {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
-    torch.onnx.export(
+    program = torch.onnx.export(
         exported,
         kwargs={"pixel_values": torch.zeros(2, channels, height, width)},
-        f=file,
         dynamo=True,
         output_names=["logits", "maps"],
         dynamic_shapes={"pixel_values": {0: batch, **sides}},
         opset_version=18,
-        external_data=False,
         verbose=False,
     )
+    assert program is not None  # it is None without dynamo
+    program.model.metadata_props.update(_metadata(model))
+    program.save(file, external_data=False)
     other = (height, width) if fixed else (height + 32, width + 64)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     _check_outputs(exported, session, torch.randn(3, channels, *other), tolerance)
+
+
+def _metadata(model: SelfExplaining) -> dict[str, str]:
+    """Return what consumers of the file need to draw its maps."""
+    metadata = {"map_kind": model.head_class.kinds[0]}
+    if model.alignment is not None and model.alignment.is_known:
+        metadata["alignment"] = json.dumps(model.alignment.as_dict())
+    return metadata
 
 
 @torch.no_grad()

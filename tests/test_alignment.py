@@ -157,6 +157,15 @@ def test_same_padding_is_known_at_sizes_of_the_same_remainder():
     assert alignment.offset((300, 300), (10, 10)) is None
 
 
+@pytest.mark.parametrize(("name", "cells"), [("softcam_resnet18", 10), ("softcam_test_convnext", 9)])
+def test_the_offset_of_other_sizes_counts_cells_as_the_network_does(name, cells):
+    """For 300 pixels and a stride of 32, ResNets round up and ConvNeXts down."""
+    alignment = Alignment((0.5, 0.5), (32.0, 32.0), (224, 224))
+    model = softcam_hub.build(name, num_classes=2, alignment=alignment.as_dict())
+    assert model.map_offset(300) == alignment.offset((300, 300), (cells, cells))
+    assert model.explain(torch.zeros(1, 3, 300, 300)).grid.cells == (cells, cells)
+
+
 def test_the_mirror_image_looks_to_the_other_side():
     mirror = KNOWN.mirrored((128, 128), (16, 16))
     down, right = KNOWN.offset((128, 128), (16, 16))
@@ -318,7 +327,15 @@ def test_a_folder_without_alignment_measures_once_on_first_use(tmp_path, caplog)
     assert not softcam_hub.CAPEForImageClassification.from_pretrained(tmp_path).measures_on_first_use
 
 
-@pytest.mark.parametrize("content", [{}, {"start": [1], "step": [8, 8], "image_size": [64, 64]}, {"start": 3}, [1]])
+BROKEN = [
+    {**KNOWN.as_dict(), **change}
+    for change in ({"image_size": [128]}, {"image_size": ["a", 1]}, {"step": [0, 8]}, {"start": [10**400, 1]})
+]
+
+
+@pytest.mark.parametrize(
+    "content", [{}, {"start": [1], "step": [8, 8], "image_size": [64, 64]}, {"start": 3}, [1], *BROKEN]
+)
 def test_a_broken_alignment_is_refused(content):
     with pytest.raises(ValueError, match="alignment"):
         softcam_hub.build("cape_test_resnet", num_classes=3, alignment=content)

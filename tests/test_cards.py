@@ -121,6 +121,31 @@ def test_of_two_rows_on_the_same_data_the_last_one_goes_into_the_model_index(fol
     assert sorted(found) == [("a", 3.5), ("b", 2.5)]
 
 
+@pytest.mark.parametrize(
+    ("alignment", "sentence"),
+    [
+        (None, "Where the cells of this model look was not measured, so that heat maps show them as squares"),
+        ({"start": [None, None]}, "Where the cells of this model look was not measured"),
+        ({"start": [0.6, 1.28]}, "measured on this model: 0.42 cells above and 0.34 cells left of the middle of its"),
+        (
+            {"start": [7.6, None]},
+            "0.45 cells below the middle of its square; along the other axis it was not measured.",
+        ),
+        ({"start": ["**0.5**", 1]}, "The `alignment` in `config.json` cannot be read, so that the model does not load"),
+        ({"step": 3}, "The `alignment` in `config.json` cannot be read"),
+        ([], "The `alignment` in `config.json` cannot be read"),
+    ],
+)
+def test_a_card_says_where_the_cells_look(alignment, sentence, folder):
+    config = json.loads((folder / "config.json").read_text())
+    known = config["model_args"]["alignment"]
+    config["model_args"]["alignment"] = {**known, **alignment} if isinstance(alignment, dict) else alignment
+    (folder / "config.json").write_text(json.dumps(config))
+    card = write_card(folder, overwrite=True).read_text()  # which checks every number
+    assert card.count(sentence) == 1
+    assert "**0.5**" not in card
+
+
 def test_a_card_shows_speed_only_where_it_was_measured():
     assert "all maps" in CARDS["cape_resnet50"]
     assert "Only the numbers under *Exactness* were measured" in CARDS["cape_vgg16"]
@@ -226,6 +251,9 @@ def test_the_shipped_rows_are_the_committed_ones():
 def test_a_model_without_any_record_gets_a_card_that_says_so(folder):
     for name in ("metrics.json", "recipe.yaml", "examples.png", "README.md", "rows.jsonl"):
         (folder / name).unlink()
+    config = json.loads((folder / "config.json").read_text())
+    del config["model_args"]["alignment"]
+    (folder / "config.json").write_text(json.dumps(config))
     write_card(folder)
     text = (folder / "README.md").read_text()
     check_card(text, [], set())

@@ -1,6 +1,7 @@
 """ONNX: logits and maps in onnxruntime are torch's, for other batches and sizes, and a bad export writes nothing."""
 
 import builtins
+import json
 
 import onnxruntime
 import pytest
@@ -9,7 +10,8 @@ import torch
 from conftest import randomise, relative_error
 from torch import nn
 
-from softcam_hub import CAPEForImageClassification, export_onnx
+from softcam_hub import CAPE_LESIONS, CAPEForImageClassification, export_onnx
+from softcam_hub.models.alignment import Alignment
 
 SMALL_SWIN = {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "img_size": 64, "window_size": 4}
 CASES = {
@@ -57,6 +59,30 @@ def test_hugging_face_model(tmp_path):
     logits, maps = run(export_onnx(model, tmp_path / "model.onnx"), images)
     assert relative_error(logits, model(images).logits) < 1e-4
     assert torch.allclose(maps.sum(dim=(2, 3)), logits.softmax(dim=1), atol=1e-6)
+
+
+def metadata(path):
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.get_modelmeta().custom_metadata_map
+
+
+def test_the_file_says_where_the_cells_lie(tmp_path):
+    model = timm.create_model(f"local-dir:{CAPE_LESIONS}", pretrained=True)
+    found = metadata(export_onnx(model, tmp_path / "model.onnx"))
+    assert found["map_kind"] == "cape"
+    place = json.loads(found["alignment"])
+    assert Alignment.from_dict(place) == model.alignment
+    grid = model.explain(torch.zeros(1, 3, 128, 128)).grid
+    assert [(place["start"][axis], place["step"][axis]) for axis in (0, 1)] == [grid.axis(0), grid.axis(1)]
+
+
+def test_a_file_of_unknown_place_says_only_what_its_maps_are(tmp_path, caplog):
+    model = timm.create_model("softcam_test_resnet", num_classes=2)
+    assert metadata(export_onnx(model, tmp_path / "model.onnx")) == {"map_kind": "softcam"}
+    assert "measuring" not in caplog.text
+    model.measures_on_first_use = True
+    export_onnx(model, tmp_path / "measured.onnx")
+    assert "measuring once" in caplog.text
 
 
 def test_a_deviating_export_is_refused_and_leaves_the_old_file(tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...files import read_mapping
+from ...models.alignment import Alignment
 from ...models.heads import HEADS
 from ...models.saved_format import check_registered
 
@@ -44,9 +45,32 @@ class ModelRecord:
     trainer: str = ""
 
     @property
+    def alignment(self) -> Alignment | None:
+        """Where the cells of the maps look; None where it was not measured. A broken one raises ValueError."""
+        content = (self.config.get("model_args") or {}).get("alignment")
+        return None if content is None else Alignment.from_dict(content)
+
+    @property
+    def distances(self) -> list[float | None]:
+        """How far the cells look from the middle of squares as large as a step, (down, right) in cells."""
+        try:
+            alignment = self.alignment
+        except ValueError:
+            alignment = None
+        if alignment is None:
+            return [None, None]
+        places = zip(alignment.start, alignment.step, strict=True)
+        return [None if start is None else start / step - 0.5 for start, step in places]
+
+    @property
     def rows(self) -> list[Row]:
         """Everything that holds numbers of the card."""
-        return [self.config, self.metrics, *self.explanations]
+        return [self.config, self.distance_row, self.metrics, *self.explanations]
+
+    @property
+    def distance_row(self) -> Row:
+        """The distances as the card tells them, without their sign."""
+        return {"distances": [abs(distance) for distance in self.distances if distance is not None]}
 
 
 def load_model_record(folder: str | Path, license: str | None = None) -> ModelRecord:

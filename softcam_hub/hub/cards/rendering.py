@@ -117,6 +117,7 @@ def _model_text(record: ModelRecord) -> Row:
         "several": written_multi_label(config),
         "classes": [as_text(label) for label in labels],
         "image_size": config["pretrained_cfg"]["input_size"][-1],
+        "place_of_cells": _place_of_cells(record),
         "pictures": [(PICTURES[Path(file).name], file) for file in record.pictures],
         "place": PLACEHOLDER_REPO,
         "timm_place": f"hf-hub:{PLACEHOLDER_REPO}",
@@ -125,6 +126,33 @@ def _model_text(record: ModelRecord) -> Row:
         "trainer": as_code(record.trainer),
         "environment": format_environment(record.metrics),
     }
+
+
+def _place_of_cells(record: ModelRecord) -> str:
+    """Say where the cells of the maps look."""
+    try:
+        alignment = record.alignment
+    except ValueError:
+        return (
+            "The `alignment` in `config.json` cannot be read, so that the model does not load: remove the entry, and "
+            "measure it with `softcam_hub.measure_alignment`."
+        )
+    down, right = record.distances
+    parts = []
+    if down is not None:
+        parts.append(f"{abs(down):.2f} cells {'above' if down < 0 else 'below'}")
+    if right is not None:
+        parts.append(f"{abs(right):.2f} cells {'left' if right < 0 else 'right'} of")
+    if alignment is None or not parts:
+        return (
+            "Where the cells of this model look was not measured, so that heat maps show them as squares that fill the "
+            "image."
+        )
+    unknown = "" if len(parts) == 2 else "; along the other axis it was not measured"
+    return (
+        f"Heat maps show each cell where it looks, as measured on this model: {' and '.join(parts)} the middle of its "
+        f"square{unknown}."
+    )
 
 
 def render_family_card(row: Row, timings: list[Row]) -> str:
@@ -139,6 +167,7 @@ def render_family_card(row: Row, timings: list[Row]) -> str:
         **_family_text(row["family"]),
         **_imports(row["family"]),
         "trained": False,
+        "place_of_cells": "",
         "title": row["model"],
         "cls": model_class(row["family"]).__name__,
         "pictures": [],
