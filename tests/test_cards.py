@@ -214,7 +214,8 @@ def test_the_explanations_of_a_card_say_on_what_and_how_they_were_measured(folde
     text = render_trained_card(ModelRecord(model.config, explanations=rows))
     assert "on 64 images of `eyes` (validation), 7 of them annotated" in text
     command = (
-        f"softcam-hub benchmark --model {PLACEHOLDER_REPO} --explainers all --split validation --limit 64 --data eyes"
+        f"softcam-hub benchmark --model {PLACEHOLDER_REPO} --explainers all --split validation --limit 64 --no-aligned "
+        "--data eyes"
     )
     assert f"{command} --hold-out 0.2 --output results\n" in text
     assert f"--model {PLACEHOLDER_REPO} --vanilla vanilla --explainers all" in text

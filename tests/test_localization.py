@@ -12,6 +12,7 @@ from softcam_hub.explanation_scores.localization import (
     grid_pointing_game,
     localization_precision,
     mosaics,
+    pointing_game,
     share_of_positive,
 )
 
@@ -92,6 +93,28 @@ def test_activation_sensitivity_by_hand():
     assert activation_sensitivity(CONSTANT, MASKS).tolist() == [0]
 
 
+def test_the_pointing_game_by_hand():
+    assert pointing_game(MAPS, MASKS).tolist() == [1]  # 4, in the corner
+    assert pointing_game(MAPS, ~MASKS).tolist() == [0]
+    tie = torch.tensor([[[0.0, 3.0, 1.0], [3.0, -5.0, 3.0]]])
+    assert pointing_game(tie, MASKS).tolist() == [1]  # the first of three in reading order
+    assert pointing_game(tie, ~MASKS).tolist() == [0]
+    for maps in (ZERO, CONSTANT, NEGATIVE):
+        assert pointing_game(maps, MASKS | True).tolist() == [0]
+
+
+def test_the_pointing_game_is_the_definition():
+    maps = torch.randn(50, 6, 9, generator=torch.Generator().manual_seed(0))
+    masks = torch.rand(50, 6, 9, generator=torch.Generator().manual_seed(1)) > 0.7
+    masks[:, 0, 0] = True
+    expected = []
+    for image, mask in zip(maps.tolist(), masks.tolist(), strict=True):
+        highest = max(value for row in image for value in row)
+        expected.append(float(any(mask[y][x] for y in range(6) for x in range(9) if image[y][x] == highest)))
+    assert pointing_game(maps, masks).tolist() == expected
+    assert 0 < sum(expected) < 50
+
+
 @NOTHING
 def test_a_map_that_shows_nothing_scores_nothing(maps):
     assert activation_precision(maps, MASKS).tolist() == [0]
@@ -100,7 +123,10 @@ def test_a_map_that_shows_nothing_scores_nothing(maps):
 
 def test_one_broken_map_leaves_the_others():
     maps, masks = torch.cat([MAPS, NAN, MAPS]), MASKS.expand(3, -1, -1)
-    for measure in (activation_precision, activation_sensitivity, evidence_precision, localization_precision):
+    for measure in (
+        *(activation_precision, activation_sensitivity, evidence_precision, localization_precision),
+        pointing_game,
+    ):
         found, alone = measure(maps, masks), measure(MAPS, MASKS)
         assert torch.equal(found[0], alone[0])
         assert torch.equal(found[2], alone[0])

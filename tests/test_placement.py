@@ -1,15 +1,19 @@
 """Attention placement: shares by hand, by area, over several batches; they are 1 together for every class."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from conftest import randomise
 from PIL import ImageColor
 
 from softcam_hub import Explanation
 from softcam_hub.evaluation.placement import Placement, areas_in_cells, region_shares, with_elsewhere
 from softcam_hub.figures.charts import COLOURS
+from softcam_hub.models.alignment import Alignment, Grid
 
 
 def cape(maps, classes=None):
@@ -35,7 +39,7 @@ def test_shares_by_hand():
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (7, 7), (16, 16), (40, 24)])
 def test_areas_are_those_of_a_grid_that_both_divide(size):
     masks = torch.rand(2, 3, 12, 10) > 0.5
-    found = areas_in_cells(masks, size)
+    found = areas_in_cells(masks, Grid(size, size))
     tall, wide = np.lcm(12, size[0]), np.lcm(10, size[1])
     fine = masks.repeat_interleave(tall // 12, dim=2).repeat_interleave(wide // 10, dim=3).double()
     expected = fine.view(2, 3, size[0], tall // size[0], size[1], wide // size[1]).mean(dim=(3, 5))
@@ -64,6 +68,46 @@ def test_shares_of_a_real_model_are_one_together(pixels):
     assert shares.shape == (3, 4, 4)
     assert torch.allclose(shares.sum(dim=2), torch.ones(3, 4, dtype=torch.float64), atol=1e-12)
     assert (shares >= 0).all()
+
+
+@pytest.mark.parametrize("pixels", [(64, 64), (50, 37)])
+@pytest.mark.parametrize("start", [(2.0, 11.5), (None, 3.25), (-12.0, 4.0)])
+def test_cells_with_measured_places_reach_half_way_to_their_neighbours(start, pixels):
+    maps = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    coarse = torch.tensor([[[0.0, 2, 1], [1, 1, 0], [2, 0, 1]], [[2, 0, 0], [2, 1, 0], [1, 1, 1]]])
+    region = F.interpolate(coarse[:, None], size=pixels, mode="nearest")[:, 0]
+    masks = torch.stack([region == 0, region == 1], dim=1)
+    grid = Grid((64, 64), (4, 4), Alignment(start, (16.0, 16.0), (64, 64)))
+    found = region_shares(replace(cape(maps), grid=grid), masks)
+
+    def part_of_cells(axis):
+        """The part of every cell that each pixel has, by points between the pixels."""
+        first, parts = 8.0 if start[axis] is None else start[axis], torch.zeros(4, pixels[axis], dtype=torch.float64)
+        fine = 400 * pixels[axis]
+        for point in range(fine):
+            place = (point + 0.5) / fine * 64
+            nearest = min(range(4), key=lambda cell: abs(first + 16 * cell - place))
+            parts[nearest, int(place / 64 * pixels[axis])] += 1
+        if not parts[0].any():  # it looks so far beyond the border that its neighbour is nearer everywhere
+            parts[0, 0] = 1
+        return parts / parts.sum(dim=1, keepdim=True)
+
+    rows, columns = part_of_cells(0), part_of_cells(1)
+    for number, mask in enumerate([region == 0, region == 1, region == 2]):
+        share = torch.einsum("bkij,iy,byx,jx->bk", maps.double(), rows, mask.double(), columns)
+        expected = share / maps.double().sum(dim=(2, 3))
+        assert torch.allclose(found[..., number], expected, atol=5e-4)
+    assert torch.allclose(found.sum(dim=2), torch.ones(2, 3, dtype=torch.float64), atol=1e-12)
+    assert not torch.allclose(found, region_shares(cape(maps), masks), atol=1e-2)
+
+
+def test_placement_without_measured_places_has_the_numbers_of_before():
+    maps, masks = torch.rand(2, 3, 7, 7), torch.rand(2, 1, 50, 37) > 0.5
+    unknown = Grid((300, 300), (7, 7), Alignment((None, None), (32.0, 32.0), (300, 300)))
+    for grid in (None, unknown, Grid((300, 300), (7, 7))):
+        assert torch.equal(region_shares(replace(cape(maps), grid=grid), masks), region_shares(cape(maps), masks))
+    exact = region_shares(cape(torch.ones(1, 1, 7, 7)), masks[:1])[0, 0, 0]
+    assert float(exact) == pytest.approx(float(masks[0].double().mean()), abs=1e-12)
 
 
 def test_a_map_that_sees_nothing_has_the_areas_as_its_shares():

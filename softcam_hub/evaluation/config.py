@@ -48,6 +48,11 @@ class BenchmarkConfig:
         None, "Side of a patch in pixels (localisation, sensitivity). [a sixteenth of the image's side]"
     )
     seed: WholeNumber = flag(0, "Seed of random maps and of noise.")
+    aligned: bool = flag(
+        True,
+        "Draw the cells of maps where the network looks, as measured, wherever a map meets pixels. Other libraries and "
+        "the papers draw them as squares that fill the image.",
+    )
     per_image: bool = flag(False, "Keep the values of every image in values.jsonl.")
     overwrite: bool = flag(False, "Delete the files of an earlier benchmark in output.")
 

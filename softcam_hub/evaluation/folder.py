@@ -22,6 +22,9 @@ NAMES = [SETTINGS, f"{SHARDS}/[0-9]*.json", ROWS, VALUES, CURVES, TABLE1, TABLE2
 KNOWN_SETTINGS = {"model", "data", "split", "explainers", "measures", "pairs", "weights", "images"}
 """Settings that every release has written, by which an earlier benchmark is recognised."""
 
+UNALIGNED: dict[str, Any] = {"aligned": False, "alignment": {}}
+"""Settings that benchmarks of earlier releases, which drew every cell as its own square of the image, do not name."""
+
 SHARD = re.compile(r"\d{5}\.(json|unfinished)")
 """Names of files in `shards/`, and of the drafts of earlier releases."""
 
@@ -70,7 +73,7 @@ def _check_same_settings(folder: Path, settings: dict[str, Any]) -> None:
             f"{folder / SETTINGS} is damaged, so that nothing says what was measured: start again with "
             "--overwrite, or choose another --output"
         )
-    before = with_current_role(before)
+    before = UNALIGNED | with_current_role(before)
     for name, value in settings.items():
         if before.get(name) != value:
             raise ValueError(

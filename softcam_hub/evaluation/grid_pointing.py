@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..explanation_scores.localization import grid_pointing_game, mosaics
-from ..explanation_scores.maps import heat
+from ..models.alignment import sides_of
 from .config import GRID
 from .measure import Values
 from .models import ClassifierWithExplainers
@@ -30,7 +30,8 @@ def grid_pointing(classifier: ClassifierWithExplainers, images: Tensor, labels: 
     size = (images.shape[2] // 2 * 2, images.shape[3] // 2 * 2)
     small = F.interpolate(pictures, size=images.shape[-2:], mode="area")
     maps = classifier.maps(classifier.names, classifier.explained.record(small), classes)
-    return {name: {GRID: grid_pointing_game(heat(drawn, size)).mean(dim=1)} for name, drawn in maps.items()}
+    heats = {name: classifier.heat(name, drawn, sides_of(small), size) for name, drawn in maps.items()}
+    return {name: {GRID: grid_pointing_game(drawn).mean(dim=1)} for name, drawn in heats.items()}
 
 
 def choose_quartets(labels: Sequence[int]) -> list[list[int]]:

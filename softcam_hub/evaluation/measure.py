@@ -7,16 +7,16 @@
 - AD, IC, ADD, ADCC, mIoU, sensitivity and the perturbation measures concern the class that the explained
   model predicts. Localisation concerns the map of the *true* label (with several labels per image: of the
   predicted class), and images with an annotation only.
-- Maps are heat maps: positive part, upsampled to the image, min-max scaled. Single deletion and the measures
-  of evidence alone take signed maps. Single deletion compares them with the drop of the logit. These drops are
-  computed once per image, for all explainers.
+- Maps are heat maps: positive part, upsampled to the image, min-max scaled. Cells are drawn where they look, see
+  `ClassifierWithExplainers.grid`.
+- Single deletion and the measures of evidence alone take signed maps. Single deletion compares them with the
+  drop of the logit. These drops are computed once per image, for all explainers.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..explanation_scores.faithfulness import coherency, completeness_error, complexity, gini_sparseness, top_two_iou
@@ -26,9 +26,10 @@ from ..explanation_scores.localization import (
     energy_pointing_game,
     evidence_precision,
     localization_precision,
+    pointing_game,
     share_of_positive,
 )
-from ..explanation_scores.maps import heat, patch_means, patch_side
+from ..explanation_scores.maps import patch_means, patch_side
 from ..explanation_scores.perturbation import (
     deletion_auc,
     insertion_auc,
@@ -38,6 +39,7 @@ from ..explanation_scores.perturbation import (
     topk_sensitivity,
 )
 from ..explanation_scores.road import road
+from ..models.alignment import sides_of
 from ..models.heads import describe_kind
 from .config import EVIDENCE, LOCALISATION, SENSITIVITY, SINGLE_DELETION, TABLE, BenchmarkConfig
 from .models import ClassifierWithExplainers
@@ -69,14 +71,14 @@ class Batch:
         self, classifier: ClassifierWithExplainers, images: Tensor, labels: Tensor, masks: Tensor | None = None
     ) -> None:
         self.classifier, self.images, self.labels, self.masks = classifier, images, labels, masks
-        self.size = tuple(images.shape[-2:])
+        self.size = sides_of(images)
         activations = classifier.explained.record(images)
         self.logits = activations.logits.detach().float()
         self.probabilities = classifier.probabilities(activations.logits)
         self.top = self.probabilities.topk(min(2, self.probabilities.shape[1]), dim=1).indices
         classes = self.top if labels.ndim == 2 else torch.cat([self.top, labels[:, None]], dim=1)
         self.maps = classifier.maps(classifier.names, activations, classes)
-        self.heats = {name: heat(maps, self.size) for name, maps in self.maps.items()}  # (B, 2 or 3, H, W)
+        self.heats = {name: self.heat(name, maps) for name, maps in self.maps.items()}  # (B, 2 or 3, H, W)
         self.predicted = self.top[:, 0]
         self.confidence = self.of_predicted(self.probabilities)
         every = torch.ones(len(images), dtype=torch.bool, device=images.device)
@@ -94,9 +96,13 @@ class Batch:
         """
         return maps[:, -1] if maps.shape[1] > self.top.shape[1] else maps[:, 0]
 
-    def enlarge(self, maps: Tensor) -> Tensor:
-        """Upsample signed maps (B, h, w) to the size of the images, with their sign and unit."""
-        return F.interpolate(maps[:, None].float(), size=self.size, mode="bilinear", align_corners=False)[:, 0]
+    def heat(self, name: str, maps: Tensor) -> Tensor:
+        """Make heat maps of the size of the images from the maps (..., h, w) of an explainer."""
+        return self.classifier.heat(name, maps, self.size)
+
+    def enlarge(self, name: str, maps: Tensor) -> Tensor:
+        """Upsample signed maps (..., h, w) of an explainer to the size of the images, with their sign and unit."""
+        return self.classifier.enlarge(name, maps, self.size)
 
 
 def measure(batch: Batch, measures: Sequence[str], config: BenchmarkConfig) -> Values:
@@ -143,7 +149,7 @@ def _measure_kept(batch: Batch, group: Sequence[str]) -> tuple[Tensor, dict[str,
     kept = classifier.explained.record(batch.images * first[:, None])
     coherencies = {}
     for name, maps in classifier.maps(group, kept, batch.predicted[:, None]).items():
-        coherencies[name] = coherency(batch.heats[name][:, 0], heat(maps[:, 0], batch.size))
+        coherencies[name] = coherency(batch.heats[name][:, 0], batch.heat(name, maps[:, 0]))
     return batch.of_predicted(classifier.probabilities(kept.logits)), coherencies
 
 
@@ -179,7 +185,7 @@ def _measure_maps(batch: Batch, name: str, measures: Sequence[str], config: Benc
     if LOCALISATION in measures:
         values |= _localisation(batch, batch.of_label(batch.heats[name]), config.patch)
     if EVIDENCE in measures and describe_kind(name).signed:
-        values |= _evidence(batch, batch.of_label(batch.maps[name]), config.patch)
+        values |= _evidence(batch, name, config.patch)
     if "gini" in measures:
         values["gini"] = gini_sparseness(batch.maps[name][:, 0].relu())
     if "max_sensitivity" in measures:
@@ -196,7 +202,7 @@ def _single_deletions(batch: Batch, config: BenchmarkConfig) -> dict[str, Tensor
     drops = patch_drops(batch.classifier.explained.logits, batch.images, patch, **options)
     values = {}
     for name, maps in batch.maps.items():
-        values[name] = spearman(patch_means(batch.enlarge(maps[:, 0]), patch).flatten(1), drops)
+        values[name] = spearman(patch_means(batch.enlarge(name, maps[:, 0]), patch).flatten(1), drops)
     return values
 
 
@@ -206,7 +212,7 @@ def _heat_explainer(batch: Batch, name: str) -> Callable[[Tensor, Tensor], Tenso
     def explain(images: Tensor, classes: Tensor) -> Tensor:
         activations = batch.classifier.explained.record(images)
         maps = batch.classifier.maps([name], activations, classes[:, None])[name]
-        return heat(maps[:, 0], tuple(images.shape[-2:]))
+        return batch.heat(name, maps[:, 0])
 
     return explain
 
@@ -226,13 +232,15 @@ def _localisation(batch: Batch, maps: Tensor, patch: int | None) -> dict[str, Te
         "activation_precision": _for_some(some, activation_precision, maps[some], masks),
         "activation_sensitivity": _for_some(some, activation_sensitivity, maps[some], masks),
         "energy_pointing": _for_some(some, lambda: energy_pointing_game(maps[some], bounding_boxes(masks))),
+        "pointing_game": _for_some(some, pointing_game, maps[some], masks),
     }
 
 
-def _evidence(batch: Batch, maps: Tensor, patch: int | None) -> dict[str, Tensor]:
-    """Compute measures of signed maps (B, h, w) in units of the logit, which a heat map no longer has."""
+def _evidence(batch: Batch, name: str, patch: int | None) -> dict[str, Tensor]:
+    """Compute measures of signed maps in units of the logit, which a heat map no longer has."""
+    maps = batch.of_label(batch.maps[name])
     some, positive = batch.annotated, share_of_positive(maps)
-    large = batch.enlarge(maps)
+    large = batch.enlarge(name, maps)
     return {
         "evidence_precision": _for_some(some, evidence_precision, large[some], batch.masks[some], patch=patch),
         "share_of_positive_annotated": positive.masked_fill(~some, torch.nan),

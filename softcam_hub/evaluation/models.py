@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from ..explainers.explained_model import Activations, ExplainedModel
-from ..explainers.methods import UNINFORMED, Explainers, list_explainers
+from ..explainers.methods import UNINFORMED, Explainers, list_explainers, reads_features
+from ..explanation_scores.maps import min_max
 from ..loading import LoadedClassifier, load_classifier
+from ..models.alignment import Alignment, Grid, sides_of
 from ..models.classifier import Classifier
 from ..models.conversion import to_vanilla
 from ..models.evaluation_mode import evaluation_mode
@@ -174,7 +176,11 @@ class ClassifierWithExplainers:
         multi_label: Give each class a probability of its own, as an image may have several labels.
         seed: Seed of random maps and noise.
         batch: Number of masked images per forward pass, for the explainers that make many.
+        aligned: Draw maps of features where these look, as far as the model has an `alignment`.
     """
+
+    sides: tuple[tuple[int, int], tuple[int, int]]
+    """Height and width of the images and of the features, which `drop_impossible` finds out."""
 
     def __init__(
         self,
@@ -184,9 +190,10 @@ class ClassifierWithExplainers:
         multi_label: bool,
         seed: int = 0,
         batch: int = 16,
+        aligned: bool = True,
     ) -> None:
         self.role, self.classifier, self.multi_label = role, classifier, multi_label
-        self.names = tuple(names)
+        self.names, self.aligned = tuple(names), aligned
         self.explained = ExplainedModel(classifier.model)
         self.explainers = Explainers(names, self.explained, signed=True, options={"seed": seed, "batch": batch})
 
@@ -204,6 +211,7 @@ class ClassifierWithExplainers:
         """
         left_out: dict[str, str] = {}
         activations = self.explained.record(images)  # raises for a model without spatial features, which fits none
+        self.sides = (sides_of(images), sides_of(activations.features))
         for name in self.names:
             if name == "score-cam":  # it runs once per channel, and fits wherever there are features
                 continue
@@ -227,6 +235,49 @@ class ClassifierWithExplainers:
             if not maps[name].isfinite().all():
                 raise ValueError(f"{name} gives maps of the {self.role} that hold NaN or infinity, which have no score")
         return maps
+
+    @property
+    def alignment(self) -> Alignment | None:
+        """Where the features of the classifier look, if it is known and any of the explainers reads features."""
+        reads = self.aligned and any(map(reads_features, self.names))
+        return self.explained.alignment if reads else None
+
+    def grid(self, name: str, image_size: tuple[int, int], cells: tuple[int, int]) -> Grid:
+        """Return where the cells of the maps of an explainer lie in the images.
+
+        The model's own maps and class activation maps are made of the same features, and lie where these look. Maps of
+        pixels, and those of `random` and `centre`, which look at nothing, fill the image.
+
+        Args:
+            name: Name of the explainer.
+            image_size: Height and width of the images.
+            cells: Height and width of the maps.
+        """
+        return Grid(image_size, cells, self.alignment if reads_features(name) else None)
+
+    def map_offset(self, name: str) -> list[float | None] | None:
+        """Return how far the maps of an explainer are moved, in cells down and right; None where they are not."""
+        alignment = self.grid(name, *self.sides).alignment
+        offset = None if alignment is None else alignment.offset(*self.sides)
+        return None if offset is None else [None if part is None else round(part, 4) for part in offset]
+
+    def enlarge(
+        self, name: str, maps: Tensor, image_size: tuple[int, int], size: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Upsample the maps of an explainer, with their sign and unit.
+
+        Args:
+            name: Name of the explainer.
+            maps: Maps, (..., h, w).
+            image_size: Height and width of the images.
+            size: Height and width of the result. The default is that of the images.
+        """
+        return self.grid(name, image_size, sides_of(maps)).upsample(maps, size or image_size)
+
+    def heat(self, name: str, maps: Tensor, image_size: tuple[int, int], size: tuple[int, int] | None = None) -> Tensor:
+        """Make heat maps, φ of the papers, in [0, 1], of the maps of an explainer; arguments as for `enlarge`."""
+        large = self.enlarge(name, maps.relu(), image_size, size)
+        return min_max(large.flatten(0, -3)).view_as(large)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Turn logits (B, C) into probabilities."""

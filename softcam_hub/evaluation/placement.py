@@ -5,17 +5,21 @@ there. This is the attention placement of the CAPE paper (supplement, Table 6).
 
 - A cell that a region covers in part counts for it by area, as if every point of the cell carried an equal
   share.
+- Where the places at which cells look were measured, a cell reaches half way to its neighbours, and the
+  outermost cells reach the border of the image. Otherwise cells are squares that fill the image.
 - Everything that no region covers is `elsewhere`, so that the shares of a class add up to 1.
-- Compare a share with the area of its region: they are equal for a constant map.
+- Compare a share with the area of its region: they are equal for a map that is spread evenly over the image.
 """
 
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from ..figures.charts import stacked_bars
+from ..models.alignment import Grid
 from ..models.classes import distinct_names
 from ..models.explanation import Explanation
 from .report import markdown
@@ -33,7 +37,9 @@ class Placement:
 
     The maps must add up to probabilities, as those of CAPE do: P[c,ij] at class c and cell ij. The share of a
     region is Σ_ij P[c,ij]·(part of cell ij that the region covers) / Σ_ij P[c,ij], and `elsewhere` takes the rest.
-    Compare a share with the area of its region, in the last row: a map that knows nothing gives the same number.
+    Compare a share with the area of its region, in the last row: a map that is spread evenly over the image gives the
+    same number. With measured places, the outermost cells are larger or smaller than the others, so that a map with the
+    same probability in every cell comes near this number only.
 
     A class's row is the mean over the images in which it was explained: with `top_k=1` those in which it was
     predicted, with `classes=labels` those of that label, with `top_k=C` all of them.
@@ -125,7 +131,7 @@ def region_shares(explanation: Explanation, masks: Tensor) -> Tensor:
     maps = explanation.maps.detach().cpu().double()
     if len(maps) != len(masks):
         raise ValueError(f"expected masks for the {len(maps)} explained images, got {len(masks)}")
-    parts = areas_in_cells(with_elsewhere(masks), (maps.shape[-2], maps.shape[-1]))
+    parts = areas_in_cells(with_elsewhere(masks), explanation.layout())
     return torch.einsum("bkhw,brhw->bkr", maps, parts) / maps.sum(dim=(2, 3))[..., None]
 
 
@@ -143,15 +149,30 @@ def with_elsewhere(masks: Tensor) -> Tensor:
     return torch.cat([masks, 1 - covered], dim=1)
 
 
-def areas_in_cells(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Compute the fraction of every cell that a mask (B, R, H, W) of any size covers, (B, R, *size)."""
-    rows, columns = (_overlaps(cells, pixels) for cells, pixels in zip(size, masks.shape[-2:], strict=True))
+def areas_in_cells(masks: Tensor, grid: Grid) -> Tensor:
+    """Compute the fraction of every cell that a mask (B, R, H, W) of any size covers, (B, R, h, w).
+
+    Args:
+        masks: Masks of the regions.
+        grid: Where the cells lie in the image.
+    """
+    if not grid.is_aligned:  # in units of a cell, whose borders are whole numbers without rounding
+        grid = Grid(grid.cells, grid.cells)
+    rows, columns = (_overlaps(grid.edges(axis), grid.image_size[axis], masks.shape[axis - 2]) for axis in (0, 1))
     return rows @ masks.double() @ columns.mT
 
 
-def _overlaps(cells: int, pixels: int) -> Tensor:
-    """Compute the fraction of every cell of a side that each of its pixels covers, (cells, pixels)."""
-    starts, fine = torch.arange(cells, dtype=torch.float64)[:, None], torch.arange(pixels, dtype=torch.float64)
-    low = torch.maximum(starts * pixels, fine * cells)
-    high = torch.minimum((starts + 1) * pixels, (fine + 1) * cells)
-    return (high - low).clamp_min(0) / pixels
+def _overlaps(edges: Tensor, length: int, pixels: int) -> Tensor:
+    """Compute the fraction of every cell of a side that each of its pixels covers, (cells, pixels).
+
+    Args:
+        edges: Borders of the cells, (cells + 1,), from 0 to `length`.
+        length: Length of the side in the unit of `edges`.
+        pixels: Number of pixels of the side.
+    """
+    starts, ends, fine = edges[:-1, None], edges[1:, None], torch.arange(pixels, dtype=torch.float64)
+    low, high = torch.maximum(starts * pixels, fine * length), torch.minimum(ends * pixels, (fine + 1) * length)
+    covered = (high - low).clamp_min(0) / (pixels * (ends - starts)).clamp_min(torch.finfo(torch.float64).tiny)
+    # a cell that looks beyond the border has no area, and the pixel at the border has all of it
+    nearest = F.one_hot((edges[:-1] * pixels / length).long().clamp(0, pixels - 1), pixels).double()
+    return torch.where(ends > starts, covered, nearest)

@@ -35,6 +35,7 @@ COLUMNS: dict[str, tuple[str, bool]] = {
     "activation_precision": ("activation precision ↑", True),
     "activation_sensitivity": ("activation sensitivity ↑", True),
     "energy_pointing": ("energy in box ↑", True),
+    "pointing_game": ("pointing game ↑", True),
     "topk_sensitivity": ("top-k sensitivity ↓", False),
     "completeness_error": ("completeness error ↓", False),
     "insertion": ("insertion ↑", True),

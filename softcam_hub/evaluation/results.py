@@ -6,6 +6,7 @@
 """
 
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -16,24 +17,39 @@ from .shards import Line
 
 CURVES = ("localization_precision", "topk_sensitivity")
 EVIDENCE_COLUMNS = ("evidence_precision", "share_of_positive_annotated", "share_of_positive_unannotated")
-PERCENT = ("confidence", "energy_pointing", "grid_pointing", "insertion", "deletion", *EVIDENCE_COLUMNS)
+PERCENT = (
+    "confidence",
+    "energy_pointing",
+    "pointing_game",
+    "grid_pointing",
+    "insertion",
+    "deletion",
+    *EVIDENCE_COLUMNS,
+)
 PLAIN = ("completeness_error", "gini", "road", "single_deletion", "max_sensitivity")
 
 Row = dict[str, Any]
 
 
-def make_rows(lines: list[Line], common: Row) -> list[Row]:
+def make_rows(lines: list[Line], common: Row, own: Mapping[tuple[str, str], Row]) -> list[Row]:
     """Make a row per explainer.
 
     Args:
         lines: Values of all images and explainers.
         common: Models, data, settings and versions, which every row repeats.
+        own: Further columns by the name and the role of an explainer.
     """
     groups: dict[tuple[str, str], list[Line]] = {}
     for line in lines:
         groups.setdefault((line["explainer"], line["explains"]), []).append(line)
     return [
-        {"explainer": name, "explains": role, **_means(sorted(group, key=lambda line: line["index"])), **common}
+        {
+            "explainer": name,
+            "explains": role,
+            **_means(sorted(group, key=lambda line: line["index"])),
+            **common,
+            **own[name, role],
+        }
         for (name, role), group in groups.items()
     ]
 

@@ -24,10 +24,12 @@ from ..data.config import DataConfig
 from ..data.lesions import VARIANTS
 from ..data.samples import Samples
 from ..data.splits import Splits, load_splits
+from ..explainers.methods import reads_features
 from ..files import write_json_lines, write_text
 from ..loading import load_classifier
 from ..output_folder import OutputFolder, Use, in_main_process
 from . import report
+from .alignment import align_classifiers
 from .config import EVIDENCE, GRID, LOCALISATION, SENSITIVITY, BenchmarkConfig, make_settings
 from .folder import CURVES, ROWS, TABLE1, VALUES, benchmark_folder, claim_folder
 from .models import (
@@ -56,8 +58,8 @@ TRIAL_IMAGES = 4
 FREE_TO_CHANGE = ("output", "overwrite", "per_image")
 """Settings in which a continued benchmark may differ from the earlier one."""
 
-NOT_IN_ROWS = ("pairs", "weights", "images")
-"""Settings that identify models and images, and are no part of a row."""
+NOT_IN_ROWS = ("pairs", "weights", "images", "alignment")
+"""Settings that identify models and images, and are no part of a row. A row has the offset of its own maps instead."""
 
 NEEDS = {
     LOCALISATION: ("activation_precision", "an annotation"),
@@ -136,6 +138,8 @@ def _measure(
                 stack.enter_context(on_device(classifier.model, state.device))
         # try the explainers, and claim the folder only when everything that can be refused has been checked
         classifiers, impossible = _make_classifiers(config, pair, assigned, splits, samples)
+        moving = [one.role for one in classifiers if config.aligned and any(map(reads_features, one.names))]
+        align_classifiers(pair, moving, samples, state)
         settings = _describe_run(config, data, names, classifiers, samples) | versions(state.device)
         in_main_process(state, lambda: claim_folder(folder, settings, _use(config)))
         if state.is_main_process:
@@ -144,7 +148,9 @@ def _measure(
         shards.compute(state)
     state.wait_for_everyone()
     lines = shards.read_lines()
-    rows = make_rows(lines, {name: value for name, value in settings.items() if name not in NOT_IN_ROWS})
+    common = {name: value for name, value in settings.items() if name not in NOT_IN_ROWS}
+    offsets = {(name, one.role): {"map_offset": one.map_offset(name)} for one in classifiers for name in one.names}
+    rows = make_rows(lines, common, offsets)
     if state.is_main_process:
         _warn_of_missing_values(rows, shards)
         write_json_lines(folder.path / ROWS, rows)
@@ -217,7 +223,8 @@ def _make_classifiers(
         side = min(trial.shape[-2:])
         if config.patch is not None and config.patch > side:
             raise ValueError(f"patch must be at most {side}, the side of the {role}'s images, got {config.patch}")
-        one = ClassifierWithExplainers(role, loaded, assigned[role], multi_label, config.seed, config.batch_size)
+        options = {"seed": config.seed, "batch": config.batch_size, "aligned": config.aligned}
+        one = ClassifierWithExplainers(role, loaded, assigned[role], multi_label, **options)
         with torch.enable_grad():
             left_out |= one.drop_impossible(trial.to(one.device), strict=named)
         if one.names:
@@ -238,9 +245,11 @@ def _describe_run(
     settings = {name: value for name, value in asdict(config).items() if name not in FREE_TO_CHANGE}
     pairs = {one.role: list(one.names) for one in classifiers}
     weights = {one.role: fingerprint(one.classifier) for one in classifiers}
+    alignment = {one.role: one.alignment.as_dict() for one in classifiers if one.alignment is not None}
     hashes = {"hash": samples.fingerprint(with_masks=True), "labels": zlib.crc32(samples.labels.tobytes())}
     images = {"count": count_images(samples, config), **hashes}
-    return {**names, **asdict(data), **settings, "pairs": pairs, "weights": weights, "images": images}
+    measured = {"pairs": pairs, "weights": weights, "images": images, "alignment": alignment}
+    return {**names, **asdict(data), **settings, **measured}
 
 
 def _warn_of_missing_values(rows: list[Row], shards: Shards) -> None:

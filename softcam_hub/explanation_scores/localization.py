@@ -74,6 +74,24 @@ def activation_precision(maps: Tensor, masks: Tensor) -> Tensor:
     return unscored(shares, original)
 
 
+def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
+    """Return 1 for each map whose highest pixel is on the annotation and 0 for the others, (B,).
+
+    The first in reading order counts where several pixels are the highest. A map without contrast points nowhere and
+    scores 0. Zhang et al., "Top-down Neural Attention by Excitation Backprop", ECCV 2016, also count pixels that miss
+    by at most 15; here none may.
+
+    Args:
+        maps: Maps at image size, (B, H, W).
+        masks: Masks, (B, H, W), true on the annotation.
+    """
+    original, masks = check_annotated(maps, masks)
+    flat = without_broken(original).relu().flatten(1)
+    highest, place = flat.max(dim=1)
+    hits = masks.flatten(1).gather(1, place[:, None])[:, 0] & (highest > flat.amin(dim=1))
+    return unscored(hits.to(flat.dtype), original)
+
+
 def activation_sensitivity(maps: Tensor, masks: Tensor) -> Tensor:
     """Compute Σ(E⁺ in mask) / |mask| with min-max scaled E⁺, (B,) in [0, 1]: the activation of the mask.
 

@@ -40,8 +40,12 @@ BENCHMARK_DEFAULTS = {
     "shard_size": 32,
     "patch": None,
     "seed": 0,
+    "aligned": True,
 }
 """Settings of a benchmark that its rows hold, with their defaults."""
+
+EARLIER_SETTINGS = {"aligned": False}
+"""Settings of benchmarks whose rows do not name them, as earlier releases had no choice."""
 
 
 def scores_of(metrics: Row) -> tuple[str, Row]:
@@ -154,9 +158,11 @@ def _benchmark_command(row: Row) -> str:
     if vanilla:
         words += ["--vanilla", hide_local_path(vanilla)]
     for name, default in defaults.items():
-        value = row.get(name, default)
+        value, option = row.get(name, EARLIER_SETTINGS.get(name, default)), name.replace("_", "-")
         if value is True and default is not True:
-            words.append(f"--{name.replace('_', '-')}")
+            words.append(f"--{option}")
+        elif value is False and default is True:
+            words.append(f"--no-{option}")
         elif value != default:
-            words += [f"--{name.replace('_', '-')}", str(hide_local_path(value))]
+            words += [f"--{option}", str(hide_local_path(value))]
     return shlex.join([on_one_line(word) for word in [*words, "--output", "results"]])
