@@ -80,6 +80,7 @@ def test_a_file_of_unknown_place_says_only_what_its_maps_are(tmp_path, caplog):
     model = timm.create_model("softcam_test_resnet", num_classes=2)
     assert metadata(export_onnx(model, tmp_path / "model.onnx")) == {"map_kind": "softcam"}
     assert "measuring" not in caplog.text
+    model.train()(torch.randn(4, 3, 64, 64))  # statistics as of a model that has learnt
     model.measures_on_first_use = True
     export_onnx(model, tmp_path / "measured.onnx")
     assert "measuring once" in caplog.text

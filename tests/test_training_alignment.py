@@ -18,6 +18,7 @@ from softcam_hub import CAPE_LESIONS, CAPEForImageClassification
 from softcam_hub.data.lesions import draw
 from softcam_hub.data.samples import Samples
 from softcam_hub.models.alignment import Alignment
+from softcam_hub.models.images import UnreadableImage
 
 SHIPPED = json.loads((Path(CAPE_LESIONS) / "config.json").read_text())["model_args"]["alignment"]
 FROM_SHIPPED = dict(init=CAPE_LESIONS, model_args="", image_size=None, epochs=1, lr=1e-5)  # noqa: C408
@@ -89,6 +90,17 @@ def test_training_that_ruins_the_features_leaves_no_stale_place(tmp_path, capsys
     assert metrics["map_offset"] is None
     assert min(metrics["map_offset_correlation"]) < 0.75
     assert "does not count" in capsys.readouterr().out
+
+
+def test_an_image_that_cannot_be_read_costs_the_place_and_not_the_run(tmp_path, monkeypatch, caplog):
+    def unreadable(*_):
+        raise UnreadableImage("image 3 of split 'train' cannot be read")
+
+    monkeypatch.setattr("softcam_hub.training.alignment._choose_images", unreadable)
+    metrics = train(tmp_path, **FROM_SHIPPED)
+    assert (metrics["map_offset"], metrics["map_offset_correlation"]) == (None, None)
+    assert alignment_of(tmp_path) == (None, metrics)
+    assert "could not be measured: image 3 of split 'train' cannot be read" in caplog.text
 
 
 def test_a_moving_average_does_not_keep_the_place_of_before(tmp_path):

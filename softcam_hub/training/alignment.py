@@ -2,9 +2,12 @@
 
 - A backbone that was trained is measured on images that were not used for the test. A frozen backbone keeps the place
   that it brought.
+- A place that cannot be measured, because of an image that training has not read, is left unknown with a warning: it
+  must not cost the run.
 - The main process measures. Nothing is drawn at random, so that a repeated or resumed run gives the same place.
 """
 
+import logging
 from itertools import islice
 from typing import Any
 
@@ -19,6 +22,8 @@ from ..data.streaming import StreamedImageDataset
 from ..models.flip_registration import IMAGES, measure_alignment
 from ..models.pretrained import EvidencePreTrainedModel
 from .loop import Training
+
+logger = logging.getLogger(__name__)
 
 
 def align_result(
@@ -40,15 +45,27 @@ def align_result(
     if training.accelerator.is_main_process:
         correlation = None
         if training.config.model.frozen and result.map_offset() is not None:
-            said = "the backbone was frozen, so that its cells look where they were measured to look before"
+            training.accelerator.print("the backbone was frozen: its cells look where they looked before")
         else:
-            measurement = measure_alignment(result, _choose_images(splits, transform))
-            correlation, said = list(measurement.correlation), measurement.describe()
+            correlation = _measure(training, result, splits, transform)
         offset = result.map_offset()
         entries["map_offset"] = None if offset is None else [one and round(one, 4) for one in offset]
         entries["map_offset_correlation"] = correlation
-        training.accelerator.print(said)
     return broadcast_object_list([entries])[0]
+
+
+def _measure(
+    training: Training, result: EvidencePreTrainedModel, splits: Splits, transform: Transform
+) -> list[float] | None:
+    """Measure the result, print what was found, and return its correlations; None where nothing could be measured."""
+    try:
+        measurement = measure_alignment(result, _choose_images(splits, transform))
+    except (OSError, ValueError, RuntimeError) as error:
+        result.alignment = None
+        logger.warning("where the cells of the maps look could not be measured: %s", error)
+        return None
+    training.accelerator.print(measurement.describe())
+    return list(measurement.correlation)
 
 
 def _choose_images(splits: Splits, transform: Transform) -> Tensor:
