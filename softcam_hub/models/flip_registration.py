@@ -56,7 +56,8 @@ class AlignmentMeasurement:
     """What `measure_alignment` found, for the rows (first) and the columns of the maps.
 
     Args:
-        offset: Median distance between where the cells look and where they are drawn by habit, in cells (down, right).
+        offset: Distance between where the cells look and where they are drawn by habit, in cells (down, right), at
+            which the maps of all images agree best.
         spread: Interquartile range of the distance over the images, in cells.
         correlation: Median correlation of the two maps of an image at their best shift, for the predicted class.
         alignment: Places of the cells, which are known along the axes on which the measurement counts.
@@ -114,11 +115,11 @@ def _measure(model: TimmModule, images: ImageInput | None) -> AlignmentMeasureme
     size = (batch.shape[2], batch.shape[3])
     with evaluation_mode(model):
         parts = [_register_batch(model, part) for part in batch.split(_IMAGES_AT_ONCE)]
-    offsets, correlations = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+    curves, judged = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
     cells = parts[0][2]
-    quartiles = offsets.quantile(offsets.new_tensor([0.25, 0.5, 0.75]), dim=0)
-    offset, spread = quartiles[1], quartiles[2] - quartiles[0]
-    correlation = correlations.median(dim=0).values
+    offset = find_offset(curves.mean(dim=0))  # images whose maps agree well say most
+    quartiles = find_offset(curves).quantile(curves.new_tensor([0.25, 0.75]), dim=0)
+    spread, correlation = quartiles[1] - quartiles[0], judged.median(dim=0).values
     counts = (correlation >= LEAST_CORRELATION) & (spread <= LARGEST_SPREAD) & (offset.abs() < LARGEST_OFFSET - STEP)
     counts &= not _has_seen_no_image(model)
 
@@ -166,7 +167,8 @@ def _pair(values: Tensor) -> tuple[float, float]:
 
 
 def _register_batch(model: TimmModule, images: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
-    """Return δ (B, 2) and correlation (B, 2) of images by axis, and the size of their maps.
+    """Return correlations (B, 2, offsets) of images by axis, the largest of the predicted class (B, 2), and the size
+    of their maps.
 
     Many classes together say best where the cells look. Evidence that all classes share is left out of them: no
     classifier learns it. Whether the network treats mirror images alike is judged by the class that it predicts.
@@ -177,11 +179,11 @@ def _register_batch(model: TimmModule, images: Tensor) -> tuple[Tensor, Tensor, 
     for axis in (2, 3):
         pair = [evidence, _evidence(model, images.flip(axis)).flip(axis)]
         pair = [values.mT for values in pair] if axis == 2 else pair
-        offset = find_offset(correlate_flips(*(select(_contrast(values), ranked) for values in pair)))
+        curve = correlate_flips(*(select(_contrast(values), ranked) for values in pair))
         judged = correlate_flips(*(select(values, ranked[:, :1]) for values in pair))
-        found.append((offset, judged.amax(dim=1)))
-    offsets, correlations = (torch.stack(values, dim=1).cpu() for values in zip(*found, strict=True))
-    return offsets, correlations, sides_of(evidence)
+        found.append((curve, judged.amax(dim=1)))
+    curves, correlations = (torch.stack(values, dim=1).cpu() for values in zip(*found, strict=True))
+    return curves, correlations, sides_of(evidence)
 
 
 def _evidence(model: TimmModule, images: Tensor) -> Tensor:
@@ -227,8 +229,8 @@ def correlate_flips(maps: Tensor, mirrored: Tensor) -> Tensor:
 
 
 def find_offset(correlations: Tensor) -> Tensor:
-    """Return the δ of the largest correlation (B,), or NaN where none is positive, from correlations (B, offsets)."""
-    best, index = correlations.max(dim=1)
+    """Return the δ of the largest of the correlations (..., offsets), or NaN where none is positive, (...)."""
+    best, index = correlations.max(dim=-1)
     return torch.where(best > 0, _offsets().to(correlations)[index], torch.nan)
 
 
