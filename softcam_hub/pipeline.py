@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import AutoModelForImageClassification, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .models.alignment import Grid, sides_of
 from .models.explanation import Explanation
 from .models.inputs import read_image
 
@@ -87,7 +88,8 @@ class ImageExplanationPipeline(Pipeline):
     def postprocess(self, outputs: dict[str, Tensor], kind: str | None = None) -> list[dict[str, Any]]:
         """Return a dictionary for each explained class of one image."""
         kind = self.model.head_class.check_kind(kind)
-        explanation = Explanation(**outputs, kind=kind, names=self.model.labels)
+        grid = Grid(sides_of(outputs["pixels"]), sides_of(outputs["maps"]), self.model.alignment)
+        explanation = Explanation(**outputs, kind=kind, names=self.model.labels, grid=grid)
         return [
             {
                 "label": label,

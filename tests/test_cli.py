@@ -213,7 +213,7 @@ def test_pictures_show_both_signs_and_stay_narrow(images, tmp_path):
 def test_images_are_resized_to_the_input_of_the_model_when_they_are_read(images):
     explain = ImageExplainer(
         load_classifier(softcam_hub.CAPE_LESIONS),
-        argparse.Namespace(explainer=None, kind=None, classes=None, top_k=None, batch_size=16),
+        argparse.Namespace(explainer=None, kind=None, classes=None, top_k=None, aligned=True, batch_size=16),
     )
     ((_, pixels),) = explain._read([images / "plain.png"])
     assert pixels.shape == (3, 128, 128)

@@ -138,7 +138,9 @@ def test_the_regions_are_those_of_the_library(cape, image, picture, threshold):
 def test_the_bright_part_of_the_picture_is_the_region():
     maps = torch.tensor([[[[0.6, 0.0], [0.05, 0.0]]]])
     explanation = Explanation(maps, torch.tensor([[0]]), torch.tensor([[0.65]]), "cape")
-    highlighted = views._highlight(Image.new("RGB", (64, 64), "white"), explanation.regions(0.05), 0)
+    highlighted = views._highlight(
+        Image.new("RGB", (64, 64), "white"), explanation.regions(0.05), 0, explanation.layout()
+    )
     pixels = {place: highlighted.getpixel(place) for place in ((10, 10), (50, 10), (10, 50), (50, 50))}
     assert pixels == {(10, 10): (255,) * 3, (50, 10): (85,) * 3, (10, 50): (255,) * 3, (50, 50): (85,) * 3}
 
@@ -230,7 +232,7 @@ def test_every_kind_of_map_is_introduced_in_a_sentence_and_has_its_colour_bar(ca
 def test_a_map_is_a_layer_over_the_grey_picture_with_the_opacity_of_the_library(cape, image):
     explained = cape.explain(image)
     maps, canvas = explained.explanation.maps[0], enlarge(explained.image, 64)
-    scale, values = scale_of(maps, "cape"), spread(maps[0], canvas)
+    scale, values = scale_of(maps, "cape"), spread(maps[0], canvas, explained.explanation.layout())
     tile = views._map_tile("", canvas, values, scale)
     layer = np.asarray(tile.layer).astype(float)
     alpha = 0.75 * layer[..., 3:] / 255

@@ -10,6 +10,7 @@ from softcam_hub.figures import Scale, captioned_row, outline, overlay
 from softcam_hub.figures.drawing import cells, frame_cells, write_numbers
 from softcam_hub.figures.layout import CAPTION_LINE, GAP, LegendEntry, colour_bar, legend, note
 from softcam_hub.figures.numbers import DOT, format_cells, format_percent
+from softcam_hub.models.alignment import Alignment, Grid
 from softcam_hub.models.overlays import DIVERGING, SEQUENTIAL, apply_colours, opacities, tint
 from softcam_hub.models.text import format_share
 
@@ -18,6 +19,11 @@ from softcam_hub.models.text import format_share
 def written(monkeypatch):
     """Every text that is drawn, in its order."""
     return record_texts(monkeypatch)
+
+
+def squares(*cells):
+    """Cells that fill the image."""
+    return Grid(cells, cells)
 
 
 def luminance(pixels):
@@ -103,17 +109,19 @@ def test_an_outline_lies_just_outside_and_follows_the_size_of_the_image():
     assert (line == expected).all()
 
 
-def test_cells_tile_the_image():
+@pytest.mark.parametrize("alignment", [None, Alignment((-3.0, 17.0), (10.0, 20.0), (70, 60))])
+def test_cells_tile_the_image(alignment):
+    grid = Grid((70, 60), (7, 3), alignment)
     count = np.zeros((50, 70), dtype=int)
-    for _, _, (left, top, right, bottom) in cells(Image.new("RGB", (70, 50)), 7, 3):
+    for _, _, (left, top, right, bottom) in cells(Image.new("RGB", (70, 50)), grid):
         count[top:bottom, left:right] += 1
     assert (count == 1).all()
-    assert len(list(cells(Image.new("RGB", (4, 4)), 9, 9))) == 81
+    assert len(list(cells(Image.new("RGB", (4, 4)), squares(9, 9)))) == 81
 
 
 def test_frames_are_drawn_in_the_chosen_cells_only():
     chosen = torch.tensor([[True, False], [False, False]])
-    pixels = np.asarray(frame_cells(GREY, chosen, (1, 2, 3), 3))
+    pixels = np.asarray(frame_cells(GREY, chosen, squares(2, 2), (1, 2, 3), 3))
     assert (pixels[:3, :32] == (1, 2, 3)).all()
     assert (pixels[3, 4:28] == 255).all()
     assert (pixels[4:28, 4:28] == 90).all()
@@ -124,13 +132,13 @@ def test_frames_are_drawn_in_the_chosen_cells_only():
 def test_numbers_are_black_on_light_and_white_on_dark_and_dots_where_there_is_no_room(written):
     image = Image.new("RGB", (80, 80), "white")
     image.paste("black", (40, 0, 80, 80))
-    pixels = np.asarray(write_numbers(image, [["12", "3.4"], ["", DOT]]))
+    pixels = np.asarray(write_numbers(image, [["12", "3.4"], ["", DOT]], squares(2, 2)))
     assert written == ["12", "3.4"]
     assert pixels[:40, :40].min() < 60
     assert pixels[:40, 40:].max() > 200
     assert (pixels[40:, :40] == 255).all()
     assert 1 <= (pixels[40:, 40:].max(axis=2) > 0).sum() <= 9
-    write_numbers(image, [["12"] * 8] * 8)
+    write_numbers(image, [["12"] * 8] * 8, squares(8, 8))
     assert written == ["12", "3.4"], "a cell of 10 pixels has no room for two digits"
 
 

@@ -155,7 +155,7 @@ def stream_of(folder):
 def explain_command(path):
     explainer = ImageExplainer(
         load_classifier(softcam_hub.CAPE_LESIONS),
-        argparse.Namespace(explainer=None, kind=None, classes=None, top_k=None, batch_size=1),
+        argparse.Namespace(explainer=None, kind=None, classes=None, top_k=None, aligned=True, batch_size=1),
     )
     assert not list(explainer.explain_files([path]))
     raise UnreadableImage(*explainer.problems)

@@ -58,6 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--explainer", help="Post-hoc method to use instead, such as grad-cam. A vanilla classifier needs one."
     )
+    parser.add_argument(
+        "--no-aligned",
+        dest="aligned",
+        action="store_false",
+        help="Draw cells as squares that fill the image, as other libraries do, and not where the network looks.",
+    )
     parser.add_argument("--batch-size", type=int, default=16, help="Number of images per batch. [16]")
 
 
@@ -211,6 +217,7 @@ class ImageExplainer:
 
         from ..explainers.methods import create_explainer
         from ..models.classes import find_class
+        from ..models.flip_registration import measure_on_first_use
         from ..models.heads import native_kinds
         from ..models.self_explaining import SelfExplaining
 
@@ -227,6 +234,8 @@ class ImageExplainer:
         self.model = model.to(self.device)
         self.multi_label = bool(classifier.multi_label)
         self.explainer = create_explainer(self.method, self.model) if self.method else None
+        if self.explainer and isinstance(model, SelfExplaining):
+            measure_on_first_use(self.model)
         if not self.method:
             model.head_class.check_kind(self.kind)
         self.preprocessing = classifier.preprocessing
@@ -234,6 +243,7 @@ class ImageExplainer:
         self.labels = classifier.labels
         self.classes = [find_class(name, self.labels) for name in arguments.classes or []]
         self.top_k, self.batch_size = min(arguments.top_k or 2, len(self.labels)), arguments.batch_size
+        self.aligned = arguments.aligned
         self.problems: list[str] = []
         self.remarks: list[str] = []
 
@@ -246,6 +256,8 @@ class ImageExplainer:
             return
         pixels = torch.stack([image for _, image in images]).to(self.device)
         explanation, probabilities = self.explain(pixels)
+        if not self.aligned:
+            explanation = replace(explanation, grid=None)
         for index, (file, _) in enumerate(images):
             predicted = int(probabilities[index].argmax())
             line = {
@@ -255,6 +267,7 @@ class ImageExplainer:
                 "probabilities": dict(zip(self.labels, probabilities[index].tolist(), strict=True)),
                 "explained": [self.labels[class_] for class_ in explanation.classes[index].tolist()],
                 "kind": explanation.kind,
+                "map_offset": explanation.layout().offset,
             }
             yield file, line, self._draw(pixels[index], explanation, index)
 
@@ -279,6 +292,7 @@ class ImageExplainer:
         """
         import torch
 
+        from ..explainers.methods import find_grid
         from ..models.explanation import Explanation
         from ..models.label_kind import class_probabilities
 
@@ -291,7 +305,9 @@ class ImageExplainer:
         if self.explainer is None:
             return self.model.explain(pixels, classes, kind=self.kind), probabilities
         maps = self.explainer(pixels, classes)
-        return Explanation(maps, classes, probabilities.gather(1, classes), self.method), probabilities
+        grid = find_grid(self.method, self.explainer.explainers.model, pixels, maps)
+        probability = probabilities.gather(1, classes)
+        return Explanation(maps, classes, probability, self.method, grid=grid), probabilities
 
     def _draw(self, pixels: "Tensor", explanation: "Explanation", index: int) -> Image.Image:
         """Draw the input of the model, and beside it the map of every explained class."""

@@ -16,9 +16,11 @@ from torch import Tensor
 from .. import CAPE_LESIONS
 from ..data.lesions import VARIANTS
 from ..evaluation.models import DEFAULT_POST_HOC, VANILLA, ClassifierWithExplainers, pair_models
+from ..explainers.methods import find_grid
 from ..hub.cards.records import METRICS, read_optional_mapping
 from ..loading import LoadedClassifier, load_classifier
 from ..models.explanation import Explanation
+from ..models.flip_registration import measure_on_first_use
 from ..models.self_explaining import SelfExplaining
 from ..models.text import abbreviate, printable
 
@@ -81,8 +83,9 @@ class DemoModel:
         self.name = Path(source).name if Path(source) == Path(CAPE_LESIONS) else str(source)
         self.training = _describe_training(Path(source), classifier.labels)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.vanilla = _find_vanilla(classifier, source)
         self.model = classifier.model.to(self.device)
+        measure_on_first_use(self.model)
+        self.vanilla = _find_vanilla(classifier, source)
         self.labels = classifier.labels
         self.kinds = tuple(kind.name for kind in self.model.head_class.map_kinds if kind.native)
         # Without a vanilla classifier FD-CAM needs one pass per channel, which takes half a minute.
@@ -129,7 +132,8 @@ class DemoModel:
         for name in self.explainers.names:
             try:
                 maps = self.explainers.maps([name], activations, classes)[name].relu()
-                explanations[name] = Explanation(maps, classes, probabilities[:, [index]], name)
+                grid = find_grid(name, self.explainers.explained, pixels, maps)
+                explanations[name] = Explanation(maps, classes, probabilities[:, [index]], name, grid=grid)
             except (ValueError, ImportError) as error:
                 reasons[name] = str(error)
         return explanations, reasons

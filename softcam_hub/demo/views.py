@@ -20,6 +20,7 @@ from ..figures import Scale, outline, per_class, stack_vertically
 from ..figures.captions import caption_of
 from ..figures.difference import tiers
 from ..figures.drawing import enlarge
+from ..models.alignment import Grid
 from ..models.explanation import Explanation, Regions
 from ..models.heads import describe_kind
 from ..models.overlays import backdrop, meaning_of, opacities, scale_of, spread
@@ -128,9 +129,9 @@ def render_maps(explained: ExplainedImage) -> str:
     canvas, parts = enlarge(explained.image, SIDE), []
     for kind, explanation in explained.explanations.items():
         maps = explanation.maps[0].cpu()
-        scale = scale_of(maps, kind)
+        scale, grid = scale_of(maps, kind), explanation.layout()
         tiles = [
-            _map_tile(caption_of(explanation, explained.labels, 0, rank), canvas, spread(values, canvas), scale)
+            _map_tile(caption_of(explanation, explained.labels, 0, rank), canvas, spread(values, canvas, grid), scale)
             for rank, values in enumerate(maps)
         ]
         parts.append(f"<h3>{explanation.map_kind.title}</h3>")
@@ -138,7 +139,17 @@ def render_maps(explained: ExplainedImage) -> str:
         parts.append(render_tiles(tiles))
         parts.append(_render_colour_bar(scale))
         parts.append(render_sentence(f"Values of these maps: {scale.describe_range(maps)} in a cell.", "small"))
-    return "".join(parts)
+    return "".join(parts) + render_sentence(describe_offset(explained.explanation.layout()), "small")
+
+
+def describe_offset(grid: Grid) -> str:
+    """Say how far cells are drawn from their squares; an empty text where that was not measured."""
+    distances = [
+        f"{abs(distance):.2f} cells {after if distance > 0 else before}"
+        for distance, before, after in zip(grid.offset or (), ("up", "left"), ("down", "right"), strict=False)
+        if distance is not None
+    ]
+    return f"Cells are drawn where the network looks: {' and '.join(distances)} of their square." if distances else ""
 
 
 def render_downloads(explained: ExplainedImage) -> str:
@@ -167,6 +178,7 @@ def describe(explained: ExplainedImage) -> dict[str, object]:
         "score": float(explained.probabilities[best]),
         "probabilities": dict(zip(labels, explained.probabilities.tolist(), strict=True)),
         "explained": [labels[index] for index in explained.classes],
+        "map_offset": explained.explanation.layout().offset,
         "maps": {kind: explanation.maps[0].tolist() for kind, explanation in explained.explanations.items()},
     }
 
@@ -179,18 +191,19 @@ def render_regions(explained: ExplainedImage, threshold: float) -> str:
     if not explained.adds_up:
         return ""
     canvas, regions = enlarge(explained.image, SIDE), explained.explanation.regions(threshold)
+    grid = explained.explanation.layout()
     return render_tiles(
         [
-            Tile(f"{explained.labels[index]}\n{regions.describe(rank=rank)}", _highlight(canvas, regions, rank))
+            Tile(f"{explained.labels[index]}\n{regions.describe(rank=rank)}", _highlight(canvas, regions, rank, grid))
             for rank, index in enumerate(explained.classes)
         ]
     )
 
 
-def _highlight(canvas: Image.Image, regions: Regions, rank: int) -> Image.Image:
+def _highlight(canvas: Image.Image, regions: Regions, rank: int, grid: Grid) -> Image.Image:
     """Return the picture, dark and grey outside of the regions."""
-    mask = regions.mask[0, rank].cpu()
-    inside = Image.fromarray((spread(mask.float(), canvas, smooth=False) * 255).byte().numpy())
+    mask = spread(regions.mask[0, rank].float(), canvas, grid, smooth=False)
+    inside = Image.fromarray((mask * 255).byte().numpy())
     dark = canvas.convert("L").point([value // 3 for value in range(256)]).convert("RGB")
     return outline(Image.composite(canvas, dark, inside), mask, width=2)
 
@@ -202,7 +215,8 @@ def render_difference(explained: ExplainedImage) -> str:
     canvas, values = enlarge(explained.image, SIDE), explained.explanation.difference()[0].float().cpu()
     first, second = (explained.labels[index] for index in explained.classes)
     scale = Scale.of(values, diverging=True, percent=explained.adds_up)
-    tile = _map_tile(f"{first} minus {second}", canvas, spread(values, canvas, smooth=False), scale)
+    blocks = spread(values, canvas, explained.explanation.layout(), smooth=False)
+    tile = _map_tile(f"{first} minus {second}", canvas, blocks, scale)
     text = render_sentence(f"Orange: more evidence for {first}. Blue: more evidence for {second}.")
     text += _render_colour_bar(scale)
     if explained.adds_up:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..models.alignment import Grid
 from ..models.explanation import Explanation
 from ..models.overlays import Colour, Scale, meaning_of, scale_of, spread, tint
 from ..models.text import format_share
@@ -116,11 +117,11 @@ def top_two(
         raise ValueError(
             "top_two() compares two classes, and the explanation holds one: call explain with top_k=2 or more"
         )
-    canvas, difference = enlarge(image, side), maps[0] - maps[1]
+    canvas, difference, grid = enlarge(image, side), maps[0] - maps[1], explanation.layout()
     first, second = (name_of(names, int(explanation.classes[index, rank])) for rank in (0, 1))
 
     # The upper row: the image, and which class its cells speak for.
-    shown = _draw_difference(canvas, difference, threshold)
+    shown = _draw_difference(canvas, difference, grid, threshold)
     panels = [("image", outline_annotation(canvas, mask)), (f"{first}\nminus {second}", shown)]
     upper = captioned_row(panels, side)
     upper_bar = colour_bar(_difference_scale(difference), upper.width, left=2 * GAP + canvas.width)
@@ -130,8 +131,8 @@ def top_two(
     for rank in (0, 1):
         caption = caption_of(explanation, names, index, rank)
         region = _describe_region(explanation, index, rank, threshold)
-        shown = tint(canvas, spread(maps[rank], canvas, smooth=False), scale)
-        panels.append((f"{caption}\n{region}", write_numbers(shown, format_cells(maps[rank], threshold))))
+        shown = tint(canvas, spread(maps[rank], canvas, grid, smooth=False), scale)
+        panels.append((f"{caption}\n{region}", write_numbers(shown, format_cells(maps[rank], threshold), grid)))
     lower = captioned_row(panels, side)
     lower_bar = colour_bar(scale, upper.width)
 
@@ -164,12 +165,12 @@ def _tally(difference: Tensor, first: str, second: str, threshold: float, width:
     return [*lines, legend(f"{total} = difference of the probabilities", [], width)]
 
 
-def _draw_difference(canvas: Image.Image, values: Tensor, threshold: float) -> Image.Image:
+def _draw_difference(canvas: Image.Image, values: Tensor, grid: Grid, threshold: float) -> Image.Image:
     """Draw a difference in blocks over its image, with the frames of its tiers and its numbers."""
-    shown = tint(canvas, spread(values, canvas, smooth=False), _difference_scale(values))
+    shown = tint(canvas, spread(values, canvas, grid, smooth=False), _difference_scale(values))
     for sign in (1, -1):
         for tier in tiers(values, sign, threshold=threshold):
             if (sign, tier.title) in FRAMES:
-                shown = frame_cells(shown, tier.cells, *FRAMES[sign, tier.title])
+                shown = frame_cells(shown, tier.cells, grid, *FRAMES[sign, tier.title])
     widest = max(width for _, width in FRAMES.values())
-    return write_numbers(shown, format_cells(values, threshold), frame=widest)
+    return write_numbers(shown, format_cells(values, threshold), grid, frame=widest)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ..models.alignment import Grid
 from ..models.overlays import Colour
 from .numbers import DOT
 from .text import Font, font
@@ -37,12 +38,13 @@ def outline(image: Image.Image, mask: Tensor, colour: Colour = (0, 220, 255), wi
     return Image.fromarray(pixels)
 
 
-def write_numbers(image: Image.Image, texts: list[list[str]], frame: int = 0) -> Image.Image:
+def write_numbers(image: Image.Image, texts: list[list[str]], grid: Grid, frame: int = 0) -> Image.Image:
     """Write a text into the middle of each cell of a grid: black on light cells, white on dark ones.
 
     Args:
         image: Image of any size.
         texts: Text of each cell. A dot stands for `DOT`, and for a text that is too long for its cell.
+        grid: Where the cells lie in the image.
         frame: Pixels at the border of each cell to leave free.
     """
     image = image.convert("RGB")
@@ -50,10 +52,12 @@ def write_numbers(image: Image.Image, texts: list[list[str]], frame: int = 0) ->
     # Neighbouring numbers need a little distance to be read apart.
     room = 0.94 * image.width / len(texts[0]) - 2 * frame, 0.85 * image.height / len(texts) - 2 * frame
     letters = _fitting({text for line in texts for text in line}, *room)
-    for row, column, (left, top, right, bottom) in cells(image, len(texts), len(texts[0])):
+    for row, column, (left, top, right, bottom) in cells(image, grid):
         text = texts[row][column]
         x, y = (left + right) / 2, (top + bottom) / 2
         ink = "black" if brightness[top:bottom, left:right].mean() > 120 else "white"
+        if grid.is_aligned:  # the image cuts cells at its border
+            room = 0.94 * (right - left) - 2 * frame, 0.85 * (bottom - top) - 2 * frame
         if text and text != DOT and _fits(text, letters, *room):
             pen.text((x, y), text, fill=ink, font=letters, anchor="mm")
         elif text:
@@ -61,18 +65,19 @@ def write_numbers(image: Image.Image, texts: list[list[str]], frame: int = 0) ->
     return image
 
 
-def frame_cells(image: Image.Image, chosen: Tensor, colour: Colour, width: int) -> Image.Image:
+def frame_cells(image: Image.Image, chosen: Tensor, grid: Grid, colour: Colour, width: int) -> Image.Image:
     """Draw a frame just inside of each chosen cell, and a thin white one within it.
 
     Args:
         image: Image of any size.
         chosen: Mask (H, W) of the cells to frame.
+        grid: Where the cells lie in the image.
         colour: Colour of the frame.
         width: Width of the frame's line in pixels.
     """
     image = image.convert("RGB")
     pen = ImageDraw.Draw(image)
-    for row, column, (left, top, right, bottom) in cells(image, *chosen.shape):
+    for row, column, (left, top, right, bottom) in cells(image, grid):
         if chosen[row, column]:
             box = left, top, max(left, right - 1), max(top, bottom - 1)
             pen.rectangle(box, outline="white", width=width + 1)
@@ -80,17 +85,24 @@ def frame_cells(image: Image.Image, chosen: Tensor, colour: Colour, width: int) 
     return image
 
 
-def cells(image: Image.Image, rows: int, columns: int) -> Iterator[tuple[int, int, tuple[int, int, int, int]]]:
+def cells(image: Image.Image, grid: Grid) -> Iterator[tuple[int, int, tuple[int, int, int, int]]]:
     """Yield row, column and box (left, top, right, bottom) in pixels of every cell of a grid over an image.
 
-    Every box has at least one pixel, also where the grid has more cells than the image has pixels.
+    A box holds the pixels that are nearer to its cell than to any other. It has at least one pixel, also where the
+    grid has more cells than the image has pixels.
     """
-    xs = np.linspace(0, image.width, columns + 1).round().astype(int)
-    ys = np.linspace(0, image.height, rows + 1).round().astype(int)
-    for row in range(rows):
-        for column in range(columns):
+    ys, xs = (_edges(grid, axis, image.size[1 - axis]) for axis in (0, 1))
+    for row in range(grid.cells[0]):
+        for column in range(grid.cells[1]):
             left, top = int(min(xs[column], image.width - 1)), int(min(ys[row], image.height - 1))
             yield row, column, (left, top, max(left + 1, int(xs[column + 1])), max(top + 1, int(ys[row + 1])))
+
+
+def _edges(grid: Grid, axis: int, pixels: int) -> np.ndarray:
+    """Return the borders between the cells along an axis in whole pixels, (n + 1,)."""
+    if not grid.is_aligned:
+        return np.linspace(0, pixels, grid.cells[axis] + 1).round().astype(int)
+    return (grid.edges(axis).numpy() * (pixels / grid.image_size[axis])).round().astype(int)
 
 
 def _fitting(texts: set[str], width: float, height: float) -> Font:

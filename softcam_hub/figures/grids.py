@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..explanation_scores.localization import activation_precision, activation_sensitivity
 from ..explanation_scores.maps import heat
+from ..models.alignment import sides_of
 from ..models.explanation import Explanation
 from ..models.overlays import Scale, meaning_of, scale_of, spread, tint
 from .captions import Names, caption_of, maps_of, outline_annotation
@@ -55,9 +56,10 @@ def single(
             f"rank {rank} is not among the {len(maps)} explained classes: explain more with a larger top_k"
         )
     scale, canvas = scale_of(maps[rank], explanation.kind), enlarge(image, side)
-    shown = tint(canvas, spread(maps[rank], canvas, smooth=not numbers), scale)
+    grid = explanation.layout()
+    shown = tint(canvas, spread(maps[rank], canvas, grid, smooth=not numbers), scale)
     if numbers:
-        shown = write_numbers(shown, format_cells(maps[rank]))
+        shown = write_numbers(shown, format_cells(maps[rank]), grid)
     panel = caption_of(explanation, names, index, rank), outline_annotation(shown, mask)
     sheet = captioned_row([panel], side)
     remark = f"Values {scale.describe_range(maps[rank])}. {meaning_of(explanation.kind)}"
@@ -66,7 +68,7 @@ def single(
 
 def comparison(
     images: Sequence[Image.Image],
-    maps: Mapping[str, Tensor],
+    maps: Mapping[str, Tensor | Explanation],
     masks: Sequence[Tensor | None] | Tensor | None = None,
     titles: Sequence[str] | None = None,
     side: int = 256,
@@ -81,7 +83,8 @@ def comparison(
 
     Args:
         images: B images. An image of which two classes are shown is passed twice.
-        maps: Name of a method -> maps (B, H, W) or (B, 1, H, W) at any resolution.
+        maps: Name of a method -> maps (B, H, W) or (B, 1, H, W) at any resolution, whose cells are drawn as squares,
+            or an explanation of one class for each image, whose cells are drawn where the network looks.
         masks: B annotations (H, W) in the proportions of the images; None for an image without one.
         titles: Text above each image.
         side: Height of a panel in pixels.
@@ -99,7 +102,7 @@ def comparison(
         panels = [(title or ("" if index else "image"), outline_annotation(enlarge(image, side), mask))]
         for name, values in maps.items():
             heading = "" if index and aligned else name
-            panels.append(_compared_panel(image, values[index], mask, heading, side))
+            panels.append(_compared_panel(image, values, index, mask, heading, side))
         sheets.append(captioned_row(panels, side))
 
     remark = "Positive part of each map, scaled from its own minimum to its own maximum."
@@ -119,8 +122,9 @@ def _one_for_each(images: Sequence[Image.Image], name: str, values: Sequence | T
     return values
 
 
-def _check_maps(name: str, maps: Tensor, count: int) -> Tensor:
-    """Return the maps of a method as (B, H, W) on the CPU, and refuse other shapes."""
+def _check_maps(name: str, given: Tensor | Explanation, count: int) -> Tensor | Explanation:
+    """Return the maps of a method as (B, H, W) on the CPU, or its explanation, and refuse other shapes."""
+    maps = given.maps if isinstance(given, Explanation) else given
     if maps.ndim == 4 and maps.shape[1] == 1:
         maps = maps[:, 0]
     if maps.ndim != 3 or len(maps) != count:
@@ -128,20 +132,27 @@ def _check_maps(name: str, maps: Tensor, count: int) -> Tensor:
             f"{name}: expected maps ({count}, H, W), one for each image, got {tuple(maps.shape)}: choose one "
             "class for each image"
         )
-    return maps.detach().cpu()
+    return given if isinstance(given, Explanation) else maps.detach().cpu()
+
+
+def _heat_of(maps: Tensor | Explanation, index: int, size: tuple[int, int]) -> Tensor:
+    """Return the heat map (1, H, W) of one image."""
+    if isinstance(maps, Explanation):
+        return maps[index].heatmaps(size)[:, 0].detach().cpu()
+    return heat(maps[index : index + 1], size)
 
 
 def _compared_panel(
-    image: Image.Image, values: Tensor, mask: Tensor | None, name: str, side: int
+    image: Image.Image, maps: Tensor | Explanation, index: int, mask: Tensor | None, name: str, side: int
 ) -> tuple[str, Image.Image]:
-    """Draw the map (H, W) of a method over its image; return it with a caption of the name and the scores."""
+    """Draw the map of a method over its image; return it with a caption of the name and the scores."""
     canvas = enlarge(image, side)
-    hot = heat(values[None], canvas.size[::-1])
+    hot = _heat_of(maps, index, canvas.size[::-1])
     lines = [name] if name else []
     if not hot.any():
         lines.append(NO_HEAT)
     elif mask is not None and mask.any():
-        at_mask, annotation = heat(values[None], tuple(mask.shape)), mask.bool().cpu()[None]
+        at_mask, annotation = _heat_of(maps, index, sides_of(mask)), mask.bool().cpu()[None]
         precision = float(activation_precision(at_mask, annotation))
         sensitivity = float(activation_sensitivity(at_mask, annotation))
         lines.append(f"precision {precision:.2f}, sensitivity {sensitivity:.2f}")
@@ -182,7 +193,7 @@ def per_class(
             caption += f"\nvalues {own.describe_range(values)}"
         if own.high == 0:
             caption += f"\n{NO_HEAT}"
-        picture = tint(canvas, spread(values, canvas), common if shared else own)
+        picture = tint(canvas, spread(values, canvas, explanation.layout()), common if shared else own)
         panels.append((caption, outline_annotation(picture, mask)))
     sheets = [captioned_row(panels[start : start + columns], side) for start in range(0, len(panels), columns)]
 

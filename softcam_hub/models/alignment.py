@@ -137,7 +137,12 @@ class Grid:
     @property
     def is_aligned(self) -> bool:
         """Whether a measured place is used along an axis at least."""
-        return self.alignment is not None and self.alignment.offset(self.image_size, self.cells) is not None
+        return self.offset is not None
+
+    @property
+    def offset(self) -> Offset | None:
+        """How far the cells look from their squares, (down, right) in cells; None where it is not known."""
+        return None if self.alignment is None else self.alignment.offset(self.image_size, self.cells)
 
     def axis(self, axis: int) -> tuple[float, float]:
         """Return start and step in pixels, of the rows (axis 0) or of the columns (axis 1)."""

@@ -162,13 +162,14 @@ class Explanation:
         }
         return DataFrame(columns)
 
-    def overlay(self, image: int = 0, rank: int = 0, opacity: float = 0.75) -> Image.Image:
+    def overlay(self, image: int = 0, rank: int = 0, opacity: float = 0.75, aligned: bool = True) -> Image.Image:
         """Draw the heat map of one class over the picture that the model saw.
 
         Args:
             image: Index of the image in the batch.
             rank: Index of the class among those explained for the image.
             opacity: Opacity of the hottest pixels.
+            aligned: Draw every cell where the network looks, as in `heatmaps`.
         """
         one = self[image]
         if not 0 <= rank < self.maps.shape[1]:
@@ -179,28 +180,32 @@ class Explanation:
                 "softcam_hub.figures.overlay"
             )
         picture = to_picture(one.pixels[0])
-        return overlay(picture, one.heatmaps(picture.size[::-1])[0, rank], opacity)
+        return overlay(picture, one.heatmaps(picture.size[::-1], aligned)[0, rank], opacity)
 
-    def plot(self) -> "Figure":
+    def plot(self, aligned: bool = True) -> "Figure":
         """Draw every image and its maps, with labels, percentages and a colour bar, as a matplotlib figure.
 
         A notebook shows the figure, and so does `plt.show()` where matplotlib opens windows. All maps of an image share
         one scale. Up to eight classes of an image are drawn.
-        """
-        return self._draw(make_figure(for_window=True))
 
-    def save(self, path: str | Path) -> None:
+        Args:
+            aligned: Draw every cell where the network looks, as in `heatmaps`.
+        """
+        return self._draw(make_figure(for_window=True), aligned)
+
+    def save(self, path: str | Path, aligned: bool = True) -> None:
         """Write the figure of `plot` into a file.
 
         Args:
             path: File with a suffix of matplotlib: .png, .jpg, .webp, .tif, .pdf, .svg, .eps and others.
+            aligned: Draw every cell where the network looks, as in `heatmaps`.
         """
         figure = make_figure()
         known, suffix = figure.canvas.get_supported_filetypes(), Path(path).suffix.lower()
         if suffix[1:] not in known:
             suffixes = ", ".join(f".{name}" for name in sorted(known))
             raise ValueError(f"cannot save an explanation as {printable(path)!r}: expected one of {suffixes}")
-        self._draw(figure).savefig(Path(path).expanduser(), dpi=150)
+        self._draw(figure, aligned).savefig(Path(path).expanduser(), dpi=150)
 
     def _repr_png_(self) -> bytes | None:
         """Draw the first images, for notebooks; without images or matplotlib they show `repr` instead."""
@@ -214,15 +219,15 @@ class Explanation:
         self[:SHOWN_IMAGES]._draw(figure).savefig(file, format="png", dpi=100)
         return file.getvalue()
 
-    def _draw(self, figure: "Figure") -> "Figure":
+    def _draw(self, figure: "Figure", aligned: bool = True) -> "Figure":
         """Draw every image and its maps into an empty figure."""
         if not len(self):
             raise ValueError("this explanation has no image to draw: it is empty")
-        rows = []
+        rows, grid = [], self.layout(aligned)
         for index, one in enumerate(self):
             maps = at_least_float32(one.maps[0, :SHOWN_CLASSES].detach()).cpu()
             title = f"image {index}" if len(self) > 1 else "image"
-            rows.append(Row(title, one.image, maps, one._captions(0), scale_of(maps, self.kind)))
+            rows.append(Row(title, one.image, maps, one._captions(0), scale_of(maps, self.kind), grid))
         note = f"{self.map_kind.title} maps. {meaning_of(self.kind)}"
         if self.maps.shape[1] > SHOWN_CLASSES:
             note += f" Shown: {SHOWN_CLASSES} of {self.maps.shape[1]} explained classes."

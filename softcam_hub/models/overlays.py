@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from .alignment import Grid
 from .heads import describe_kind
 
 Colour = tuple[int, int, int]
@@ -122,16 +122,16 @@ def to_picture(pixels: Tensor) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
-def spread(values: Tensor, image: Image.Image, smooth: bool = True) -> Tensor:
+def spread(values: Tensor, image: Image.Image, grid: Grid, smooth: bool = True) -> Tensor:
     """Resize a map (H, W) to the pixels of an image.
 
     Args:
         values: Map (H, W) of any resolution.
         image: Image of the wanted size.
-        smooth: Interpolate bilinearly; otherwise every cell becomes one block.
+        grid: Where the cells lie in the image, as `Explanation.layout` returns it.
+        smooth: Interpolate bilinearly; otherwise every pixel has the value of the nearest cell.
     """
-    values = values.detach().cpu().float()[None, None]
-    return F.interpolate(values, size=image.size[::-1], mode="bilinear" if smooth else "nearest")[0, 0]
+    return grid.upsample(values.detach().cpu().float(), image.size[::-1], nearest=not smooth)
 
 
 def overlay(image: Image.Image, heatmap: Tensor, opacity: float = 0.75) -> Image.Image:

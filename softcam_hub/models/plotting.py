@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from .alignment import Grid
 from .overlays import Scale, spread, tint
 from .text import printable
 
@@ -37,6 +38,7 @@ class Row:
         maps: Maps (k, H, W) of the image.
         captions: Label and percentage of each map.
         scale: Colours of the values, which all maps of the row share.
+        grid: Where the cells of the maps lie in the picture.
     """
 
     title: str
@@ -44,6 +46,7 @@ class Row:
     maps: Tensor
     captions: list[tuple[str, str]]
     scale: Scale
+    grid: Grid
 
 
 def make_figure(for_window: bool = False) -> "Figure":
@@ -103,7 +106,7 @@ def _draw_panels(row: Row, axes: Any) -> None:
         axes[0].imshow(row.picture)
         axes[0].set_title(row.title, fontsize=9)
     for values, (label, share), one in zip(row.maps, row.captions, axes[1:], strict=False):
-        one.imshow(tint(canvas, spread(values, canvas), row.scale))
+        one.imshow(tint(canvas, spread(values, canvas, row.grid), row.scale))
         lines = textwrap.wrap(printable(label), LABEL_WIDTH, max_lines=2, placeholder="…")
         one.set_title("\n".join([*lines, share]), fontsize=9, parse_math=False)
 
