@@ -19,6 +19,9 @@ from softcam_hub.explanation_scores.perturbation import deletion_auc, single_del
 from softcam_hub.loading import load_classifier
 from softcam_hub.training.objective import VanillaForTraining
 
+OPTIONS = {**DATA, "aligned": False}
+"""The slow computations draw cells as squares that fill the image; test_benchmark_alignment.py has the others."""
+
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
@@ -31,7 +34,7 @@ def models(tmp_path_factory):
 def table(models, tmp_path_factory):
     """The folder and the rows of a whole benchmark of CAPE beside its vanilla classifier."""
     folder = tmp_path_factory.mktemp("benchmark")
-    rows = benchmark(models / "cape", folder, models / "vanilla", per_image=True, batch_size=4, shard_size=6, **DATA)
+    rows = benchmark(models / "cape", folder, models / "vanilla", per_image=True, batch_size=4, shard_size=6, **OPTIONS)
     return folder, rows
 
 
@@ -122,7 +125,7 @@ def test_rows_say_what_was_measured_and_how(table):
 
 def test_explainers_measured_alone_get_the_same_values(models, table, tmp_path):
     alone = benchmark(
-        models / "cape", tmp_path, models / "vanilla", explainers="cam", batch_size=4, shard_size=6, **DATA
+        models / "cape", tmp_path, models / "vanilla", explainers="cam", batch_size=4, shard_size=6, **OPTIONS
     )
     beside = next(row for row in table[1] if row["explainer"] == "cam")
     for name in ("average_drop", "adcc", "miou", "topk_sensitivity", "activation_precision"):
@@ -131,7 +134,13 @@ def test_explainers_measured_alone_get_the_same_values(models, table, tmp_path):
 
 def test_values_do_not_depend_on_the_size_of_shards_and_batches(models, table, tmp_path):
     rows = benchmark(
-        models / "cape", tmp_path, models / "vanilla", explainers=["random", "cape"], batch_size=3, shard_size=4, **DATA
+        models / "cape",
+        tmp_path,
+        models / "vanilla",
+        explainers=["random", "cape"],
+        batch_size=3,
+        shard_size=4,
+        **OPTIONS,
     )
     for row in rows:
         before = next(other for other in table[1] if other["explainer"] == row["explainer"])
@@ -146,13 +155,13 @@ def test_only_missing_shards_are_computed(models, table, tmp_path, monkeypatch):
     (tmp_path / "half" / "rows.jsonl").unlink()
     (tmp_path / "half" / "shards" / "00000.json").touch()
     written = (tmp_path / "half" / "shards" / "00000.json").stat().st_mtime_ns
-    again = benchmark(models / "cape", tmp_path / "half", models / "vanilla", batch_size=4, shard_size=6, **DATA)
+    again = benchmark(models / "cape", tmp_path / "half", models / "vanilla", batch_size=4, shard_size=6, **OPTIONS)
     assert again == rows
     assert (tmp_path / "half" / "shards" / "00000.json").stat().st_mtime_ns == written
 
 
 def test_other_settings_or_weights_are_refused_and_overwritten(models, tmp_path):
-    options = {"explainers": "cape", "measures": "table", "limit": 2, **DATA}
+    options = {"explainers": "cape", "measures": "table", "limit": 2, **OPTIONS}
     benchmark(models / "cape", tmp_path, **options)
     with pytest.raises(ValueError, match="seed=0, but now it is 1.*--overwrite"):
         benchmark(models / "cape", tmp_path, **options, seed=1)
@@ -171,7 +180,7 @@ def test_other_settings_or_weights_are_refused_and_overwritten(models, tmp_path)
 
 
 def test_every_explainer(models, tmp_path):
-    rows = benchmark(models / "softcam", tmp_path, explainers="all", measures="table", limit=2, **DATA)
+    rows = benchmark(models / "softcam", tmp_path, explainers="all", measures="table", limit=2, **OPTIONS)
     names = [row["explainer"] for row in rows]
     assert {"softcam", *DEFAULT_POST_HOC, "score-cam", "integrated-gradients", "random", "centre"} <= set(names)
     vanilla = to_vanilla(load_classifier(models / "softcam").model)
@@ -185,7 +194,7 @@ def test_every_explainer(models, tmp_path):
 
 def test_single_deletion_ranks_signed_maps_against_the_drop_of_the_logit(tmp_path):
     model = vanilla_model()
-    options = {"explainers": "guided-backprop", "measures": "single_deletion", "limit": 4, **DATA}
+    options = {"explainers": "guided-backprop", "measures": "single_deletion", "limit": 4, **OPTIONS}
     row = benchmark(model, tmp_path, **options)[0]
     pixels = torch.stack([prepare_split(model)[index]["pixel_values"] for index in range(4)])
     maps = create_explainer("guided-backprop", model, signed=True)(pixels)
@@ -198,7 +207,7 @@ def test_single_deletion_ranks_signed_maps_against_the_drop_of_the_logit(tmp_pat
 
 def test_every_measure(models, tmp_path):
     dear = ("gini", "insertion", "deletion", "road", "single_deletion", "max_sensitivity", "grid_pointing")
-    options = {**DATA, "eval_count": 4}
+    options = {**OPTIONS, "eval_count": 4}
     softcam, centre = benchmark(models / "softcam", tmp_path, explainers="softcam centre", measures=dear, **options)
     assert set(dear) <= softcam.keys()
     assert "average_drop" not in softcam
@@ -206,7 +215,7 @@ def test_every_measure(models, tmp_path):
     assert centre["max_sensitivity"] == 0
     model = load_classifier(models / "softcam").model
     pixels = torch.stack([sample["pixel_values"] for sample in map(prepare_split(model).__getitem__, range(4))])
-    heats = model.explain(pixels).heatmaps(64)[:, 0]
+    heats = model.explain(pixels).heatmaps(64, aligned=False)[:, 0]
     found = deletion_auc(lambda images: model(images).detach().softmax(1), pixels, heats)
     assert np.isclose(softcam["deletion"], 100 * float(found.mean()), atol=1e-3)
     raw = model.explain(pixels).maps[:, 0].relu()
@@ -214,7 +223,7 @@ def test_every_measure(models, tmp_path):
 
 
 def test_evidence_of_signed_maps_is_measured_in_its_unit(models, tmp_path):
-    names, options = "softcam cam grad-cam", {"measures": "evidence", "per_image": True, "batch_size": 4, **DATA}
+    names, options = "softcam cam grad-cam", {"measures": "evidence", "per_image": True, "batch_size": 4, **OPTIONS}
     rows = benchmark(models / "softcam", tmp_path, explainers=names, **options)
     softcam, cam, other = rows
     assert not {"evidence_precision", "share_of_positive_annotated"} & other.keys()  # its unit is no logit
@@ -298,15 +307,15 @@ def test_bad_settings_and_folders_are_refused_with_a_sentence(models, tmp_path):
         load_classifier("restnet18")
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="cannot be written"):
-        benchmark(models / "cape", tmp_path / "file" / "below", explainers="cape", **DATA)
+        benchmark(models / "cape", tmp_path / "file" / "below", explainers="cape", **OPTIONS)
     VanillaForTraining(vanilla_model(3), False, CLASSES[:3]).save_pretrained(tmp_path / "three")
     with pytest.raises(ValueError, match="the vanilla has 3 classes, but the data has 4"):
-        benchmark(models / "cape", tmp_path / "out", tmp_path / "three", **DATA)
+        benchmark(models / "cape", tmp_path / "out", tmp_path / "three", **OPTIONS)
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_rows_of_one(models, table, tmp_path):
-    options = {"batch_size": 4, "shard_size": 3, "explainers": ["cape", "cam", "random"], **DATA}
+    options = {"batch_size": 4, "shard_size": 3, "explainers": ["cape", "cam", "random"], **OPTIONS}
     finish(start(run_benchmark, models / "cape", models / "vanilla", tmp_path / "one", options))
     finish(start(run_benchmark, models / "cape", models / "vanilla", tmp_path / "two", options, 2, processes=2))
     one, two = ((tmp_path / name / "rows.jsonl").read_text() for name in ("one", "two"))

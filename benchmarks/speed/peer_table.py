@@ -119,7 +119,14 @@ def our_scores(model: nn.Module, methods: list[str], data: dict[str, Any]) -> li
     """Compute Table 1 with `softcam_hub.benchmark`."""
     with tempfile.TemporaryDirectory() as folder:
         return benchmark(
-            model, folder, explainers=methods, measures="table", batch_size=BATCH, shard_size=4 * BATCH, **data
+            model,
+            folder,
+            explainers=methods,
+            measures="table",
+            aligned=False,
+            batch_size=BATCH,
+            shard_size=4 * BATCH,
+            **data,
         )
 
 
