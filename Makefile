@@ -61,6 +61,7 @@ dist: $(STAMP) ## build sdist and wheel, check them, and run README's snippet wi
 
 bench: $(STAMP) ## measure speed side by side, then derive the tables of README and docs/ from the rows
 	$(RUN) -m benchmarks.speed.heads
+	$(RUN) -m benchmarks.speed.alignment
 	$(RUN) -m benchmarks.speed.import_time
 	$(RUN) -m benchmarks.speed.training
 	$(RUN) -m benchmarks.speed.explainers

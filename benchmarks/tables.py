@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.speed.tables import (
+    alignment_speed_table,
     explainers_table,
     heads_table,
     import_table,
@@ -172,6 +173,7 @@ SPEED_TABLES: dict[str, Table] = {
     "explainers": (explainers_table, ("explainers",)),
     "peer_table": (peer_table, ("peer_table",)),
     "heads": (heads_table, ("heads",)),
+    "alignment_speed": (alignment_speed_table, ("alignment_speed",)),
     "training": (training_table, ("training",)),
     "import": (import_table, ("import",)),
     "notebooks": (notebooks_table, ("notebooks",)),

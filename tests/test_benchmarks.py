@@ -46,6 +46,19 @@ def test_training_benchmark_runs():
 
 
 @pytest.mark.slow
+def test_alignment_benchmark_runs():
+    done = run("-m", "benchmarks.speed.alignment", "--quick", "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [(row["comparison"], row["batch"]) for row in rows] == [
+        ("explain and draw", 1),
+        ("explain and draw", 8),
+        ("measure", 32),
+    ]
+    assert 2 < rows[-1]["cpu_ratio"] < 6  # three forwards, and the registration
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["explainers", "peer_table"])
 def test_benchmarks_beside_peers_run(script):
     done = run("-m", f"benchmarks.speed.{script}", "--quick")

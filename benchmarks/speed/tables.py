@@ -90,6 +90,25 @@ def three_digits(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def alignment_speed_table(rows: list[Row]) -> str:
+    """Render one line per comparison: aligned beside unaligned heat maps, and measuring beside a forward."""
+    body = [
+        [
+            f"{row['a']} / {row['b']}",
+            f"`{row['model']}` at {row['image_size']} px, {row['batch']} image{'s'[: row['batch'] > 1]}",
+            with_quartiles(row, "ratio", ".2f"),
+            with_quartiles(row, "cpu_ratio", ".2f"),
+            f"{row['a_cpu_seconds']:.2g} s",
+        ]
+        for row in rows
+    ]
+    pairs = sorted({row["pairs"] for row in rows})
+    return (
+        f"Ratios of time: medians of {pairs[0]} to {pairs[-1]} interleaved pairs, quartiles in brackets, on a machine "
+        f"that did other work too. The last column is the CPU time of the first side. {where(rows[0])}.\n\n"
+    ) + markdown(["what / beside what", "model and images", "time ratio", "CPU time ratio", "CPU time"], body)
+
+
 def import_table(rows: list[Row]) -> str:
     """Render the time of the imports with and without this package."""
     row = rows[0]
