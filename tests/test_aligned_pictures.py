@@ -23,6 +23,7 @@ from softcam_hub.figures.drawing import write_numbers
 from softcam_hub.figures.layout import CAPTION_LINE, GAP
 from softcam_hub.models.alignment import Alignment, Grid
 from softcam_hub.models.overlays import spread
+from tools.draw_alignment import PICTURE, draw_alignment
 
 KNOWN = Alignment((0.6, 1.28), (8.0, 8.0), (128, 128))
 ROW, COLUMN = 5, 9
@@ -192,3 +193,10 @@ def test_pictures_of_the_command(options, tmp_path):
         explanation = model.explain(Image.open(picture).convert("RGB"), top_k=2)
         expected = per_class(explanation.image, explanation, model.labels, most=39)
         assert np.array_equal(Image.open(io.BytesIO(found["aligned"][1])), expected)
+
+
+def test_the_picture_of_the_documentation_is_drawn_by_its_command():
+    drawn, kept = draw_alignment(), Image.open(PICTURE).convert("RGB")
+    assert drawn.size == kept.size
+    assert np.abs(np.asarray(drawn).astype(int) - np.asarray(kept)).mean() < 1
+    assert PICTURE.stat().st_size < 200_000
