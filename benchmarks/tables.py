@@ -110,6 +110,27 @@ def explanations_table(rows: list[Row]) -> str:
     )
 
 
+def alignment_table(rows: list[Row]) -> str:
+    """Render one line per explainer of the shipped model: how well its map points, aligned and not."""
+    scores = ("pointing_game", "activation_precision")
+    body = []
+    for row in rows:
+        if row["aligned"]:
+            key = ("explainer", "explains")
+            before = next(one for one in rows if not one["aligned"] and all(one[name] == row[name] for name in key))
+            numbers = [f"{100 * one[name]:.1f}" for name in scores for one in (before, row)]
+            body.append([f"`{row['explainer']}`", row["explains"], *numbers])
+    row = rows[0]
+    down, right = row["map_offset"]
+    return (
+        f"Percent, for the true class on {row['images']} diseased test images of `lesions`. The shipped model looks "
+        f"{down:+.2f} cells down and {right:+.2f} right of where its cells are drawn by habit.\n\n"
+    ) + markdown(
+        ["map", "explains", "pointing game", "aligned", "activation precision", "aligned"],
+        body,
+    )
+
+
 def methods_table(costs: list[Row], explanations: list[Row]) -> str:
     """Render one line per post-hoc method: its cost, and its maps of the vanilla classifier on lesions."""
     ours = {row["method"]: row for row in costs if row["side"] == "ours" and row["batch"] == 1}
@@ -168,6 +189,7 @@ README_TABLES: dict[str, Table] = {"summary": (summary_table, ("lesions", "expla
 SCORES_TABLES: dict[str, Table] = {
     "lesions": (lesions_table, ("lesions",)),
     "explanations": (explanations_table, ("explanations",)),
+    "alignment": (alignment_table, ("alignment",)),
 }
 SPEED_TABLES: dict[str, Table] = {
     "explainers": (explainers_table, ("explainers",)),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..explainers.explained_model import Activations, ExplainedModel
 from ..explainers.methods import UNINFORMED, Explainers, list_explainers, reads_features
-from ..explanation_scores.maps import min_max
+from ..explanation_scores.maps import heat, min_max
 from ..loading import LoadedClassifier, load_classifier
 from ..models.alignment import Alignment, Grid, sides_of
 from ..models.classifier import Classifier
@@ -276,6 +276,8 @@ class ClassifierWithExplainers:
 
     def heat(self, name: str, maps: Tensor, image_size: tuple[int, int], size: tuple[int, int] | None = None) -> Tensor:
         """Make heat maps, φ of the papers, in [0, 1], of the maps of an explainer; arguments as for `enlarge`."""
+        if not self.grid(name, image_size, sides_of(maps)).is_aligned:
+            return heat(maps, size or image_size)  # the same to the last bit as for maps from elsewhere
         large = self.enlarge(name, maps.relu(), image_size, size)
         return min_max(large.flatten(0, -3)).view_as(large)
 
