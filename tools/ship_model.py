@@ -3,7 +3,7 @@
 python -m benchmarks.reproduction.lesions lesions-cape    # trains the model, and keeps the row of its scores
 python -m benchmarks.reproduction.explanations            # measures its explanations
 python -m tools.ship_model runs/lesions-cape
-python -m tools.ship_model --measure                      # only measures again where the cells of its maps lie
+python -m tools.ship_model --measure                      # measures again where its cells lie, and draws its examples
 make cards                                                # renders its card
 
 The code of the model is left out, because the package has it.
@@ -12,13 +12,17 @@ The code of the model is left out, because the package has it.
 import argparse
 from pathlib import Path
 
-from softcam_hub import CAPE_LESIONS, measure_alignment
+from softcam_hub import CAPE_LESIONS, CAPEForImageClassification, measure_alignment
 from softcam_hub.arguments import ArgumentParser
+from softcam_hub.data.config import DataConfig
 from softcam_hub.data.lesions import draw
+from softcam_hub.data.splits import load_splits
+from softcam_hub.evaluation.shards import make_dataset
 from softcam_hub.files import copy_file, read_mapping, write_json
 from softcam_hub.loading import load_classifier
 from softcam_hub.models.flip_registration import IMAGES
 from softcam_hub.models.saved_format import FORMAT
+from softcam_hub.training.reporting import draw_examples
 
 ASSET = Path(CAPE_LESIONS)
 FILES = {
@@ -31,6 +35,11 @@ FILES = {
     "explanations/rows.jsonl": "rows.jsonl",
 }
 """File of a run -> name in the folder of the shipped model."""
+
+EXAMPLES, FEW = "examples.png", 24
+"""Picture that README shows, and number of generated images among which all of its images are."""
+
+PAGES = Path(__file__).parents[1] / "docs"
 
 
 def ship(run: Path) -> None:
@@ -53,6 +62,10 @@ def measure(folder: Path = ASSET) -> None:
     args = {**config.get("model_args", {}), "alignment": measurement.alignment.as_dict(), "format": FORMAT}
     write_json(folder / "config.json", {**config, "model_args": dict(sorted(args.items()))})
     print(measurement.describe())
+    splits = load_splits(DataConfig(data="lesions", data_size=size, train_count=FEW, eval_count=FEW))
+    images = make_dataset(model.preprocessing, splits.test, masks=True)
+    aligned = CAPEForImageClassification.from_pretrained(folder).eval()
+    draw_examples(aligned, images, splits.classes, folder / EXAMPLES)
 
 
 def main() -> None:
@@ -64,6 +77,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.measure:
         measure()
+        copy_file(ASSET / EXAMPLES, PAGES / EXAMPLES)
     else:
         ship(arguments.run)
 
