@@ -21,7 +21,10 @@ import torch
 from torch import Tensor
 
 import softcam_hub
+from softcam_hub.data.config import DataConfig
 from softcam_hub.data.lesions import LesionImage, draw
+from softcam_hub.data.splits import load_splits
+from softcam_hub.evaluation.shards import make_dataset, stack_samples
 from softcam_hub.models.alignment import Alignment, Grid
 from softcam_hub.models.flip_registration import measure_alignment
 from softcam_hub.models.heads import select
@@ -56,13 +59,14 @@ def trained(name: str, folder: Path) -> SelfExplaining:
 
 
 @torch.no_grad()
-def best_pointing(model: SelfExplaining, samples: list[LesionImage]) -> dict[str, Any]:
-    """Find the offset at which most of the heat of the true class lies inside the lesions."""
-    diseased = [sample for sample in samples if sample.label]
-    masks = torch.stack([torch.as_tensor(np.asarray(sample.mask)).bool() for sample in diseased])
-    classes = torch.tensor([[sample.label] for sample in diseased])
-    parts = [[sample.image for sample in diseased[start : start + 32]] for start in range(0, len(diseased), 32)]
-    features = torch.cat([model.forward_features(model.as_batch(part)) for part in parts])
+def best_pointing(model: SelfExplaining) -> dict[str, Any]:
+    """Find the offset at which most of the heat of the true class lies inside the lesions of the test images."""
+    config = DataConfig(data="lesions", data_size=SIDE, train_count=4, eval_count=IMAGES)
+    images = make_dataset(model.preprocessing, load_splits(config).test, masks=True)  # images and masks cut alike
+    diseased = [sample for sample in map(images.__getitem__, range(IMAGES)) if sample["mask"].any()]
+    batch = stack_samples(diseased, ("pixel_values", "labels", "mask"), torch.device("cpu"))
+    pixels, classes, masks = batch[0], batch[1][:, None], batch[2]
+    features = torch.cat([model.forward_features(part) for part in pixels.split(32)])
     maps = select(model.head(features, kind=model.head_class.kinds[0])[1], classes)[:, 0].relu()
     offsets = np.round(np.arange(-1.2, 1.21, 0.05), 2)
     shares = np.array([[_inside(maps, masks, (down, right))[0] for right in offsets] for down in offsets])
@@ -137,7 +141,7 @@ def main() -> None:
         measurement = measure_alignment(model, validation)
         row = {"network": name, **network, "offset": list(measurement.offset), "accepted": list(measurement.accepted)}
         row |= {"spread": list(measurement.spread), "correlation": list(measurement.correlation)}
-        row |= best_pointing(model, test) | moved_blob(model, test)
+        row |= best_pointing(model) | moved_blob(model, test)
         for method in ("best", "blob"):
             triples = zip(row["offset"], row[f"{method}_offset"], row["accepted"], strict=True)
             near = [abs(first - second) <= TOLERANCE for first, second, counts in triples if counts]

@@ -223,7 +223,7 @@ def _make_classifiers(
         side = min(trial.shape[-2:])
         if config.patch is not None and config.patch > side:
             raise ValueError(f"patch must be at most {side}, the side of the {role}'s images, got {config.patch}")
-        options = {"seed": config.seed, "batch": config.batch_size, "aligned": config.aligned}
+        options: dict[str, Any] = {"seed": config.seed, "batch": config.batch_size, "aligned": config.aligned}
         one = ClassifierWithExplainers(role, loaded, assigned[role], multi_label, **options)
         with torch.enable_grad():
             left_out |= one.drop_impossible(trial.to(one.device), strict=named)
