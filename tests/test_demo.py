@@ -113,6 +113,22 @@ def test_post_hoc_methods_explain_the_vanilla_classifier_beside_the_model(folder
     assert "explain the vanilla classifier of this model" in text
 
 
+def test_the_vanilla_classifier_with_the_same_backbone_has_the_place_of_the_model(cape, image, tmp_path):
+    shutil.copytree(CAPE_LESIONS, tmp_path / "model")
+    own = timm.create_model(f"local-dir:{CAPE_LESIONS}", pretrained=True)
+    vanilla = softcam_hub.to_vanilla(own)
+    timm.models.save_for_hf(
+        vanilla,
+        tmp_path / "vanilla",
+        model_config={"num_classes": 4, "model_args": own.backbone_args},
+        safe_serialization=True,
+    )
+    model = DemoModel(tmp_path / "model")
+    assert model.vanilla.model.alignment == own.alignment
+    explanations, _ = model.post_hoc(model.explain(image))
+    assert explanations["grad-cam"].layout().offset == pytest.approx(own.map_offset())
+
+
 def test_a_vanilla_classifier_is_refused(tmp_path):
     vanilla = timm.create_model("test_resnet", num_classes=4)
     timm.models.save_for_hf(vanilla, tmp_path / "plain", model_config={"num_classes": 4}, safe_serialization=True)

@@ -15,7 +15,13 @@ from torch import Tensor
 
 from .. import CAPE_LESIONS
 from ..data.lesions import VARIANTS
-from ..evaluation.models import DEFAULT_POST_HOC, VANILLA, ClassifierWithExplainers, pair_models
+from ..evaluation.models import (
+    DEFAULT_POST_HOC,
+    VANILLA,
+    ClassifierWithExplainers,
+    has_same_backbone,
+    pair_models,
+)
 from ..explainers.methods import find_grid
 from ..hub.cards.records import METRICS, read_optional_mapping
 from ..loading import LoadedClassifier, load_classifier
@@ -145,6 +151,8 @@ def _find_vanilla(classifier: LoadedClassifier, source: str | Path) -> LoadedCla
     folders = [run / name for name in ("vanilla", "twin")]  # older runs called the folder `twin`
     beside = [folder for folder in folders if (folder / "config.json").is_file()]
     vanilla = load_classifier(beside[0]) if Path(source).is_dir() and beside else None
+    if vanilla is not None and has_same_backbone(classifier.model, vanilla.model):
+        vanilla.model.alignment = classifier.model.alignment
     return pair_models(classifier, vanilla).vanilla
 
 

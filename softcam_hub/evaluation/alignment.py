@@ -23,7 +23,7 @@ from ..models.conversion import convert
 from ..models.flip_registration import IMAGES, measure_alignment
 from ..models.self_explaining import SelfExplaining
 from ..output_folder import in_main_process
-from .models import ModelPair
+from .models import ModelPair, has_same_backbone
 from .shards import make_dataset
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,11 @@ def _find_alignment(pair: ModelPair, role: str, samples: Samples) -> Alignment |
     known = getattr(classifier.model, "alignment", None)
     if known is not None:
         return known
-    if pair.model is not None and classifier is not pair.model and _same_backbone(pair.model.model, classifier.model):
+    if (
+        pair.model is not None
+        and classifier is not pair.model
+        and has_same_backbone(pair.model.model, classifier.model)
+    ):
         return _find_alignment(pair, "model", samples)
     model = classifier.model
     if not isinstance(model, SelfExplaining):
@@ -82,14 +86,3 @@ def _first_images(classifier: LoadedClassifier, samples: Samples) -> Tensor:
     """Prepare the first images of a split as a classifier takes them, (B, C, H, W)."""
     images = make_dataset(classifier.preprocessing, samples)
     return torch.stack([images[index]["pixel_values"] for index in range(min(IMAGES, len(samples)))])
-
-
-def _same_backbone(model: nn.Module, vanilla: nn.Module) -> bool:
-    """Tell whether a vanilla classifier has the backbone of a self-explaining model, weight by weight."""
-    weights = vanilla.state_dict()
-    backbone = {name: value for name, value in model.state_dict().items() if name.startswith("backbone.")}
-    for name, value in backbone.items():
-        other = weights.get(name.removeprefix("backbone."))
-        if other is None or other.shape != value.shape or not torch.equal(other.to(value), value):
-            return False
-    return True

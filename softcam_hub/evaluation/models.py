@@ -111,6 +111,22 @@ def pair_models(classifier: LoadedClassifier, vanilla: LoadedClassifier | None) 
     return ModelPair(classifier, None, missing)
 
 
+def has_same_backbone(model: nn.Module, vanilla: nn.Module) -> bool:
+    """Tell whether a vanilla classifier has the backbone of a self-explaining model, weight by weight.
+
+    Args:
+        model: Self-explaining model.
+        vanilla: Vanilla timm model.
+    """
+    weights = vanilla.state_dict()
+    backbone = {name: value for name, value in model.state_dict().items() if name.startswith("backbone.")}
+    for name, value in backbone.items():
+        other = weights.get(name.removeprefix("backbone."))
+        if other is None or other.shape != value.shape or not torch.equal(other.to(value), value):
+            return False
+    return True
+
+
 def resolve_multi_label(pair: ModelPair, role: str, data_multi_label: bool) -> bool:
     """Tell whether a classifier gives each class a probability of its own.
 
