@@ -41,6 +41,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "ResNet": {"model": "cape_test_resnet", "model_args": "avg_down=False output_stride=8"},
     "ResNet with avg_down": {"model": "cape_test_resnet", "model_args": "avg_down=True output_stride=8"},
     "EfficientNet": {"model": "cape_test_efficientnet", "model_args": "output_stride=8"},
+    "EfficientNet at stride 16": {"model": "cape_test_efficientnet", "model_args": "output_stride=16"},
+    "ConvNeXt at stride 16": {"model": "cape_test_convnext", "model_args": "output_stride=16"},
 }
 """Networks of different geometry; timm's average pooling in dilated stages moves every map by a cell."""
 
