@@ -154,7 +154,7 @@ def areas_in_cells(masks: Tensor, grid: Grid) -> Tensor:
 
     Args:
         masks: Masks of the regions.
-        grid: Where the cells lie in the image.
+        grid: Places of the cells in the image.
     """
     if not grid.is_aligned:  # in units of a cell, whose borders are whole numbers without rounding
         grid = Grid(grid.cells, grid.cells)

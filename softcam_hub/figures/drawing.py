@@ -44,7 +44,7 @@ def write_numbers(image: Image.Image, texts: list[list[str]], grid: Grid, frame:
     Args:
         image: Image of any size.
         texts: Text of each cell. A dot stands for `DOT`, and for a text that is too long for its cell.
-        grid: Where the cells lie in the image.
+        grid: Places of the cells in the image.
         frame: Pixels at the border of each cell to leave free.
     """
     image = image.convert("RGB")
@@ -71,7 +71,7 @@ def frame_cells(image: Image.Image, chosen: Tensor, grid: Grid, colour: Colour, 
     Args:
         image: Image of any size.
         chosen: Mask (H, W) of the cells to frame.
-        grid: Where the cells lie in the image.
+        grid: Places of the cells in the image.
         colour: Colour of the frame.
         width: Width of the frame's line in pixels.
     """

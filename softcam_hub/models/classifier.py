@@ -48,7 +48,7 @@ class Classifier(SelfExplaining):
         multi_label: An image may have several labels, so that each class has a probability of its own.
         device: Device of the parameters.
         dtype: Data type of the parameters.
-        alignment: Where the cells of the maps lie in the image, as a saved model tells it.
+        alignment: Places of the cells of the maps in the image, as a saved model tells them.
         other_args: Options of the head (`naive` of CAPE, eq. 4) and arguments of the timm architecture (`img_size`,
             `output_stride`, `drop_path_rate`, ...).
     """

@@ -54,7 +54,7 @@ class Explanation:
         names: Names of all classes of the model, or None where they are not known.
         pixels: Images that the model saw, without their normalisation, as bytes (B, 3, H, W); None where they are not
             known.
-        grid: Where the cells of the maps lie in the image. The default is squares that fill the image.
+        grid: Places of the cells in the image. The default is squares that fill the image.
     """
 
     maps: Tensor

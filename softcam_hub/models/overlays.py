@@ -128,7 +128,7 @@ def spread(values: Tensor, image: Image.Image, grid: Grid, smooth: bool = True) 
     Args:
         values: Map (H, W) of any resolution.
         image: Image of the wanted size.
-        grid: Where the cells lie in the image, as `Explanation.layout` returns it.
+        grid: Places of the cells in the image, as `Explanation.layout` returns it.
         smooth: Interpolate bilinearly; otherwise every pixel has the value of the nearest cell.
     """
     return grid.upsample(values.detach().cpu().float(), image.size[::-1], nearest=not smooth)

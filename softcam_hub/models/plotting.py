@@ -38,7 +38,7 @@ class Row:
         maps: Maps (k, H, W) of the image.
         captions: Label and percentage of each map.
         scale: Colours of the values, which all maps of the row share.
-        grid: Where the cells of the maps lie in the picture.
+        grid: Places of the cells in the picture.
     """
 
     title: str
