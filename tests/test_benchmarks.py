@@ -23,6 +23,19 @@ def test_readme_shows_the_committed_rows():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_readme_tells_the_gain_of_the_rows():
+    lines = (ROOT / "benchmarks" / "results" / "alignment.jsonl").read_text().splitlines()
+    habit, aligned = sorted(
+        (row for row in map(json.loads, lines) if row["explainer"] == "cape"), key=lambda row: row["aligned"]
+    )
+    down, right = aligned["map_offset"]
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"look {-down:.1f} cells up and {-right:.1f} left" in text
+    assert f"{aligned['pointing_game']:.0%} of the images instead of {habit['pointing_game']:.0%}" in text.replace(
+        " %", "%"
+    )
+
+
 @pytest.mark.slow
 def test_heads_benchmark_runs(tmp_path):
     done = run("-m", "benchmarks.speed.heads", "--quick", "--threads", "1", "--output", str(tmp_path / "rows.jsonl"))
