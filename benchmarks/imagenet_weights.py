@@ -8,7 +8,6 @@
 - Images are prepared as timm says for the architecture.
 """
 
-import argparse
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
+from softcam_hub.arguments import ArgumentParser
 from softcam_hub.files import read_mapping
 from softcam_hub.models.classes import name_classes
 from softcam_hub.models.saving import save_in_one_go
@@ -118,7 +118,7 @@ def _without_counts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def main() -> None:
     """Write the folder of an architecture, and print its path."""
-    parser = argparse.ArgumentParser(description="Make a timm model folder with ImageNet weights.")
+    parser = ArgumentParser(description="Make a timm model folder with ImageNet weights.")
     parser.add_argument("architecture", nargs="?", choices=PACKAGES, default="tf_efficientnet_lite0")
     parser.add_argument("--output", type=Path, help="folder to write (default: one that git ignores)")
     args = parser.parse_args()

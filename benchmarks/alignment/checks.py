@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 import softcam_hub
+from softcam_hub.arguments import ArgumentParser
 from softcam_hub.data.config import DataConfig
 from softcam_hub.data.lesions import LesionImage, draw
 from softcam_hub.data.splits import load_splits
@@ -42,7 +43,6 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "ResNet with avg_down": {"model": "cape_test_resnet", "model_args": "avg_down=True output_stride=8"},
     "EfficientNet": {"model": "cape_test_efficientnet", "model_args": "output_stride=8"},
     "EfficientNet at stride 16": {"model": "cape_test_efficientnet", "model_args": "output_stride=16"},
-    "ConvNeXt at stride 16": {"model": "cape_test_convnext", "model_args": "output_stride=16"},
 }
 """Networks of different geometry; timm's average pooling in dilated stages moves every map by a cell."""
 
@@ -51,9 +51,13 @@ TOLERANCE = 0.1
 """Largest difference in cells between two methods that agree."""
 
 
+def folder_of(name: str, folder: Path) -> Path:
+    return folder / name.replace(" ", "-").lower()
+
+
 def trained(name: str, folder: Path) -> SelfExplaining:
     """Train a network, or load it if that was done before, and measure its places on validation images."""
-    output = folder / name.replace(" ", "-").lower()
+    output = folder_of(name, folder)
     if not (output / "metrics.json").exists():
         options = [f"--{option}={value}" for option, value in NETWORKS[name].items()]
         run(parse(["--recipe", RECIPE, f"--output={output}", *options, *["--resume"] * output.exists()]))
@@ -131,7 +135,7 @@ def _class_evidence(model: SelfExplaining, images: Tensor) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "alignment", help="folder of the networks")
     parser.add_argument("--output", type=Path, default=ROWS, help="file of the rows")
     arguments = parser.parse_args()
@@ -143,7 +147,8 @@ def main() -> None:
         measurement = measure_alignment(model, validation)
         row = {"network": name, **network, "offset": list(measurement.offset), "accepted": list(measurement.accepted)}
         row |= {"spread": list(measurement.spread), "correlation": list(measurement.correlation)}
-        row |= best_pointing(model) | moved_blob(model, test)
+        metrics = json.loads((folder_of(name, arguments.folder) / "metrics.json").read_text())
+        row |= {"accuracy": round(metrics["test_accuracy"], 3)} | best_pointing(model) | moved_blob(model, test)
         for method in ("best", "blob"):
             triples = zip(row["offset"], row[f"{method}_offset"], row["accepted"], strict=True)
             near = [abs(first - second) <= TOLERANCE for first, second, counts in triples if counts]

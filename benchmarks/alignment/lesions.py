@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import softcam_hub
+from softcam_hub.arguments import ArgumentParser
 from softcam_hub.data.config import DataConfig
 from softcam_hub.data.splits import load_splits
 from softcam_hub.evaluation.models import MODEL, VANILLA, ClassifierWithExplainers
@@ -101,7 +102,7 @@ def make_row(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=ROWS, help="file of the rows")
     output = parser.parse_args().output
     with torch.enable_grad():

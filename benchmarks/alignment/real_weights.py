@@ -15,6 +15,7 @@ from typing import Any
 import timm
 
 import softcam_hub
+from softcam_hub.arguments import ArgumentParser
 from softcam_hub.models.flip_registration import IMAGES, measure_alignment
 
 from ..imagenet_weights import imagenet_folder
@@ -50,7 +51,7 @@ def measure(stride: int, photographs: list[Path]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photographs", type=Path, required=True, help="folder with a manifest.csv")
     parser.add_argument("--output", type=Path, default=ROWS, help="file of the rows")
     arguments = parser.parse_args()

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import softcam_hub
+from softcam_hub.arguments import ArgumentParser
 from softcam_hub.explanation_scores.localization import activation_precision, box_masks
 from softcam_hub.models.alignment import Grid
 from softcam_hub.models.flip_registration import IMAGES, measure_alignment
@@ -134,7 +135,7 @@ def _mask(row: dict[str, Any]) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photographs", type=Path, required=True, help="folder of NEU-DET with a manifest.csv")
     parser.add_argument("--output", type=Path, default=ROWS, help="file of the rows")
     arguments = parser.parse_args()

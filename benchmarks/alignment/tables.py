@@ -8,7 +8,7 @@ def checks_table(rows: list[Row]) -> str:
     """Render one line per network: the measured offset, and those of two independent experiments."""
     body = [
         [
-            row["network"],
+            f"{row['network']} ({row['accuracy']:.1%})",
             _measured(row),
             _pair(row["best_offset"]) + _verdict(row["best_agrees"]),
             _pair(row["blob_offset"]) + _verdict(row["blob_agrees"]),
@@ -24,7 +24,7 @@ def checks_table(rows: list[Row]) -> str:
         "on 32 validation images, and the rest on the diseased of 240 test images.\n\n"
     ) + markdown(
         [
-            "network",
+            "network (accuracy)",
             "measured",
             "where most of the heat lies in the lesions",
             "a spot that is moved",
