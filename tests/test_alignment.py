@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import timm
@@ -161,7 +162,8 @@ def test_same_padding_is_known_at_sizes_of_the_same_remainder():
 def test_the_offset_of_other_sizes_counts_cells_as_the_network_does(name, cells):
     """For 300 pixels and a stride of 32, ResNets round up and ConvNeXts down."""
     alignment = Alignment((0.5, 0.5), (32.0, 32.0), (224, 224))
-    model = softcam_hub.build(name, num_classes=2, alignment=alignment.as_dict())
+    model = softcam_hub.build(name, num_classes=2)
+    model.alignment = alignment
     assert model.map_offset(300) == alignment.offset((300, 300), (cells, cells))
     assert model.explain(torch.zeros(1, 3, 300, 300)).grid.cells == (cells, cells)
 
@@ -212,7 +214,8 @@ def test_the_offset_at_a_size_is_that_of_its_maps(measured):
     assert explanation.maps.shape[2:] == (13, 18)
     grid = explanation.grid
     assert model.map_offset((100, 139)) == pytest.approx(grid.alignment.offset(grid.image_size, grid.cells))
-    vit = softcam_hub.build("softcam_test_vit", alignment=Alignment((8, 8), (16, 16), (160, 160)).as_dict())
+    vit = softcam_hub.build("softcam_test_vit")
+    vit.alignment = Alignment((8, 8), (16, 16), (160, 160))
     assert vit.map_offset() == pytest.approx((0, 0))
     assert vit.map_offset(100) is None  # this architecture takes one size
 
@@ -327,10 +330,18 @@ def test_a_folder_without_alignment_measures_once_on_first_use(tmp_path, caplog)
     assert not softcam_hub.CAPEForImageClassification.from_pretrained(tmp_path).measures_on_first_use
 
 
-BROKEN = [
-    {**KNOWN.as_dict(), **change}
-    for change in ({"image_size": [128]}, {"image_size": ["a", 1]}, {"step": [0, 8]}, {"start": [10**400, 1]})
+CHANGES = [
+    {"image_size": [128]},
+    {"image_size": ["a", 1]},
+    {"image_size": [True, 64]},
+    {"step": [0, 8]},
+    {"start": [10**400, 1]},
+    {"start": [True, False]},
+    {"start": [-500, 7]},
+    {"start": [math.nan, 1]},
+    {"same_padding": "false"},
 ]
+BROKEN = [{**KNOWN.as_dict(), **change} for change in CHANGES]
 
 
 @pytest.mark.parametrize(
@@ -339,6 +350,59 @@ BROKEN = [
 def test_a_broken_alignment_is_refused(content):
     with pytest.raises(ValueError, match="alignment"):
         softcam_hub.build("cape_test_resnet", num_classes=3, alignment=content)
+
+
+@pytest.mark.parametrize("size", [0, -1, True, (8,), "8", 2.5, ([8], [8]), (64, 0)])
+def test_sizes_that_are_none_are_refused(size):
+    one = Explanation(torch.rand(1, 1, 4, 4), torch.zeros(1, 1), torch.ones(1, 1), "cape")
+    for draw_at in (one.heatmaps, one.at_pixels):
+        with pytest.raises((ValueError, TypeError), match="a size"):
+            draw_at(size)
+    assert one.heatmaps(torch.tensor(6).numpy()[()]).shape[2:] == (6, 6)
+
+
+def test_random_weights_have_no_place():
+    config = softcam_hub.CAPEConfig.from_pretrained(softcam_hub.CAPE_LESIONS)
+    assert softcam_hub.CAPEForImageClassification(config).alignment is None
+    assert timm.create_model(f"local-dir:{softcam_hub.CAPE_LESIONS}", pretrained=False).alignment is None
+    assert softcam_hub.CAPEForImageClassification.from_pretrained(softcam_hub.CAPE_LESIONS).alignment is not None
+
+
+def test_few_or_equal_images_say_nothing(lesions):
+    model = timm.create_model(f"local-dir:{softcam_hub.CAPE_LESIONS}", pretrained=True)
+    assert softcam_hub.measure_alignment(model, lesions[:7]).accepted == (False, False)
+    assert softcam_hub.measure_alignment(model, lesions[:1] * 9).accepted == (False, False)
+    with pytest.raises(ValueError, match="no image"):
+        softcam_hub.measure_alignment(model, torch.zeros(0, 3, 128, 128))
+
+
+def test_the_offset_is_that_of_the_maps_at_another_stride():
+    model = timm.create_model(f"local-dir:{softcam_hub.CAPE_LESIONS}", pretrained=True, output_stride=32)
+    assert model.explain(torch.rand(1, 3, 128, 128)).layout().offset is None
+    assert model.map_offset() is None
+
+
+def test_a_measurement_that_breaks_off_is_repeated(monkeypatch, tmp_path):
+    model = timm.create_model(f"local-dir:{softcam_hub.CAPE_LESIONS}", pretrained=True)
+    model.alignment, model.measures_on_first_use = None, True
+    monkeypatch.setattr("softcam_hub.models.flip_registration.noise_images", lambda model: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model.explain(torch.rand(1, 3, 128, 128))
+    monkeypatch.undo()
+    assert model.measures_on_first_use
+    model.explain(torch.rand(1, 3, 128, 128))
+    assert not model.measures_on_first_use
+
+
+def test_threads_wait_for_the_first_measurement(lesions, monkeypatch):
+    model = timm.create_model(f"local-dir:{softcam_hub.CAPE_LESIONS}", pretrained=True).eval()
+    model.alignment, model.measures_on_first_use = None, True
+    batch = model.as_batch(lesions)
+    monkeypatch.setattr("softcam_hub.models.flip_registration.noise_images", lambda model: batch)
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda image: model.explain(image).layout().offset, lesions[:3]))
+    assert found[0] is not None
+    assert found == [found[0]] * 3
 
 
 def test_heatmaps_move_and_maps_do_not(measured):

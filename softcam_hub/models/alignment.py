@@ -9,9 +9,10 @@
 """
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 import torch.nn.functional as F
@@ -43,13 +44,23 @@ class Alignment:
     same_padding: bool = False
 
     def __post_init__(self) -> None:
-        known = all(start is None or math.isfinite(start) for start in self.start)
-        positive = all(0 < length < math.inf for length in (*self.step, *self.image_size))
-        if not (len(self.start) == len(self.step) == len(self.image_size) == 2 and known and positive):
+        numbers = (*(start for start in self.start if start is not None), *self.step, *self.image_size)
+        whole = len(self.start) == len(self.step) == len(self.image_size) == 2
+        if not whole or any(isinstance(one, bool) for one in numbers) or not isinstance(self.same_padding, bool):
             raise ValueError(
-                "an alignment has two starts, two positive steps and two sides of an image in pixels, got "
-                f"{self.start}, {self.step} and {self.image_size}"
+                "an alignment has two starts, two steps and two sides of an image in pixels, and same_padding is true "
+                f"or false: got {self.start}, {self.step}, {self.image_size} and {self.same_padding}"
             )
+        if not all(0 < length < math.inf for length in (*self.step, *self.image_size)):
+            raise ValueError(
+                f"steps and sides of an image in an alignment must be positive, got {self.step} and {self.image_size}"
+            )
+        for start, step in zip(self.start, self.step, strict=True):
+            if start is not None and not -2 * step < start < 3 * step:
+                raise ValueError(
+                    f"the first cell of an alignment cannot look at pixel {start:.4g}: expected a place near its square "
+                    f"of {step:.4g} pixels"
+                )
 
     @property
     def is_known(self) -> bool:
@@ -107,12 +118,24 @@ class Alignment:
         """Read what `as_dict` returned, and refuse anything else."""
         try:
             start, step, size = (tuple(content[name]) for name in ("start", "step", "image_size"))
-            return cls(start, step, size, bool(content.get("same_padding", False)))
+            return cls(start, step, size, content.get("same_padding", False))
         except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(
                 "alignment must hold start, step and image_size with two numbers each, as measure_alignment writes "
                 f"them, got {content!r}"
             ) from error
+
+
+def check_sides(size: int | Sequence[int]) -> tuple[int, int]:
+    """Return height and width of a picture, from one side or both, and refuse anything else."""
+    sides = (size, size) if isinstance(size, SupportsIndex) else size
+    try:
+        height, width = (operator.index(side) for side in sides)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"a size is a whole number of pixels, or height and width: got {size!r}") from error
+    if isinstance(size, bool) or height < 1 or width < 1:
+        raise ValueError(f"a size must be at least one pixel, got {size!r}")
+    return height, width
 
 
 def sides_of(values: Tensor) -> tuple[int, int]:

@@ -296,6 +296,8 @@ def build(
         pretrained_filter_fn=checkpoint_filter_fn,
         **options,
     )
+    # weights that were drawn at random have no place, and those that were loaded have the place that came with them
+    model.alignment = Alignment.from_dict(place) if pretrained and (place := options.get("alignment")) else None
     model.measures_on_first_use = pretrained and model.alignment is None
     return model
 

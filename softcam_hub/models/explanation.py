@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .alignment import Grid, sides_of
+from .alignment import Grid, check_sides, sides_of
 from .classes import find_class
 from .heads import at_least_float32, describe_kind, native_kinds
 from .map_kind import MapKind
@@ -260,7 +260,7 @@ class Explanation:
         Returns:
             (B, k, *size); all zero where a map has no contrast.
         """
-        height, width = (size, size) if isinstance(size, int) else size
+        height, width = check_sides(size)
         large = self.layout(aligned).upsample(at_least_float32(self.maps).relu(), (height, width))
         low, high = large.amin(dim=(2, 3), keepdim=True), large.amax(dim=(2, 3), keepdim=True)
         return torch.where(high > low, (large - low) / (high - low).clamp_min(torch.finfo(large.dtype).tiny), 0.0)
@@ -278,7 +278,7 @@ class Explanation:
         Returns:
             (B, k, *size), in float32 or finer.
         """
-        height, width = (size, size) if isinstance(size, int) else size
+        height, width = check_sides(size)
         fine = self.layout(aligned).spread(self.maps, (height, width))
         if self.map_kind.sums_to_probability:
             return fine

@@ -9,6 +9,7 @@ import logging
 import threading
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import timm
 import torch
@@ -22,8 +23,8 @@ from .inputs import ImageInput
 
 logger = logging.getLogger(__name__)
 
-IMAGES = 32
-"""Number of images that a measurement takes."""
+IMAGES, FEWEST_IMAGES = 32, 8
+"""Number of images that a measurement takes, and number of different images below which their spread says nothing."""
 
 CLASSES = 1000
 """Number of most probable classes whose evidence is compared."""
@@ -90,10 +91,11 @@ def measure_alignment(model: nn.Module, images: ImageInput | None = None) -> Ali
         softcam_hub.measure_alignment(model, images).describe()
         model.save_pretrained("my-model")  # heat maps of this folder are aligned wherever it is loaded
 
-    About 32 images are enough, such as validation images; each is run through the network three times. The result
-    counts along an axis where maps and mirrored maps correlate by 0.75 at least and the images agree within 0.2 cells.
-    Elsewhere maps are drawn as squares that fill the image. Training the backbone further makes the result stale: it is
-    forgotten, and the next `explain` measures on noise. After training through `torch.compile`, which nothing notices,
+    About 32 images are enough, such as validation images, and 8 different ones are needed. Each is run through the
+    network three times. The result counts along an axis where maps and mirrored maps correlate by 0.75 at least and
+    the images agree within 0.2 cells. Elsewhere maps are drawn as squares that fill the image. Training the backbone
+    further makes the result stale: it is forgotten, and the next `explain` measures on noise. After training through
+    `torch.compile` or several GPUs in one process (`DataParallel`), and after `load_state_dict`, which nothing notices,
     measure again. A new head needs no new measurement.
 
     Args:
@@ -103,7 +105,7 @@ def measure_alignment(model: nn.Module, images: ImageInput | None = None) -> Ali
     if not hasattr(model, "as_batch"):
         raise TypeError(
             f"measure_alignment() takes a self-explaining model, got {type(model).__name__}: make one of a timm "
-            "classifier with softcam_hub.convert(model)"
+            "classifier with softcam_hub.convert(model), and take a wrapped model out of its wrapper"
         )
     return _measure(model, images)
 
@@ -112,7 +114,9 @@ def _measure(model: TimmModule, images: ImageInput | None) -> AlignmentMeasureme
     if not model.num_classes:
         raise ValueError("measure_alignment() compares maps of classes, and this model has num_classes=0")
     batch = model.as_batch(noise_images(model) if images is None else images)
-    size = (batch.shape[2], batch.shape[3])
+    if not len(batch):
+        raise ValueError("measure_alignment() got no image: about 32 are enough")
+    size = sides_of(batch)
     with evaluation_mode(model):
         parts = [_register_batch(model, part) for part in batch.split(_IMAGES_AT_ONCE)]
     curves, judged = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
@@ -122,6 +126,7 @@ def _measure(model: TimmModule, images: ImageInput | None) -> AlignmentMeasureme
     spread, correlation = quartiles[1] - quartiles[0], judged.median(dim=0).values
     counts = (correlation >= LEAST_CORRELATION) & (spread <= LARGEST_SPREAD) & (offset.abs() < LARGEST_OFFSET - STEP)
     counts &= not _has_seen_no_image(model)
+    counts &= len(torch.unique(batch.flatten(1), dim=0)) >= FEWEST_IMAGES
 
     # the places follow from the middle of the map, which looks at the middle of the image and `offset` beyond
     steps = find_steps(model, size, cells)
@@ -151,15 +156,15 @@ def measure_on_first_use(model: TimmModule) -> None:
     """Measure the alignment of a model with weights from elsewhere that brings none, once."""
     with _LOCK:
         if model.measures_on_first_use:
-            model.measures_on_first_use = False
             if _has_seen_no_image(model):
+                model.measures_on_first_use = False
                 return
             logger.warning(
                 "%s: measuring once where the cells of its maps lie, on %d images of noise. Save the model to keep the "
                 "result, or call softcam_hub.measure_alignment(model, images) with images of your own",
                 *(model.timm_name, IMAGES),
             )
-            measure_alignment(model)
+            measure_alignment(model)  # which clears the flag at its end: other threads wait, and a break costs nothing
 
 
 def _pair(values: Tensor) -> tuple[float, float]:
@@ -311,8 +316,9 @@ def count_cells(model: TimmModule, size: tuple[int, int]) -> tuple[int, int] | N
 def noise_images(model: TimmModule) -> Tensor:
     """Make normalised images of noise whose amplitude falls with the frequency, as in photographs, (32, C, H, W)."""
     channels, height, width = model.input_size
-    white = torch.randn(IMAGES, channels, height, width, generator=torch.Generator().manual_seed(0))
-    rows, columns = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)
+    options: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # whatever the defaults of the program are
+    white = torch.randn(IMAGES, channels, height, width, generator=torch.Generator().manual_seed(0), **options)
+    rows, columns = torch.fft.fftfreq(height, **options)[:, None], torch.fft.rfftfreq(width, **options)
     frequency = (rows.square() + columns.square()).sqrt().clamp_min(1 / max(height, width))
     noise = torch.fft.irfft2(torch.fft.rfft2(white) / frequency, s=(height, width))
     noise = noise - noise.mean(dim=(2, 3), keepdim=True)

@@ -55,6 +55,7 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
                 f"{classifier.num_classes}: leave num_labels and id2label out, or give the model a new head first "
                 f"with reset_classifier({config.num_labels})"
             )
+        self._saved_alignment = None if classifier else self.alignment  # that of weights which `from_pretrained` loads
         if classifier is None:
             cfg = dict(config.pretrained_cfg or {})
             args = config.model_args or {}
@@ -162,6 +163,7 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
                 f"this checkpoint is not whole: it lacks {', '.join(lost)}. Expected all that save_pretrained writes; "
                 "for a new head, give a num_labels other than the saved one"
             )
+        model.alignment = model._saved_alignment
         model.measures_on_first_use = model.alignment is None and not lost
         model._freeze()  # loading puts new parameters in place of the frozen ones
         return (model, report) if output_loading_info else model

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
-from .alignment import Alignment, Grid, Offset, sides_of
+from .alignment import Alignment, Grid, Offset, check_sides, sides_of
 from .backbone import Anatomy, TimmModule, input_size
 from .classes import Classes, choose_classes, name_classes
 from .evaluation_mode import evaluation_mode
@@ -79,17 +79,11 @@ class SelfExplaining(nn.Module):
         if size is None:
             _, *size_of_model = self.input_size
             size = (size_of_model[0], size_of_model[1])
-        height, width = (size, size) if isinstance(size, int) else size
+        sides = check_sides(size)
         if self.alignment is None or not self.alignment.is_known:
             return None
-        rows, columns = (length / step for length, step in zip((height, width), self.alignment.step, strict=True))
-        cells = (int(rows), int(columns))
-        if cells != (rows, columns):  # architectures round up or down
-            counted = count_cells(self, (height, width))
-            if counted is None:
-                return None
-            cells = counted
-        return self.alignment.offset((height, width), cells)
+        cells = count_cells(self, sides)  # architectures round up or down
+        return None if cells is None else self.alignment.offset(sides, cells)
 
     @property
     def timm_name(self) -> str:
@@ -203,10 +197,10 @@ class SelfExplaining(nn.Module):
         if given is None or (images is not None and pixel_values is not None):
             raise TypeError("explain() takes images, or pixel_values in their place: give one of the two")
         kind = self.head_class.check_kind(kind)
-        if self.measures_on_first_use:
-            measure_on_first_use(self)
         batch = self.as_batch(given)
         chosen = choose_classes(classes, top_k, len(batch), self.num_classes, self.labels)
+        if self.measures_on_first_use:
+            measure_on_first_use(self)
         with evaluation_mode(self):
             logits, maps = self.head(self.forward_features(batch), kind=kind)
         _check_evidence(logits, maps)
