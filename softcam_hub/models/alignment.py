@@ -58,7 +58,7 @@ class Alignment:
         for start, step in zip(self.start, self.step, strict=True):
             if start is not None and not -2 * step < start < 3 * step:
                 raise ValueError(
-                    f"the first cell of an alignment cannot look at pixel {start:.4g}: expected a place near its square "
+                    f"the first cell of an alignment cannot look at pixel {start:.4g}: expected one near its square "
                     f"of {step:.4g} pixels"
                 )
 
