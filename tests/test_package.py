@@ -36,8 +36,10 @@ def test_the_long_description_has_absolute_links_to_files_that_exist():
     paths = [ours.sub("", target).partition("#")[0] for target in targets if ours.match(target)]
     assert "docs/examples.png" in paths
     assert all((ROOT / path).is_file() for path in paths)
-    (picture,) = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)
-    assert picture.startswith("https://raw.githubusercontent.com/"), "a page around a picture is no picture"
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)
+    assert len(pictures) == 2
+    for picture in pictures:
+        assert picture.startswith("https://raw.githubusercontent.com/"), "a page around a picture is no picture"
 
 
 def test_the_version_is_the_same_everywhere():

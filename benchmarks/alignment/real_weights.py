@@ -16,7 +16,7 @@ import timm
 
 import softcam_hub
 from softcam_hub.arguments import ArgumentParser
-from softcam_hub.models.flip_registration import IMAGES, measure_alignment
+from softcam_hub.models.flip_registration import IMAGES, NOISE_IMAGES, measure_alignment
 
 from ..imagenet_weights import imagenet_folder
 
@@ -42,7 +42,12 @@ def measure(stride: int, photographs: list[Path]) -> list[dict[str, Any]]:
     for name, images in (("photographs", photographs), ("noise", None)):
         model = softcam_hub.convert(vanilla)
         measurement = measure_alignment(model, images)
-        row = {"architecture": ARCHITECTURE, "stride": stride, "images": name, "count": IMAGES}
+        row = {
+            "architecture": ARCHITECTURE,
+            "stride": stride,
+            "images": name,
+            "count": NOISE_IMAGES if images is None else IMAGES,
+        }
         row |= {"offset": list(measurement.offset), "accepted": list(measurement.accepted)}
         rows.append(row | {"spread": list(measurement.spread), "correlation": list(measurement.correlation)})
         print(json.dumps(rows[-1]), flush=True)

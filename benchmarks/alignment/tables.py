@@ -49,9 +49,9 @@ def real_weights_table(rows: list[Row]) -> str:
         for row in rows
     ]
     return (
-        f"`{rows[0]['architecture']}` with ImageNet weights, {rows[0]['count']} images of each kind at 224 pixels: "
-        "photographs of steel (NEU-DET), and noise with the spectrum of photographs. Offsets are in cells, down and "
-        "right.\n\n"
+        f"`{rows[0]['architecture']}` with ImageNet weights at 224 pixels, {rows[0]['count']} photographs "
+        f"of steel (NEU-DET) and {rows[1]['count']} images of noise with the spectrum of photographs. Offsets are in "
+        "cells, down and right.\n\n"
     ) + markdown(["stride", "images", "offset", "correlation", "spread", "counts"], body)
 
 

@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 IMAGES, FEWEST_IMAGES = 32, 8
 """Number of images that a measurement takes, and number of different images below which their spread says nothing."""
 
+NOISE_IMAGES = 12
+"""Number of images of noise, which are alike: fewer are enough, and nobody asked for the time that they take."""
+
 CLASSES = 1000
 """Number of most probable classes whose evidence is compared."""
 
@@ -162,7 +165,7 @@ def measure_on_first_use(model: TimmModule) -> None:
             logger.warning(
                 "%s: measuring once where the cells of its maps lie, on %d images of noise. Save the model to keep the "
                 "result, or call softcam_hub.measure_alignment(model, images) with images of your own",
-                *(model.timm_name, IMAGES),
+                *(model.timm_name, NOISE_IMAGES),
             )
             measure_alignment(model)  # which clears the flag at its end: other threads wait, and a break costs nothing
 
@@ -314,10 +317,10 @@ def count_cells(model: TimmModule, size: tuple[int, int]) -> tuple[int, int] | N
 
 
 def noise_images(model: TimmModule) -> Tensor:
-    """Make normalised images of noise whose amplitude falls with the frequency, as in photographs, (32, C, H, W)."""
+    """Make normalised images of noise whose amplitude falls with the frequency, as in photographs, (12, C, H, W)."""
     channels, height, width = model.input_size
     options: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # whatever the defaults of the program are
-    white = torch.randn(IMAGES, channels, height, width, generator=torch.Generator().manual_seed(0), **options)
+    white = torch.randn(NOISE_IMAGES, channels, height, width, generator=torch.Generator().manual_seed(0), **options)
     rows, columns = torch.fft.fftfreq(height, **options)[:, None], torch.fft.rfftfreq(width, **options)
     frequency = (rows.square() + columns.square()).sqrt().clamp_min(1 / max(height, width))
     noise = torch.fft.irfft2(torch.fft.rfft2(white) / frequency, s=(height, width))
