@@ -88,8 +88,10 @@ figcaption {{font-size: 0.85em; line-height: 1.35; margin-top: 4px; overflow-wra
 """
 
 RUNS_A_MODEL: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 1, "trigger_mode": "multiple"}
-"""Options of events that run a model. Explainers put hooks on a model, so that only one may run at a time. What a
-visitor chooses while an answer is on its way is answered in turn: by default gradio ignores it."""
+"""Options of events that run a model. Explainers put hooks on a model, so that only one may run at a time.
+
+What a visitor chooses while an answer is on its way is answered in turn: by default gradio ignores it.
+"""
 
 
 class Page:
