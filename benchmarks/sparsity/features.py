@@ -18,6 +18,7 @@ from softcam_hub.data.samples import ImageDataset
 from softcam_hub.data.splits import Splits, load_splits
 from softcam_hub.data.transforms import make_transforms, mask_transform
 from softcam_hub.loading import load_classifier
+from softcam_hub.models.alignment import Alignment
 
 RUNS = Path("runs") / "sparsity"
 SMALL_BOXES = ("scratches", "inclusion", "rolled-in_scale", "patches")
@@ -85,6 +86,7 @@ class Features:
         side: Height and width of the grid of features.
         masks: Masks (N, S, S), or an empty tensor for training images.
         located: Booleans (N,), true for images that count for localisation.
+        alignment: Where the cells of the network look; its maps are drawn as squares if that is not known.
     """
 
     values: Tensor
@@ -92,6 +94,7 @@ class Features:
     side: int
     masks: Tensor
     located: Tensor
+    alignment: Alignment | None = None
 
 
 def load_features(name: str, backbone: str, data_folder: Path) -> dict[str, Features]:
@@ -138,4 +141,5 @@ def compute(model: Any, study: Study, splits: Splits, images: ImageDataset) -> F
         labels.append(batch["labels"])
         masks.append(batch.get("mask", torch.empty(len(features), 0, 0)))
     whole = torch.cat(labels), torch.cat(masks).bool()
-    return Features(torch.cat(values), whole[0], features.shape[2], whole[1], study.is_located(splits, *whole))
+    is_located, alignment = study.is_located(splits, *whole), getattr(model, "alignment", None)
+    return Features(torch.cat(values), whole[0], features.shape[2], whole[1], is_located, alignment)

@@ -1,7 +1,7 @@
 """Measure predictions and maps: accuracy, exact zeros, sparseness, place and cancellation.
 
 Zeros, sparseness and cancellation are those of the map of the predicted class, which a user sees. Localisation
-concerns the map of the true label, as in the package's benchmarks, upsampled as `heat` does.
+concerns the map of the true label, as in the package's benchmarks, with cells drawn where they look.
 """
 
 from typing import Any
@@ -14,7 +14,8 @@ from softcam_hub.data.samples import ImageDataset
 from softcam_hub.explainers.methods import CLASS_ACTIVATION, create_explainer
 from softcam_hub.explanation_scores.faithfulness import gini_sparseness
 from softcam_hub.explanation_scores.localization import activation_precision, localization_precision
-from softcam_hub.explanation_scores.maps import heat
+from softcam_hub.explanation_scores.maps import min_max
+from softcam_hub.models.alignment import Grid
 
 from .features import Features
 from .heads import BATCH, Heads
@@ -68,10 +69,17 @@ def locate(maps: Tensor, features: Features) -> dict[str, Tensor]:
         features: Masks and located images.
     """
     masks = features.masks[features.located]
-    large = heat(maps[features.located], masks.shape[-2:])
+    large = heat(maps, features)
     curve = localization_precision(large, masks).mean(dim=0)
     precision = {"precision": curve.mean(), "precision_1": curve[0], "precision_10": curve[9]}
     return {**precision, "mass": activation_precision(large, masks).mean()}
+
+
+def heat(maps: Tensor, features: Features) -> Tensor:
+    """Return heat maps of the located images, given maps (N, H, W): positive part, upsampled, scaled to [0, 1]."""
+    size = features.masks.shape[1], features.masks.shape[2]
+    grid = Grid(size, (maps.shape[1], maps.shape[2]), features.alignment)
+    return min_max(grid.upsample(maps[features.located].float().relu(), size))
 
 
 def hits(logits: Tensor, features: Features) -> str:
@@ -82,7 +90,7 @@ def hits(logits: Tensor, features: Features) -> str:
 def precisions(maps: Tensor, features: Features) -> list[float]:
     """Return the top-k localisation precision of each located image, given the maps (N, H, W) of the true labels."""
     masks = features.masks[features.located]
-    curves = localization_precision(heat(maps[features.located], masks.shape[-2:]), masks)
+    curves = localization_precision(heat(maps, features), masks)
     return [round(float(value), 4) for value in curves.mean(dim=1)]
 
 
@@ -146,7 +154,7 @@ def first_located(features: Features, count: int) -> Features:
     chosen = features.located.nonzero().flatten()[:count]
     parts = (features.values, features.labels, features.masks, features.located)
     values, labels, masks, located = (part[chosen] for part in parts)
-    return Features(values, labels, features.side, masks, located)
+    return Features(values, labels, features.side, masks, located, features.alignment)
 
 
 def rounded_row(numbers: dict[str, Tensor]) -> Row:
