@@ -219,3 +219,10 @@ def test_channels_last_changes_only_the_layout(tmp_path):
     assert largest_difference(found, expected) < 1e-4
     train(tmp_path / "c", epochs=1, ema=0.5, channels_last=True)
     weights(tmp_path / "c")
+
+
+def test_a_vanilla_classifier_is_saved_from_channels_last(tmp_path):
+    for layout in (False, True):
+        train(tmp_path / str(layout), model="test_resnet", epochs=1, lr=1e-5, channels_last=layout)
+    found, expected = weights(tmp_path / "True"), weights(tmp_path / "False")
+    assert largest_difference(found, expected) < 1e-4

@@ -10,8 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from timm.models import save_for_hf
-from timm.models._hub import save_config_for_hf
+from safetensors.torch import save_file
+from timm.models._hub import HF_SAFE_WEIGHTS_NAME, save_config_for_hf
 from torch import Tensor, nn
 
 from ..files import DRAFT, flush
@@ -69,7 +69,8 @@ class VanillaForTraining(nn.Module):
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target, prefix=DRAFT) as draft:
-            save_for_hf(self.vanilla, draft, safe_serialization=True)
+            tensors = {name: tensor.contiguous() for name, tensor in self.vanilla.state_dict().items()}
+            save_file(tensors, Path(draft) / HF_SAFE_WEIGHTS_NAME)  # refuses the layout of --channels-last
             self.save_config(draft)
             flush(Path(draft))
             for file in sorted(Path(draft).iterdir()):
