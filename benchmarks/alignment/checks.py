@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 import softcam_hub
+from benchmarks.imagenet_weights import imagenet_folder
 from softcam_hub.arguments import ArgumentParser
 from softcam_hub.data.config import DataConfig
 from softcam_hub.data.lesions import LesionImage, draw
@@ -43,6 +44,14 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "ResNet with avg_down": {"model": "cape_test_resnet", "model_args": "avg_down=True output_stride=8"},
     "EfficientNet": {"model": "cape_test_efficientnet", "model_args": "output_stride=8"},
     "EfficientNet at stride 16": {"model": "cape_test_efficientnet", "model_args": "output_stride=16"},
+    "EfficientNet from ImageNet": {
+        "model": "cape_tf_efficientnet_lite0",
+        "model_args": "output_stride=8",
+        "init": "tf_efficientnet_lite0",  # see benchmarks/imagenet_weights.py
+        "lr": 5e-4,
+        "epochs": 3,
+        "channels_last": True,
+    },
 }
 """Networks of different geometry; timm's average pooling in dilated stages moves every map by a cell."""
 
@@ -59,7 +68,10 @@ def trained(name: str, folder: Path) -> SelfExplaining:
     """Train a network, or load it if that was done before, and measure its places on validation images."""
     output = folder_of(name, folder)
     if not (output / "metrics.json").exists():
-        options = [f"--{option}={value}" for option, value in NETWORKS[name].items()]
+        settings = dict(NETWORKS[name])
+        if "init" in settings:
+            settings["init"] = imagenet_folder(settings["init"])
+        options = [f"--{option}={value}" for option, value in settings.items()]
         run(parse(["--recipe", RECIPE, f"--output={output}", *options, *["--resume"] * output.exists()]))
     return softcam_hub.CAPEForImageClassification.from_pretrained(output / "model").eval()
 
