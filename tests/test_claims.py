@@ -338,3 +338,34 @@ def test_the_large_variant_suits_its_networks():
     resnet = Chain("resnet", LARGE["resnet50 at 224"], 0).config("cape-ts").model
     network = timm.create_model(resnet.timm_name, num_classes=0, **resnet.architecture_args())
     assert network.feature_info[-1]["reduction"] == 16
+
+
+def test_localisation_is_judged_for_maps_drawn_as_squares_too():
+    squares = {"run": "softcam", "explainer": "softcam", "explains": "model", "images": 8, "annotated": 6}
+    found = [
+        *training("vanilla", 0.9),
+        *training("softcam", 0.9),
+        *explained("softcam", "softcam", localization_precision=50.0, topk_sensitivity=60.0),
+        *explained("vanilla", "cam", localization_precision=49.0, topk_sensitivity=61.0),
+        *explained("vanilla", "guided-backprop", localization_precision=30.0, topk_sensitivity=80.0),
+        *rows("lesions", "not aligned", {"localization_precision": (20.0, 21.0, 22.0)}, **squares),
+        *rows(
+            "lesions",
+            "not aligned",
+            {"localization_precision": 19.0},
+            **{**squares, "run": "vanilla", "explainer": "cam"},
+        ),
+    ]
+    findings = Findings(found)
+    drawn = findings.drawn_as_squares()
+    assert findings.native("lesions", "softcam", "localization_precision") == {0: 50.0, 1: 50.0, 2: 50.0}
+    assert drawn.native("lesions", "softcam", "localization_precision") == {0: 20.0, 1: 21.0, 2: 22.0}
+    assert drawn.native("lesions", "softcam", "topk_sensitivity") == {0: 60.0, 1: 60.0, 2: 60.0}
+    assert drawn.post_hoc("lesions", "localization_precision")["guided-backprop"] == {0: 30.0, 1: 30.0, 2: 30.0}
+    s2 = next(claim for claim in claims.CLAIMS if claim.code == "S2")
+    text = claims.section(findings, s2)
+    assert "*Verdict: holds.*" in text  # 50 is above 49
+    assert "*With maps drawn as squares that fill the image: does not hold.*" in text  # 20 to 22 are below 30
+    page = claims.study_section(findings, "lesions")
+    assert "| softcam | 21.0 ± 1.0 → 50.0 ± 0.0 |" in page
+    assert "| cam | 19.0 ± 0.0 → 49.0 ± 0.0 |" in page

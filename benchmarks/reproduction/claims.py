@@ -18,10 +18,10 @@ from softcam_hub.arguments import ArgumentParser
 from softcam_hub.evaluation.report import markdown
 
 from .cape_claims import CAPE_CLAIMS
-from .findings import Findings, mean, read
+from .findings import NOT_ALIGNED, Findings, mean, read
 from .reproduce import LARGE, SMALL
 from .softcam_claims import SOFTCAM_CLAIMS, sweep
-from .study_tables import explanations, over_k, over_penalty, penalties, points, predictions, temperatures
+from .study_tables import alignment, explanations, over_k, over_penalty, penalties, points, predictions, temperatures
 from .verdicts import SEEDS, Claim, verdict
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reproduction.md"
@@ -82,6 +82,11 @@ LIMITS = """## What this does not show
 - Three seeds can tell a large difference from none, but not a small one. The spread covers images, weights
   and batches together.
 """
+
+PLACED = ("S2", "S5")
+"""Claims on localisation, whose verdicts are told for maps that are drawn as squares, too."""
+
+ALIGNED = "Localisation in %, with maps drawn as squares that fill the image → drawn where their cells look:\n"
 
 CURVES: dict[str, Callable[[Findings], Image.Image]] = {
     "precision": lambda findings: over_k(findings, with_masks(findings), "localization_precision", True),
@@ -158,7 +163,11 @@ def section(findings: Findings, claim: Claim) -> str:
     parts = claim.judge(findings, claim.studies)
     body = [[part.study, part.run, part.measure, part.figure, part.word] for part in parts]
     table = markdown_left(["study", "run", "part", "figure", "holds"], body) if parts else "There are no rows.\n"
-    return f"### {claim.code}. {claim.says}\n\n*Rule.* {claim.rule}\n\n*Verdict: {verdict(parts)}.*\n\n{table}"
+    squares = ""
+    if claim.code in PLACED and any(findings.rows(study, NOT_ALIGNED) for study in claim.studies):
+        before = verdict(claim.judge(findings.drawn_as_squares(), claim.studies))
+        squares = f"*With maps drawn as squares that fill the image: {before}.*\n\n"
+    return f"### {claim.code}. {claim.says}\n\n*Rule.* {claim.rule}\n\n*Verdict: {verdict(parts)}.*\n\n{squares}{table}"
 
 
 def study_section(findings: Findings, study: str) -> str:
@@ -175,6 +184,8 @@ def study_section(findings: Findings, study: str) -> str:
     if len(sweep(findings, study)) > 2:
         parts.append(penalties(findings, study))
     parts.append(explanations(findings, study))
+    if findings.rows(study, NOT_ALIGNED):
+        parts += [ALIGNED, alignment(findings, study)]
     if findings.runs(study, "calibration"):
         parts += [points(findings, study), temperatures(findings, study)]
     return "\n".join(parts)

@@ -5,7 +5,7 @@ A column is a dictionary seed -> number. Accuracies are in percent; areas under 
 
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ CAPE_NAMES = {"cape-pf": "PF", "cape-ts": "TS"}
 
 PERCENT = ("test_accuracy", "test_confidence", "test_teacher_accuracy", "test_disagreement")
 """Columns that are shown in percent."""
+
+NOT_ALIGNED = "not aligned"
+"""Kind of the rows of maps that are drawn as squares, without alignment."""
 
 Column = dict[int, float]
 
@@ -46,6 +49,18 @@ class Findings:
         """Return the rows of one kind in a study, with the given values in further columns."""
         wanted = {"study": study, "kind": kind, **where}
         return [row for row in self.reproduction if all(row.get(name) == value for name, value in wanted.items())]
+
+    def drawn_as_squares(self) -> "Findings":
+        """Return the findings with the localisation of maps that fill the image with squares, without alignment."""
+        squares = {_place(row): row for row in self.reproduction if row["kind"] == NOT_ALIGNED}
+        rows = [row for row in self.reproduction if row["kind"] != NOT_ALIGNED]
+        replaced = [
+            {**row, **squares[_place(row)], "kind": row["kind"]}
+            if row["kind"] == "explanation" and _place(row) in squares
+            else row
+            for row in rows
+        ]
+        return replace(self, reproduction=replaced)
 
     def column(self, study: str, kind: str, name: str, **where: Any) -> Column:
         """Return the number in a column of the rows that `rows` selects, by seed."""
@@ -88,6 +103,11 @@ class Findings:
             for row in with_borda(named):
                 table.setdefault(row["label"], []).append(row)
         return table
+
+
+def _place(row: Row) -> tuple[Any, ...]:
+    """Return what names a measured explainer."""
+    return tuple(row.get(name) for name in ("study", "seed", "run", "explainer"))
 
 
 def label(row: Row) -> str:

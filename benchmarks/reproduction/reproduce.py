@@ -17,8 +17,9 @@ python -m benchmarks.reproduction.reproduce --quick               # a smoke test
 - VGG's hidden layers are new layers on the grid, so that its vanilla classifier has no weights for an
   evidence map. With VGG there is no post-fitting and no CAPE off the shelf, and runs start from weights of
   their own.
-- Runs and benchmarks are written to runs/reproduction/STUDY/SEED/, and rows to
-  benchmarks/results/reproduction.jsonl.
+- Runs and benchmarks are written to runs/reproduction/STUDY/SEED/, rows to
+  benchmarks/results/reproduction.jsonl, and the values of every image to
+  benchmarks/results/values/reproduction.jsonl.gz.
 """
 
 import argparse
@@ -48,7 +49,9 @@ from softcam_hub.training import Config, parse, run
 from softcam_hub.training.model import make_model
 from softcam_hub.training.parsing import read_recipe
 
-from ..timing import Row, environment, replace_rows
+from ..timing import Row, environment, read_rows, replace_rows
+from ..values import replace_values, values_by_explainer
+from .findings import NOT_ALIGNED
 from .temperature import calibrations
 
 ROWS = Path(__file__).parents[1] / "results" / "reproduction.jsonl"
@@ -58,6 +61,9 @@ CAPE = ("cape-direct", "cape-ts", "cape-pf")
 MEASURES = "table localisation sensitivity gini evidence"
 DATA = ("data", "train_count", "eval_count", "data_size", "data_seed")
 """Settings of the data, which the benchmarks share with the runs."""
+
+CHAIN = ("study", "seed")
+"""Columns that name a chain."""
 
 KEPT = ("explainer", "explains", "images", "annotated", "evidence_precision_images")
 """Columns of a benchmark's row that are kept where they exist, besides its numbers and curves."""
@@ -154,7 +160,8 @@ class Chain:
         output = self._output(recipe, l1)
         settings = {**self.study.settings, "data": self.study.data, "seed": self.seed, "data_seed": self.seed}
         settings |= {
-            "model": read_recipe(f"reproduction/{recipe}")["model"].replace("test_resnet", self.study.backbone)
+            "channels_last": True,  # a third less time on CPUs, too
+            "model": read_recipe(f"reproduction/{recipe}")["model"].replace("test_resnet", self.study.backbone),
         }
         if recipe.startswith(
             "cape-pf"
@@ -202,7 +209,7 @@ class Chain:
             common = {"run": self._output(recipe, l1).name, "l1": config.model.l1, "epochs": config.optimization.epochs}
             yield "training", {**common, "images": config.data.train_count, **run(config)}
         yield from (("variant", row) for row in self._variants())
-        yield from (("explanation", row) for row in self._explanations())
+        yield from self._explanations()
         for recipe in (name for name in self.study.runs if name in CAPE):
             yield from (("calibration", {"run": recipe, **row}) for row in self._calibrations(recipe))
 
@@ -213,8 +220,8 @@ class Chain:
             return []
         return measure_vanilla(load_classifier(self.vanilla), self.splits.test, self.study.data, 50, self.device)
 
-    def _explanations(self) -> Iterator[Row]:
-        """Measure post-hoc maps of the vanilla classifier, and the maps of each run."""
+    def _explanations(self) -> Iterator[tuple[str, Row]]:
+        """Measure post-hoc maps of the vanilla classifier, and the maps of each run; return kinds and rows."""
         if not self.study.fine_tuned:
             yield from self._benchmark("vanilla")
         for recipe in self.study.runs:
@@ -222,17 +229,23 @@ class Chain:
         for l1 in self.study.sweep:
             yield from self._benchmark(self._output("", l1).name, "softcam", "table localisation gini evidence")
 
-    def _benchmark(self, name: str, explainers: str | None = None, measures: str = MEASURES) -> Iterator[Row]:
+    def _benchmark(
+        self, name: str, explainers: str | None = None, measures: str = MEASURES
+    ) -> Iterator[tuple[str, Row]]:
+        """Measure maps where their cells look, with the values of every image, and drawn as squares beside it."""
         data = {key: getattr(self.config("vanilla").data, key) for key in DATA}
         options = {"explainers": explainers, "measures": measures, "limit": self.study.limit, "seed": self.seed}
         sizes = {"batch_size": 25, "shard_size": 100}
-        for row in benchmark(
-            self.folder / name / "model", self.folder / "benchmark" / name, **options, **sizes, **data
-        ):
-            numbers = {
-                key: value for key, value in row.items() if isinstance(value, float | list) and key != "hold_out"
-            }
-            yield {"run": name, **{key: row[key] for key in KEPT if key in row}, **numbers}
+        model, output = self.folder / name / "model", self.folder / "benchmark"
+        rows = benchmark(model, output / name, per_image=True, **options, **sizes, **data)
+        yield from (("explanation", {"run": name, **_kept(row)}) for row in rows)
+        for row in values_by_explainer(read_rows(output / name / "values.jsonl")):
+            yield "values", {"run": name, **row}
+        moved = " ".join(row["explainer"] for row in rows if row["map_offset"])
+        if moved:
+            options |= {"explainers": moved, "measures": "localisation"}
+            rows = benchmark(model, output / f"{name}, not aligned", aligned=False, **options, **sizes, **data)
+            yield from ((NOT_ALIGNED, {"run": name, **_kept(row)}) for row in rows)
 
     def _calibrations(self, recipe: str) -> list[Row]:
         """Measure a CAPE run at several temperatures."""
@@ -248,6 +261,12 @@ class Chain:
         total = now + (json.loads(file.read_text()) if file.exists() else 0.0)
         file.write_text(json.dumps(total))
         return total
+
+
+def _kept(row: Row) -> Row:
+    """Return what is kept of a row of a benchmark: what was measured, numbers and curves."""
+    numbers = {key: value for key, value in row.items() if isinstance(value, float | list) and key != "hold_out"}
+    return {**{key: row[key] for key in KEPT if key in row}, **numbers}
 
 
 def _rounded(row: Row) -> Row:
@@ -277,7 +296,9 @@ def run_chains(chains: list[tuple[str, Study, int]], processes: int) -> list[str
         for job in as_completed(jobs):
             name, _, seed = jobs[job]
             try:
-                replace_rows(job.result(), ROWS, ("study", "seed"))
+                rows = job.result()
+                replace_rows([row for row in rows if row["kind"] != "values"], ROWS, CHAIN)
+                replace_values([row for row in rows if row["kind"] == "values"], "reproduction", CHAIN)
                 print(f"finished: {name}, seed {seed}", flush=True)
             except Exception as error:  # the other chains continue
                 failures.append(f"{name}, seed {seed}: {type(error).__name__}: {error}")

@@ -14,7 +14,7 @@ from softcam_hub.evaluation.results import EVIDENCE_COLUMNS
 from softcam_hub.figures.charts import Points, curves
 
 from .cape_claims import UNTRAINED
-from .findings import Column, Findings, Row, label, mean, spread
+from .findings import NOT_ALIGNED, Column, Findings, Row, label, mean, spread
 from .softcam_claims import LOCALISATION, sweep
 
 PREDICTIONS = {
@@ -65,6 +65,20 @@ def explanations(findings: Findings, study: str) -> str:
     best = {name: _best((line[name] for line in table.values()), COLUMNS[name][1]) for name in names}
     body = [[one, *(_bold(line[name], best[name]) for name in names)] for one, line in table.items()]
     return markdown(["maps", *(COLUMNS[name][0] for name in names)], body)
+
+
+def alignment(findings: Findings, study: str) -> str:
+    """Write the localisation of every map that alignment moves, drawn as squares and where its cells look."""
+    squares = findings.drawn_as_squares()
+    body = []
+    for first in findings.rows(study, NOT_ALIGNED, seed=findings.rows(study, NOT_ALIGNED)[0]["seed"]):
+        where = {"run": first["run"], "explainer": first["explainer"]}
+        cells = []
+        for name in LOCALISATION:
+            before, after = (one.column(study, "explanation", name, **where) for one in (squares, findings))
+            cells.append(f"{spread(before)} → {spread(after)}")
+        body.append([label(first), *cells])
+    return markdown(["maps", *LOCALISATION.values()], body)
 
 
 def points(findings: Findings, study: str) -> str:

@@ -1,0 +1,57 @@
+"""Values of every image behind the tables, from which differences and their intervals can be computed later.
+
+`benchmarks/results/values/NAME.jsonl.gz` has an object for every explainer and model. Each measure is a list of
+numbers in the order of the images, with null where an image has none. Of a curve over k the mean is kept.
+"""
+
+import gzip
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .timing import Row
+
+VALUES = Path(__file__).parent / "results" / "values"
+NO_MEASURES = ("index", "explainer", "explains", "label", "predicted", "annotated")
+"""Columns of a line that say what was measured; the others are measures."""
+
+
+def values_by_explainer(lines: list[Row]) -> list[Row]:
+    """Return a row for every explainer and model, given the lines of a benchmark's values.jsonl.
+
+    Args:
+        lines: A line for every explainer and image, in the order of the images.
+    """
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for line in lines:
+        groups.setdefault((line["explainer"], line["explains"]), []).append(line)
+    rows = []
+    for (explainer, explains), group in groups.items():
+        measures = [name for name in group[0] if name not in NO_MEASURES]
+        values = {name: [_number(line[name]) for line in group] for name in measures}
+        rows.append({"explainer": explainer, "explains": explains, **values})
+    return rows
+
+
+def _number(value: Any) -> float | None:
+    """Return a number, or the mean of a curve, with four digits."""
+    return None if value is None else float(f"{np.mean(value):.4g}")
+
+
+def replace_values(new: list[Row], name: str, key: Sequence[str]) -> None:
+    """Write rows in place of earlier rows that have the same values in the columns of `key`, sorted by these."""
+    replaced = {tuple(row[column] for column in key) for row in new}
+    kept = [row for row in read_values(name) if tuple(row[column] for column in key) not in replaced]
+    rows = sorted([*kept, *new], key=lambda row: tuple(row[column] for column in key))
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    VALUES.mkdir(parents=True, exist_ok=True)
+    (VALUES / f"{name}.jsonl.gz").write_bytes(gzip.compress(text.encode(), mtime=0))  # equal rows give equal files
+
+
+def read_values(name: str) -> list[Row]:
+    """Return the rows of a file; none if it does not exist."""
+    file = VALUES / f"{name}.jsonl.gz"
+    return [json.loads(line) for line in gzip.decompress(file.read_bytes()).splitlines()] if file.exists() else []
