@@ -1,7 +1,7 @@
 """Measure the CAPE paper's Table 1 for the models trained on lesions, and for the vanilla classifier.
 
 python -m benchmarks.reproduction.lesions        # trains the models
-python -m benchmarks.reproduction.explanations   # writes results/explanations.jsonl and docs/explanations.png
+python -m benchmarks.reproduction.explanations   # writes the rows, the values of every image and a picture
 
 - Post-hoc maps explain `lesions-vanilla`, and native maps explain the prediction of their own model, on the
   same images.
@@ -14,7 +14,8 @@ from pathlib import Path
 from softcam_hub.evaluation import benchmark
 from softcam_hub.evaluation.report import plot_over_k
 
-from ..timing import Row, write_rows
+from ..timing import Row, read_rows, write_rows
+from ..values import replace_values, values_by_explainer
 
 ROOT = Path(__file__).parents[2]
 ROWS = ROOT / "benchmarks" / "results" / "explanations.jsonl"
@@ -43,17 +44,23 @@ SETTINGS = {
     "limit": 200,
     "batch_size": 25,
     "shard_size": 25,
-    "measures": "table localisation sensitivity gini",
+    "measures": "table localisation sensitivity gini evidence",
+    "per_image": True,
 }
 
 
-def rows_of(recipe: str, explainers: str) -> list[Row]:
-    """Measure a run, and name in every row the recipe whose model is explained."""
+def rows_of(recipe: str, explainers: str) -> tuple[list[Row], list[Row]]:
+    """Measure a run; return rows and values of every image, which name the recipe whose model is explained."""
     run = Path("runs") / recipe
     vanilla = run / "vanilla" if recipe == POST_HOC else None
     rows = benchmark(run / "model", run / "explanations", vanilla=vanilla, explainers=explainers, **SETTINGS)
+    values = values_by_explainer(read_rows(run / "explanations" / "values.jsonl"))
     explained = {"model": recipe, "vanilla": VANILLA}
-    return [{**row, "recipe": explained[row["explains"]], "explains": explained[row["explains"]]} for row in rows]
+    named = [
+        [{**row, "recipe": explained[row["explains"]], "explains": explained[row["explains"]]} for row in found]
+        for found in (rows, values)
+    ]
+    return named[0], named[1]
 
 
 def draw(rows: list[Row], file: Path) -> None:
@@ -70,7 +77,11 @@ def _name(explainer: str, model: str) -> str:
 
 def main() -> None:
     """Measure all runs, and write rows and curves."""
-    rows = [row for recipe, explainers in NATIVE.items() for row in rows_of(recipe, explainers)]
+    rows: list[Row] = []
+    for recipe, explainers in NATIVE.items():
+        of_run, values = rows_of(recipe, explainers)
+        rows += of_run
+        replace_values(values, "explanations", ("recipe", "explainer"))
     write_rows(rows, ROWS)
     draw(rows, PICTURE)
     print(json.dumps({row["explainer"]: row.get("adcc") for row in rows}))
