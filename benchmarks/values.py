@@ -16,7 +16,7 @@ from .timing import Row
 
 VALUES = Path(__file__).parent / "results" / "values"
 NO_MEASURES = ("index", "explainer", "explains", "label", "predicted", "annotated")
-"""Columns of a line that say what was measured; the others are measures."""
+"""Columns of a line that say what was measured; the others are measures. Labels are kept beside these."""
 
 
 def values_by_explainer(lines: list[Row]) -> list[Row]:
@@ -32,7 +32,8 @@ def values_by_explainer(lines: list[Row]) -> list[Row]:
     for (explainer, explains), group in groups.items():
         measures = [name for name in group[0] if name not in NO_MEASURES]
         values = {name: [_number(line[name]) for line in group] for name in measures}
-        rows.append({"explainer": explainer, "explains": explains, **values})
+        labels = [line["label"] for line in group]
+        rows.append({"explainer": explainer, "explains": explains, "label": labels, **values})
     return rows
 
 

@@ -8,8 +8,9 @@ import pytest
 import timm
 
 from benchmarks.reproduction import cape_claims, claims, softcam_claims, study_tables
+from benchmarks.reproduction.chain import Chain
 from benchmarks.reproduction.findings import Findings, spread
-from benchmarks.reproduction.reproduce import LARGE, SMALL, Chain
+from benchmarks.reproduction.studies import LARGE, SMALL
 from benchmarks.reproduction.verdicts import NOT_MEASURED, Part, verdict
 from benchmarks.timing import replace_rows
 

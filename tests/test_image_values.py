@@ -16,8 +16,8 @@ def test_lines_become_a_row_for_every_explainer_and_model():
         line(1, "cam", "vanilla", iou=0.8, precision=None),
     ]
     assert values.values_by_explainer(lines) == [
-        {"explainer": "cam", "explains": "model", "iou": [0.1235, None], "precision": [0.5, 1.0]},
-        {"explainer": "cam", "explains": "vanilla", "iou": [0.9, 0.8], "precision": [None, None]},
+        {"explainer": "cam", "explains": "model", "label": [1, 1], "iou": [0.1235, None], "precision": [0.5, 1.0]},
+        {"explainer": "cam", "explains": "vanilla", "label": [1, 1], "iou": [0.9, 0.8], "precision": [None, None]},
     ]
 
 

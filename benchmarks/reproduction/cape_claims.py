@@ -6,7 +6,7 @@ from dataclasses import replace
 from softcam_hub.data.lesions import VARIANTS
 
 from .findings import Column, Findings, best_of, mean, minus, spread
-from .reproduce import SMALL
+from .studies import SMALL
 from .verdicts import MAY_LOSE, NOT_MEASURED, Claim, Part, always, part
 
 SAME = 0.5

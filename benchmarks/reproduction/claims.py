@@ -19,8 +19,8 @@ from softcam_hub.evaluation.report import markdown
 
 from .cape_claims import CAPE_CLAIMS
 from .findings import NOT_ALIGNED, Findings, mean, read
-from .reproduce import LARGE, SMALL
 from .softcam_claims import SOFTCAM_CLAIMS, sweep
+from .studies import LARGE, SMALL
 from .study_tables import alignment, explanations, over_k, over_penalty, penalties, points, predictions, temperatures
 from .verdicts import SEEDS, Claim, verdict
 
