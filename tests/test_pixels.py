@@ -23,29 +23,39 @@ def network(name="test_resnet", **options):
 class GuidedReLU(nn.Module):
     """ReLU whose backward pass lets only positive gradients through, written without hooks."""
 
+    def __init__(self, highest):
+        super().__init__()
+        self.highest = highest
+
     def forward(self, x):
-        return Guided.apply(x)
+        return Guided.apply(x, self.highest)
 
 
 class Guided(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx, x, highest):
         ctx.save_for_backward(x)
-        return x.clamp_min(0)
+        ctx.highest = highest
+        return x.clamp(0, highest)
 
     @staticmethod
     def backward(ctx, slope):
         (x,) = ctx.saved_tensors
-        return slope.clamp_min(0) * (x > 0)
+        return slope.clamp_min(0) * (x > 0) * (x < ctx.highest), None
 
 
 def with_guided_relus(module):
     for name, child in module.named_children():
-        setattr(module, name, GuidedReLU()) if isinstance(child, nn.ReLU) else with_guided_relus(child)
+        if isinstance(child, nn.ReLU | nn.ReLU6):
+            setattr(module, name, GuidedReLU(6 if isinstance(child, nn.ReLU6) else torch.inf))
+        else:
+            with_guided_relus(child)
     return module
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "resnet18", "softcam_test_resnet", "cape_test_resnet"])
+@pytest.mark.parametrize(
+    "name", ["test_resnet", "resnet18", "softcam_test_resnet", "cape_test_resnet", "tf_efficientnet_lite0"]
+)
 def test_guided_backprop_lets_only_positive_gradients_through(name):
     model, images = network(name)
     found = create_explainer("guided-backprop", model, signed=True)(images, CLASSES)
@@ -60,7 +70,9 @@ def test_guided_backprop_lets_only_positive_gradients_through(name):
 def test_guided_backprop_refuses_networks_without_relu_modules(name):
     model, _ = network(name)
     images = torch.randn(1, 3, *model.pretrained_cfg["input_size"][1:])
-    expected = r"^guided-backprop changes the backward pass of nn.ReLU modules, and in \w+ there are none: use"
+    expected = (
+        r"^guided-backprop changes the backward pass of nn.ReLU and nn.ReLU6 modules, and in \w+ there are none: use"
+    )
     with pytest.raises(ValueError, match=expected):
         create_explainer("guided-backprop", model)(images, 0)
 

@@ -62,23 +62,24 @@ class Chain:
     def config(self, recipe: str, l1: float | None = None) -> Config:
         """Return the settings of one run."""
         output = self._output(recipe, l1)
+        settings = self.settings(recipe) | ({} if l1 is None else {"l1": l1})
+        flags = [f"--{name}={value}" for name, value in settings.items()]
+        resume = ["--resume"] if (output / "settings.yaml").exists() else []
+        return parse([f"--recipe=reproduction/{recipe}", f"--output={output}", *flags, *resume])
+
+    def settings(self, recipe: str) -> dict[str, Any]:
+        """Return the settings by which a run differs from its recipe."""
         settings = {**self.study.settings, "data": self.study.data, "seed": self.seed, "data_seed": self.seed}
-        settings |= {
-            "channels_last": True,  # a third less time on CPUs, too
-            "model": read_recipe(f"reproduction/{recipe}")["model"].replace("test_resnet", self.study.backbone),
-        }
-        if recipe.startswith(
-            "cape-pf"
-        ):  # trains the head of the vanilla classifier, with the learning rate of the recipe
+        settings["channels_last"] = True  # a third less time on CPUs, too
+        settings["model"] = read_recipe(f"reproduction/{recipe}")["model"].replace("test_resnet", self.study.backbone)
+        if recipe == "softcam-sparse" and self.study.penalty is not None:
+            settings["l1"] = self.study.penalty
+        if recipe.startswith("cape-pf"):  # the head of the vanilla classifier, with the learning rate of the recipe
             settings |= {"init": self.vanilla, "pretrained": False}
             settings.pop("lr", None)
         elif recipe != "vanilla" and self.starts_as_vanilla:
             settings |= {"init": self.vanilla if self.study.fine_tuned else self.start, "pretrained": False}
-        if l1 is not None:
-            settings["l1"] = l1
-        flags = [f"--{name}={value}" for name, value in settings.items()]
-        resume = ["--resume"] if (output / "settings.yaml").exists() else []
-        return parse([f"--recipe=reproduction/{recipe}", f"--output={output}", *flags, *resume])
+        return settings
 
     @cached_property
     def splits(self) -> Splits:
@@ -106,16 +107,20 @@ class Chain:
 
     def _results(self) -> Iterator[tuple[str, Row]]:
         """Train and measure one run after another, and return the kind of each row with the row."""
-        make_model(self.config("vanilla"), self.splits).save_pretrained(self.start)
+        self.save_start()
         runs = [(recipe, None) for recipe in ("vanilla", *self.study.runs)]
         for recipe, l1 in [*runs, *(("softcam-sparse", l1) for l1 in self.study.sweep)]:
             config = self.config(recipe, l1)
             common = {"run": self._output(recipe, l1).name, "l1": config.model.l1, "epochs": config.optimization.epochs}
-            yield "training", {**common, "images": config.data.train_count, **run(config)}
+            yield "training", {**common, "images": len(self.splits.train), **run(config)}
         yield from (("variant", row) for row in self._variants())
-        yield from self._explanations()
+        yield from self.explanations()
         for recipe in (name for name in self.study.runs if name in CAPE):
             yield from (("calibration", {"run": recipe, **row}) for row in self._calibrations(recipe))
+
+    def save_start(self) -> None:
+        """Save the vanilla classifier from which all runs start."""
+        make_model(self.config("vanilla"), self.splits).save_pretrained(self.start)
 
     def _variants(self) -> list[Row]:
         """Measure the accuracy of the vanilla classifier, and of CAPE with its weights, naive and off the shelf."""
@@ -124,29 +129,29 @@ class Chain:
             return []
         return measure_vanilla(load_classifier(self.vanilla), self.splits.test, self.study.data, 50, self.device)
 
-    def _explanations(self) -> Iterator[tuple[str, Row]]:
+    def explanations(self) -> Iterator[tuple[str, Row]]:
         """Measure post-hoc maps of the vanilla classifier, and the maps of each run; return kinds and rows."""
         if not self.study.fine_tuned:
-            yield from self._explain("vanilla")
+            yield from self.explain("vanilla")
         for recipe in self.study.runs:
-            yield from self._explain(recipe, native(recipe))
+            yield from self.explain(recipe, native(recipe))
         for l1 in self.study.sweep:
-            yield from self._explain(self._output("", l1).name, "softcam", "table localisation gini evidence")
+            yield from self.explain(self._output("", l1).name, "softcam", "table localisation gini evidence")
 
-    def _explain(
+    def explain(
         self, run_name: str, explainers: str | None = None, measures: str = MEASURES
     ) -> Iterator[tuple[str, Row]]:
         """Measure maps where their cells look, with the values of every image, and drawn as squares beside it."""
-        rows, lines = self._benchmark(run_name, run_name, explainers, measures, self.study.limit)
-        yield from (("explanation", {"run": run_name, **_kept(row)}) for row in rows)
+        rows, lines = self.benchmark(run_name, run_name, explainers, measures, self.study.limit)
+        yield from (("explanation", {"run": run_name, **kept(row)}) for row in rows)
         yield from (("values", {"run": run_name, **row}) for row in values_by_explainer(lines))
         moved = " ".join(row["explainer"] for row in rows if row["map_offset"])
         if moved:
             folder = f"{run_name}, not aligned"
-            rows, _ = self._benchmark(run_name, folder, moved, "localisation", self.study.limit, aligned=False)
-            yield from ((NOT_ALIGNED, {"run": run_name, **_kept(row)}) for row in rows)
+            rows, _ = self.benchmark(run_name, folder, moved, "localisation", self.study.limit, aligned=False)
+            yield from ((NOT_ALIGNED, {"run": run_name, **kept(row)}) for row in rows)
 
-    def _benchmark(
+    def benchmark(
         self,
         run_name: str,
         folder: str,
@@ -193,7 +198,7 @@ def native(recipe: str) -> str:
     return "softcam" if recipe.startswith("softcam") else "cape mu-cape"
 
 
-def _kept(row: Row) -> Row:
+def kept(row: Row) -> Row:
     """Return what is kept of a row of a benchmark: what was measured, numbers and curves."""
     numbers = {key: value for key, value in row.items() if isinstance(value, float | list) and key != "hold_out"}
     return {**{key: row[key] for key in KEPT if key in row}, **numbers}

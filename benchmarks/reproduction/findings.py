@@ -21,8 +21,9 @@ CAPE_NAMES = {"cape-pf": "PF", "cape-ts": "TS"}
 PERCENT = ("test_accuracy", "test_confidence", "test_teacher_accuracy", "test_disagreement")
 """Columns that are shown in percent."""
 
-NOT_ALIGNED = "not aligned"
-"""Kind of the rows of maps that are drawn as squares, without alignment."""
+NOT_ALIGNED, LOCALISED, SUBSET = "not aligned", "localised", "subset"
+"""Kinds of rows of localisation: of maps drawn as squares, of all test images, and of the images that a slow method
+explains (column `of`)."""
 
 Column = dict[int, float]
 

@@ -20,6 +20,11 @@ class Study:
             then, because it was trained for fewer epochs.
         limit: Number of test images to explain.
         settings: Settings that differ from the recipes.
+        penalty: l1 of `softcam-sparse`; that of the recipe by default.
+        photographs: The data is a folder of photographs, and networks start from ImageNet's weights.
+        located: Classes whose images count for localisation; every image with a mask by default.
+        resolution: The study only shows what finer or coarser maps change: the vanilla classifier is trained,
+            and its maps are located.
     """
 
     data: str
@@ -29,6 +34,10 @@ class Study:
     fine_tuned: bool = False
     limit: int = 96
     settings: dict[str, Any] = field(default_factory=dict)
+    penalty: float | None = None
+    photographs: bool = False
+    located: tuple[str, ...] = ()
+    resolution: bool = False
 
 
 SMALL = {  # the longest study comes first, so that no core waits for long at the end
@@ -43,6 +52,39 @@ SMALL = {  # the longest study comes first, so that no core waits for long at th
     "second backbone": Study(
         "lesions", (*SOFTCAM, "cape-pf"), "test_efficientnet", settings={"model_args": "output_stride=8"}
     ),
+}
+
+SMALL_BOXES = ("scratches", "inclusion", "rolled-in_scale", "patches")
+"""Classes of steel whose boxes leave most of the image free. Where boxes fill an image, localisation says nothing."""
+
+
+def _steel(stride: int, size: int = 224, runs: tuple[str, ...] = ()) -> Study:
+    settings = {
+        "model_args": "" if stride == 32 else f"output_stride={stride}",
+        "image_size": size,
+        "batch_size": 32,
+        "epochs": 6,
+        "lr": 5e-4,
+    }
+    return Study(
+        "neu-det",
+        runs,
+        "tf_efficientnet_lite0",
+        limit=120,
+        settings=settings,
+        penalty=0.3,
+        photographs=True,
+        located=SMALL_BOXES,
+        resolution=not runs,
+    )
+
+
+STEEL = {
+    "steel": _steel(16, runs=(*SOFTCAM, *CAPE, "cape-pf-selective")),
+    "steel, stride 32": _steel(32),
+    "steel, stride 8": _steel(8),
+    "steel, 160 px": _steel(16, 160),
+    "steel, 320 px": _steel(16, 320),
 }
 
 _AT = {"resnet50": ("output_stride=16", 1e-3), "vgg16": ("", 1e-4), "swinv2_base_window8_256": ("", 1e-4)}

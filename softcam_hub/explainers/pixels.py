@@ -62,22 +62,25 @@ def _sum_channels(attributions: list[Tensor]) -> Tensor:
 def _guided_logits(model: ExplainedModel, images: Tensor) -> Tensor:
     """Compute logits (B, C) whose gradient passes every ReLU only where it is positive."""
     runs: list[nn.Module] = []
-    relus = [module for module in model.classifier.modules() if isinstance(module, nn.ReLU)]
+    relus = [module for module in model.classifier.modules() if isinstance(module, nn.ReLU | nn.ReLU6)]
     with hooked(relus, lambda module, *_: runs.append(module)), _GuidedReLUs() as calls:
         logits = model.logits(images)
     if not runs or calls.count != len(runs):
         what = f"{calls.count - len(runs)} ReLUs are functions" if calls.count > len(runs) else "there are none"
         raise ValueError(
-            "guided-backprop changes the backward pass of nn.ReLU modules, and in "
+            "guided-backprop changes the backward pass of nn.ReLU and nn.ReLU6 modules, and in "
             f"{type(model.classifier).__name__} {what}: use integrated-gradients or grad-cam"
         )
     return logits
 
 
 class _GuidedReLUs(TorchFunctionMode):
-    """Let ReLUs pass positive gradients only, and count them, inside the `with` block and in this thread."""
+    """Let ReLUs pass positive gradients only, and count them, inside the `with` block and in this thread.
 
-    functions = (F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
+    nn.ReLU6 calls F.hardtanh.
+    """
+
+    functions = (F.relu, F.relu6, F.hardtanh, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
     count = 0
 
     def __torch_function__(
