@@ -8,7 +8,7 @@ TESTS := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 FRESH := build/fresh
 AS_ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
 
-.PHONY: help demo test test-all chromium lint docs dist bench reproduce reproduce-large claims table cards peer-tests \
+.PHONY: help demo test test-all chromium lint docs dist bench reproduce reproduce-steel reproduce-large claims table cards peer-tests \
   kills notebooks clean
 
 help: ## this list
@@ -71,6 +71,10 @@ bench: $(STAMP) ## measure speed side by side, then derive the tables of README 
 
 reproduce: $(STAMP) ## put the papers' claims to the test (two and a half hours of two cores): docs/reproduction.md
 	OMP_NUM_THREADS=1 $(RUN) -m benchmarks.reproduction.reproduce
+	$(RUN) -m benchmarks.reproduction.claims
+
+reproduce-steel: $(STAMP) ## the same on photographs of steel: make reproduce-steel PHOTOGRAPHS=folder of NEU-DET
+	OMP_NUM_THREADS=1 $(RUN) -m benchmarks.reproduction.reproduce --photographs "$(PHOTOGRAPHS)"
 	$(RUN) -m benchmarks.reproduction.claims
 
 reproduce-large: $(STAMP) ## the same with ResNet-50, VGG-16 and SwinV2, for a GPU

@@ -6,7 +6,7 @@ from dataclasses import replace
 from softcam_hub.data.lesions import VARIANTS
 
 from .findings import Column, Findings, best_of, mean, minus, spread
-from .studies import SMALL
+from .studies import JUDGED
 from .verdicts import MAY_LOSE, NOT_MEASURED, Claim, Part, always, part
 
 SAME = 0.5
@@ -179,7 +179,7 @@ CAPE_CLAIMS = [
         "Maps add up to the prediction: CAPE's to the probability, SoftCAM's as a mean to the logit.",
         f"The mean absolute error on test images is at most {ADDS_UP:g} in every run and seed.",
         adds_up,
-        tuple(SMALL),
+        JUDGED,
     ),
     Claim(
         "C2",
@@ -188,7 +188,7 @@ CAPE_CLAIMS = [
         f"In each of the two comparisons, the mean difference is not below -{SAME:g} point. Of the other "
         f"variants, the best of each seed counts.",
         order_of_accuracy,
-        tuple(SMALL),
+        JUDGED,
     ),
     Claim(
         "C3",
@@ -197,7 +197,7 @@ CAPE_CLAIMS = [
         "the maps of bootstrapped CAPE. With three to nine classes, the leader in mIoU is shown but decides "
         "nothing.",
         leads,
-        tuple(SMALL),
+        JUDGED,
     ),
     Claim(
         "C4",
@@ -214,7 +214,7 @@ CAPE_CLAIMS = [
         f"error is lower than with the learnt T' in every seed. The largest completeness error is at most "
         f"{ADDS_UP:g} at every T'.",
         confidence_is_low,
-        tuple(SMALL),
+        JUDGED,
     ),
     Claim(
         "C6",

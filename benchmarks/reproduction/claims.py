@@ -18,10 +18,21 @@ from softcam_hub.arguments import ArgumentParser
 from softcam_hub.evaluation.report import markdown
 
 from .cape_claims import CAPE_CLAIMS
-from .findings import NOT_ALIGNED, Findings, mean, read
+from .findings import LOCALISED, NOT_ALIGNED, Findings, mean, read
 from .softcam_claims import SOFTCAM_CLAIMS, sweep
-from .studies import LARGE, SMALL
-from .study_tables import alignment, explanations, over_k, over_penalty, penalties, points, predictions, temperatures
+from .studies import JUDGED, LARGE, SMALL, STEEL
+from .study_tables import (
+    alignment,
+    by_class,
+    explanations,
+    over_k,
+    over_penalty,
+    penalties,
+    points,
+    predictions,
+    resolution,
+    temperatures,
+)
 from .verdicts import SEEDS, Claim, verdict
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reproduction.md"
@@ -88,6 +99,10 @@ PLACED = ("S2", "S5")
 
 ALIGNED = "Localisation in %, with maps drawn as squares that fill the image → drawn where their cells look:\n"
 
+OF_CLASSES = """Top-k precision / activation precision in % by class of the image, means over seeds. *Small boxes* are
+the images of scratches, inclusion, rolled-in scale and patches, which count for localisation in all tables above:
+"""
+
 CURVES: dict[str, Callable[[Findings], Image.Image]] = {
     "precision": lambda findings: over_k(findings, with_masks(findings), "localization_precision", True),
     "sensitivity": lambda findings: over_k(findings, with_masks(findings), "topk_sensitivity", False),
@@ -102,7 +117,7 @@ CAPTIONS = {
 
 def with_masks(findings: Findings) -> list[str]:
     """Return the studies with annotated images."""
-    return [study for study in SMALL if findings.post_hoc(study, "localization_precision")]
+    return [study for study in JUDGED if findings.post_hoc(study, "localization_precision")]
 
 
 def with_sweeps(findings: Findings) -> list[str]:
@@ -112,7 +127,7 @@ def with_sweeps(findings: Findings) -> list[str]:
 
 def document(findings: Findings) -> str:
     """Write the page."""
-    small = [study for study in SMALL if findings.rows(study, "training")]
+    trained = [study for study in JUDGED if findings.rows(study, "training")]
     return "\n".join(
         [
             INTRODUCTION,
@@ -125,7 +140,8 @@ def document(findings: Findings) -> str:
             *(section(findings, claim) for claim in CLAIMS),
             "## Curves\n",
             *(f"![{CAPTIONS[name]}](reproduction-{name}.png)\n\n{CAPTIONS[name]}\n" for name in drawn(findings)),
-            *(study_section(findings, study) for study in small),
+            *(study_section(findings, study) for study in trained),
+            *filter(None, [resolution_section(findings)]),
             large(findings),
             LEARNT,
             LIMITS,
@@ -175,7 +191,7 @@ def study_section(findings: Findings, study: str) -> str:
     rows = findings.rows(study, "training")
     shown = findings.rows(study, "explanation")
     start = ""
-    if {**SMALL, **LARGE}[study].fine_tuned:
+    if {**SMALL, **STEEL, **LARGE}[study].fine_tuned:
         start = " of the vanilla classifier, and as many of every run that starts from it"
     budget = f"{rows[0]['images']} training images, {rows[0]['epochs']} epochs{start}"
     explained = f"{shown[0]['images']} test images explained"
@@ -186,9 +202,22 @@ def study_section(findings: Findings, study: str) -> str:
     parts.append(explanations(findings, study))
     if findings.rows(study, NOT_ALIGNED):
         parts += [ALIGNED, alignment(findings, study)]
+    if findings.rows(study, LOCALISED):
+        parts += [OF_CLASSES, by_class(findings, study)]
     if findings.runs(study, "calibration"):
         parts += [points(findings, study), temperatures(findings, study)]
     return "\n".join(parts)
+
+
+def resolution_section(findings: Findings) -> str:
+    """Write what finer and coarser maps change on photographs."""
+    if not any(findings.rows(name, LOCALISED) for name, study in STEEL.items() if study.resolution):
+        return ""
+    return (
+        "## Map resolution\n\nThe vanilla classifier of the study *steel*, fine-tuned at other strides and sizes of "
+        "images. CAM explains it, on the test images of the classes with small boxes.\n\n"
+        f"{resolution(findings, STEEL)}"
+    )
 
 
 def large(findings: Findings) -> str:

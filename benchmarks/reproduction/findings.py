@@ -25,6 +25,9 @@ NOT_ALIGNED, LOCALISED, SUBSET = "not aligned", "localised", "subset"
 """Kinds of rows of localisation: of maps drawn as squares, of all test images, and of the images that a slow method
 explains (column `of`)."""
 
+ALL_LOCATED = "small boxes"
+"""Value of the column `class` for all classes that count for localisation together."""
+
 Column = dict[int, float]
 
 
@@ -42,9 +45,9 @@ class Findings:
     heads: list[Row] = field(default_factory=list)
     explainers: list[Row] = field(default_factory=list)
 
-    def seeds(self) -> list[int]:
-        """Return all seeds."""
-        return sorted({row["seed"] for row in self.reproduction})
+    def seeds(self, study: str | None = None) -> list[int]:
+        """Return all seeds, or those of a study."""
+        return sorted({row["seed"] for row in self.reproduction if study in (None, row["study"])})
 
     def rows(self, study: str, kind: str, **where: Any) -> list[Row]:
         """Return the rows of one kind in a study, with the given values in further columns."""

@@ -2,6 +2,7 @@
 
 make reproduce                                       # 2.5 hours of two cores; also writes docs/reproduction.md
 python -m benchmarks.reproduction.reproduce --study screening --seeds 0
+make reproduce-steel PHOTOGRAPHS=FOLDER              # photographs of NEU-DET: six hours of two cores
 python -m benchmarks.reproduction.reproduce --large  # ResNet-50, VGG-16 and SwinV2 at 224 and 448 px, for a GPU
 python -m benchmarks.reproduction.reproduce --quick               # a smoke test: tiny runs that write nothing
 
@@ -38,24 +39,27 @@ from softcam_hub.arguments import ArgumentParser
 from ..timing import Row, replace_rows
 from ..values import replace_values
 from .chain import Chain
-from .studies import LARGE, QUICK, SMALL, Study
+from .steel import SteelChain, missing_manifest
+from .studies import LARGE, QUICK, SMALL, STEEL, Study
 
 ROWS = Path(__file__).parents[1] / "results" / "reproduction.jsonl"
 KEY = ("study", "seed")
 """Columns that name a chain."""
 
 
-def chain_rows(name: str, study: Study, seed: int, threads: int) -> list[Row]:
+def chain_rows(name: str, study: Study, seed: int, photographs: Path | None, threads: int) -> list[Row]:
     """Compute the rows of a chain in a process of its own."""
     torch.set_num_threads(threads)
+    if photographs is not None:
+        return SteelChain(name, study, seed, photographs).rows()
     return Chain(name, study, seed).rows()
 
 
-def run_chains(chains: list[tuple[str, Study, int]], processes: int) -> list[str]:
+def run_chains(chains: list[tuple[str, Study, int]], photographs: Path | None, processes: int) -> list[str]:
     """Run chains side by side, write the rows of each as it ends, and return the failures."""
     threads, failures = max(1, (os.cpu_count() or 1) // processes), []
     with ProcessPoolExecutor(processes, get_context("spawn"), max_tasks_per_child=1) as pool:
-        jobs = {pool.submit(chain_rows, *chain, threads): chain for chain in chains}
+        jobs = {pool.submit(chain_rows, *chain, photographs, threads): chain for chain in chains}
         for job in as_completed(jobs):
             name, _, seed = jobs[job]
             try:
@@ -82,7 +86,9 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="run tiny studies, and write nothing")
     parser.add_argument("--large", action="store_true", help="run the larger variant, for a GPU")
-    parser.add_argument("--study", nargs="*", help=f"studies to run, of {', '.join([*SMALL, *LARGE])}; all by default")
+    parser.add_argument("--photographs", type=Path, help="run the studies on steel, with NEU-DET in this folder")
+    names = ", ".join([*SMALL, *STEEL, *LARGE])
+    parser.add_argument("--study", nargs="*", help=f"studies to run, of {names}; all by default")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2], help="seeds to run")
     parser.add_argument(
         "--processes", type=int, default=os.cpu_count(), help="number of chains side by side; 1 on a GPU"
@@ -91,12 +97,14 @@ def main() -> None:
     if args.quick:
         try_out()
         return
-    studies = LARGE if args.large else SMALL
+    studies = LARGE if args.large else STEEL if args.photographs else SMALL
+    if args.photographs and not (args.photographs / "manifest.csv").is_file():
+        parser.error(missing_manifest(args.photographs))
     for name in args.study or ():
         if name not in studies:
             parser.error(f"unknown study {name!r}: expected some of {', '.join(studies)}")
     chains = [(name, studies[name], seed) for name in args.study or studies for seed in args.seeds]
-    failures = run_chains(chains, 1 if args.large else min(args.processes, len(chains)))
+    failures = run_chains(chains, args.photographs, 1 if args.large else min(args.processes, len(chains)))
     if failures:
         sys.exit("these chains failed; run the same command again to repeat them:\n" + "\n".join(failures))
 

@@ -30,7 +30,7 @@ from ..imagenet_weights import imagenet_folder
 from ..timing import Row
 from ..values import values_by_explainer
 from .chain import MEASURES, RUNS, Chain, kept, native
-from .findings import LOCALISED, NOT_ALIGNED, SUBSET
+from .findings import ALL_LOCATED, LOCALISED, NOT_ALIGNED, SUBSET
 from .studies import Study
 
 SUBSETS = {"integrated-gradients": 120, "score-cam": 24}
@@ -106,10 +106,9 @@ class SteelChain(Chain):
         rows, lines = self.benchmark(run_name, run_name, explainers, measures, self.study.limit)
         places: dict[str, Row] = {}
         for kind, row in self.locate(run_name, explainers):
-            if kind == LOCALISED:
-                places[row["explainer"]] = row
-            else:
-                yield kind, row
+            if kind == LOCALISED and row["class"] == ALL_LOCATED:
+                places[row["explainer"]] = {name: value for name, value in row.items() if name != "class"}
+            yield kind, row
         for row in rows:
             place = places[row["explainer"]]
             yield "explanation", {"run": run_name, **kept(row), **place, "images": row["images"]}
@@ -118,7 +117,9 @@ class SteelChain(Chain):
     def locate(self, run_name: str, explainers: str | None) -> Iterator[tuple[str, Row]]:
         """Locate maps of a run in all test images, where their cells look and drawn as squares."""
         rows, lines = self.benchmark(run_name, f"{run_name}, all images", explainers, LOCALISATION, None)
-        yield from ((LOCALISED, {"run": run_name, **row}) for row in self.located(lines).values())
+        for name in (ALL_LOCATED, *self.splits.classes):
+            found = self.located(lines, None if name == ALL_LOCATED else (name,))
+            yield from ((LOCALISED, {"run": run_name, "class": name, **row}) for row in found.values())
         yield from (("values", {"run": run_name, "of": "all images", **row}) for row in values_by_explainer(lines))
         for name, limit in SUBSETS.items():
             if run_name.startswith("softcam"):
@@ -130,9 +131,9 @@ class SteelChain(Chain):
             _, squares = self.benchmark(run_name, folder, moved, LOCALISATION, None, aligned=False)
             yield from ((NOT_ALIGNED, {"run": run_name, **row}) for row in self.located(squares).values())
 
-    def located(self, lines: list[Row]) -> dict[str, Row]:
-        """Average the localisation of the images of the classes that count, by explainer."""
-        counted = {self.splits.classes.index(name) for name in self.study.located}
+    def located(self, lines: list[Row], classes: tuple[str, ...] | None = None) -> dict[str, Row]:
+        """Average the localisation over the images of some classes, by explainer; of those that count by default."""
+        counted = {self.splits.classes.index(name) for name in classes or self.study.located}
         some = [line for line in lines if line["label"] in counted]
         rows = make_rows(some, {}, defaultdict(dict))
         return {
@@ -149,10 +150,7 @@ def write_in_turns(photographs: Path, target: Path) -> None:
     """
     source = photographs / "manifest.csv"
     if not source.is_file():
-        raise FileNotFoundError(
-            f"there is no {source}: obtain the photographs of NEU-DET with their boxes (docs/training.md says where), "
-            "and name their folder with --photographs"
-        )
+        raise FileNotFoundError(missing_manifest(photographs))
     with source.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     by_class: dict[str, list[Row]] = {}
@@ -163,3 +161,11 @@ def write_in_turns(photographs: Path, target: Path) -> None:
         writer = csv.DictWriter(file, turns[0])
         writer.writeheader()
         writer.writerows(turns)
+
+
+def missing_manifest(photographs: Path) -> str:
+    """Return what to tell a user whose folder has no manifest."""
+    return (
+        f"there is no {photographs / 'manifest.csv'}: obtain the photographs of NEU-DET with their boxes "
+        "(docs/training.md says where), and name their folder with --photographs"
+    )

@@ -87,6 +87,9 @@ STEEL = {
     "steel, 320 px": _steel(16, 320),
 }
 
+JUDGED = (*SMALL, "steel")
+"""Studies that decide on the claims on all data."""
+
 _AT = {"resnet50": ("output_stride=16", 1e-3), "vgg16": ("", 1e-4), "swinv2_base_window8_256": ("", 1e-4)}
 """Backbone -> its arguments and learning rate."""
 

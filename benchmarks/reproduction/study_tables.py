@@ -14,8 +14,9 @@ from softcam_hub.evaluation.results import EVIDENCE_COLUMNS
 from softcam_hub.figures.charts import Points, curves
 
 from .cape_claims import UNTRAINED
-from .findings import NOT_ALIGNED, Column, Findings, Row, label, mean, spread
+from .findings import ALL_LOCATED, LOCALISED, NOT_ALIGNED, Column, Findings, Row, label, mean, spread
 from .softcam_claims import LOCALISATION, sweep
+from .studies import Study
 
 PREDICTIONS = {
     "accuracy": ("accuracy in %", ".1f"),
@@ -32,6 +33,8 @@ POST_HOC_LINES = 2
 
 NO_PENALTY = -3.0
 """Position of λ = 0 in a chart over log λ."""
+
+BY_CLASS = ("localization_precision", "activation_precision")
 
 SWEPT = ("accuracy", "auc", "sparseness")
 
@@ -71,7 +74,7 @@ def alignment(findings: Findings, study: str) -> str:
     """Write the localisation of every map that alignment moves, drawn as squares and where its cells look."""
     squares = findings.drawn_as_squares()
     body = []
-    for first in findings.rows(study, NOT_ALIGNED, seed=findings.rows(study, NOT_ALIGNED)[0]["seed"]):
+    for first in findings.rows(study, NOT_ALIGNED, seed=findings.seeds(study)[0]):
         where = {"run": first["run"], "explainer": first["explainer"]}
         cells = []
         for name in LOCALISATION:
@@ -79,6 +82,36 @@ def alignment(findings: Findings, study: str) -> str:
             cells.append(f"{spread(before)} → {spread(after)}")
         body.append([label(first), *cells])
     return markdown(["maps", *LOCALISATION.values()], body)
+
+
+def by_class(findings: Findings, study: str) -> str:
+    """Write top-k precision and activation precision of every map, for each class of images."""
+    classes = list(dict.fromkeys(row["class"] for row in findings.rows(study, LOCALISED)))
+    seed = findings.seeds(study)[0]
+    body = []
+    for first in findings.rows(study, LOCALISED, seed=seed, **{"class": ALL_LOCATED}):
+        cells = []
+        for name in classes:
+            where = {"run": first["run"], "explainer": first["explainer"], "class": name}
+            means = [mean(findings.column(study, LOCALISED, one, **where)) for one in BY_CLASS]
+            cells.append(" / ".join(f"{value:.1f}" for value in means))
+        body.append([label(first), *cells])
+    return markdown(["maps", *classes], body)
+
+
+def resolution(findings: Findings, studies: dict[str, Study]) -> str:
+    """Write accuracy and localisation of CAM for every stride and size of images."""
+    body = []
+    for name, study in studies.items():
+        where = {"run": "vanilla", "explainer": "cam", "class": ALL_LOCATED}
+        columns = [findings.column(name, LOCALISED, one, **where) for one in ("pointing_game", *LOCALISATION)]
+        if not columns[0]:
+            continue
+        size = study.settings["image_size"]
+        stride = int(study.settings["model_args"].removeprefix("output_stride=") or 32)
+        cells = [spread(column) for column in (findings.trained(name, "vanilla", "accuracy"), *columns)]
+        body.append([f"{size} px", str(stride), f"{size // stride}×{size // stride}", *cells])
+    return markdown(["images", "stride", "cells", "accuracy in %", "pointing game ↑", *LOCALISATION.values()], body)
 
 
 def points(findings: Findings, study: str) -> str:
