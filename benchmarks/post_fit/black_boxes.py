@@ -1,0 +1,180 @@
+"""The black boxes that CAPE is post-fitted to: fine-tuned, under-trained, and linear probes of frozen features.
+
+- *lesions*, *marks* and *steel* are the vanilla classifiers of the reproduction: `make reproduce` and
+  `make reproduce-steel` train them.
+- *under-trained* has seen one epoch of steel instead of six.
+- A *linear probe* is a classifier of the pooled, frozen features of ImageNet's backbone, fitted to the end.
+- *unbalanced* steel has fewer training images of every further class, down to a sixteenth.
+"""
+
+import csv
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import softcam_hub
+from benchmarks.alignment.steel import fit_classifier
+from benchmarks.reproduction.chain import Chain
+from benchmarks.reproduction.steel import SteelChain
+from benchmarks.reproduction.studies import SMALL, STEEL
+from softcam_hub.data.samples import Samples
+from softcam_hub.evaluation.shards import make_dataset, stack_samples
+from softcam_hub.loading import LoadedClassifier, load_classifier
+from softcam_hub.training import run
+
+from .variants import pooled
+
+SPLITS = ("train", "validation", "test")
+BATCH = 32
+SMALLEST_SHARE = 1 / 16
+"""Share of the training images that the last class of unbalanced steel keeps; the first one keeps all."""
+
+
+@dataclass(frozen=True)
+class BlackBox:
+    """A kind of black box.
+
+    Args:
+        study: Study of the reproduction that it belongs to.
+        epochs: Epochs of its training, and of post-fitting to it.
+        under_trained: It is trained for one epoch.
+        probe: It is a linear probe of ImageNet's features.
+        unbalanced: It learns from fewer images of every further class.
+    """
+
+    study: str
+    epochs: int
+    under_trained: bool = False
+    probe: bool = False
+    unbalanced: bool = False
+
+
+BOXES = {
+    "lesions": BlackBox("lesions", 8),
+    "marks": BlackBox("marks", 12),
+    "steel": BlackBox("steel", 6),
+    "steel, under-trained": BlackBox("steel", 6, under_trained=True),
+    "steel, linear probe": BlackBox("steel", 6, probe=True),
+    "steel, unbalanced": BlackBox("steel", 6, unbalanced=True),
+    "steel, unbalanced, linear probe": BlackBox("steel", 6, probe=True, unbalanced=True),
+}
+
+
+class SteelBox(SteelChain):
+    """Steel for a black box that the reproduction does not train.
+
+    Args:
+        name: Name of the black box.
+        seed: Seed of the classifier's first weights and of batches.
+        photographs: Folder of the photographs, with manifest.csv.
+    """
+
+    def __init__(self, name: str, seed: int, photographs: Path) -> None:
+        super().__init__(name, STEEL["steel"], seed, photographs, Path("runs") / "post-fit")
+        self.box = BOXES[name]
+
+    @cached_property
+    def manifest(self) -> Path:
+        """Manifest of the images, with fewer training images where the classes are unbalanced."""
+        file = super().manifest
+        if self.box.unbalanced:
+            thin_out(file)
+        return file
+
+    def settings(self, recipe: str) -> dict[str, Any]:
+        """Return the settings by which a run differs from its recipe."""
+        return super().settings(recipe) | ({"epochs": 1, "warmup_epochs": 0} if self.box.under_trained else {})
+
+    def train(self) -> Path:
+        """Return the folder of the black box, trained now if it does not exist; that of ImageNet for a linear probe."""
+        self.save_start()
+        if self.box.probe:
+            return self.start
+        if not (self.folder / "vanilla" / "metrics.json").exists():
+            run(self.config("vanilla"))
+        return self.vanilla
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """A black box with the features of all splits.
+
+    Args:
+        classifier: Linear classifier of pooled features.
+        features: Features (N, K, H, W) in half precision, by split.
+        labels: Class indices (N,), by split.
+    """
+
+    classifier: nn.Linear
+    features: dict[str, Tensor]
+    labels: dict[str, Tensor]
+
+
+def learn(name: str, seed: int, photographs: Path) -> Learnt:
+    """Train or load a black box, and compute the features of all images.
+
+    Args:
+        name: Name in `BOXES`.
+        seed: Seed of the black box.
+        photographs: Folder of NEU-DET, with manifest.csv.
+    """
+    box = BOXES[name]
+    if box.under_trained or box.probe or box.unbalanced:
+        chain: Chain = SteelBox(name, seed, photographs)
+        folder = chain.train()
+    else:
+        chain = SteelChain(name, STEEL[name], seed, photographs) if name in STEEL else Chain(name, SMALL[name], seed)
+        folder = chain.vanilla
+        if not folder.exists():
+            raise FileNotFoundError(f"there is no {folder}: run `make reproduce` and `make reproduce-steel` first")
+    vanilla = load_classifier(folder)
+    model = softcam_hub.convert(vanilla.model, "softcam").eval()
+    parts = {split: _features(model, vanilla, getattr(chain.splits, split)) for split in SPLITS}
+    features, labels = ({split: part[index] for split, part in parts.items()} for index in range(2))
+    classifier = nn.Linear(*model.head.weight.shape[::-1])
+    classifier.load_state_dict({"weight": model.head.weight.detach(), "bias": model.head.bias.detach()})
+    if box.probe:
+        classifier = fit_classifier(pooled(features["train"]), labels["train"], len(chain.splits.classes))
+    return Learnt(classifier, features, labels)
+
+
+@torch.no_grad()
+def _features(model: nn.Module, vanilla: LoadedClassifier, samples: Samples) -> tuple[Tensor, Tensor]:
+    """Return features in half precision, and labels."""
+    images, features, labels = make_dataset(vanilla.preprocessing, samples), [], []
+    for first in range(0, len(images), BATCH):
+        some = [images[index] for index in range(first, min(first + BATCH, len(images)))]
+        pixels, some_labels = stack_samples(some, ("pixel_values", "labels"), torch.device("cpu"))
+        features.append(model.forward_features(pixels).half())
+        labels.append(some_labels)
+    return torch.cat(features), torch.cat(labels)
+
+
+def thin_out(manifest: Path) -> None:
+    """Leave out training images, so that every further class has fewer of them.
+
+    Args:
+        manifest: File to change.
+    """
+    with manifest.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    names = sorted({row["label"] for row in rows})
+    share = {name: SMALLEST_SHARE ** (index / (len(names) - 1)) for index, name in enumerate(names)}
+    counts = Counter(row["label"] for row in rows if row["split"] == "train")
+    kept: list[dict[str, str]] = []
+    seen: Counter[str] = Counter()
+    for row in rows:
+        if row["split"] == "train":
+            seen[row["label"]] += 1
+            if seen[row["label"]] > max(1, round(share[row["label"]] * counts[row["label"]])):
+                continue
+        kept.append(row)
+    with manifest.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, kept[0])
+        writer.writeheader()
+        writer.writerows(kept)

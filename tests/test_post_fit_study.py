@@ -1,0 +1,120 @@
+"""Variants of post-fitting, the rule that chooses among them, and the black boxes that they are fitted to."""
+
+import csv
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.post_fit.black_boxes import thin_out
+from benchmarks.post_fit.rule import helps, passes
+from benchmarks.post_fit.study import score, untrained
+from benchmarks.post_fit.variants import VARIANTS, class_weights, divergence, fit, rate
+from softcam_hub.models.losses import distillation
+
+
+@pytest.fixture(scope="module")
+def black_box():
+    torch.manual_seed(0)
+    features, teacher = torch.randn(48, 6, 3, 3), nn.Linear(6, 4)
+    teacher.weight.data *= 8
+    return teacher, features, teacher(features.mean(dim=(2, 3))).argmax(dim=1)
+
+
+def probabilities(head, features):
+    """Class probabilities at every location, and the saliency of the locations."""
+    scaled = head.evidence(features) / head.log_temperature.exp()
+    return scaled.softmax(dim=1), head.log_saliency(scaled).exp()
+
+
+def test_the_divergence_is_that_of_the_package_where_all_classes_weigh_the_same():
+    student, teacher = torch.randn(7, 5).log_softmax(dim=1), torch.randn(7, 5)
+    found = divergence(student, teacher, torch.ones(5), 2.0)
+    assert found == pytest.approx(float(distillation(student, teacher, 2.0)))
+
+
+def test_balanced_weights_give_every_predicted_class_the_same_sum():
+    teacher = torch.eye(4)[torch.tensor([0, 0, 0, 0, 0, 1, 2, 2])]  # nobody predicts class 3
+    weights = class_weights(teacher)
+    of_images = weights[teacher.argmax(dim=1)]
+    assert of_images.mean() == pytest.approx(1)
+    assert [float(of_images[teacher.argmax(dim=1) == label].sum()) for label in range(3)] == pytest.approx([8 / 3] * 3)
+    assert weights[3] == 0
+
+
+def test_the_centred_start_is_naive_cape(black_box):
+    teacher, features, labels = black_box
+    start = fit(replace(VARIANTS["centred"]), teacher, features, labels, 0, 0)
+    assert torch.allclose(start(features), untrained(teacher, naive=True)(features), atol=1e-5)
+    assert not torch.allclose(start(features), untrained(teacher, naive=False)(features), atol=1e-3)
+
+
+def test_a_shared_vector_moves_the_saliency_alone(black_box):
+    teacher, features, labels = black_box
+    before = probabilities(fit(VARIANTS["shared only"], teacher, features, labels, 0, 0), features)
+    after = probabilities(fit(VARIANTS["shared only"], teacher, features, labels, 3, 0), features)
+    assert torch.allclose(after[0], before[0], atol=1e-5)
+    assert not torch.allclose(after[1], before[1], atol=1e-3)
+    whole = probabilities(fit(VARIANTS["paper"], teacher, features, labels, 3, 0), features)
+    assert not torch.allclose(whole[0], before[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_comes_nearer_to_the_black_box(black_box, name):
+    teacher, features, labels = black_box
+    targets, weights = teacher(features.mean(dim=(2, 3))).detach(), torch.ones(4)
+    before, after = (fit(VARIANTS[name], teacher, features, labels, epochs, 0) for epochs in (0, 20))
+    temperature = VARIANTS[name].temperature
+    distances = [float(divergence(head(features), targets, weights, temperature)) for head in (before, after)]
+    assert distances[1] < distances[0]
+
+
+def test_the_learning_rate_rises_for_an_epoch_and_falls_to_nothing():
+    rates = [rate(step, 5, 4) for step in range(20)]
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+    assert rates[-1] < 0.02
+
+
+def test_scores_of_a_model_and_of_its_black_box():
+    logits, black_box = torch.eye(3)[torch.tensor([0, 0, 1, 2])], torch.eye(3)[torch.tensor([0, 0, 0, 2])]
+    row = score(logits, black_box, torch.tensor([0, 0, 1, 1]))
+    assert (row["accuracy"], row["balanced_accuracy"]) == (0.75, 0.75)
+    assert (row["black_box_accuracy"], row["black_box_balanced_accuracy"]) == (0.5, 0.5)
+    assert row["disagreement"] == 0.25
+
+
+def rows(variant, **accuracies):
+    return [
+        {"box": box.replace("_", ", "), "seed": seed, "variant": variant, "split": "validation"}
+        | {"accuracy": value, "balanced_accuracy": value}
+        for box, value in accuracies.items()
+        for seed in range(3)
+    ]
+
+
+def test_the_rule():
+    boxes = ["steel", "lesions", "marks", "steel, probe"]
+    paper = rows("paper", steel=0.9, lesions=0.9, marks=0.9, steel_probe=0.7)
+    better = rows("better", steel=0.92, lesions=0.91, marks=0.91, steel_probe=0.696)
+    option = rows("option", steel=0.9, lesions=0.91, marks=0.91, steel_probe=0.73)
+    harmful = rows("harmful", steel=0.92, lesions=0.92, marks=0.92, steel_probe=0.69)
+    found = [*paper, *better, *option, *harmful]
+    assert [passes(found, one, boxes) for one in ("better", "option", "harmful")] == [True, False, False]
+    assert [helps(found, one, boxes) for one in ("better", "option", "paper")] == [True, True, False]
+    assert not passes(paper + rows("new", steel=1.0), "new", boxes)
+
+
+def test_unbalanced_images(tmp_path):
+    file = tmp_path / "manifest.csv"
+    with file.open("w", newline="", encoding="utf-8") as target:
+        writer = csv.writer(target)
+        writer.writerow(["image", "label", "split"])
+        for label in "abc":
+            writer.writerows([[f"{label}{index}", label, "train" if index < 32 else "test"] for index in range(40)])
+    thin_out(file)
+    with file.open(newline="", encoding="utf-8") as source:
+        found = list(csv.DictReader(source))
+    assert [sum(row["label"] == one and row["split"] == "train" for row in found) for one in "abc"] == [32, 8, 2]
+    assert sum(row["split"] == "test" for row in found) == 24
