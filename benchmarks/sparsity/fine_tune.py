@@ -8,12 +8,14 @@ python -m benchmarks.sparsity.fine_tune --studies lesions --seeds 0 --quick  # a
   statistics.
 - Dense SoftCAM *is* the black box after the same training: it has its predictions, and post-hoc CAMs explain it.
   Score-CAM runs the network once per channel, and explains the first images only; it is compared on these.
-- Maps are drawn where their cells look, measured on 32 validation images of every fine-tuned network.
-- Rows hold the hits and the top-k precision of every image. A finished row is not measured again, and training of a
-  black box that was interrupted goes on.
+- Maps are drawn where their cells look, measured on 32 validation images of every fine-tuned network, along the axes
+  on which the measurement counts for all networks of a seed, so that none of them is drawn in another way.
+- Rows hold the hits and the top-k precision of every image. A finished network is not trained again, and training of
+  a black box that was interrupted goes on.
 """
 
 import argparse
+import json
 import sys
 import time
 from dataclasses import dataclass, field, replace
@@ -21,7 +23,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
+from timm.models import save_for_hf
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -86,7 +90,7 @@ PLANS = {
 
 
 class Experiment:
-    """One study with one seed.
+    """One study with one seed, whose networks are kept in runs/sparsity/fine-tuning/.
 
     Args:
         name: Name of the study.
@@ -125,13 +129,46 @@ class Experiment:
         run(parse([*(f"--{option.replace('_', '-')}={value}" for option, value in settings.items()), *resume]))
         return output / "model"
 
-    def rows(self, setting: Setting) -> list[Row]:
-        """Fine-tune and measure one setting; dense SoftCAM has the rows of post-hoc CAMs too."""
-        began = time.monotonic()
-        classifier = load_classifier(self.black_box, **self.study.options)
-        model, preprocessing = softcam_hub.convert(classifier.model, "softcam"), classifier.preprocessing
-        fine_tune(model, setting, self.training_images(preprocessing), self.plan, self.seed)
-        measured = softcam_hub.measure_alignment(model, self.measured_images(preprocessing))
+    def network(self, setting: Setting) -> Any:
+        """Return the SoftCAM model that was fine-tuned with a setting, from its folder or trained now."""
+        folder = self.folder / f"{setting.candidate}-{setting.value:g}"
+        if not (folder / "config.json").exists():
+            began = time.monotonic()
+            classifier = load_classifier(self.black_box, **self.study.options)
+            model = softcam_hub.convert(classifier.model, "softcam")
+            fine_tune(model, setting, self.training_images(classifier.preprocessing), self.plan, self.seed)
+            seconds = {"seconds": rounded(time.monotonic() - began)}
+            (self.folder / f"{folder.name}.json").write_text(json.dumps(seconds))
+            save_for_hf(model.to(memory_format=torch.contiguous_format), folder, safe_serialization=True)
+        return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+
+    def rows(self, settings: list[Setting]) -> list[Row]:
+        """Fine-tune and measure all settings; dense SoftCAM has the rows of post-hoc CAMs too."""
+        networks = {setting: self.network(setting) for setting in settings}
+        preprocessing = load_classifier(self.black_box, **self.study.options).preprocessing
+        images = self.measured_images(preprocessing)
+        measured = {one: softcam_hub.measure_alignment(model, images) for one, model in networks.items()}
+        counts = [all(axis) for axis in zip(*(one.accepted for one in measured.values()), strict=True)]
+        return [
+            row
+            for setting, model in networks.items()
+            for row in self.measure(setting, model, preprocessing, measured[setting], counts)
+        ]
+
+    def measure(
+        self, setting: Setting, model: Any, preprocessing: dict[str, Any], measured: Any, counts: list[bool]
+    ) -> list[Row]:
+        """Measure a fine-tuned network on test images.
+
+        Args:
+            setting: Candidate and value.
+            model: Fine-tuned SoftCAM model.
+            preprocessing: How images are prepared.
+            measured: Where the cells of the network look.
+            counts: Whether maps are drawn there, for rows and columns.
+        """
+        starts = [start if use else None for start, use in zip(measured.alignment.start, counts, strict=True)]
+        model.alignment = replace(measured.alignment, start=(starts[0], starts[1]))
         images = self.study.images(self.splits, preprocessing, "test")
         features = compute(model, self.study, self.splits, images)
         heads = Heads(model.head.weight.detach()[None], model.head.bias.detach()[None])
@@ -148,11 +185,12 @@ class Experiment:
             "grid": features.side,
             "offset": list(measured.offset),
             "accepted": list(measured.accepted),
+            "aligned": counts,
             "epochs": self.plan.epochs,
             "batch_size": BATCH,
             "lr": self.plan.lr,
             **environment(),
-            "seconds": rounded(time.monotonic() - began),
+            **json.loads((self.folder / f"{setting.candidate}-{setting.value:g}.json").read_text()),
         }
         rows = [_row(name, setting.value, found, features) for name, found in located.items()]
         if setting == DENSE:
@@ -227,14 +265,15 @@ def main() -> None:
         settings = [DENSE, *(Setting(*one) for one in choose(screened, tuple(PLANS)))]
     for study in args.studies:
         for seed in args.seeds:
-            known = [] if args.quick else [tuple(row[name] for name in KEY) for row in read_rows(args.output)]
-            left = [one for one in settings if ("fine-tuning", study, one.candidate, one.value, seed) not in known]
-            experiment = Experiment(study, seed, args.data_folder, args.quick)
-            for setting in left:
-                rows = experiment.rows(setting)
-                print(f"{study}, seed {seed}: {setting}, accuracy {rows[0]['accuracy']}")
-                if not args.quick:
-                    replace_rows(rows, args.output, KEY)
+            known = {tuple(row[name] for name in KEY) for row in read_rows(args.output)}
+            wanted = {("fine-tuning", study, one.candidate, one.value, seed) for one in settings}
+            if wanted <= known and not args.quick:
+                continue
+            rows = Experiment(study, seed, args.data_folder, args.quick).rows(settings)
+            accuracy = {row["candidate"]: row["accuracy"] for row in rows if "accuracy" in row}
+            print(f"{study}, seed {seed}: accuracy {accuracy}", flush=True)
+            if not args.quick:
+                replace_rows(rows, args.output, KEY)
 
 
 if __name__ == "__main__":
