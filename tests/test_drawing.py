@@ -8,7 +8,16 @@ from PIL import Image
 
 from softcam_hub.figures import Scale, captioned_row, outline, overlay
 from softcam_hub.figures.drawing import cells, frame_cells, write_numbers
-from softcam_hub.figures.layout import CAPTION_LINE, GAP, LegendEntry, colour_bar, legend, note
+from softcam_hub.figures.layout import (
+    CAPTION_LINE,
+    CAPTION_SIZE,
+    GAP,
+    NOTE_SIZE,
+    LegendEntry,
+    colour_bar,
+    legend,
+    note,
+)
 from softcam_hub.figures.numbers import DOT, format_cells, format_percent
 from softcam_hub.models.alignment import Alignment, Grid
 from softcam_hub.models.overlays import DIVERGING, SEQUENTIAL, apply_colours, opacities, tint
@@ -187,6 +196,22 @@ def test_row_keeps_proportions_and_its_captions_stay_within_their_panels():
     assert (captions[:, 12 + 128 + 6 :] == 255).all()
     assert (np.asarray(sheet)[-40, 12 + 128 + 12 :][:64] == 90).all()
     assert captioned_row([("", GREY)], side=64).size == (88, 88)
+
+
+def test_a_row_and_a_colour_bar_with_larger_letters_have_more_room_for_them():
+    sheets = [
+        captioned_row([("one\ntwo", GREY)], side=64, letter_size=size) for size in (CAPTION_SIZE, 2 * CAPTION_SIZE)
+    ]
+    captions = [np.asarray(sheet.crop((0, GAP, 88, sheet.height - 64 - GAP))) < 128 for sheet in sheets]
+    assert len(captions[1]) - 8 == 2 * (len(captions[0]) - 8) == 4 * CAPTION_LINE
+    assert captions[1][2 * CAPTION_LINE : -1].any(), "the second line is not below the first"
+    assert not captions[1][-1].any(), "the second line reaches into the picture"
+
+    bars = [colour_bar(Scale(1.0), 200, letter_size=size) for size in (NOTE_SIZE, 2 * NOTE_SIZE)]
+    assert bars[0].tobytes() == colour_bar(Scale(1.0), 200).tobytes()
+    large = np.asarray(bars[1]) < 128
+    assert large[bars[0].height - 4 : -2].any(), "the labels are not larger"
+    assert not large[-1].any(), "the labels reach the border of the sheet"
 
 
 def test_notes_and_legends_break_where_the_sheet_ends(written):

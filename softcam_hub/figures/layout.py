@@ -30,28 +30,31 @@ def stack_vertically(pictures: list[Image.Image]) -> Image.Image:
     return sheet
 
 
-def captioned_row(panels: list[tuple[str, Image.Image]], side: int = 256, gap: int = GAP) -> Image.Image:
+def captioned_row(
+    panels: list[tuple[str, Image.Image]], side: int = 256, gap: int = GAP, letter_size: int = CAPTION_SIZE
+) -> Image.Image:
     """Put pictures beside one another, each with its caption above.
 
     Args:
         panels: Caption and picture of each panel. Without any caption, no room is left for captions.
         side: Height of every picture in pixels.
         gap: Pixels between the panels, and around them.
+        letter_size: Height of the captions' letters in pixels. Larger ones suit a picture that a page shows smaller.
     """
-    letters = font(CAPTION_SIZE)
+    letters, line_height = font(letter_size), round(letter_size * CAPTION_LINE / CAPTION_SIZE)
     pictures = [enlarge(picture, side) for _, picture in panels]
     captions = []
     for (caption, _), picture in zip(panels, pictures, strict=True):
         captions.append(wrap(caption, picture.width, letters))
     has_captions = any(caption for caption, _ in panels)
-    caption_height = CAPTION_LINE * max(map(len, captions)) + 8 if has_captions else 0
+    caption_height = line_height * max(map(len, captions)) + 8 if has_captions else 0
 
     width = sum(picture.width + gap for picture in pictures) + gap
     sheet = Image.new("RGB", (width, side + caption_height + 2 * gap), "white")
     pen, left = ImageDraw.Draw(sheet), gap
     for caption, picture in zip(captions, pictures, strict=True):
         for number, line in enumerate(caption):
-            pen.text((left, gap + number * CAPTION_LINE), line, fill="black", font=letters)
+            pen.text((left, gap + number * line_height), line, fill="black", font=letters)
         sheet.paste(picture, (left, caption_height + gap))
         left += picture.width + gap
     return sheet
@@ -107,7 +110,9 @@ def legend(title: str, entries: list[LegendEntry], width: int) -> Image.Image:
     return sheet.crop((0, 0, width, top + LEGEND_LINE))
 
 
-def colour_bar(scale: Scale, width: int, labels: list[str] | None = None, left: int = GAP) -> Image.Image:
+def colour_bar(
+    scale: Scale, width: int, labels: list[str] | None = None, left: int = GAP, letter_size: int = NOTE_SIZE
+) -> Image.Image:
     """Draw the colours of a scale as a horizontal bar, with labels below its ends and its middle.
 
     Args:
@@ -115,13 +120,14 @@ def colour_bar(scale: Scale, width: int, labels: list[str] | None = None, left: 
         width: Width of the sheet in pixels.
         labels: Three texts; by default the limits and the middle of the scale.
         left: Pixels to leave free at the left of the bar.
+        letter_size: Height of the labels' letters in pixels.
     """
     length = max(40, min(300, width - left - GAP))
-    sheet = Image.new("RGB", (width, 46), "white")
+    sheet = Image.new("RGB", (width, 34 + letter_size), "white")
     strengths = np.linspace(-1 if scale.diverging else 0, 1, length)
     colours = scale.paint(strengths[None].repeat(16, axis=0)).astype(np.uint8)
     sheet.paste(Image.fromarray(colours), (left, 4))
-    pen, letters = ImageDraw.Draw(sheet), font(NOTE_SIZE)
+    pen, letters = ImageDraw.Draw(sheet), font(letter_size)
     pen.rectangle((left, 4, left + length - 1, 19), outline=(120, 120, 120))
     # The outer labels end with the bar, so that they stay on the sheet.
     for position, anchor, text in zip((0, 0.5, 1), ("la", "ma", "ra"), labels or scale.labels(), strict=True):
