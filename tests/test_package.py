@@ -34,7 +34,7 @@ def test_the_long_description_has_absolute_links_to_files_that_exist():
     name = PROJECT["urls"]["Repository"].removeprefix("https://github.com/")
     ours = re.compile(rf"https://(?:raw\.githubusercontent\.com/{name}|github\.com/{name}/blob)/v{PROJECT['version']}/")
     paths = [ours.sub("", target).partition("#")[0] for target in targets if ours.match(target)]
-    assert "docs/examples.png" in paths
+    assert "docs/photograph.png" in paths
     assert all((ROOT / path).is_file() for path in paths)
     pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)
     assert len(pictures) == 2
