@@ -1,0 +1,93 @@
+"""Train the recipes for a first data set of one's own on photographs of steel, and write a row for each.
+
+python -m benchmarks.recipes --photographs FOLDER    # a quarter of an hour of two cores
+
+- `finetune-medium` learns from all training images of NEU-DET. `finetune-small` learns from the first 50 of every
+  class, and is measured on the same test images.
+- ImageNet's weights are those of `benchmarks/imagenet_weights.py`, which are the ones that `--pretrained` downloads.
+"""
+
+import argparse
+import csv
+import os
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from softcam_hub.arguments import ArgumentParser
+from softcam_hub.training import parse, run
+
+from .imagenet_weights import imagenet_folder
+from .timing import Row, environment, replace_rows, rounded
+
+ROWS = Path(__file__).parent / "results" / "recipes.jsonl"
+OF_EVERY_CLASS = {"finetune-small": 50, "finetune-medium": None}
+"""Recipe -> number of training images of every class; None for all."""
+
+
+def write_manifest(photographs: Path, target: Path, count: int | None) -> None:
+    """Write a manifest with full paths and with the first training images of every class.
+
+    Args:
+        photographs: Folder of NEU-DET, with manifest.csv.
+        target: File to write.
+        count: Number of training images of every class; None for all.
+    """
+    with (photographs / "manifest.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    seen: Counter[str] = Counter()
+    kept = []
+    for row in rows:
+        seen[row["label"]] += row["split"] == "train"
+        if row["split"] != "train" or count is None or seen[row["label"]] <= count:
+            kept.append({**row, "image": str((photographs / row["image"]).resolve())})
+    with target.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, kept[0])
+        writer.writeheader()
+        writer.writerows(kept)
+
+
+def measure(recipe: str, photographs: Path, folder: Path) -> Row:
+    """Train a recipe, and return its scores and minutes.
+
+    Args:
+        recipe: Name of a recipe.
+        photographs: Folder of NEU-DET, with manifest.csv.
+        folder: Folder for the run.
+    """
+    manifest = folder / f"{recipe}.csv"
+    write_manifest(photographs, manifest, OF_EVERY_CLASS[recipe])
+    options = {"recipe": recipe, "data": manifest, "output": folder / recipe, "init": imagenet_folder()}
+    config = parse([*(f"--{name}={value}" for name, value in options.items()), "--no-pretrained"])
+    metrics = run(config)
+    scores = {name: rounded(value) for name, value in metrics.items() if name.startswith("test_")}
+    with manifest.open(newline="", encoding="utf-8") as file:
+        images = Counter(row["split"] for row in csv.DictReader(file))
+    return {
+        "recipe": recipe,
+        "data": "neu-det",
+        "images": images["train"],
+        "test_images": images["test"],
+        "epochs": config.optimization.epochs,
+        **scores,
+        "minutes": rounded(metrics["seconds"] / 60),
+        "cores": os.cpu_count(),
+        **environment(),
+    }
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photographs", type=Path, required=True, help="folder of NEU-DET, with manifest.csv")
+    parser.add_argument("recipes", nargs="*", default=list(OF_EVERY_CLASS), help="recipes to run; both by default")
+    args = parser.parse_args()
+    torch.set_num_threads(os.cpu_count() or 1)
+    for recipe in args.recipes:
+        with tempfile.TemporaryDirectory() as folder:
+            replace_rows([measure(recipe, args.photographs, Path(folder))], ROWS, ("recipe",))
+
+
+if __name__ == "__main__":
+    main()
