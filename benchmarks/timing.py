@@ -11,7 +11,8 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,6 +89,31 @@ def environment() -> Row:
         "torch": torch.__version__,
         "timm": timm.__version__,
     }
+
+
+def add_threads(parser: ArgumentParser) -> None:
+    """Add the option `--threads` to the parser of a measurement, for `prepare`."""
+    parser.add_argument("--threads", type=int, help="number of torch's threads; one varies less beside other programs")
+
+
+def prepare(threads: int | None = None) -> None:
+    """Warn if other programs run, fix the seed, and set the number of torch's threads.
+
+    Args:
+        threads: Number of threads. The default is torch's own.
+    """
+    warn_if_busy()
+    torch.manual_seed(0)
+    torch.set_num_threads(threads or torch.get_num_threads())
+
+
+def print_rows(rows: Iterable[Row]) -> list[Row]:
+    """Print each row as soon as it is measured, and return all rows."""
+    measured = []
+    for row in rows:
+        print(json.dumps(row, ensure_ascii=False), flush=True)
+        measured.append(row)
+    return measured
 
 
 def read_rows(path: Path) -> list[Row]:

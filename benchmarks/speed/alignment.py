@@ -9,7 +9,6 @@ python -m benchmarks.speed.alignment --quick    # a smoke test: two pairs of the
 
 import argparse
 import copy
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from softcam_hub.models.alignment import Alignment
 from softcam_hub.models.backbone import TimmModule
 from softcam_hub.models.flip_registration import IMAGES
 
-from ..timing import Row, environment, measure, warn_if_busy, write_rows
+from ..timing import Row, add_threads, environment, measure, prepare, print_rows, write_rows
 
 ROWS = Path(__file__).parents[1] / "results" / "alignment_speed.jsonl"
 PAIRS = {"softcam_resnet50": 10, "cape_lesions": 40}
@@ -77,16 +76,11 @@ def draw_maps(model: TimmModule, images: Tensor) -> Tensor:
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="measure two pairs of the small model, and write nothing")
-    parser.add_argument("--threads", type=int, help="number of torch's threads; one varies less beside other programs")
+    add_threads(parser)
     args = parser.parse_args()
-    warn_if_busy()
-    torch.manual_seed(0)
-    torch.set_num_threads(args.threads or torch.get_num_threads())
-    measured = []
-    for name, pairs in ({"cape_lesions": 2} if args.quick else PAIRS).items():
-        for row in model_rows(name, pairs):
-            print(json.dumps(row), flush=True)
-            measured.append(row)
+    prepare(args.threads)
+    models = {"cape_lesions": 2} if args.quick else PAIRS
+    measured = print_rows(row for name, pairs in models.items() for row in model_rows(name, pairs))
     if not args.quick:
         write_rows(measured, ROWS)
 

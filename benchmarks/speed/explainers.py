@@ -14,7 +14,6 @@ python -m benchmarks.speed.explainers --quick    # a smoke test: a small network
 
 import argparse
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,12 +32,14 @@ from softcam_hub.arguments import ArgumentParser
 from ..timing import (
     Row,
     Step,
+    add_threads,
     environment,
     measure,
     peak_in_fresh_process,
+    prepare,
+    print_rows,
     read_rows,
     rise_in_mib,
-    warn_if_busy,
     write_rows,
 )
 
@@ -193,18 +194,17 @@ def peak_mib(method: str, side: str, architecture: str, batch: int) -> float | N
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="measure a small network in few pairs, and write nothing")
-    parser.add_argument("--threads", type=int, help="number of torch's threads; one varies less beside other programs")
+    add_threads(parser)
     parser.add_argument(
         "--methods", nargs="+", choices=METHODS, default=METHODS, help="methods to measure; all by default"
     )
     args = parser.parse_args()
-    warn_if_busy()
-    torch.set_num_threads(args.threads or torch.get_num_threads())
-    measured = []
-    for architecture, batch, methods in QUICK if args.quick else CASES:
-        for row in rows(architecture, batch, [name for name in methods if name in args.methods], args.quick):
-            print(json.dumps(row, ensure_ascii=False), flush=True)
-            measured.append(row)
+    prepare(args.threads)
+    measured = print_rows(
+        row
+        for architecture, batch, methods in (QUICK if args.quick else CASES)
+        for row in rows(architecture, batch, [name for name in methods if name in args.methods], args.quick)
+    )
     if not args.quick:
         latest = {(row["model"], row["batch"], row["method"], row["side"]): row for row in read_rows(ROWS) + measured}
         write_rows(list(latest.values()), ROWS)

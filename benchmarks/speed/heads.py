@@ -11,7 +11,6 @@ python -m benchmarks.speed.heads --quick    # a smoke test: two pairs of small c
 
 import argparse
 import copy
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,12 +25,14 @@ from softcam_hub.models.heads import CAPEHead
 from ..timing import (
     Row,
     Step,
+    add_threads,
     environment,
     measure,
     peak_in_fresh_process,
+    prepare,
+    print_rows,
     rise_in_mib,
     rounded,
-    warn_if_busy,
     write_rows,
 )
 
@@ -201,15 +202,10 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, help=f"file for the rows; results/{ROWS.name} by default, and none with --quick"
     )
-    parser.add_argument("--threads", type=int, help="number of torch's threads; one varies less beside other programs")
+    add_threads(parser)
     args = parser.parse_args()
-    warn_if_busy()
-    torch.manual_seed(0)
-    torch.set_num_threads(args.threads or torch.get_num_threads())
-    measured = []
-    for row in rows(args.quick):
-        print(json.dumps(row, ensure_ascii=False), flush=True)
-        measured.append(row)
+    prepare(args.threads)
+    measured = print_rows(rows(args.quick))
     out = args.output or (None if args.quick else ROWS)
     if out:
         write_rows(measured, out)

@@ -35,7 +35,7 @@ from softcam_hub.explanation_scores.faithfulness import coherency, complexity, t
 from softcam_hub.explanation_scores.maps import heat
 from softcam_hub.loading import load_classifier
 
-from ..timing import Row, environment, measure, warn_if_busy, write_rows
+from ..timing import Row, environment, measure, prepare, write_rows
 from .explainers import LAST, PYTORCH_GRAD_CAM, TORCHCAM, peer_hooks
 
 ROWS = Path(__file__).parents[1] / "results" / "peer_table.jsonl"
@@ -134,9 +134,8 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="measure a small network on few images, and write nothing")
     quick = parser.parse_args().quick
-    warn_if_busy()
+    prepare()
     architecture, size, count, pairs = ("resnet18", 64, 8, 2) if quick else ("resnet50", 224, 64, 3)
-    torch.manual_seed(0)
     model = timm.create_model(architecture, num_classes=4).eval()
     model.pretrained_cfg["input_size"] = (3, size, size)
     data = {"data": "lesions", "data_size": size, "eval_count": count, "train_count": 4}
