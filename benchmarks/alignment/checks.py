@@ -22,6 +22,7 @@ from torch import Tensor
 
 import softcam_hub
 from benchmarks.imagenet_weights import imagenet_folder
+from benchmarks.timing import write_rows
 from softcam_hub.arguments import ArgumentParser
 from softcam_hub.data.config import DataConfig
 from softcam_hub.data.lesions import LesionImage, draw
@@ -167,7 +168,7 @@ def main() -> None:
             row[f"{method}_agrees"] = all(near) if near else None
         print(json.dumps(row))
         rows.append(row)
-    arguments.output.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    write_rows(rows, arguments.output)
 
 
 if __name__ == "__main__":

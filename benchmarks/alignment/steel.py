@@ -9,9 +9,8 @@ whose boxes do not fill the image: the share of images whose hottest pixel lies 
 of the heat inside the boxes (mass), beside the share of the image that the boxes cover.
 """
 
-import argparse
-import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,34 +19,23 @@ import torch
 from torch import Tensor, nn
 
 import softcam_hub
-from softcam_hub.arguments import ArgumentParser
 from softcam_hub.explanation_scores.localization import activation_precision, box_masks
 from softcam_hub.models.alignment import Grid
-from softcam_hub.models.flip_registration import IMAGES, measure_alignment
+from softcam_hub.models.flip_registration import measure_alignment
 from softcam_hub.models.images import read_user_image
 
-from ..imagenet_weights import imagenet_folder
+from ..timing import Row
+from .photographs import choose_files, load_network, measure_strides
 
-ARCHITECTURE = "tf_efficientnet_lite0"
 ROWS = Path(__file__).parents[1] / "results" / "alignment_steel.jsonl"
 SMALL = ("scratches", "inclusion", "rolled-in_scale", "patches")
 """Classes whose boxes cover less than half of the image."""
 
 SIDE = 224
-STRIDES = (32, 16)
-
-
-def load(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Return the rows of the manifest by split."""
-    splits: dict[str, list[dict[str, Any]]] = {}
-    with (folder / "manifest.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            splits.setdefault(row["split"], []).append({**row, "file": folder / row["image"]})
-    return splits
 
 
 @torch.no_grad()
-def extract(model: Any, rows: list[dict[str, Any]]) -> Tensor:
+def extract(model: Any, rows: list[Row]) -> Tensor:
     """Compute the features (N, K, H, W) of images."""
     transform = timm.data.create_transform(
         input_size=(3, SIDE, SIDE), mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0, interpolation="bicubic"
@@ -75,11 +63,12 @@ def fit_classifier(features: Tensor, labels: Tensor, classes: int) -> nn.Linear:
     return linear
 
 
-def measure(stride: int, splits: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Return a row for every method, aligned and not."""
-    args = {} if stride == 32 else {"output_stride": stride}
-    vanilla = timm.create_model(f"local-dir:{imagenet_folder(ARCHITECTURE)}", pretrained=True, **args).eval()
-    model: Any = softcam_hub.convert(vanilla)
+def measure(stride: int, photographs: list[Row]) -> Iterator[Row]:
+    """Yield a row for every method, aligned and not."""
+    splits: dict[str, list[Row]] = {}
+    for row in photographs:
+        splits.setdefault(row["split"], []).append(row)
+    model: Any = softcam_hub.convert(load_network(stride))
     names = sorted({row["label"] for row in splits["train"]})
     labels = {split: torch.tensor([names.index(row["label"]) for row in rows]) for split, rows in splits.items()}
     pooled = torch.cat(
@@ -88,8 +77,7 @@ def measure(stride: int, splits: dict[str, list[dict[str, Any]]]) -> list[dict[s
     linear = fit_classifier(pooled, labels["train"], len(names))
     model.reset_classifier(len(names))
     model.head.load_state_dict(linear.state_dict())
-    step = len(splits["train"]) // IMAGES
-    measurement = measure_alignment(model, [row["file"] for row in splits["train"][::step][:IMAGES]])
+    measurement = measure_alignment(model, choose_files(splits["train"]))
 
     # maps of the true class of every test image with small boxes
     kept = [index for index, row in enumerate(splits["test"]) if row["label"] in SMALL]
@@ -102,31 +90,26 @@ def measure(stride: int, splits: dict[str, list[dict[str, Any]]]) -> list[dict[s
         "layer-cam": torch.einsum("bk,bkhw->bhw", weight.relu(), features),
     }
     masks = torch.cat([_mask(splits["test"][index]) for index in kept])
-    rows = []
     for method, values in maps.items():
         for aligned in (False, True):
             grid = Grid((SIDE, SIDE), (values.shape[1], values.shape[2]), measurement.alignment if aligned else None)
             heat = grid.upsample(values.relu()[:, None], (SIDE, SIDE))[:, 0]
             hits = masks.flatten(1).gather(1, heat.flatten(1).argmax(dim=1, keepdim=True)).float()
-            rows.append(
-                {
-                    "stride": stride,
-                    "method": method,
-                    "aligned": aligned,
-                    "offset": list(measurement.offset),
-                    "accepted": list(measurement.accepted),
-                    "images": len(kept),
-                    "accuracy": round(100 * accuracy, 1),
-                    "pointing_game": round(100 * float(hits.mean()), 1),
-                    "mass": round(100 * float(activation_precision(heat, masks).mean()), 1),
-                    "area": round(100 * float(masks.float().mean()), 1),
-                }
-            )
-            print(json.dumps(rows[-1]), flush=True)
-    return rows
+            yield {
+                "stride": stride,
+                "method": method,
+                "aligned": aligned,
+                "offset": list(measurement.offset),
+                "accepted": list(measurement.accepted),
+                "images": len(kept),
+                "accuracy": round(100 * accuracy, 1),
+                "pointing_game": round(100 * float(hits.mean()), 1),
+                "mass": round(100 * float(activation_precision(heat, masks).mean()), 1),
+                "area": round(100 * float(masks.float().mean()), 1),
+            }
 
 
-def _mask(row: dict[str, Any]) -> Tensor:
+def _mask(row: Row) -> Tensor:
     """Return the boxes of an image as a mask (1, H, W) of the size that the model sees."""
     boxes = torch.tensor(json.loads(row["boxes"]), dtype=torch.float64).view(1, -1, 4)
     side = read_user_image(row["file"]).image.width
@@ -134,15 +117,5 @@ def _mask(row: dict[str, Any]) -> Tensor:
     return box_masks(scaled, (SIDE, SIDE))
 
 
-def main() -> None:
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photographs", type=Path, required=True, help="folder of NEU-DET with a manifest.csv")
-    parser.add_argument("--output", type=Path, default=ROWS, help="file of the rows")
-    arguments = parser.parse_args()
-    splits = load(arguments.photographs)
-    rows = [row for stride in STRIDES for row in measure(stride, splits)]
-    arguments.output.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-
-
 if __name__ == "__main__":
-    main()
+    measure_strides(__doc__, measure, ROWS)
