@@ -14,7 +14,8 @@ import softcam_hub
 from softcam_hub.data.lesions import draw
 from softcam_hub.models.alignment import Alignment, Grid
 from softcam_hub.models.explanation import Explanation
-from softcam_hub.models.flip_registration import correlate_flips, find_offset, find_steps, noise_images
+from softcam_hub.models.flip_correlation import correlate_flips, find_offset
+from softcam_hub.models.flip_registration import find_steps, noise_images
 
 KNOWN = Alignment((0.6, 1.28), (8.0, 8.0), (128, 128))
 
