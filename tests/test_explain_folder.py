@@ -10,7 +10,8 @@ from PIL import Image
 
 from softcam_hub import output_folder
 from softcam_hub.cli import main
-from softcam_hub.commands.explain import LINES, name_pictures
+from softcam_hub.commands.explain import LINES
+from softcam_hub.commands.image_files import name_pictures
 from softcam_hub.files import DRAFT
 from softcam_hub.output_folder import RECORD
 

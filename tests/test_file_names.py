@@ -9,7 +9,7 @@ import pytest
 from helpers.data import POSTSCRIPT, load, paint
 
 from softcam_hub.cli import main
-from softcam_hub.commands.explain import MAX_NAME_BYTES, find_images, name_pictures, writable_name
+from softcam_hub.commands.image_files import MAX_NAME_BYTES, find_images, name_pictures, writable_name
 from softcam_hub.models.images import UnreadableImage, read_user_image
 from softcam_hub.models.inputs import read_image
 from softcam_hub.models.text import as_unicode, printable
