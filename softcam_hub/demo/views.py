@@ -21,9 +21,10 @@ from ..figures.captions import caption_of
 from ..figures.difference import tiers
 from ..figures.drawing import enlarge
 from ..models.alignment import Grid
-from ..models.explanation import Explanation, Regions
+from ..models.explanation import Explanation
 from ..models.heads import describe_kind
 from ..models.overlays import backdrop, meaning_of, opacities, scale_of, spread
+from ..models.regions import Regions
 from ..models.text import format_share, printable
 from .models import ExplainedImage
 
