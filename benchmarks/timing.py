@@ -93,7 +93,7 @@ def environment() -> Row:
 
 def add_threads(parser: ArgumentParser) -> None:
     """Add the option `--threads` to the parser of a measurement, for `prepare`."""
-    parser.add_argument("--threads", type=int, help="number of torch's threads; one varies less beside other programs")
+    parser.add_argument("--threads", type=int, help="torch's threads; one varies less beside other programs")
 
 
 def prepare(threads: int | None = None) -> None:

@@ -103,7 +103,7 @@ def _figures(maps: Tensor, masks: Tensor, offset: tuple[float, float]) -> list[t
 
 
 def _inside(maps: Tensor, masks: Tensor, offset: tuple[float, float]) -> tuple[float, float]:
-    """Return the mean share of the heat inside the lesions, and the share of images whose hottest pixel is inside."""
+    """Return the mean share of heat inside the lesions, and the share of images whose hottest pixel is inside."""
     steps = (SIDE / maps.shape[1], SIDE / maps.shape[2])
     start = ((0.5 + offset[0]) * steps[0], (0.5 + offset[1]) * steps[1])
     grid = Grid((SIDE, SIDE), (maps.shape[1], maps.shape[2]), Alignment(start, steps, (SIDE, SIDE)))

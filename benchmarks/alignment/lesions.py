@@ -74,7 +74,7 @@ def measure(classifier: ClassifierWithExplainers) -> list[Row]:
 def score(
     classifier: ClassifierWithExplainers, name: str, maps: Tensor, masks: Tensor
 ) -> dict[tuple[bool, str], list[float]]:
-    """Score the maps (B, h, w) of an explainer, drawn where the network looks and as squares that fill the image."""
+    """Score maps (B, h, w) of an explainer, drawn where the network looks and as squares that fill the image."""
     found = {}
     for aligned in (True, False):
         classifier.aligned = aligned

@@ -14,16 +14,19 @@ from softcam_hub.models.flip_registration import IMAGES
 from ..imagenet_weights import imagenet_folder
 from ..timing import Row, print_rows, write_rows
 
+Measure = Callable[[int, list[Row]], Iterator[Row]]
+"""Function of a stride and the photographs, which yields rows."""
+
 ARCHITECTURE = "tf_efficientnet_lite0"
 STRIDES = (32, 16)
 
 
-def measure_strides(description: str | None, measure: Callable[[int, list[Row]], Iterator[Row]], output: Path) -> None:
+def measure_strides(description: str | None, measure: Measure, output: Path) -> None:
     """Parse the options of a program, measure at both strides, and write the rows.
 
     Args:
         description: Text for `--help`.
-        measure: Function of a stride and the photographs, which yields rows.
+        measure: Measurement at one stride.
         output: File of the rows, unless an option names another.
     """
     parser = ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -3,7 +3,7 @@
 python -m benchmarks.alignment.real_weights --photographs FOLDER    # three minutes; rows go to benchmarks/results/
 
 The folder of photographs holds a manifest.csv with a column `image`, such as that of NEU-DET. The network is
-EfficientNet-Lite0, at two strides. By the geometry of its padding the cells would look half a cell down and right.
+EfficientNet-Lite0, at two strides. By its padding the cells would look half a cell down and right.
 """
 
 from collections.abc import Iterator

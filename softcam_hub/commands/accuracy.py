@@ -22,8 +22,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--vanilla",
         metavar="MODEL",
-        help="Vanilla classifier to measure as it is, and in CAPE's head (naive and off the shelf): model folder, timm "
-        "name or Hub id.",
+        help="Vanilla classifier to measure as it is, and in CAPE's head (naive and off the shelf): model folder, "
+        "timm name or Hub id.",
     )
     add_fields(parser, BenchmarkConfig, SETTINGS)
     add_fields(parser.add_argument_group(DataConfig._argument_group_name), DataConfig)

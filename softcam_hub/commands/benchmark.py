@@ -24,8 +24,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     models.add_argument(
         "--vanilla",
         metavar="MODEL",
-        help="Vanilla classifier for the post-hoc methods to explain, such as the folder vanilla/ of a training run. "
-        "Model folder, timm name or Hub id.",
+        help="Vanilla classifier for the post-hoc methods to explain, such as the folder vanilla/ of a training "
+        "run. Model folder, timm name or Hub id.",
     )
     for group in (BenchmarkConfig, DataConfig):
         add_fields(parser.add_argument_group(group._argument_group_name), group)

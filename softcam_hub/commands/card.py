@@ -16,8 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--license",
-        help="License of the weights in the spelling of the Hub, such as mit or apache-2.0. By default, the license "
-        "that the existing card names.",
+        help="License of the weights in the spelling of the Hub, such as mit or apache-2.0. By default, the "
+        "license that the existing card names.",
     )
     parser.add_argument("--overwrite", action="store_true", help="Replace an existing card.")
     parser.add_argument("--check", action="store_true", help="Check the existing card instead of writing one.")

@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host",
         default="127.0.0.1",
-        help="Address of this machine to listen on. 127.0.0.1 is reached from this machine only, and 0.0.0.0 from "
-        "every machine of the network. [127.0.0.1]",
+        help="Address of this machine to listen on. 127.0.0.1 is reached from this machine only, and "
+        "0.0.0.0 from every machine of the network. [127.0.0.1]",
     )
 
 

@@ -39,7 +39,7 @@ MAX_MAPS = 39
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to its parser."""
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="Image files, or folders of images.")
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="Images, or folders of images.")
     parser.add_argument(
         "--model", default=CAPE_LESIONS, help="Model folder, timm name or Hub id. [a small lesions model]"
     )
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-aligned",
         dest="aligned",
         action="store_false",
-        help="Draw cells as squares that fill the image, as other libraries do, and not where the network looks.",
+        help="Draw cells as squares that fill the image, as other libraries do, not where the network looks.",
     )
     parser.add_argument("--batch-size", type=int, default=16, help="Number of images per batch. [16]")
 

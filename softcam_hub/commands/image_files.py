@@ -50,7 +50,7 @@ def name_pictures(images: list[Path]) -> dict[Path, str]:
 
 
 def _same_name(name: str) -> str:
-    """Return a text that is equal for names that stand for one file on macOS or Windows, such as a.png and A.png."""
+    """Return a text that is equal for names of one file on macOS or Windows, such as a.png and A.png."""
     return unicodedata.normalize("NFC", name).casefold()
 
 

@@ -8,12 +8,12 @@ HELP = "Publish a model folder with its card, code and pictures on the Hugging F
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to its parser."""
     parser.add_argument("folder", help="Model folder, such as RUN/model; with --space the name of a Space.")
-    parser.add_argument("repo", help="Repository to push to, such as user/name. It is created if it does not exist.")
+    parser.add_argument("repo", help="Repository, such as user/name. It is created if it does not exist.")
     parser.add_argument(
         "--space", action="store_true", help="Push a Space of this package, such as demo, in place of a model."
     )
     parser.add_argument("--private", action="store_true", help="Create the repository as private.")
-    parser.add_argument("--branch", metavar="NAME", help="Branch to commit to. It is created if it does not exist.")
+    parser.add_argument("--branch", metavar="NAME", help="Branch of the commit. It is created if it does not exist.")
     parser.add_argument("--pr", action="store_true", help="Open a pull request instead of committing.")
     parser.add_argument("--message", help="Message of the commit.")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""`softcam-hub train`: train a self-explaining classifier, or the vanilla classifier that it is compared with."""
+"""`softcam-hub train`: train a self-explaining classifier, or a vanilla one to compare it with."""
 
 import argparse
 

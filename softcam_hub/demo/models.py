@@ -83,8 +83,8 @@ class DemoModel:
         classifier = load_classifier(source)
         if not isinstance(classifier.model, SelfExplaining):
             raise ValueError(
-                f"{source} is a vanilla classifier, which has no maps of its own: name a softcam_* or cape_* model, or "
-                "make one with softcam_hub.convert and save it"
+                f"{source} is a vanilla classifier, which has no maps of its own: name a softcam_* or cape_* model, "
+                "or make one with softcam_hub.convert and save it"
             )
         self.name = Path(source).name if Path(source) == Path(CAPE_LESIONS) else str(source)
         self.training = _describe_training(Path(source), classifier.labels)

@@ -1,7 +1,7 @@
 """The demo page: its controls, and the parts of the page that each of them changes.
 
-- Every mistake that a visitor can correct is answered with a sentence on the page. The rest of the page stays as
-  it is: it shows the picture before, and its file name.
+- Every mistake that a visitor can correct is answered with a sentence on the page. The rest stays as it is:
+  the page shows the picture before, and its file name.
 - The upload field is emptied at once, so that it accepts the next file.
 - Nothing on the page comes from another host, and gradio sends no statistics: the page works without a
   network.
@@ -204,7 +204,7 @@ class Page:
         return [None, gr.update(selected_index=NO_EXAMPLE) if is_shown else gr.skip(), *answer]
 
     def explain(self, path: str, model_name: str, threshold: float) -> list[Any]:
-        """Explain a new picture, or the same picture by another model; where that fails, only a notice changes."""
+        """Explain a new picture, or the same picture by another model. A failure changes only the notice."""
         try:
             return self._explain(path, model_name, threshold)
         except ValueError as error:

@@ -150,7 +150,9 @@ def describe_offset(grid: Grid) -> str:
         for distance, before, after in zip(grid.offset or (), ("up", "left"), ("down", "right"), strict=False)
         if distance is not None
     ]
-    return f"Cells are drawn where the network looks: {' and '.join(distances)} of their square." if distances else ""
+    if not distances:
+        return ""
+    return f"Cells are drawn where the network looks: {' and '.join(distances)} of their square."
 
 
 def render_downloads(explained: ExplainedImage) -> str:
