@@ -10,6 +10,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from helpers.processes import finish, start
+from helpers.shipped_model import load_shipped
 from helpers.training import cut_off_at, train, weights
 from transformers import Trainer, TrainingArguments
 
@@ -152,7 +153,7 @@ def test_two_processes_write_one_place(tmp_path):
 
 def rows(count=8):
     """Return samples of the lesions as `Trainer` takes them."""
-    model = timm.create_model(f"local-dir:{CAPE_LESIONS}", pretrained=True)
+    model = load_shipped()
     made = [draw(index, "train", 128) for index in range(count)]
     return [{"pixel_values": model.as_batch(one.image)[0], "labels": one.label} for one in made]
 
@@ -192,7 +193,7 @@ def step(model, images, **options):
 
 
 def test_a_loop_over_a_timm_model_makes_the_place_stale():
-    model = timm.create_model(f"local-dir:{CAPE_LESIONS}", pretrained=True).train()
+    model = load_shipped().train()
     images = torch.stack([row["pixel_values"] for row in rows(2)])
     with torch.no_grad():
         model(images)
@@ -202,14 +203,14 @@ def test_a_loop_over_a_timm_model_makes_the_place_stale():
     step(model.train(), images)
     assert (model.alignment, model.measures_on_first_use) == (None, True)
 
-    model = timm.create_model(f"local-dir:{CAPE_LESIONS}", pretrained=True).train()
+    model = load_shipped().train()
     model.backbone.requires_grad_(False)
     step(model, images)
     assert model.alignment is not None
 
 
 def test_a_compiled_model_trains_in_one_graph_and_is_exported_as_before():
-    model = timm.create_model(f"local-dir:{CAPE_LESIONS}", pretrained=True).train()
+    model = load_shipped().train()
     images = torch.stack([row["pixel_values"] for row in rows(2)])
     step(torch.compile(model, fullgraph=True, backend="aot_eager"), images)
     assert model.alignment is not None  # a compiled graph has no hooks: docs/training.md says what to do
@@ -223,6 +224,6 @@ def test_hidden_states_and_intermediates_are_watched_too():
     model = CAPEForImageClassification.from_pretrained(CAPE_LESIONS).train()
     model(images, labels=torch.tensor([0, 1]), output_hidden_states=True).loss.backward()
     assert model.alignment is None
-    model = timm.create_model(f"local-dir:{CAPE_LESIONS}", pretrained=True).train()
+    model = load_shipped().train()
     model.forward_intermediates(images)[0].sum().backward()
     assert model.alignment is None

@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from helpers.shipped_model import load_shipped
 from safetensors.torch import save_file
 from timm.models import save_for_hf
 from transformers import AutoModelForImageClassification
@@ -41,7 +42,7 @@ def sources(tmp_path_factory):
     """The same network as a folder of ours, as a folder of timm with and without names, and as a file."""
     root = tmp_path_factory.mktemp("sources")
     vanilla = timm.create_model("test_resnet", num_classes=4, output_stride=8, avg_down=False)
-    ours = timm.create_model(f"local-dir:{CAPE_LESIONS}", pretrained=True)
+    ours = load_shipped()
     own = {key.removeprefix("backbone."): v for key, v in ours.state_dict().items() if key.startswith("backbone.")}
     vanilla.load_state_dict(own, strict=False)
     save_for_hf(vanilla, root / "timm", safe_serialization=True)
@@ -89,7 +90,7 @@ def test_as_many_other_classes_get_a_fresh_head_too(model, source, sources):
 
 def test_the_head_of_another_family_is_kept_for_the_same_classes(sources):
     same, _ = make(LESIONS, model="softcam_test_resnet", init=CAPE_LESIONS)
-    expected = timm.create_model(f"local-dir:{CAPE_LESIONS}", pretrained=True).head.weight
+    expected = load_shipped().head.weight
     assert torch.equal(head_of(same), expected.flatten(1))
 
 
@@ -145,7 +146,7 @@ def test_other_starts_are_described():
 
 
 def test_load_classifier_and_timm_give_a_fresh_head(tmp_path):
-    original = timm.create_model(f"local-dir:{CAPE_LESIONS}", pretrained=True)
+    original = load_shipped()
     CAPEForImageClassification.from_timm(original).save_pretrained(tmp_path)
     for source in (CAPE_LESIONS, str(tmp_path)):
         classifier = load_classifier(source, num_classes=7)
@@ -161,6 +162,6 @@ def test_load_classifier_and_timm_give_a_fresh_head(tmp_path):
 
 def test_transformers_gives_a_fresh_head():
     model = AutoModelForImageClassification.from_pretrained(CAPE_LESIONS, num_labels=7, ignore_mismatched_sizes=True)
-    expected = timm.create_model(f"local-dir:{CAPE_LESIONS}", pretrained=True).state_dict()
+    expected = load_shipped().state_dict()
     assert model.head.weight.shape[0] == 7
     assert all(torch.equal(v, expected[key]) for key, v in model.state_dict().items() if "head" not in key)
