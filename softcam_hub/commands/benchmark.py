@@ -4,9 +4,8 @@ import argparse
 import logging
 from pathlib import Path
 
-from .. import CAPE_LESIONS
 from ..arguments import ArgumentParser, add_fields
-from . import register_models
+from . import add_model_option, register_models
 
 HELP = "Measure explanations on a data set, and write the CAPE paper's Table 1 and curves."
 
@@ -18,9 +17,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
     parser.usage = f"{parser.prog} --output DIR [--model MODEL] [--OPTION VALUE ...]"
     models = parser.add_argument_group("models")
-    models.add_argument(
-        "--model", default=CAPE_LESIONS, help="Model folder, timm name or Hub id. [a small lesions model]"
-    )
+    add_model_option(models)
     models.add_argument(
         "--vanilla",
         metavar="MODEL",

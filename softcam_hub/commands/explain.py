@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from .. import CAPE_LESIONS
 from ..files import draft_of
 from ..models.images import UnreadableImage, read_user_image
 from ..models.text import as_unicode, printable
 from ..output_folder import OutputFolder
-from . import register_models
+from . import add_model_option, register_models
 from .image_files import check_images_are_kept, find_images, name_pictures
 
 if TYPE_CHECKING:
@@ -40,9 +39,7 @@ MAX_MAPS = 39
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to its parser."""
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="Images, or folders of images.")
-    parser.add_argument(
-        "--model", default=CAPE_LESIONS, help="Model folder, timm name or Hub id. [a small lesions model]"
-    )
+    add_model_option(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help=f"Folder for pictures and {LINES}.")
     parser.add_argument(
         "--classes", nargs="+", help="Labels or indices of the classes to explain. The most probable ones by default."

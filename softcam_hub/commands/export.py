@@ -3,18 +3,15 @@
 import argparse
 from pathlib import Path
 
-from .. import CAPE_LESIONS
 from ..files import check_replaceable
-from . import register_models
+from . import add_model_option, register_models
 
 HELP = "Write a self-explaining model as an ONNX file with logits and maps."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to its parser."""
-    parser.add_argument(
-        "--model", default=CAPE_LESIONS, help="Model folder, timm name or Hub id. [a small lesions model]"
-    )
+    add_model_option(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="File to write, such as model.onnx.")
     parser.add_argument("--overwrite", action="store_true", help="Replace an existing file.")
 

@@ -131,7 +131,7 @@ def _measure(
         splits = load_splits(data)
     config = replace(config, split=choose_split(splits, data, config.split))
     data = replace(data, hold_out=splits.held_out)
-    samples = _choose_samples(splits, data, config)
+    samples = _choose_samples(splits, config)
     with ExitStack() as stack:
         for classifier in (pair.model, pair.vanilla):
             if classifier is not None:
@@ -197,7 +197,7 @@ def choose_split(splits: Splits, data: DataConfig, split: str) -> str:
     return chosen
 
 
-def _choose_samples(splits: Splits, data: DataConfig, config: BenchmarkConfig) -> Samples:
+def _choose_samples(splits: Splits, config: BenchmarkConfig) -> Samples:
     """Return the images to explain, and refuse measures that these images do not allow."""
     samples = getattr(splits, config.split)
     if GRID in config.chosen_measures(samples.has_masks) and (splits.multi_label or len(splits.classes) < 4):

@@ -129,12 +129,12 @@ def check_maps(maps: Tensor, name: str = "maps") -> Tensor:
     return at_least_float32(maps)
 
 
-def check_heat(maps: Tensor, name: str = "maps") -> Tensor:
+def check_heat(maps: Tensor) -> Tensor:
     """Check maps E (B, H, W) in [0, 1], some of which may be broken, and return them in float32 or finer."""
-    maps = check_maps(maps, name)
+    maps = check_maps(maps)
     whole = without_broken(maps)
     low, high = float(whole.min()), float(whole.max())
-    require(low >= 0 and high <= 1, f"expected {name} in [0, 1], got {low:.3g} to {high:.3g}: use heat(maps, size)")
+    require(low >= 0 and high <= 1, f"expected maps in [0, 1], got {low:.3g} to {high:.3g}: use heat(maps, size)")
     return maps
 
 

@@ -61,8 +61,8 @@ class Tier:
         return f"{self.title} ({count} cell{'s' if count != 1 else ''}): {format_share(self.total, '+', 2)}"
 
 
-def tiers(difference: Tensor, sign: int, size: int = 5, threshold: float = THRESHOLD) -> list[Tier]:
-    """Sort the cells of one sign into tiers: the `size` strongest, the next `size`, and all others.
+def tiers(difference: Tensor, sign: int, threshold: float = THRESHOLD) -> list[Tier]:
+    """Sort the cells of one sign into tiers: the five strongest, the next five, and all others.
 
     The totals of both signs add up to the difference of the two probabilities. Tiers without cells are left
     out.
@@ -70,14 +70,13 @@ def tiers(difference: Tensor, sign: int, size: int = 5, threshold: float = THRES
     Args:
         difference: Map (H, W) of one class minus the map of another.
         sign: 1 for the cells above zero, -1 for the cells below zero.
-        size: Largest number of cells in each of the first two tiers.
         threshold: Fraction of the strongest cell; weaker cells count as others, whatever their rank.
     """
     flat = (sign * difference).flatten()
     order = flat.argsort(descending=True, stable=True)[: int((flat > 0).sum())]
     strong = int((flat[order] > threshold * flat.max()).sum())
-    first, second = min(size, strong), min(2 * size, strong)
-    members = {f"top {size}": order[:first], f"next {size}": order[first:second], "others": order[second:]}
+    first, second = min(5, strong), min(10, strong)
+    members = {"top 5": order[:first], "next 5": order[first:second], "others": order[second:]}
     filled = []
     for title, positions in members.items():
         if len(positions):

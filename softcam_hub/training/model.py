@@ -90,7 +90,7 @@ def _make_model(settings: ModelConfig, splits: Splits, start: Start) -> nn.Modul
 
     # fresh weights, those of timm, or those of a file
     if not start.config:
-        args = {**settings.architecture_args(), **_file_args(settings, start, len(classes))}
+        args = {**settings.architecture_args(), **_file_args(settings, start)}
         return self_explaining.from_timm(settings.model, not start.is_random, model_args=args, **labels, **loss_options)
 
     # a folder or repository with a model of the same family
@@ -147,7 +147,7 @@ def _family_in(config: dict[str, Any]) -> str | None:
 def _make_vanilla(settings: ModelConfig, start: Start, num_classes: int) -> nn.Module:
     """Create the vanilla timm classifier with fresh weights, or with those that the settings name."""
     if not start.config:
-        args = {**settings.architecture_args(), **_file_args(settings, start, num_classes)}
+        args = {**settings.architecture_args(), **_file_args(settings, start)}
         return timm.create_model(settings.timm_name, pretrained=not start.is_random, num_classes=num_classes, **args)
     if start.keeps_classifier:
         model = load_classifier(settings.init, timm_names=False, **settings.architecture_args()).model
@@ -171,7 +171,7 @@ def _load_with_fresh_head(settings: ModelConfig, num_classes: int) -> nn.Module:
     return model
 
 
-def _file_args(settings: ModelConfig, start: Start, num_classes: int) -> dict[str, Any]:
+def _file_args(settings: ModelConfig, start: Start) -> dict[str, Any]:
     """Return the arguments with which timm loads the weights of the file in `init`, if there is one.
 
     A classifier for another number of classes than the data have is replaced by a fresh one, as with
