@@ -135,11 +135,13 @@ def render_maps(explained: ExplainedImage) -> str:
             _map_tile(caption_of(explanation, explained.labels, 0, rank), canvas, spread(values, canvas, grid), scale)
             for rank, values in enumerate(maps)
         ]
-        parts.append(f"<h3>{explanation.map_kind.title}</h3>")
-        parts.append(render_sentence(describe_kind(kind).introduction or meaning_of(kind)))
-        parts.append(render_tiles(tiles))
-        parts.append(_render_colour_bar(scale))
-        parts.append(render_sentence(f"Values of these maps: {scale.describe_range(maps)} in a cell.", "small"))
+        parts += [
+            f"<h3>{explanation.map_kind.title}</h3>",
+            render_sentence(describe_kind(kind).introduction or meaning_of(kind)),
+            render_tiles(tiles),
+            _render_colour_bar(scale),
+            render_sentence(f"Values of these maps: {scale.describe_range(maps)} in a cell.", "small"),
+        ]
     return "".join(parts) + render_sentence(describe_offset(explained.explanation.layout()), "small")
 
 

@@ -27,10 +27,11 @@ def score_model(model: nn.Module, loader: Any, accelerator: Accelerator) -> dict
         loader: Loader prepared by the accelerator, with `pixel_values` or `features`, `labels` and `index`.
         accelerator: Accelerator of this process.
     """
-    batches = []
     with evaluation_mode(model):
-        for batch in tqdm(loader, desc="evaluation", leave=False):
-            batches.append(accelerator.gather_for_metrics(_predict(model, batch, accelerator)))
+        batches = [
+            accelerator.gather_for_metrics(_predict(model, batch, accelerator))
+            for batch in tqdm(loader, desc="evaluation", leave=False)
+        ]
     values = {name: torch.cat([batch[name].cpu() for batch in batches]) for name in batches[0]}
     labels, logits, probabilities = values.pop("labels"), values.pop("logits"), values.pop("probabilities")
     values.pop("accuracy")  # is one of the classification scores
