@@ -73,7 +73,6 @@ def measure(recipe: str, photographs: Path, folder: Path) -> Row:
         "epochs": config.optimization.epochs,
         **scores,
         "minutes": rounded(metrics["seconds"] / 60),
-        "cores": os.cpu_count(),
         **environment(),
     }
 
@@ -82,8 +81,9 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photographs", type=Path, required=True, help="folder of NEU-DET, with manifest.csv")
     parser.add_argument("recipes", nargs="*", default=list(OF_EVERY_CLASS), help="recipes to run; both by default")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="number of threads")
     args = parser.parse_args()
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(args.threads)
     for recipe in args.recipes:
         with tempfile.TemporaryDirectory() as folder:
             replace_rows([measure(recipe, args.photographs, Path(folder))], ROWS, ("recipe",))
