@@ -60,7 +60,7 @@ def measure(recipe: str, photographs: Path, folder: Path) -> Row:
     manifest = folder / f"{recipe}.csv"
     write_manifest(photographs, manifest, OF_EVERY_CLASS[recipe])
     options = {"recipe": recipe, "data": manifest, "output": folder / recipe, "init": imagenet_folder()}
-    config = parse([*(f"--{name}={value}" for name, value in options.items()), "--no-pretrained"])
+    config = parse([*(f"--{name}={value}" for name, value in options.items()), "--pretrained=False"])
     metrics = run(config)
     scores = {name: rounded(value) for name, value in metrics.items() if name.startswith("test_")}
     with manifest.open(newline="", encoding="utf-8") as file:

@@ -238,13 +238,19 @@ def test_the_rule_judges_fine_tuned_candidates():
     assert verdict.accuracy == 0
     # changes 0, 0, 1, -1 in every seed
     assert verdict.interval == pytest.approx(1.96 * math.sqrt(2 / 3) / 2)
-    assert judge(tuned_rows()[:6], "lesions", "attended") is None, "two seeds"
+    assert not judge(tuned_rows()[:6], "lesions", "attended").passes, "two seeds"
+    assert judge([], "lesions", "attended") is None
     assert not judge(tuned_rows(hits="1100"), "lesions", "attended").is_accurate
     assert not judge(tuned_rows(zeros=0.7), "lesions", "attended").is_sparse
     assert judge(tuned_rows(zeros=0.7, gini=0.56), "lesions", "attended").is_sparse
     # better than dense SoftCAM, and not on the one image that Score-CAM explains
-    assert judge(tuned_rows(precisions=(0.5, 0.6)), "lesions", "attended").is_better_placed == [False] * 3
-    assert "3 of 3 seeds" in page.document(tuned_rows())
+    worse = tuned_rows(precisions=(0.5, 0.6))
+    assert judge(worse, "lesions", "attended").margins == pytest.approx([-0.05] * 3)
+    assert judge(worse, "lesions", "attended").is_out
+    assert "3 of 3 seeds (+5.0, +5.0, +5.0)" in page.document(tuned_rows())
+    assert "is not decided yet" in page.document(tuned_rows())
+    assert "does not keep it" in page.document(worse)
+    assert judge(worse[:3], "lesions", "attended").is_out, "one seed is enough to fail"
 
 
 def test_measures_of_maps_worked_out_by_hand():
@@ -283,4 +289,4 @@ def test_fine_tuning_runs():
     command = [sys.executable, "-m", "benchmarks.sparsity.fine_tune", "--studies", "lesions", "--seeds", "0", "--quick"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("lesions, seed 0:") == 2
+    assert "lesions, seed 0: accuracy {'dense': " in done.stdout
