@@ -249,7 +249,7 @@ def test_the_rule_judges_fine_tuned_candidates():
     assert judge(worse, "lesions", "attended").is_out
     assert "3 of 3 seeds (+5.0, +5.0, +5.0)" in page.document(tuned_rows())
     assert "is not decided yet" in page.document(tuned_rows())
-    assert "does not keep it" in page.document(worse)
+    assert "does not keep the rule" in page.document(worse)
     assert judge(worse[:3], "lesions", "attended").is_out, "one seed is enough to fail"
 
 
