@@ -186,30 +186,6 @@ def _score(row: Row, name: str) -> str:
     return f"{100 * value:.1f} %" if "accuracy" in name else f"{value:.3f}"
 
 
-def recipes_table(rows: list[Row]) -> str:
-    """Write a line for each recipe for a first data set: images, scores on test images, and minutes."""
-    body = [
-        [
-            f"`{row['recipe']}`",
-            f"{row['images']:,}",
-            str(row["epochs"]),
-            f"{100 * row['test_accuracy']:.1f} %",
-            f"{100 * row['test_balanced_accuracy']:.1f} %",
-            f"{row['minutes']:.0f}",
-        ]
-        for row in rows
-    ]
-    header = [
-        "recipe",
-        "training images",
-        "epochs",
-        "test accuracy",
-        "balanced",
-        f"minutes on {rows[0]['cores']} cores",
-    ]
-    return markdown(header, body)
-
-
 README_TABLES: dict[str, Table] = {"summary": (summary_table, ("lesions", "explanations"))}
 SCORES_TABLES: dict[str, Table] = {
     "lesions": (lesions_table, ("lesions",)),
@@ -240,7 +216,6 @@ PAGES: dict[Path, dict[str, Table]] = {
     ROOT / "docs" / "outputs.md": OUTPUTS_TABLES,
     ROOT / "docs" / "faq.md": FAQ_TABLES,
     ROOT / "docs" / "alignment.md": ALIGNMENT_TABLES,
-    ROOT / "docs" / "first_data_set.md": {"recipes": (recipes_table, ("recipes",))},
 }
 """Page -> name between its markers -> table."""
 
