@@ -272,7 +272,7 @@ MISTAKES = {
     ),
     "not finite": (
         lambda: cape().explain(images() / 0),
-        "explain() got images with NaN or infinite values: check the preprocessing",
+        "there are images with NaN or infinite values: check the preprocessing",
     ),
     "kind of map": (
         lambda: softcam().explain(images(), kind="cape"),

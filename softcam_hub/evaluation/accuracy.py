@@ -25,6 +25,7 @@ from ..loading import LoadedClassifier, load_classifier
 from ..models.conversion import convert
 from ..models.heads import HEADS
 from ..models.modeling import model_class
+from ..models.weights import off_the_shelf_is_intended
 from ..output_folder import in_main_process
 from .config import make_settings
 from .folder import TABLE2, TABLE2_ROWS, benchmark_folder
@@ -132,7 +133,8 @@ def measure_vanilla(
     """
     if samples.labels.ndim == 2:
         raise ValueError(one_label_message(HEADS["cape"]))
-    cape = convert(classifier.model, "cape").to(device).eval()
+    with off_the_shelf_is_intended():
+        cape = convert(classifier.model, "cape").to(device).eval()
     images = make_dataset(classifier.preprocessing, samples)
     count = min(len(images), limit or len(images))
     parts = []

@@ -62,8 +62,8 @@ another. The `mu-cape` maps also show evidence that the classes share.""",
     ),
     pretrained="""The head takes over timm's classifier, which is the
 CAPE paper's *off-the-shelf* configuration. It works without training, but it is a different classifier
-from timm's: the paper reports a loss of accuracy, part of which post-fitting wins back (its Table 2).
-Neither was measured here on real data.""",
+from timm's: the paper reports a loss of accuracy, part of which post-fitting (`softcam_hub.post_fit`) wins
+back (its Table 2). Neither was measured here on real data.""",
     citation="""@inproceedings{chowdhury2024cape,
   title={{CAPE}: {CAM} as a Probabilistic Ensemble for Enhanced {DNN} Interpretation},
   author={Chowdhury, Townim Faisal and Liao, Kewen and Phan, Vu Minh Hieu and To, Minh-Son and Xie, Yutong and Hung,

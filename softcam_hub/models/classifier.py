@@ -24,7 +24,7 @@ from .preprocessing import check_model_args, check_pretrained_cfg
 from .saved_format import plain_args, read_saved_args, written_args
 from .self_explaining import SelfExplaining
 from .tracing import trace
-from .weights import adopt, below_backbone, checkpoint_filter_fn, derive_cfg
+from .weights import adopt, below_backbone, checkpoint_filter_fn, derive_cfg, warn_off_the_shelf
 
 
 class UnsupportedPool(ValueError, AssertionError):
@@ -299,6 +299,8 @@ def build(
     # weights that were drawn at random have no place, and those that were loaded have the place that came with them
     model.alignment = Alignment.from_dict(place) if pretrained and (place := options.get("alignment")) else None
     model.measures_on_first_use = pretrained and model.alignment is None
+    if pretrained:
+        warn_off_the_shelf(model)
     return model
 
 

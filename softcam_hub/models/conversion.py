@@ -11,13 +11,14 @@ from .classifier import Classifier, build
 from .evaluation_mode import evaluation_mode
 from .heads import HEADS, Family
 from .vanilla import find_vanilla
-from .weights import converted_weights, derive_cfg, restore_cfg, set_linear_classifier
+from .weights import converted_weights, derive_cfg, restore_cfg, set_linear_classifier, warn_off_the_shelf
 
 
 def convert(vanilla: nn.Module, family: Family = "softcam") -> Classifier:
     """Make a timm classifier self-explaining, with its own weights and labels.
 
-    A SoftCAM model gives the logits of the vanilla classifier. A CAPE model gives others, and is better trained.
+    A SoftCAM model gives the logits of the vanilla classifier. A CAPE model gives others, and a warning says so:
+    `softcam_hub.post_fit` fits it to the vanilla classifier.
 
         vanilla = timm.create_model("resnet50", pretrained=True)
         explanation = softcam_hub.convert(vanilla).explain(images, top_k=2)
@@ -46,6 +47,7 @@ def convert(vanilla: nn.Module, family: Family = "softcam") -> Classifier:
     _check_conversion(timm_model, model)
     model.alignment = getattr(vanilla, "alignment", None)
     model._model_args = args  # what timm records when it makes a model, so that it can be saved and rebuilt
+    warn_off_the_shelf(model)
     return model
 
 

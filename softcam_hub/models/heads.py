@@ -158,6 +158,11 @@ class EvidenceHead(nn.Module, ABC):
         self.check_kind(kind)
         return (evidence - self.bias[:, None, None]).relu() if kind == CAM.name else evidence
 
+    @property
+    def is_off_the_shelf(self) -> bool:
+        """Whether the head holds a vanilla classifier whose logits it does not give, and has not learnt since."""
+        return False
+
     @staticmethod
     def penalty(maps: Tensor) -> Tensor:
         """Compute a scalar that training adds to the cross-entropy, for heads that override this method.
@@ -252,6 +257,13 @@ class CAPEHead(EvidenceHead):
         super().reset_parameters()
         if "log_temperature" in self._parameters:  # not yet while the base class is made
             nn.init.zeros_(self.log_temperature)
+
+    @property
+    def is_off_the_shelf(self) -> bool:
+        """Whether the head holds a vanilla classifier as it was taken over: any update moves T' off its first value."""
+        if self.naive or self.bias.is_meta:
+            return False
+        return not bool(self.log_temperature.any()) and bool(self.bias.any())  # a fresh head has a bias of zeros
 
     def compose(self, evidence: Tensor) -> Tensor:
         return self.log_parts(evidence).flatten(2).logsumexp(dim=2)

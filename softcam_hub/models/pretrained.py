@@ -25,6 +25,7 @@ from .heads import EvidenceHead
 from .label_kind import MULTI_LABEL
 from .saving import save_in_one_go
 from .self_explaining import SelfExplaining
+from .weights import off_the_shelf_is_intended, warn_off_the_shelf
 
 
 class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
@@ -202,16 +203,20 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
             labels = config.get("id2label") or range(config.get("num_labels") or 0)
             if labels:
                 args["num_classes"] = len(labels)
-            classifier = build(source, pretrained, **args)
+            with off_the_shelf_is_intended():  # whether it is used as it is depends on the teacher, see below
+                classifier = build(source, pretrained, **args)
             has_trained_head = pretrained and classifier.num_classes == classifier.pretrained_cfg.get("num_classes")
         else:
-            classifier = source if isinstance(source, Classifier) else convert(source, cls.config_class.model_type)
+            with off_the_shelf_is_intended():
+                classifier = source if isinstance(source, Classifier) else convert(source, cls.config_class.model_type)
             model_args, has_trained_head = classifier.made_with, True
         if "id2label" not in config:
             config = {**_labels(classifier, has_trained_head), **config}
         architecture = f"{classifier.family}_{classifier.architecture}"
         model = cls(cls.config_class(architecture=architecture, model_args=model_args, **config), classifier)
         model._init_teacher(has_trained_head and classifier.exact)
+        if model.teacher is None:
+            warn_off_the_shelf(model)
         return model
 
     def _init_teacher(self, has_trained_head: bool) -> None:

@@ -217,7 +217,7 @@ class SelfExplaining(nn.Module):
         batch = as_batch(images, self.preprocessing)
         check_images(batch, self.in_chans)
         if not torch.isfinite(batch).all():
-            raise ValueError("explain() got images with NaN or infinite values: check the preprocessing")
+            raise ValueError("there are images with NaN or infinite values: check the preprocessing")
         devices = (weight.device for weight in self.backbone.parameters())
         device = next(devices, batch.device)
         return batch if device.type == "meta" else batch.to(device)  # accelerate moves the images of offloaded models

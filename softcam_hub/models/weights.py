@@ -28,6 +28,30 @@ SOURCES = (
 """Arguments of `timm.create_model` that say where weights come from or go to, and nothing about the network."""
 
 
+class OffTheShelfWarning(UserWarning):
+    """A head predicts with the weights of a vanilla classifier, and predicts something else."""
+
+
+def warn_off_the_shelf(model: SelfExplaining) -> None:
+    """Warn of a head that holds the vanilla classifier without giving its logits, and say what helps."""
+    if model.num_classes and model.head.is_off_the_shelf:
+        warnings.warn(
+            f"{model.timm_name} holds the weights of the vanilla classifier as they are: off the shelf, it is another "
+            "classifier, and a less accurate one. softcam_hub.post_fit(model, images) fits it to the vanilla one, and "
+            "needs no labels",
+            OffTheShelfWarning,
+            stacklevel=3,
+        )
+
+
+@contextmanager
+def off_the_shelf_is_intended() -> Iterator[None]:
+    """Give no `OffTheShelfWarning` inside the `with`, where a head is made to be trained or compared."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", OffTheShelfWarning)
+        yield
+
+
 def describe_file(file: Path, architecture: str) -> dict[str, Any]:
     """Describe the weights in a local file for timm, as a `pretrained_cfg_overlay`.
 

@@ -22,6 +22,7 @@ from ..models.modeling import EvidenceForImageClassification, model_class
 from ..models.names import split_name
 from ..models.preprocessing import check_pretrained_cfg
 from ..models.text import abbreviate
+from ..models.weights import off_the_shelf_is_intended
 from .config import Config, ModelConfig
 from .objective import VanillaForTraining
 from .start import Start, find_start
@@ -44,7 +45,8 @@ def make_model(config: Config, splits: Splits, start: Start | None = None) -> nn
     torch.manual_seed(config.run.seed)
     try:
         start = start or find_start(settings, classes)
-        model = _make_model(settings, splits, start)
+        with off_the_shelf_is_intended():
+            model = _make_model(settings, splits, start)
     except _ERRORS_OF_TIMM as error:
         args = f" with model_args {settings.model_args!r}" if settings.model_args else ""
         source = f" from {settings.init}" if settings.init else ""
