@@ -25,6 +25,7 @@ from .models.modeling import (
 )
 from .models.regions import Regions
 from .pipeline import register as register_pipeline
+from .post_fitting import post_fit
 from .registry import register as register_models
 from .registry import register_head
 from .temperature import fit_temperature
@@ -56,6 +57,7 @@ __all__ = [
     "list_explainers",
     "load_scores",
     "measure_alignment",
+    "post_fit",
     "push",
     "register_head",
     "to_vanilla",

@@ -16,7 +16,7 @@ FLOORS = [
     {"data", "output_folder", "loading", "figures"},
     {"hub", "temperature"},
     {"training", "explainers", "export"},
-    {"registry", "pipeline", "evaluation"},
+    {"registry", "pipeline", "evaluation", "post_fitting"},
     {"public"},
     {""},
     {"demo"},

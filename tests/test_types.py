@@ -65,6 +65,8 @@ def explain(image: Path, images: Tensor, labels: Tensor) -> Tensor:
     softcam_hub.explain(model, image, classes="healthy")
     model.explain(images, classes=1.5)  # type: ignore[arg-type]
     softcam_hub.fit_temperature(model, [(images, labels)])
+    assert_type(softcam_hub.post_fit(model, [(images, labels)], epochs=10).disagreement, float)
+    softcam_hub.post_fit(model, image, timm.create_model("resnet18"))
     return explanation.heatmaps(224)
 
 

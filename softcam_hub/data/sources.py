@@ -130,7 +130,7 @@ def _read_folder(path: Path, config: DataConfig) -> "dict[str, Any]":
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         saved = load_from_disk(str(path))
         return dict(saved) if isinstance(saved, DatasetDict) else {config.train_split: saved}
-    if next(_find_images(path), None) is None:
+    if next(find_images(path), None) is None:
         if next(path.rglob("*.parquet"), None) is None:
             raise ValueError(
                 f"folder {printable(path)} has no image in it: expected <class>/<image>, or "
@@ -154,7 +154,7 @@ def _read_folder(path: Path, config: DataConfig) -> "dict[str, Any]":
 
 def _refuse_names(path: Path) -> None:
     """Raise ValueError for a file with a name that keeps `datasets` from reading the folder."""
-    for file in _find_images(path):
+    for file in find_images(path):
         if as_unicode(file) != str(file):
             raise ValueError(f"the name of {printable(file)} is not UTF-8, and tables of images hold UTF-8: rename it")
         if "::" in str(file):
@@ -165,12 +165,13 @@ def _refuse_names(path: Path) -> None:
 
 def _refuse_one_class(roots: list[Path]) -> None:
     """Raise ValueError where all images are of one class. `datasets` then gives no labels."""
-    folders = {file.parent for root in roots for file in _find_images(root)}
+    folders = {file.parent for root in roots for file in find_images(root)}
     if len(folders) == 1 and not folders & set(roots):
         raise ValueError(f"the data has one class, the folder {printable(folders.pop())}: at least two are needed")
 
 
-def _find_images(path: Path) -> Iterator[Path]:
+def find_images(path: Path) -> Iterator[Path]:
+    """Yield the images in a folder, at any depth."""
     return (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
 
 

@@ -2,6 +2,7 @@
 
 - A cache belongs to the weights of the backbone, the images and their preprocessing. Its folder is named by
   their hash.
+- `store_features` keeps those of images that are no data set, such as the batches of a loader, for one program.
 - Every process writes its share of the images into a file of its own. The folder gets its name when all
   processes have finished, so that an incomplete cache is never read. Until then it is the draft of one run.
   Of two runs that compute the same features at once, the slower one uses the cache of the other.
@@ -10,7 +11,7 @@
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,9 @@ from .cache_folder import (
     read_index,
     refuse_foreign,
 )
+
+NO_LABEL = -100
+"""Class index that leaves an image out of a cross-entropy, as in torch."""
 
 
 class CachedFeatures(Dataset):
@@ -169,6 +173,30 @@ def _compute(
     accelerator.wait_for_everyone()
     if problems:
         raise OSError(f"the features could not be written to {target.parent} ({problems[0]}): {ADVICE}")
+
+
+def store_features(batches: Iterable[Tensor], folder: Path) -> CachedFeatures:
+    """Write features of images without labels into an empty folder, and return them memory-mapped.
+
+    Args:
+        batches: Features (B, K, H, W), of one shape (K, H, W) for all images.
+        folder: Folder that the caller deletes.
+    """
+    shapes: list[torch.Size] = []
+
+    def recorded() -> Iterator[Tensor]:
+        for batch in batches:
+            shapes.append(batch.shape)
+            yield batch
+
+    problem = _write_features(folder / "0.bin", recorded())
+    if problem:
+        raise OSError(f"the features could not be written to {folder.parent} ({problem}): choose another cache_dir")
+    images = sum(shape[0] for shape in shapes)
+    if not images:
+        raise ValueError("there is no image to compute features of")
+    write_json(folder / INDEX, {"shape": list(shapes[0][1:]), "processes": 1, "images": images})
+    return CachedFeatures(folder, torch.full((images,), NO_LABEL))
 
 
 def _write_features(file: Path, features: Iterator[Tensor]) -> str | None:

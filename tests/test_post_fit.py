@@ -1,0 +1,661 @@
+"""Post-fitting in one call: the weights of a run with the same settings, less disagreement, and nothing else changed."""
+
+import json
+import logging
+import random
+import warnings
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from conftest import randomise
+from datasets import Dataset as Table
+from helpers.training import CLASSES, equal, part, settings, train, weights
+from PIL import Image
+from safetensors.torch import save_file
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+from transformers import AutoModel
+
+import softcam_hub
+from softcam_hub import (
+    CAPE_LESIONS,
+    CAPEForImageClassification,
+    EvidenceHead,
+    MapKind,
+    SoftCAMForImageClassification,
+    post_fit,
+)
+from softcam_hub.data import load_lesions
+from softcam_hub.data.samples import ImageDataset
+from softcam_hub.data.splits import load_splits
+from softcam_hub.data.transforms import make_transforms
+from softcam_hub.loading import load_classifier
+from softcam_hub.models.heads import HEADS, CAPEHead
+from softcam_hub.models.losses import Bootstrap
+from softcam_hub.models.weights import OffTheShelfWarning
+from softcam_hub.post_fitting import LARGEST_GRADIENT
+from softcam_hub.training import NotFinite, parse
+from softcam_hub.training.config import OptimizationConfig
+from softcam_hub.training.feature_cache import store_features
+from softcam_hub.training.head_fit import HeadFit
+
+pytestmark = pytest.mark.filterwarnings("ignore::softcam_hub.models.weights.OffTheShelfWarning")
+FAST = {"epochs": 4, "batch_size": 4}
+
+
+def vanilla_model(architecture="test_resnet", **args):
+    torch.manual_seed(0)
+    return randomise(timm.create_model(architecture, num_classes=3, **args)).eval()
+
+
+def cape(architecture="test_resnet", **args):
+    return softcam_hub.convert(vanilla_model(architecture, **args), "cape")
+
+
+def noise(count=10, side=64):
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1))
+
+
+def states(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def differences(model, before):
+    return {name for name, value in model.state_dict().items() if not value.equal(before[name])}
+
+
+def largest_difference(found, expected):
+    return max(float((found[name] - expected[name]).abs().max()) for name in expected)
+
+
+@pytest.fixture(scope="module")
+def lesions():
+    """A linear probe of features that know lesions, normalised images to learn from, and labelled others."""
+    backbone = timm.create_model(f"local-dir:{CAPE_LESIONS}", pretrained=True).eval()
+    rows = {split: load_lesions(split, count, 128) for split, count in (("train", 96), ("validation", 80))}
+    pixels = {split: backbone.as_batch(table["image"]) for split, table in rows.items()}
+    labels = {split: torch.tensor(table["label"]) for split, table in rows.items()}
+    with torch.no_grad():
+        pooled = backbone.forward_features(pixels["train"]).mean(dim=(2, 3))
+    linear = torch.nn.Linear(pooled.shape[1], 4)
+    optimizer = torch.optim.LBFGS(linear.parameters(), max_iter=100)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(linear(pooled), labels["train"]) + 1e-3 * linear.weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    vanilla = softcam_hub.to_vanilla(backbone)
+    vanilla.get_classifier().load_state_dict(linear.state_dict())
+    return vanilla, pixels["train"], pixels["validation"], labels["validation"]
+
+
+@torch.no_grad()
+def test_it_predicts_the_classes_of_the_vanilla_classifier(lesions):
+    vanilla, images, others, labels = lesions
+    model = softcam_hub.convert(vanilla, "cape").eval()
+    expected, before = vanilla(others).argmax(dim=1), model(others).argmax(dim=1)
+
+    with torch.enable_grad():
+        result = post_fit(model, images, epochs=150)
+
+    found = model(others).argmax(dim=1)
+    agreement = [float((one == expected).float().mean()) for one in (before, found)]
+    accuracy = [float((one == labels).float().mean()) for one in (before, found, expected)]
+    assert agreement[0] < 0.5 < 0.75 < agreement[1]
+    assert accuracy[0] < 0.5 < 0.75 < accuracy[1] <= accuracy[2]
+    assert result.divergence < result.divergence_before / 3
+    assert result.disagreement < result.disagreement_before
+    explanation = model.explain(others[:4], top_k=4)
+    assert (explanation.maps.sum(dim=(2, 3)) - explanation.probabilities).abs().max() < 1e-5
+
+
+def test_the_weights_are_those_of_a_run_with_the_same_settings(vanilla_run, tmp_path):
+    options = {"mode": "post-fit", "augment": False, "epochs": 3, "lr": 0.1, "weight_decay": 0.0, "clip_grad": 1.0}
+    options |= {"warmup_epochs": 0.1, "temperature": 3.0, "seed": 5, "validation_split": "", "hold_out": 0.0}
+    init = str(vanilla_run[0] / "model")
+    train(tmp_path / "run", init=init, **options)
+    expected = part(weights(tmp_path / "run"), "head.")
+    vanilla = load_classifier(init)
+    splits = load_splits(settings(tmp_path / "unused", init=init, **options).data)
+    images = ImageDataset(splits.train, make_transforms(vanilla.preprocessing)[1])
+
+    fit = partial(post_fit, images=images, temperature=3.0, epochs=3, batch_size=8, hold_out=0.0)
+    model = softcam_hub.convert(vanilla.model, "cape")
+    result = fit(model, seed=5)
+
+    assert result.images == 50
+    assert result.held_out == 0
+    start = softcam_hub.convert(vanilla.model, "cape").state_dict()
+    moved = largest_difference(start, expected)
+    assert moved > 1e-2
+    assert largest_difference(model.state_dict(), expected) < 1e-4 * moved, "up to the order of sums"
+    other = softcam_hub.convert(vanilla.model, "cape")
+    fit(other, seed=6)
+    assert largest_difference(other.state_dict(), expected) > 1e-3 * moved, "another order of images"
+
+
+def test_the_settings_are_those_of_the_recipe(monkeypatch):
+    seen = []
+    monkeypatch.setattr(HeadFit, "run", lambda self, images, settings, seed: seen.append((self.bootstrap, settings)))
+    recipe = parse(["--recipe=lesions-cape-pf"])
+    post_fit(cape(), noise(1, 32).expand(1280, -1, -1, -1))
+    post_fit(cape(), noise(20))
+    post_fit(cape(), noise(20), epochs=60)
+    [(bootstrap, used), (_, with_few_images), (_, chosen)] = seen
+    assert used == replace(recipe.optimization, clip_grad=1.0)
+    assert with_few_images == replace(used, epochs=1000, batch_size=18, warmup_epochs=1000 / 30)
+    assert chosen == replace(used, epochs=60, batch_size=18, warmup_epochs=2)
+    assert bootstrap.weights == recipe.model._bootstrap().weights == (0, 1)
+    assert bootstrap.temperature == recipe.model.temperature == 2
+    assert not bootstrap.selective
+
+
+@pytest.mark.parametrize(("clip_grad", "learns"), [(LARGEST_GRADIENT, True), (None, False)])
+def test_large_features_need_the_clipped_gradient(clip_grad, learns, tmp_path):
+    features = (torch.randn(64, 128, 1, 1) + torch.randn(64, 128, 4, 4)).relu()
+    features *= (3000 / features.square().sum(dim=1).mean()).sqrt()
+    teacher = torch.nn.Linear(128, 50).requires_grad_(False)
+    teacher.weight.normal_(std=3 / 3000**0.5)
+    fit = HeadFit(CAPEHead(128, 50), teacher, store_features([features], tmp_path), Bootstrap("post-fit"))
+    fit.start_from_teacher()
+    images = list(range(64))
+    before = fit.compare(images, 32)
+    fit.run(images, OptimizationConfig(100, lr=0.1, weight_decay=0.0, warmup_epochs=3, clip_grad=clip_grad), seed=0)
+    after = fit.compare(images, 32)
+    if learns:
+        assert after.divergence < before.divergence / 100
+    else:
+        assert after.divergence > before.divergence, "where the guard is not needed any more, remove it"
+        assert after.disagreement > 0.5
+
+
+def test_nothing_but_the_head_changes(lesions):
+    vanilla, images, *_ = lesions
+    model = softcam_hub.convert(vanilla, "cape").train()
+    model.backbone.layer4.eval()
+    model.backbone.conv1[0].weight.requires_grad_(False)
+    assert model.alignment is not None
+    before, modes = states(model), [module.training for module in model.modules()]
+    trained = [weight.requires_grad for weight in model.parameters()]
+    alignment, pointers = model.alignment, [weight.data_ptr() for weight in model.parameters()]
+
+    post_fit(model, images[:12], **FAST)
+
+    assert differences(model, before) == {"head.weight", "head.bias", "head.log_temperature"}
+    assert [module.training for module in model.modules()] == modes
+    assert [weight.requires_grad for weight in model.parameters()] == trained
+    assert all(weight.grad is None for weight in model.parameters())
+    assert [weight.data_ptr() for weight in model.parameters()] == pointers, "an optimizer of the user still holds them"
+    assert model.alignment == alignment
+    assert not model.measures_on_first_use
+
+
+@pytest.mark.parametrize("architecture", ["test_convnext", "test_vit2", "test_efficientnet", "levit_128s"])
+def test_other_backbones(architecture):
+    model = cape(architecture)
+    vanilla = softcam_hub.to_vanilla(model)
+    images = noise(6, model.input_size[-1] if model.pretrained_cfg.get("fixed_input_size") else 64)
+    result = post_fit(model, images, hold_out=0, epochs=200)
+    assert result.divergence < result.divergence_before
+    with torch.no_grad():
+        agrees = model(images).argmax(dim=1) == vanilla(images).argmax(dim=1)
+    assert result.disagreement == pytest.approx(1 - float(agrees.float().mean()), abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_precisions(dtype):
+    model = cape().to(dtype)
+    before = states(model)
+    result = post_fit(model, noise(), hold_out=0, epochs=100)
+    assert result.divergence < result.divergence_before
+    assert "head.weight" in differences(model, before)
+    assert model.head.weight.dtype == model.head.log_temperature.dtype == dtype
+
+
+def test_a_call_repeats_and_leaves_the_random_state_alone():
+    def fitted(seed, order):
+        model = cape()
+        torch.manual_seed(order)
+        random.seed(order)
+        np.random.seed(order)
+        loader = DataLoader(TensorDataset(noise(12)), 5, shuffle=True)
+        before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+        result = post_fit(model, loader, seed=seed, **FAST)
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert random.getstate() == before[1]
+        assert np.random.get_state()[1].tolist() == before[2]
+        return model.head.weight.detach(), result
+
+    first, again, other = fitted(0, 1), fitted(0, 2), fitted(1, 1)
+    assert torch.equal(first[0], again[0])
+    assert first[1] == again[1]
+    assert not torch.equal(first[0], other[0])
+
+
+class Samples(Dataset):
+    """A data set as users of torch write it: with a length, and no end of its own."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index % len(self)], 0
+
+
+def pictures(count=9):
+    generator = np.random.default_rng(0)
+    return [Image.fromarray(generator.integers(0, 255, (64, 64, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A folder of pictures, some of them in a folder within."""
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "b").mkdir()
+    for index, picture in enumerate(pictures()):
+        picture.save(folder / ("b" if index > 4 else ".") / f"{index}.png")
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+SOURCES = {
+    "pictures": lambda model, files: pictures(),
+    "folder": lambda model, files: str(files),
+    "paths": lambda model, files: [*sorted(files.glob("*.png")), *sorted((files / "b").glob("*.png"))],
+    "tensor": lambda model, files: model.as_batch(pictures()),
+    "image processor": lambda model, files: {"pixel_values": model.as_batch(pictures())},
+    "loader of pairs": lambda model, files: DataLoader(
+        TensorDataset(model.as_batch(pictures()), torch.zeros(9, dtype=torch.int64)), 2
+    ),
+    "list of pairs": lambda model, files: [(model.as_batch(pictures()), torch.zeros(9))],
+    "generator of dictionaries": lambda model, files: (
+        {"pixel_values": batch, "labels": None} for batch in model.as_batch(pictures()).split(4)
+    ),
+    "table": lambda model, files: Table.from_dict({"image": pictures(), "label": [0] * 9}),
+    "column": lambda model, files: Table.from_dict({"image": pictures(), "label": [0] * 9})["image"],
+    "batches of a table": lambda model, files: Table.from_dict({"image": pictures()}).iter(4),
+    "data set of torch": lambda model, files: Samples(model.as_batch(pictures())),
+    "lists of pictures": lambda model, files: [pictures()[:5], pictures()[5:]],
+    "batches with an empty one": lambda model, files: [noise(0, 160), *model.as_batch(pictures()).split(5)],
+}
+
+
+@pytest.fixture(scope="module")
+def fitted_to_pictures():
+    model = cape()
+    return post_fit(model, [(model.as_batch(pictures()),)], **FAST), states(model)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_images_in_every_form_give_the_same(source, files, fitted_to_pictures):
+    model = cape()
+    result = post_fit(model, SOURCES[source](model, files), **FAST)
+    expected, weights_expected = fitted_to_pictures
+    assert (result.images, result.held_out) == (expected.images, expected.held_out) == (8, 1)
+    assert largest_difference(states(model), weights_expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "expected"), [(1, 0.1, (1, 0)), (5, 0.0, (5, 0)), (20, 0.25, (15, 5)), (2, 0.99, (1, 1))]
+)
+def test_held_out_images_are_not_learnt_from(count, share, expected, monkeypatch):
+    learnt, compared = [], []
+    run, compare = HeadFit.run, HeadFit.compare
+    monkeypatch.setattr(HeadFit, "run", lambda self, images, *rest: learnt.append(images) or run(self, images, *rest))
+    monkeypatch.setattr(
+        HeadFit, "compare", lambda self, images, *rest: compared.append(images) or compare(self, images, *rest)
+    )
+    result = post_fit(cape(), noise(count), hold_out=share, **FAST)
+    assert (result.images, result.held_out) == expected
+    assert len(learnt[0]) == expected[0]
+    assert compared[0] == compared[1]
+    assert sorted({*learnt[0], *compared[0]}) == list(range(count))
+    assert not expected[1] or not set(learnt[0]) & set(compared[0])
+
+
+def loss_settings(folder):
+    config = json.loads((folder / "config.json").read_text())
+    return {name: config.get(name) for name in ("mode", "alpha", "beta", "temperature", "selective", "freeze_backbone")}
+
+
+@pytest.mark.parametrize("mode", [{}, {"mode": "post-fit"}, {"mode": "from-scratch", "beta": 3.0}])
+def test_a_hugging_face_model_is_saved_as_that_of_a_run(mode, post_fit_run, tmp_path):
+    model = CAPEForImageClassification.from_timm(vanilla_model(), **mode)
+    same = cape()
+    assert post_fit(model, noise(), **FAST) == post_fit(same, noise(), **FAST)
+    assert equal(part(states(model), "head."), part(states(same), "head."))
+    model.save_pretrained(tmp_path)
+    assert loss_settings(tmp_path) == loss_settings(post_fit_run[0] / "model")
+    assert not [name for name in states(model) if name.startswith("teacher.")]
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    again = CAPEForImageClassification.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(noise()), same.eval()(noise()))
+        assert torch.equal(again(noise()).logits, loaded(noise()))
+
+
+def test_the_temperature_of_the_teacher_is_written_down(tmp_path):
+    model = CAPEForImageClassification.from_timm(vanilla_model(), mode="post-fit", selective=True)
+    post_fit(model, noise(), temperature=4.0, **FAST)
+    model.save_pretrained(tmp_path)
+    found = loss_settings(tmp_path)
+    assert (found["temperature"], found["selective"], found["mode"]) == (4.0, False, "direct")
+
+
+def test_a_model_without_a_loss(tmp_path):
+    CAPEForImageClassification.from_timm(vanilla_model()).save_pretrained(tmp_path)
+    model, same = AutoModel.from_pretrained(tmp_path), cape()
+    assert post_fit(model, noise(), **FAST) == post_fit(same, noise(), **FAST)
+    assert equal(part(states(model), "head."), part(states(same), "head."))
+
+
+@pytest.mark.parametrize("kind", ["module", "folder", "softcam", "softcam for transformers"])
+def test_a_trained_head_is_fitted_to_a_teacher(kind, tmp_path):
+    vanilla = vanilla_model()
+    teachers = {
+        "module": lambda: vanilla,
+        "folder": lambda: timm.models.save_for_hf(vanilla, tmp_path, safe_serialization=True) or str(tmp_path),
+        "softcam": lambda: softcam_hub.convert(vanilla),
+        "softcam for transformers": lambda: SoftCAMForImageClassification.from_timm(vanilla),
+    }
+    model, fresh = cape(), cape()
+    randomise(model.head)
+    moved = post_fit(model, noise(), teachers[kind](), **FAST)
+    expected = post_fit(fresh, noise(), **FAST)
+    assert equal(states(model), states(fresh)), "the head starts from the teacher, whatever it has learnt"
+    assert moved.divergence == expected.divergence
+    assert moved.divergence_before != expected.divergence_before
+
+
+def test_a_second_call_needs_the_teacher():
+    model = cape()
+    vanilla = softcam_hub.to_vanilla(model)
+    post_fit(model, noise(), **FAST)
+    once = states(model)
+    with pytest.raises(ValueError, match="the head of this cape_test_resnet has learnt already.*teacher="):
+        post_fit(model, noise(), **FAST)
+    assert not differences(model, once)
+    post_fit(model, noise(), vanilla, **FAST)
+    assert not differences(model, once)
+
+
+def changed(vanilla):
+    vanilla.layer1[0].conv1.weight.data[0, 0] += 0.1
+    return vanilla
+
+
+def broken(model, name):
+    dict(model.named_parameters())[name].data.view(-1)[0] = torch.nan
+    return model
+
+
+MODELS = {
+    "vanilla": (vanilla_model, TypeError, r"takes a CAPE model, got ResNet: .*convert\(model, 'cape'\)"),
+    "wrapped": (lambda: torch.nn.DataParallel(cape()), TypeError, "got DataParallel.*out of its wrapper"),
+    "softcam": (
+        lambda: softcam_hub.convert(vanilla_model()),
+        ValueError,
+        "fits a head to a vanilla classifier, as CAPE learns from one, and SoftCAM gives its logits anyway",
+    ),
+    "naive": (
+        lambda: timm.create_model("cape_test_resnet", num_classes=3, naive=True),
+        ValueError,
+        "naive CAPE weighs all locations alike, and is not fitted: make cape_test_resnet without naive=True",
+    ),
+    "no classes": (lambda: timm.create_model("cape_test_resnet", num_classes=0), ValueError, "num_classes=0"),
+    "class token": (
+        lambda: timm.create_model("cape_test_vit", num_classes=3),
+        ValueError,
+        "cape_test_vit has no vanilla classifier that can be applied at each location",
+    ),
+    "fresh head": (
+        lambda: timm.create_model("cape_test_resnet", num_classes=3),
+        ValueError,
+        r"the head of this cape_test_resnet is fresh.*convert\(vanilla, 'cape'\)",
+    ),
+    "broken head": (lambda: broken(cape(), "head.weight"), ValueError, "NaN or infinite weights"),
+    "broken backbone": (
+        lambda: broken(cape(), "backbone.layer4.0.conv1.weight"),
+        ValueError,
+        "the features of image 0 are NaN or infinite: check the weights",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_models_that_cannot_be_fitted(kind):
+    make, error, message = MODELS[kind]
+    with pytest.raises(error, match=message):
+        post_fit(make(), noise())
+
+
+def test_a_head_of_another_package_cannot_be_fitted(monkeypatch):
+    class MaximumHead(EvidenceHead):
+        family = "maximum"
+        title = "Maximum"
+        map_kinds = (MapKind("maximum"),)
+
+        def compose(self, evidence):
+            return evidence.amax(dim=(2, 3))
+
+    monkeypatch.setitem(HEADS, "maximum", MaximumHead)
+    model = softcam_hub.convert(vanilla_model(), "maximum")
+    with pytest.raises(ValueError, match="and Maximum has no such loss: train it with labels"):
+        post_fit(model, noise())
+
+
+@pytest.mark.parametrize(
+    ("teacher", "error", "message"),
+    [
+        (lambda: cape(), TypeError, "the teacher is a vanilla classifier, got cape_test_resnet"),
+        (
+            lambda: changed(vanilla_model()),
+            ValueError,
+            r"another backbone than the model: layer1.0.conv1.weight differs",
+        ),
+        (lambda: vanilla_model("test_convnext"), ValueError, "a test_convnext, and the backbone .* a test_resnet"),
+        (lambda: timm.create_model("test_resnet", num_classes=5), ValueError, "has 5 classes, and the model 3"),
+        (lambda: vanilla_model(in_chans=1), ValueError, "conv1.0.weight differs"),
+        (lambda: "no/such/folder", FileNotFoundError, "there is no model 'no/such/folder'"),
+        (lambda: 3, TypeError, "expected a model, its folder, its timm name or its Hub id, got int"),
+    ],
+)
+def test_teachers_that_do_not_fit(teacher, error, message):
+    with pytest.raises(error, match=message):
+        post_fit(cape(), noise(), teacher())
+
+
+def test_a_teacher_of_several_labels():
+    vanilla = vanilla_model()
+    vanilla.multi_label = True
+    with pytest.raises(ValueError, match="has several labels per image, and cape_test_resnet one"):
+        post_fit(cape(), noise(), vanilla)
+    with pytest.raises(ValueError, match="CAPE's class probabilities sum to one"):
+        softcam_hub.convert(vanilla, "cape")
+
+
+IMAGES = {
+    "none": ([], ValueError, "there is no image to compute features of"),
+    "empty tensor": (noise(0), ValueError, "there is no image to compute features of"),
+    "two sizes": ([noise(2), noise(2, 96)], ValueError, "images must have one size, got 64x64 and 96x96"),
+    "not finite": (noise() / 0, ValueError, "images with NaN or infinite values"),
+    "one channel": (noise()[:, :1], ValueError, "expected images with 3 channels, got 1"),
+    "labels alone": ([torch.zeros(4, dtype=torch.int64)], ValueError, "expected images of shape"),
+    "other keys": ([{"img": noise()}], ValueError, "'pixel_values', got the keys img"),
+    "number": (3, TypeError, "a loader, data set, folder or list of them, got int"),
+    "missing file": (["missing.png"], ValueError, "missing.png cannot be read"),
+}
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+def test_images_that_cannot_be_used(kind):
+    images, error, message = IMAGES[kind]
+    model = cape()
+    before = states(model)
+    with pytest.raises(error, match=message):
+        post_fit(model, images, **FAST)
+    assert not differences(model, before)
+
+
+def test_a_folder_without_images(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no image in folder"):
+        post_fit(cape(), tmp_path)
+
+
+def test_images_of_a_size_that_the_architecture_does_not_take():
+    small = {"embed_dim": 24, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8], "img_size": 64, "window_size": 4}
+    model = cape("swinv2_tiny_window8_256", **small)
+    with pytest.raises(ValueError, match="cape_swinv2_tiny_window8_256 takes no images of 96x96: Input height"):
+        post_fit(model, noise(side=96))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"lr": -1.0}, "lr"),
+        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"hold_out": 1.0}, "hold_out is a share of the images"),
+        ({"hold_out": -0.1}, "hold_out is a share of the images"),
+    ],
+)
+def test_settings_are_checked_before_the_images_are_read(options, message):
+    def images():
+        pytest.fail("images were read")
+        yield
+
+    with pytest.raises(ValueError, match=message):
+        post_fit(cape(), images(), **options)
+
+
+def test_a_rate_at_which_training_fails_leaves_the_model_as_it_was(tmp_path):
+    model = cape().train()
+    before = states(model)
+    with pytest.raises(NotFinite, match=r"the loss is (nan|inf) at update \d+ \(epoch \d+\): lower lr"):
+        post_fit(model, noise(), lr=1e38, cache_dir=tmp_path)
+    assert not differences(model, before)
+    assert model.training
+    assert all(module.training for module in model.modules())
+    assert not list(tmp_path.iterdir()), "the features are deleted"
+
+
+def test_features_lie_in_the_chosen_folder_while_they_are_needed(tmp_path, monkeypatch):
+    sizes, run = [], HeadFit.run
+
+    def watched(self, *rest):
+        sizes.extend(file.stat().st_size for file in tmp_path.rglob("*.bin"))
+        run(self, *rest)
+
+    monkeypatch.setattr(HeadFit, "run", watched)
+    model = cape()
+    post_fit(model, noise(), cache_dir=tmp_path, **FAST)
+    with torch.no_grad():
+        assert sizes == [model.eval().forward_features(noise()).numel() * 4]
+    assert not list(tmp_path.iterdir())
+
+
+def test_progress_is_logged_and_not_printed(caplog, capfd):
+    with caplog.at_level(logging.INFO, logger="softcam_hub"):
+        result = post_fit(cape(), noise(), epochs=100)
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[0] == "computed the features of 10 images"
+    assert [line.split("  ")[0] for line in lines[1:-1]] == [f"epoch {epoch}/100" for epoch in range(3, 100, 3)]
+    assert lines[-1] == f"cape_test_resnet: {result.describe()}"
+    assert "fitted to 9 images; on 1 held-out images" in lines[-1]
+    assert "on the same images" in replace(result, held_out=0).describe()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_result_that_is_worse_is_told(caplog):
+    vanilla = vanilla_model()
+    model = softcam_hub.convert(vanilla, "cape")
+    result = post_fit(model, noise(), lr=1e4, hold_out=0, **FAST)
+    assert result.disagreement > result.disagreement_before
+    assert any("has not brought cape_test_resnet closer to the vanilla" in message for message in caplog.messages)
+    caplog.clear()
+    result = post_fit(model, noise(), vanilla, hold_out=0, epochs=100)
+    assert result.disagreement < result.disagreement_before
+    assert not caplog.messages
+
+
+# the warning of what is not fitted yet
+
+
+def given(make):
+    """The warnings about a head off the shelf that a call gives."""
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        make()
+    return [str(one.message) for one in seen if issubclass(one.category, OffTheShelfWarning)]
+
+
+def pretrained(architecture, folder, **options):
+    """Make a model with weights that timm provides: those of a file."""
+    file = folder / "vanilla.safetensors"
+    save_file(vanilla_model().state_dict(), file)
+    overlay = {"file": str(file), "num_classes": 3}
+    return timm.create_model(
+        architecture, pretrained=True, pretrained_cfg_overlay=overlay, **{"num_classes": 3, **options}
+    )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda folder: softcam_hub.convert(vanilla_model(), "cape"),
+        lambda folder: pretrained("cape_test_resnet", folder),
+        lambda folder: CAPEForImageClassification.from_timm(vanilla_model()),
+    ],
+)
+def test_cape_off_the_shelf_gives_a_warning_that_names_post_fit(make, tmp_path):
+    messages = given(lambda: make(tmp_path))
+    assert len(messages) == 1
+    assert messages[0].startswith("cape_test_resnet holds the weights of the vanilla classifier as they are")
+    assert "softcam_hub.post_fit(model, images)" in messages[0]
+
+
+def saved(model, folder):
+    CAPEForImageClassification.from_timm(model).save_pretrained(folder)
+    return f"local-dir:{folder}"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda folder: softcam_hub.convert(vanilla_model()),
+        lambda folder: pretrained("softcam_test_resnet", folder),
+        lambda folder: pretrained("cape_test_resnet", folder, num_classes=5),
+        lambda folder: timm.create_model("cape_test_resnet"),
+        lambda folder: timm.create_model(f"local-dir:{CAPE_LESIONS}", pretrained=True),
+        lambda folder: CAPEForImageClassification.from_timm(vanilla_model(), mode="post-fit"),
+        lambda folder: CAPEForImageClassification.from_timm(vanilla_model(), mode="from-scratch"),
+    ],
+)
+def test_other_models_give_no_such_warning(make, tmp_path):
+    assert not given(lambda: make(tmp_path))
+
+
+def test_a_folder_gives_the_warning_until_its_model_is_fitted(tmp_path):
+    model = cape()
+    name = saved(model, tmp_path / "before")
+    assert len(given(lambda: timm.create_model(name, pretrained=True))) == 1
+    assert not given(lambda: post_fit(model, noise(), vanilla_model(), **FAST))
+    assert not given(lambda: timm.create_model(saved(model, tmp_path / "fitted"), pretrained=True))
+
+
+@pytest.mark.parametrize("mode", ["direct", "post-fit"])
+def test_a_run_that_trains_the_head_gives_no_warning(mode, vanilla_run, tmp_path):
+    options = {"epochs": 1, "init": str(vanilla_run[0] / "model"), "mode": mode, "augment": False}
+    assert not given(lambda: train(tmp_path, **options))
+    assert load_classifier(tmp_path / "model").labels == CLASSES
