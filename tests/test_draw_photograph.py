@@ -12,6 +12,8 @@ from timm.data import create_transform, resolve_model_data_config
 from benchmarks.imagenet_weights import imagenet_folder
 from tools import draw_photograph as tool
 
+pytestmark = pytest.mark.slow  # a network of ImageNet's size
+
 
 @pytest.fixture(scope="module")
 def explanation():

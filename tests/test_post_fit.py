@@ -197,6 +197,7 @@ def test_nothing_but_the_head_changes(lesions):
     assert not model.measures_on_first_use
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["test_convnext", "test_vit2", "test_efficientnet", "levit_128s"])
 def test_other_backbones(architecture):
     model = cape(architecture)
