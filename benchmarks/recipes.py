@@ -8,7 +8,6 @@ python -m benchmarks.recipes --photographs FOLDER    # a quarter of an hour of t
 """
 
 import argparse
-import csv
 import os
 import tempfile
 from collections import Counter
@@ -20,6 +19,7 @@ from softcam_hub.arguments import ArgumentParser
 from softcam_hub.training import parse, run
 
 from .imagenet_weights import imagenet_folder
+from .manifests import read_manifest, write_manifest
 from .timing import Row, environment, replace_rows, rounded
 
 ROWS = Path(__file__).parent / "results" / "recipes.jsonl"
@@ -27,26 +27,20 @@ OF_EVERY_CLASS = {"finetune-small": 50, "finetune-medium": None}
 """Recipe -> number of training images of every class; None for all."""
 
 
-def write_manifest(photographs: Path, target: Path, count: int | None) -> None:
-    """Write a manifest with full paths and with the first training images of every class.
+def choose(photographs: Path, count: int | None) -> list[Row]:
+    """Return the rows of the manifest with the first training images of every class.
 
     Args:
         photographs: Folder of NEU-DET, with manifest.csv.
-        target: File to write.
         count: Number of training images of every class; None for all.
     """
-    with (photographs / "manifest.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
     seen: Counter[str] = Counter()
     kept = []
-    for row in rows:
+    for row in read_manifest(photographs / "manifest.csv"):
         seen[row["label"]] += row["split"] == "train"
         if row["split"] != "train" or count is None or seen[row["label"]] <= count:
-            kept.append({**row, "image": str((photographs / row["image"]).resolve())})
-    with target.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, kept[0])
-        writer.writeheader()
-        writer.writerows(kept)
+            kept.append(row)
+    return kept
 
 
 def measure(recipe: str, photographs: Path, folder: Path) -> Row:
@@ -58,13 +52,13 @@ def measure(recipe: str, photographs: Path, folder: Path) -> Row:
         folder: Folder for the run.
     """
     manifest = folder / f"{recipe}.csv"
-    write_manifest(photographs, manifest, OF_EVERY_CLASS[recipe])
+    rows = choose(photographs, OF_EVERY_CLASS[recipe])
+    write_manifest(rows, manifest)
     options = {"recipe": recipe, "data": manifest, "output": folder / recipe, "init": imagenet_folder()}
     config = parse([*(f"--{name}={value}" for name, value in options.items()), "--pretrained=False"])
     metrics = run(config)
     scores = {name: rounded(value) for name, value in metrics.items() if name.startswith("test_")}
-    with manifest.open(newline="", encoding="utf-8") as file:
-        images = Counter(row["split"] for row in csv.DictReader(file))
+    images = Counter(row["split"] for row in rows)
     return {
         "recipe": recipe,
         "data": "neu-det",

@@ -66,12 +66,16 @@ class PostFit:
 
     def describe(self) -> str:
         """Say what was done in a sentence."""
-        measured = f"{self.held_out:,} held-out images" if self.held_out else "the same images"
+        measured = _count(self.held_out, "held-out image") if self.held_out else "the same images"
         return (
-            f"fitted to {self.images:,} images; on {measured}, it differs from the vanilla classifier in "
+            f"fitted to {_count(self.images, 'image')}; on {measured}, it differs from the vanilla classifier in "
             f"{self.disagreement:.1%} of the predicted classes ({self.disagreement_before:.1%} before), with a "
             f"divergence of {self.divergence:.4f} ({self.divergence_before:.4f} before)"
         )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def post_fit(

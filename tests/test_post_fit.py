@@ -573,7 +573,7 @@ def test_progress_is_logged_and_not_printed(caplog, capfd):
     assert lines[0] == "computed the features of 10 images"
     assert [line.split("  ")[0] for line in lines[1:-1]] == [f"epoch {epoch}/100" for epoch in range(3, 100, 3)]
     assert lines[-1] == f"cape_test_resnet: {result.describe()}"
-    assert "fitted to 9 images; on 1 held-out images" in lines[-1]
+    assert "fitted to 9 images; on 1 held-out image, it" in lines[-1]
     assert "on the same images" in replace(result, held_out=0).describe()
     assert capfd.readouterr() == ("", "")
 

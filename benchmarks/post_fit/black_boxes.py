@@ -7,7 +7,6 @@
 - *unbalanced* steel has fewer training images of every further class, down to a sixteenth.
 """
 
-import csv
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,9 +18,11 @@ from torch import Tensor, nn
 
 import softcam_hub
 from benchmarks.alignment.steel import fit_classifier
+from benchmarks.manifests import read_manifest, write_manifest
 from benchmarks.reproduction.chain import Chain
 from benchmarks.reproduction.steel import SteelChain
 from benchmarks.reproduction.studies import SMALL, STEEL
+from benchmarks.timing import Row
 from softcam_hub.data.samples import Samples
 from softcam_hub.evaluation.shards import make_dataset, stack_samples
 from softcam_hub.loading import LoadedClassifier, load_classifier
@@ -161,12 +162,11 @@ def thin_out(manifest: Path) -> None:
     Args:
         manifest: File to change.
     """
-    with manifest.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_manifest(manifest)
     names = sorted({row["label"] for row in rows})
     share = {name: SMALLEST_SHARE ** (index / (len(names) - 1)) for index, name in enumerate(names)}
     counts = Counter(row["label"] for row in rows if row["split"] == "train")
-    kept: list[dict[str, str]] = []
+    kept: list[Row] = []
     seen: Counter[str] = Counter()
     for row in rows:
         if row["split"] == "train":
@@ -174,7 +174,4 @@ def thin_out(manifest: Path) -> None:
             if seen[row["label"]] > max(1, round(share[row["label"]] * counts[row["label"]])):
                 continue
         kept.append(row)
-    with manifest.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, kept[0])
-        writer.writeheader()
-        writer.writerows(kept)
+    write_manifest(kept, manifest)

@@ -9,7 +9,6 @@
   compared with SoftCAM on the same images.
 """
 
-import csv
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cached_property
@@ -27,6 +26,7 @@ from softcam_hub.training.model import make_model
 from softcam_hub.training.objective import VanillaForTraining
 
 from ..imagenet_weights import imagenet_folder
+from ..manifests import read_manifest, write_manifest
 from ..timing import Row
 from ..values import values_by_explainer
 from .chain import MEASURES, RUNS, Chain, kept, native
@@ -151,16 +151,11 @@ def write_in_turns(photographs: Path, target: Path) -> None:
     source = photographs / "manifest.csv"
     if not source.is_file():
         raise FileNotFoundError(missing_manifest(photographs))
-    with source.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
     by_class: dict[str, list[Row]] = {}
-    for row in rows:
-        by_class.setdefault(row["label"], []).append({**row, "image": str((photographs / row["image"]).resolve())})
+    for row in read_manifest(source):
+        by_class.setdefault(row["label"], []).append(row)
     turns = [row for turn in zip_longest(*(by_class[name] for name in sorted(by_class))) for row in turn if row]
-    with target.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, turns[0])
-        writer.writeheader()
-        writer.writerows(turns)
+    write_manifest(turns, target)
 
 
 def missing_manifest(photographs: Path) -> str:
