@@ -6,7 +6,7 @@ from conftest import randomise
 
 import softcam_hub
 from softcam_hub import CAPEForImageClassification
-from softcam_hub.explanation_scores import faithfulness, localization, perturbation, randomisation, road
+from softcam_hub.explanation_scores import faithfulness, idsds, localization, perturbation, randomisation, road
 from softcam_hub.explanation_scores.maps import heat, patch_means
 
 IMAGES = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -75,6 +75,8 @@ SCORES = {
     "deletion_auc": lambda maps: perturbation.deletion_auc(predict, IMAGES, maps, steps=4),
     "insertion_auc": lambda maps: perturbation.insertion_auc(predict, IMAGES, maps, steps=4),
     "single_deletion": lambda maps: perturbation.single_deletion(predict, IMAGES, maps),
+    "idsds": lambda maps: idsds.idsds(predict, IMAGES, maps),
+    "cell_sums": idsds.cell_sums,
     "max_sensitivity": lambda maps: perturbation.max_sensitivity(explainer(maps), IMAGES, CLASSES, samples=2),
     "max_sensitivity of the moved": lambda maps: perturbation.max_sensitivity(
         Changing(maps), IMAGES, CLASSES, samples=2

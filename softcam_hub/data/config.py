@@ -108,6 +108,11 @@ class AugmentationConfig:
     color_jitter: NotNegative = flag(0.0, "Strength of random changes of brightness, contrast and saturation.")
     auto_augment: str | None = flag(None, "Policy of timm, such as rand-m9-mstd0.5, in place of color_jitter.")
     erase: Probability = flag(0.0, "Probability of erasing a random rectangle.")
+    delete_cells: bool = flag(
+        False,
+        "Delete one random cell of a 4x4 grid from every second training image, which brings the images of the measure "
+        "idsds into the domain of the model.",
+    )
     eval_crop: Share | None = flag(
         None,
         "Share of the resized side that evaluation crops; by default 1 (all) with resize squash or pad, and the "
@@ -116,6 +121,11 @@ class AugmentationConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.delete_cells and not self.augment:
+            raise ValueError(
+                "delete_cells changes training images, but augment is off: leave out one of them (hflip=0 turns off "
+                "the mirroring alone; features of images with deleted cells are not cached)"
+            )
 
     @property
     def crop(self) -> dict[str, Any]:

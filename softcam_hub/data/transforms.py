@@ -4,6 +4,8 @@
   habits, a centre crop in evaluation and random crops down to 8 % of the image in training, are settings.
 - With `crop_scale=1` there is no random crop: training uses the same resize as evaluation, before the flips and the
   colour changes.
+- `delete_cells` is the augmentation of IDSDS (Hesse et al., NeurIPS 2024): it comes last, after the normalisation, and
+  deletes as the measure does. As in the authors' code, half of the images stay whole.
 - A mask goes through the same resize and crop as its image. A lesion that is smaller than a pixel stays
   visible: the pixel that it covers most is kept, however little of the pixel that is.
 """
@@ -20,10 +22,25 @@ from timm.data import create_transform
 from torch import Tensor
 from torchvision.transforms import Compose, RandomResizedCrop
 
+from ..explanation_scores.idsds import GRID_SIDE
+from ..explanation_scores.maps import grid_cells
 from .config import AugmentationConfig
 
 MIN_COVERAGE = 0.25
 """Share of a pixel that a lesion must cover for the pixel to belong to the mask, as in generated masks."""
+
+SHARE_WITH_DELETED_CELL = 0.5
+"""Share of the training images from which `delete_cells` deletes a cell, as published."""
+
+
+class DeleteCell:
+    """Set one random cell of a 4x4 grid of a normalised image (C, H, W) to 0, in half of the images."""
+
+    def __call__(self, image: Tensor) -> Tensor:
+        is_chosen, cell = torch.rand(()) < SHARE_WITH_DELETED_CELL, torch.randint(GRID_SIDE**2, ())
+        if not is_chosen:
+            return image
+        return image.masked_fill(grid_cells(image.shape[-2:], GRID_SIDE) == cell, 0.0)
 
 
 class RandomPart:
@@ -70,12 +87,14 @@ def make_transforms(
         auto_augment=augmentation.auto_augment,
         re_prob=augmentation.erase,
     )
-    flips_and_colours = train.transforms[1:]
+    crop, *changes = train.transforms  # flips, colours, the normalisation, and erased rectangles
+    if augmentation.delete_cells:
+        changes.append(DeleteCell())
     if augmentation.crop_scale == 1:
-        return Compose(_geometry(evaluation) + flips_and_colours), evaluation
+        return Compose([*_geometry(evaluation), *changes]), evaluation
     if config["crop_mode"] == "center" or augmentation.resize == "model":
-        return train, evaluation
-    return Compose([RandomPart(augmentation.crop_scale), *_geometry(evaluation), *flips_and_colours]), evaluation
+        return Compose([crop, *changes]), evaluation
+    return Compose([RandomPart(augmentation.crop_scale), *_geometry(evaluation), *changes]), evaluation
 
 
 def mask_transform(

@@ -103,6 +103,25 @@ def on_pixels(patches: Tensor, patch: int, size: Sequence[int]) -> Tensor:
     return patches.repeat_interleave(patch, dim=1).repeat_interleave(patch, dim=2)[:, : size[0], : size[1]]
 
 
+def grid_cells(size: Sequence[int], side: int) -> Tensor:
+    """Number the cells of a grid over an image from 0, row by row: the cell of every pixel, (H, W).
+
+    Every pixel belongs to one cell. Where `side` does not divide the image, some cells are a pixel longer than others.
+
+    Args:
+        size: Height and width of the image.
+        side: Number of cells along each axis.
+    """
+    height, width = size
+    require(
+        1 <= side <= min(height, width),
+        f"a grid of {side}x{side} cells does not fit an image of {height}x{width} pixels: expected at least 1 cell "
+        "along a side, and no more cells than pixels",
+    )
+    rows, columns = (torch.arange(length) * side // length for length in (height, width))
+    return rows[:, None] * side + columns
+
+
 def blur(images: Tensor, radius: int, sigma: float) -> Tensor:
     """Blur images (B, C, H, W) by a Gaussian window of 2·radius + 1 pixels; border pixels are repeated."""
     offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)

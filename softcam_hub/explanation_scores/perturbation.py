@@ -30,13 +30,11 @@ from .predictions import (
     Explain,
     Predict,
     check_maps_fit,
-    choose_classes,
     explain_images,
     fill_images,
     predict_confidence,
-    predict_in_batches,
     predict_versions,
-    select_class,
+    region_drops,
 )
 
 
@@ -196,11 +194,12 @@ def single_deletion(
     classes: Tensor | None = None,
     batch: int = 64,
 ) -> Tensor:
-    """Compute IDSDS, the rank correlation of the attributions of patches with drops by their deletion, (B,).
+    """Compute the rank correlation of the attributions of fine patches with the drops by their deletion, (B,).
 
-    Values lie in [-1, 1], and higher is better; 0 where all patches have one value. Deleted patches are in
-    the domain of the model only if it has seen such deletions in training (Hesse et al. 2024). Here `predict`
-    may return logits as well.
+    Values lie in [-1, 1], and higher is better; 0 where all patches have one value. This is a single-deletion score
+    out of domain: the model has never seen such holes. It is not the published IDSDS, which deletes the cells of a
+    4x4 grid from images of a model that has learnt from such images: `idsds` computes that. Here `predict` may return
+    logits as well.
 
     Args:
         predict: Function from images to logits or probabilities (B, C).
@@ -228,17 +227,9 @@ def patch_drops(
 
     Arguments as for `single_deletion`.
     """
-    outputs = predict_in_batches(predict, images, batch)
-    classes, filled = choose_classes(outputs, classes), fill_images(fill, images)
     rows, columns = (-(-length // patch) for length in images.shape[-2:])
-    cells = torch.arange(rows * columns, device=images.device).view(1, rows, columns)
-    cell_of_pixel = on_pixels(cells, patch, images.shape[-2:])
-
-    def change(image: Tensor, version: Tensor) -> Tensor:
-        deleted = cell_of_pixel == version[:, None, None]
-        return torch.where(deleted[:, None], filled[image], images[image])
-
-    return select_class(outputs, classes)[:, None] - predict_versions(predict, classes, cells.numel(), change, batch)
+    patches = torch.arange(rows * columns).view(1, rows, columns)
+    return region_drops(predict, images, on_pixels(patches, patch, images.shape[-2:])[0], fill, classes, batch)
 
 
 def spearman(first: Tensor, second: Tensor) -> Tensor:

@@ -77,6 +77,35 @@ def predict_versions(predict: Predict, classes: Tensor, steps: int, change: Chan
     return torch.cat(outputs).view(len(classes), steps)
 
 
+def region_drops(
+    predict: Predict,
+    images: Tensor,
+    regions: Tensor,
+    fill: float | Tensor = 0.0,
+    classes: Tensor | None = None,
+    batch: int = 64,
+) -> Tensor:
+    """Compute the drop of the class's output when each of n regions of an image is deleted, (B, n).
+
+    Args:
+        predict: Function from images to logits or probabilities (B, C).
+        images: Images, (B, C, H, W).
+        regions: Region of every pixel, numbers from 0 to n - 1, (H, W).
+        fill: Value of deleted pixels, a number or anything that broadcasts to (B, C, H, W).
+        classes: Class of each image, (B,). The default is the class with the highest output.
+        batch: Number of images per call of the model.
+    """
+    outputs = predict_in_batches(predict, images, batch)
+    classes, filled, regions = choose_classes(outputs, classes), fill_images(fill, images), regions.to(images.device)
+
+    def change(image: Tensor, version: Tensor) -> Tensor:
+        deleted = regions == version[:, None, None]
+        return torch.where(deleted[:, None], filled[image], images[image])
+
+    count = int(regions.max()) + 1
+    return select_class(outputs, classes)[:, None] - predict_versions(predict, classes, count, change, batch)
+
+
 def explain_images(explain: Explain, images: Tensor, classes: Tensor) -> Tensor:
     """Compute one map (H, W) per image, and check its shape."""
     maps = explain(images, classes).detach()
