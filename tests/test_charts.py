@@ -17,7 +17,9 @@ from softcam_hub.figures.charts import (
     HATCHES,
     LINE_STYLES,
     curves,
+    matrix,
     plot_curves,
+    plot_matrix,
     plot_stacked_bars,
     stacked_bars,
 )
@@ -167,6 +169,47 @@ def test_a_long_name_leaves_most_of_the_width_to_the_bars():
     axes = bars_of({"a very long name " * 9: {"x": 1.0}, "b": {}}, width=600)
     assert axes.get_window_extent().width > 350
     assert stacked_bars("empty", {}).width == 720
+
+
+# --- matrices --------------------------------------------------------------------------------------------------------
+
+
+def cells_of(names, values):
+    """Return the axes of a matrix, and its texts in rows."""
+    axes = plot_matrix("title", names, values, 560).axes[0]
+    texts = [text.get_text() for text in axes.texts]
+    return axes, [texts[first : first + len(names)] for first in range(0, len(texts), len(names))]
+
+
+def test_a_matrix_has_the_names_numbers_and_colours_of_its_cells():
+    axes, texts = cells_of(["cape", "cam"], [[1.0, -0.456], [-0.001, None]])
+    assert texts == [["1.00", "-0.46"], ["0.00", "-"]]
+    for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+        assert [label.get_text() for label in labels] == ["cape", "cam"]
+    high, low, zero, missing = axes.images[0].get_array().reshape(4, 3)
+    assert high[0] > high[2]
+    assert low[2] > low[0]
+    assert (zero > 0.97).all()
+    assert (missing == 0.88).all()
+
+
+@pytest.mark.parametrize("count", [2, 5, 25])
+def test_numbers_and_names_of_a_matrix_have_room(count):
+    names = [f"smooth-grad-cam++ {number}" for number in range(count)]
+    figure = plot_matrix("a title that is so long that it takes two lines " * 3, names, [[-0.99] * count] * count, 560)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    side = axes.get_window_extent().width / count
+    assert side > 35
+    boxes = [text.get_window_extent() for text in (figure._suptitle, *axes.texts)]
+    boxes += [label.get_window_extent() for label in (*axes.get_xticklabels(), *axes.get_yticklabels())]
+    for index, box in enumerate(boxes):
+        assert all(figure.bbox.contains(*corner) for corner in (box.min, box.max))
+        assert not box.count_overlaps(boxes[:index])
+    assert all(text.get_window_extent().width < side for text in axes.texts)
+    picture = np.asarray(matrix("title", names, [[0.5] * count] * count))
+    assert (picture[:2] == 255).all()
+    assert (picture[:, -2:] == 255).all()
 
 
 # --- both ------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Charts drawn with matplotlib and returned as Pillow images: pages of curves, and stacked bars.
+"""Charts drawn with matplotlib and returned as Pillow images: pages of curves, stacked bars, and matrices.
 
 - Every line of a page has its own pair of colour and line style, the same in all charts, and every part of a bar
   its own pair of colour and hatch: they can be told apart without colour vision and in grey print.
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from ..models.overlays import Scale
 from .text import font, readable, shorten, wrap
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ TITLE_SIZE, TEXT_SIZE, LABEL_SIZE = 15, 14, 12
 
 LEGEND_LINE, BAR_HEIGHT = 20, 34
 """Pixels that a line of a legend and a bar with its gap take."""
+
+CELL, LARGEST_CELL = 38, 64
+"""Smallest and largest side of a cell of a matrix in pixels; a number with a sign and two digits fits the smallest."""
 
 LEGEND_HANDLE = 80
 """Pixels that the sample of a line and the distance to the next column take in a legend."""
@@ -72,6 +76,18 @@ def stacked_bars(title: str, bars: dict[str, dict[str, float]], width: int = 720
         width: Width of the chart in pixels.
     """
     return _rendered(plot_stacked_bars(title, bars, width))
+
+
+def matrix(title: str, names: Sequence[str], values: Sequence[Sequence[float | None]], width: int = 560) -> Image.Image:
+    """Draw a square matrix of correlations, from blue for -1 over white to orange for 1, with its numbers.
+
+    Args:
+        title: Title of the chart.
+        names: Names of the rows, which are those of the columns, too.
+        values: Rows of numbers from -1 to 1; None or NaN where there is none.
+        width: Least width of the chart in pixels. Many names take more.
+    """
+    return _rendered(plot_matrix(title, names, values, width))
 
 
 def plot_curves(
@@ -161,6 +177,36 @@ def plot_stacked_bars(title: str, bars: dict[str, dict[str, float]], width: int)
     return figure
 
 
+def plot_matrix(title: str, names: Sequence[str], values: Sequence[Sequence[float | None]], width: int) -> "Figure":
+    """Build the figure of `matrix`."""
+    letters = font(TEXT_SIZE)
+    labels = [shorten(name, width / 3, letters) for name in names]
+    room = max(map(letters.getlength, labels)) + 40  # beside the cells, and above them
+    cell = min(LARGEST_CELL, max(CELL, (width - room) / len(names)))
+    side = math.ceil(room + cell * len(names))
+    width = max(width, side)
+    heading = wrap(title, width - 60, font(TITLE_SIZE))
+    figure = _new_figure(width, side + LEGEND_LINE * (len(heading) + 1))
+    # A title of the axes would be centred above the cells, and leave the picture where names are long.
+    figure.suptitle("\n".join(heading), fontsize=_points(TITLE_SIZE), parse_math=False)
+    axes = figure.subplots()
+    ticks, style = range(len(names)), {"fontsize": _points(TEXT_SIZE), "parse_math": False}
+    axes.set_xticks(ticks, labels, rotation=90, **style)
+    axes.set_yticks(ticks, labels, **style)
+    axes.tick_params(length=0, labeltop=True, labelbottom=False)
+    axes.spines[:].set_visible(False)
+
+    numbers = np.array([[np.nan if value is None else value for value in row] for row in values])
+    colours = Scale(1.0, diverging=True).paint(np.nan_to_num(numbers)) / 255
+    colours[np.isnan(numbers)] = 0.88  # grey: neither white, which is zero, nor a colour
+    axes.imshow(colours)
+    for (row, column), number in np.ndenumerate(numbers):
+        text = "-" if np.isnan(number) else f"{round(number, 2) + 0.0:.2f}"  # adding zero turns -0.0 into 0.0
+        ink = _ink_on(tuple(colours[row, column]))
+        axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=_points(LABEL_SIZE))
+    return figure
+
+
 def _set_title(axes: "Axes", title: str, width: int) -> None:
     text = "\n".join(wrap(title, width - 60, font(TITLE_SIZE)))
     axes.set_title(text, fontsize=_points(TITLE_SIZE), parse_math=False)
@@ -204,7 +250,7 @@ def _points(pixels: float) -> float:
     return pixels * 72 / DPI
 
 
-def _ink_on(colour: str) -> str:
+def _ink_on(colour: str | tuple[float, ...]) -> str:
     """Choose black or white, whichever is easier to read on a colour."""
     from matplotlib.colors import to_rgb
 
