@@ -206,7 +206,7 @@ def test_single_deletion_ranks_signed_maps_against_the_drop_of_the_logit(tmp_pat
 
 
 def test_every_measure(models, tmp_path):
-    dear = ("gini", "insertion", "deletion", "road", "single_deletion", "max_sensitivity", "grid_pointing")
+    dear = ("gini", "insertion", "deletion", "road", "single_deletion", "idsds", "max_sensitivity", "grid_pointing")
     options = {**OPTIONS, "eval_count": 4}
     softcam, centre = benchmark(models / "softcam", tmp_path, explainers="softcam centre", measures=dear, **options)
     assert set(dear) <= softcam.keys()

@@ -11,13 +11,16 @@ from ..data.fields import Count, WholeNumber, check_ranges, flag
 
 TABLE, LOCALISATION, SENSITIVITY = "table", "localisation", "sensitivity"
 EVIDENCE, SINGLE_DELETION, GRID = "evidence", "single_deletion", "grid_pointing"
+IDSDS, AGREEMENT = "idsds", "agreement"
 DEFAULT_MEASURES = (TABLE, LOCALISATION, SENSITIVITY)
 """AD, IC, ADD, ADCC, mIoU and completeness; and, on annotated images, precision at the annotation and the
 drop of the confidence with the top patches occluded."""
 
-OPTIONAL_MEASURES = ("gini", EVIDENCE, "insertion", "deletion", "road", SINGLE_DELETION, "max_sensitivity", GRID)
-"""Measures that are in neither paper, most of which take longer; and the SoftCAM authors' own precision, which suits
-signed maps in units of the logit only."""
+OPTIONAL_MEASURES = (
+    *("gini", EVIDENCE, "insertion", "deletion", "road", SINGLE_DELETION, IDSDS, "max_sensitivity", GRID, AGREEMENT),
+)
+"""Measures that are in neither paper, most of which take longer; the SoftCAM authors' own precision, which suits
+signed maps in units of the logit only; and the agreement of explainers, which is no score."""
 
 SPLITS = ("test", "validation", "train")
 

@@ -15,8 +15,12 @@ from ..output_folder import OutputFolder, Use
 SETTINGS, SHARDS, ROWS, VALUES = "settings.json", "shards", "rows.jsonl", "values.jsonl"
 CURVES, TABLE1 = "curves.png", "table1.md"
 TABLE2, TABLE2_ROWS = "table2.md", "table2.jsonl"
+AGREEMENT_ROWS, AGREEMENT_PICTURE = "agreement.jsonl", "agreement.png"
 
-NAMES = [SETTINGS, f"{SHARDS}/[0-9]*.json", ROWS, VALUES, CURVES, TABLE1, TABLE2_ROWS, TABLE2]
+NAMES = [
+    *(SETTINGS, f"{SHARDS}/[0-9]*.json", ROWS, VALUES, CURVES, TABLE1, TABLE2_ROWS, TABLE2),
+    *(AGREEMENT_ROWS, AGREEMENT_PICTURE),
+]
 """Files of a benchmark. The settings come first and are deleted last, so that no shard is left without them."""
 
 KNOWN_SETTINGS = {"model", "data", "split", "explainers", "measures", "pairs", "weights", "images"}

@@ -9,8 +9,9 @@
   predicted class), and images with an annotation only.
 - Maps are heat maps: positive part, upsampled to the image, min-max scaled. Cells are drawn where they look, see
   `ClassifierWithExplainers.grid`.
-- Single deletion and the measures of evidence alone take signed maps. Single deletion compares them with the
-  drop of the logit. These drops are computed once per image, for all explainers.
+- Single deletion, IDSDS and the measures of evidence alone take signed maps. Single deletion and IDSDS compare them
+  with the drop of the logit. These drops are computed once per image, for all explainers.
+- IDSDS concerns the true label, as published.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..explanation_scores.faithfulness import coherency, completeness_error, complexity, gini_sparseness, top_two_iou
+from ..explanation_scores.idsds import cell_drops, cell_sums
 from ..explanation_scores.localization import (
     activation_precision,
     activation_sensitivity,
@@ -41,7 +43,7 @@ from ..explanation_scores.perturbation import (
 from ..explanation_scores.road import road
 from ..models.alignment import sides_of
 from ..models.heads import describe_kind
-from .config import EVIDENCE, LOCALISATION, SENSITIVITY, SINGLE_DELETION, TABLE, BenchmarkConfig
+from .config import EVIDENCE, IDSDS, LOCALISATION, SENSITIVITY, SINGLE_DELETION, TABLE, BenchmarkConfig
 from .models import ClassifierWithExplainers
 
 Values = dict[str, dict[str, Tensor]]
@@ -80,6 +82,7 @@ class Batch:
         self.maps = classifier.maps(classifier.names, activations, classes)
         self.heats = {name: self.heat(name, maps) for name, maps in self.maps.items()}  # (B, 2 or 3, H, W)
         self.predicted = self.top[:, 0]
+        self.true_classes = self.predicted if labels.ndim == 2 else labels  # see `of_label`
         self.confidence = self.of_predicted(self.probabilities)
         every = torch.ones(len(images), dtype=torch.bool, device=images.device)
         self.annotated = every if masks is None else masks.flatten(1).any(dim=1)
@@ -116,9 +119,10 @@ def measure(batch: Batch, measures: Sequence[str], config: BenchmarkConfig) -> V
                 values[name]["coherency"] = coherencies[name]
         for name in group:
             values[name] |= shared | _measure_maps(batch, name, measures, config)
-    if SINGLE_DELETION in measures:
-        for name, column in _single_deletions(batch, config).items():
-            values[name][SINGLE_DELETION] = column
+    for measured, function in {SINGLE_DELETION: _single_deletions, IDSDS: _idsds}.items():
+        if measured in measures:
+            for name, column in function(batch, config).items():
+                values[name][measured] = column
     return values
 
 
@@ -196,13 +200,23 @@ def _measure_maps(batch: Batch, name: str, measures: Sequence[str], config: Benc
 
 
 def _single_deletions(batch: Batch, config: BenchmarkConfig) -> dict[str, Tensor]:
-    """Compute IDSDS (B,) of every explainer: signed maps against the drops of the logit."""
+    """Compute single deletion (B,) of every explainer: signed maps against the drops of the logit."""
     patch = patch_side(batch.images, config.patch)
     options = {"classes": batch.predicted, "batch": config.batch_size}
     drops = patch_drops(batch.classifier.explained.logits, batch.images, patch, **options)
     values = {}
     for name, maps in batch.maps.items():
         values[name] = spearman(patch_means(batch.enlarge(name, maps[:, 0]), patch).flatten(1), drops)
+    return values
+
+
+def _idsds(batch: Batch, config: BenchmarkConfig) -> dict[str, Tensor]:
+    """Compute IDSDS (B,) of every explainer: signed maps of the true label against the drops of its logit."""
+    options = {"classes": batch.true_classes, "batch": config.batch_size}
+    drops = cell_drops(batch.classifier.explained.logits, batch.images, **options)
+    values = {}
+    for name, maps in batch.maps.items():
+        values[name] = spearman(cell_sums(batch.enlarge(name, batch.of_label(maps))), drops)
     return values
 
 

@@ -42,6 +42,7 @@ COLUMNS: dict[str, tuple[str, bool]] = {
     "deletion": ("deletion ↓", False),
     "road": ("ROAD ↑", True),
     "single_deletion": ("single deletion ↑", True),
+    "idsds": ("IDSDS ↑", True),
     "max_sensitivity": ("max-sensitivity ↓", False),
     "grid_pointing": ("grid pointing ↑", True),
     "gini": ("Gini", True),
@@ -55,7 +56,7 @@ UNRANKED = ("gini", *EVIDENCE_COLUMNS)
 """Columns without a best value: a sparser map is not a better one, and smaller evidence changes the precision among
 what is above 1 with no better place."""
 
-TWO_DIGITS = ("road", "single_deletion", "max_sensitivity", "gini")
+TWO_DIGITS = ("road", "single_deletion", "idsds", "max_sensitivity", "gini")
 """Columns that are no percentages, and are printed with two digits."""
 
 LINES = 4
@@ -103,7 +104,7 @@ def caption(rows: list[Row]) -> str:
     sentences = [
         f"{row['images']} images of `{row['data']}` ({row['split']}), {row['annotated']} of them annotated; "
         f"seed {row['seed']}; {models}; torch {row['torch']}, timm {row['timm']}, {row['device']}.",
-        "Percent, but for BC, completeness error, ROAD, single deletion, max-sensitivity and Gini. BC is the "
+        "Percent, but for BC, completeness error, ROAD, single deletion, IDSDS, max-sensitivity and Gini. BC is the "
         "Borda count of AD, IC, ADD, ADCC and mIoU among the explainers without random and centre.",
     ]
     if row["annotated"]:

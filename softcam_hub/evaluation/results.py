@@ -26,7 +26,7 @@ PERCENT = (
     "deletion",
     *EVIDENCE_COLUMNS,
 )
-PLAIN = ("completeness_error", "gini", "road", "single_deletion", "max_sensitivity")
+PLAIN = ("completeness_error", "gini", "road", "single_deletion", "idsds", "max_sensitivity")
 
 Row = dict[str, Any]
 

@@ -4,6 +4,8 @@ output/
   rows.jsonl      one row per explainer: means in percent, curves over k, settings and versions
   table1.md       the CAPE paper's Table 1, with Borda, and the localisation scores
   curves.png      localisation precision and sensitivity over the k highest patches
+  agreement.jsonl with the measure agreement: the rank correlations of the maps of all pairs of explainers
+  agreement.png   the same as a picture
   values.jsonl    with per_image: the values of every image
   settings.json   everything that the values follow from; a continued benchmark must have the same settings
   shards/         the values of every image as they are computed; existing shards are not computed again
@@ -29,8 +31,10 @@ from ..files import write_json_lines, write_text
 from ..loading import load_classifier
 from ..output_folder import OutputFolder, Use, in_main_process
 from . import report
+from .agreement import list_names, mean_agreement, see_the_same, write_agreement
 from .alignment import align_classifiers
-from .config import EVIDENCE, GRID, LOCALISATION, SENSITIVITY, BenchmarkConfig, make_settings
+from .config import AGREEMENT, EVIDENCE, GRID, IDSDS, LOCALISATION, SENSITIVITY, BenchmarkConfig, make_settings
+from .deletion_training import warn_of_unseen_deletions
 from .folder import CURVES, ROWS, TABLE1, VALUES, benchmark_folder, claim_folder
 from .models import (
     MODEL,
@@ -142,9 +146,10 @@ def _measure(
         align_classifiers(pair, moving, samples, state)
         settings = _describe_run(config, data, names, classifiers, samples) | versions(state.device)
         in_main_process(state, lambda: claim_folder(folder, settings, _use(config)))
+        shards = Shards(folder.path, samples, classifiers, config)
         if state.is_main_process:
             _log_left_out(left_out | impossible)
-        shards = Shards(folder.path, samples, classifiers, config)
+            _warn_of_unfit_models(shards.measures, classifiers, names)
         shards.compute(state)
     state.wait_for_everyone()
     lines = shards.read_lines()
@@ -156,6 +161,8 @@ def _measure(
         write_json_lines(folder.path / ROWS, rows)
         write_text(folder.path / TABLE1, report.table1(rows))
         report.draw_curves(rows, folder.path / CURVES)
+        if AGREEMENT in shards.measures:
+            write_agreement(folder.path, mean_agreement(lines, classifiers, common), shards.count)
         if config.per_image:
             write_json_lines(folder.path / VALUES, lines)
     return rows
@@ -166,6 +173,19 @@ def _log_left_out(left_out: dict[str, str]) -> None:
     for reason in dict.fromkeys(left_out.values()):
         names = ", ".join(name for name, why in left_out.items() if why == reason)
         logger.warning("left out: %s (%s)", names, reason)
+
+
+def _warn_of_unfit_models(
+    measures: tuple[str, ...], classifiers: list[ClassifierWithExplainers], names: dict[str, str | None]
+) -> None:
+    """Warn of models for which a chosen measure means less than it says."""
+    if IDSDS in measures:
+        warn_of_unseen_deletions(names)
+    if AGREEMENT in measures and not see_the_same(classifiers):
+        logger.warning(
+            "the model and the vanilla classifier see images of another size or crop, so that agreement does not "
+            "compare the maps of one with those of the other"
+        )
 
 
 def without_unused_images(data: DataConfig, split: str) -> DataConfig:
@@ -231,6 +251,8 @@ def _make_classifiers(
             classifiers.append(one)
     if not classifiers:
         raise ValueError(f"no explainer is left: {'; '.join(f'{name}: {why}' for name, why in left_out.items())}")
+    if AGREEMENT in config.chosen_measures(samples.has_masks) and len(list_names(classifiers)) < 2:
+        raise ValueError(f"{AGREEMENT} compares explainers, but there is only {list_names(classifiers)[0]}: name more")
     return classifiers, left_out
 
 

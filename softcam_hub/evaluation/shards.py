@@ -21,7 +21,8 @@ from tqdm import tqdm
 from ..data.samples import ImageDataset, Samples, label_tensor
 from ..data.transforms import make_transforms, mask_transform
 from ..files import write_text
-from .config import EVIDENCE, GRID, LOCALISATION, SENSITIVITY, BenchmarkConfig
+from .agreement import Agreement
+from .config import AGREEMENT, EVIDENCE, GRID, LOCALISATION, SENSITIVITY, BenchmarkConfig
 from .folder import SHARDS, with_current_role
 from .grid_pointing import choose_quartets, grid_pointing
 from .measure import Batch, Values, measure
@@ -68,8 +69,11 @@ class Shards:
         with tqdm(total=total, desc="images x models", disable=not state.is_main_process) as bar, torch.enable_grad():
             for number in own:
                 lines: list[Line] = []
+                agreement = Agreement(self.classifiers) if AGREEMENT in self.measures else None
                 for classifier in self.classifiers:
-                    lines += self._compute_lines(classifier, self.ranges[number], bar)
+                    lines += self._compute_lines(classifier, self.ranges[number], bar, agreement)
+                if agreement is not None:
+                    agreement.add_to(lines)
                 write_shard(self.file(number), lines)
 
     def read_lines(self) -> list[Line]:
@@ -96,8 +100,17 @@ class Shards:
             for index, label in labels.items()
         )
 
-    def _compute_lines(self, classifier: ClassifierWithExplainers, indices: range, bar: tqdm) -> list[Line]:
-        """Compute a line for every explainer and image of a shard."""
+    def _compute_lines(
+        self, classifier: ClassifierWithExplainers, indices: range, bar: tqdm, agreement: Agreement | None
+    ) -> list[Line]:
+        """Compute a line for every explainer and image of a shard.
+
+        Args:
+            classifier: Classifier with its explainers.
+            indices: Indices of the images.
+            bar: Progress, in images.
+            agreement: Comparison of the maps of all classifiers, if it is measured.
+        """
         images = make_dataset(classifier.classifier.preprocessing, self.samples, self.masks)
         lines: dict[tuple[str, int], Line] = {}
         for first in range(indices.start, indices.stop, self.config.batch_size):
@@ -106,7 +119,10 @@ class Shards:
             common = {"label": batch.labels.tolist(), "predicted": batch.predicted.tolist()}
             common["annotated"] = batch.annotated.tolist() if self.masks else [False] * len(samples)
             values = measure(batch, self.measures, self.config)
-            _add_values(lines, classifier.role, values, [sample["index"] for sample in samples], common)
+            numbers = [sample["index"] for sample in samples]
+            _add_values(lines, classifier.role, values, numbers, common)
+            if agreement is not None:
+                agreement.observe(batch, numbers)
             bar.update(len(samples))
         for quartet in self.quartets:
             if quartet[0] in indices:
