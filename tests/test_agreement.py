@@ -148,6 +148,8 @@ def test_a_uniform_map_has_no_ranks():
     ranked = rank_pixels(heats)
     assert ranked.isnan().all(dim=1).tolist() == [True, True, False]
     assert float(ranked[2] @ ranked[2]) == pytest.approx(1)
+    (large,) = rank_pixels(torch.rand(1, 224, 224, generator=torch.Generator().manual_seed(0))).double()
+    assert float(large @ large) == pytest.approx(1, abs=1e-7)
 
 
 @pytest.mark.slow

@@ -67,7 +67,7 @@ class Agreement:
             indices: Indices of the images.
         """
         classifier = batch.classifier
-        ranked = torch.stack([rank_pixels(batch.heats[name][:, 0]).cpu() for name in classifier.names])  # (n, B, H·W)
+        ranked = torch.stack([rank_pixels(batch.heats[name][:, 0]) for name in classifier.names])  # (n, B, H·W)
         for position, index in enumerate(indices):
             own = _RankedMaps(classifier, int(batch.predicted[position]), ranked[:, position])
             earlier = self.earlier.setdefault(index, [])
@@ -100,10 +100,15 @@ def list_names(classifiers: Sequence[ClassifierWithExplainers]) -> list[str]:
 
 
 def rank_pixels(heats: Tensor) -> Tensor:
-    """Rank the pixels of heat maps (B, H, W), centred and scaled to length 1, (B, H·W); NaN for a uniform map."""
+    """Rank the pixels of heat maps (B, H, W), centred and scaled to length 1, (B, H·W); NaN for a uniform map.
+
+    The result is on the CPU: it is kept until other maps of the image come, and not every device has double precision,
+    without which the length of so many ranks is wrong in the sixth digit.
+    """
     rows = heats.flatten(1)
     uniform = rows.amin(dim=1) == rows.amax(dim=1)
-    return normalise(ranks(rows)).masked_fill(uniform[:, None], torch.nan)
+    scaled = normalise(ranks(rows).cpu().double()).float()
+    return scaled.masked_fill(uniform.cpu()[:, None], torch.nan)
 
 
 def see_the_same(classifiers: Sequence[ClassifierWithExplainers]) -> bool:
