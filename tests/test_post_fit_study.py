@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from benchmarks.post_fit.black_boxes import thin_out
+from benchmarks.post_fit.page import document
 from benchmarks.post_fit.rule import helps, passes
 from benchmarks.post_fit.study import score, untrained
 from benchmarks.post_fit.variants import VARIANTS, class_weights, divergence, fit, rate
@@ -118,3 +119,40 @@ def test_unbalanced_images(tmp_path):
         found = list(csv.DictReader(source))
     assert [sum(row["label"] == one and row["split"] == "train" for row in found) for one in "abc"] == [32, 8, 2]
     assert sum(row["split"] == "test" for row in found) == 24
+
+
+def test_clipped_and_longer(black_box):
+    teacher, features, labels = black_box
+    steps = 2  # 48 images in batches of 32
+    longer = replace(VARIANTS["clipped, longer"], updates=7 * steps - 1)
+    as_long = fit(VARIANTS["clipped"], teacher, features, labels, 7, 0)
+    assert torch.equal(fit(longer, teacher, features, labels, 2, 0).weight, as_long.weight)
+    assert not torch.equal(fit(VARIANTS["paper"], teacher, features, labels, 7, 0).weight, as_long.weight)
+
+
+def test_the_page_tells_what_passes_and_what_was_lost():
+    found = []
+    for variant, accuracy in {
+        "naive": 0.5,
+        "off the shelf": 0.8,
+        "paper": 0.9,
+        "balanced": 0.91,
+        "alpha 1": 0.93,
+    }.items():
+        for box in ("steel", "lesions", "marks", "steel, linear probe"):
+            loss = 0.1 * (variant == "alpha 1" and box == "marks")
+            found += [
+                {"box": box, "seed": seed, "variant": variant, "split": split, "trained_on": 40, "images": 20}
+                | {"accuracy": accuracy - loss, "balanced_accuracy": accuracy - loss, "disagreement": 1 - accuracy}
+                | {"black_box_accuracy": 0.94, "black_box_balanced_accuracy": 0.92}
+                for seed in range(3)
+                for split in ("validation", "test")
+            ]
+    page = document(found)
+    assert "*balanced* passes the rule" in page
+    assert "*balanced* has the highest mean accuracy" in page
+    assert "*alpha 1* helped by two points on some black box and stays as an option" in page
+    assert "| steel, linear probe | no | 94.0 | -44.0 | -14.0 | -4.0 | -3.0 |" in page
+    assert "| balanced | 91.0 | 91.0 | 9.0 | +1.0, +1.0, +1.0 | +1.0, +1.0, +1.0 |" in page
+    nothing = document([row for row in found if row["variant"] in ("naive", "off the shelf", "paper")])
+    assert "none pass the rule. The paper's own variant stays the default." in nothing

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from softcam_hub.models.heads import CAPEHead
+from softcam_hub.post_fitting import FEWEST_UPDATES, LARGEST_GRADIENT
 
 BATCH, RATE, MOMENTUM = 32, 0.1, 0.9
 """Settings of the recipe of post-fitting: SGD with Nesterov momentum and a cosine schedule after one warm-up epoch."""
@@ -23,6 +24,8 @@ class Variant:
         shared_first: Share of the epochs in which only a vector that all rows of W have in common is learnt. It
             changes the saliency, and no probability at a location.
         temperature: Temperature T of the teacher.
+        clipped: Scale gradients down to a norm of `LARGEST_GRADIENT`, as `softcam_hub.post_fit` does.
+        updates: Smallest number of updates; more epochs are run where those of the black box make fewer.
     """
 
     alpha: float = 0.0
@@ -30,6 +33,8 @@ class Variant:
     centred: bool = False
     shared_first: float = 0.0
     temperature: float = 2.0
+    clipped: bool = False
+    updates: int = 0
 
 
 VARIANTS = {
@@ -46,6 +51,11 @@ VARIANTS = {
     "centred, balanced, alpha 1": Variant(centred=True, balanced=True, alpha=1.0),
     "centred, shared first, balanced": Variant(centred=True, shared_first=0.5, balanced=True),
     "centred, T 1": Variant(centred=True, temperature=1.0),
+    "clipped": Variant(clipped=True),
+    "clipped, longer": Variant(clipped=True, updates=FEWEST_UPDATES),
+    "clipped, longer, balanced": Variant(clipped=True, updates=FEWEST_UPDATES, balanced=True),
+    "clipped, longer, alpha 1": Variant(clipped=True, updates=FEWEST_UPDATES, alpha=1.0),
+    "clipped, longer, shared first": Variant(clipped=True, updates=FEWEST_UPDATES, shared_first=0.5),
 }
 
 
@@ -57,7 +67,7 @@ def fit(variant: Variant, teacher: nn.Linear, features: Tensor, labels: Tensor, 
         teacher: Classifier of pooled features.
         features: Features of the training images, (N, K, H, W).
         labels: Class indices, (N,).
-        epochs: Number of epochs.
+        epochs: Number of epochs, or 0 for the head as it starts.
         seed: Seed of the order of images.
     """
     head = CAPEHead(features.shape[1], teacher.out_features)
@@ -70,6 +80,7 @@ def fit(variant: Variant, teacher: nn.Linear, features: Tensor, labels: Tensor, 
     weights = class_weights(targets) if variant.balanced else torch.ones(teacher.out_features)
     optimizer = torch.optim.SGD(head.parameters(), RATE, MOMENTUM, nesterov=True)
     steps = -(-len(labels) // BATCH)
+    epochs = max(epochs, -(-variant.updates // steps)) if epochs else 0
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps, epochs))
     generator = torch.Generator().manual_seed(seed)
     for epoch in range(epochs):
@@ -82,6 +93,8 @@ def fit(variant: Variant, teacher: nn.Linear, features: Tensor, labels: Tensor, 
             loss.backward()
             if epoch < variant.shared_first * epochs:
                 share(head)
+            if variant.clipped:
+                nn.utils.clip_grad_norm_(head.parameters(), LARGEST_GRADIENT)
             optimizer.step()
             schedule.step()
     return head.eval()
