@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.alignment.tables import checks_table, real_weights_table, steel_table
+from benchmarks.hidden_layers import hidden_layers_table
 from benchmarks.speed.tables import (
     alignment_speed_table,
     explainers_table,
@@ -203,6 +204,7 @@ SPEED_TABLES: dict[str, Table] = {
 }
 FAQ_TABLES: dict[str, Table] = {"methods": (methods_table, ("explainers", "explanations"))}
 OUTPUTS_TABLES: dict[str, Table] = {"kills": (kills_table, ("kills",))}
+MODELS_TABLES: dict[str, Table] = {"hidden_layers": (hidden_layers_table, ("hidden_layers",))}
 ALIGNMENT_TABLES: dict[str, Table] = {
     "checks": (checks_table, ("alignment_checks",)),
     "real_weights": (real_weights_table, ("alignment_real_weights",)),
@@ -215,6 +217,7 @@ PAGES: dict[Path, dict[str, Table]] = {
     ROOT / "docs" / "speed.md": SPEED_TABLES,
     ROOT / "docs" / "outputs.md": OUTPUTS_TABLES,
     ROOT / "docs" / "faq.md": FAQ_TABLES,
+    ROOT / "docs" / "models.md": MODELS_TABLES,
     ROOT / "docs" / "alignment.md": ALIGNMENT_TABLES,
 }
 """Page -> name between its markers -> table."""

@@ -5,8 +5,9 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-EXACT = ("linear", "affine", "norm")
-"""Types of heads whose pretrained classifier makes the maps."""
+from .models.head_types import EXACT
+
+__all__ = ["EXACT", "architectures", "read_table"]
 
 
 @cache

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import hidden_layers
 from benchmarks.reproduction.claims import document
 from benchmarks.reproduction.findings import NOT_ALIGNED, Findings
+from benchmarks.timing import read_rows
 
 ROOT = Path(__file__).parents[1]
 
@@ -105,3 +107,19 @@ def test_reproduction_runs_and_its_rows_make_a_page():
     verdicts = [line for line in page.splitlines() if re.match(r"\| [SC]\d \|", line)]
     assert len(verdicts) == 11
     assert sum("not tested here" in line for line in verdicts) == 3, "a second backbone, many classes, and costs"
+
+
+def test_hidden_layers_benchmark_runs(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    done = run("-m", "benchmarks.hidden_layers", "test_mambaout", "--output", str(rows))
+    assert done.returncode == 0, done.stderr
+    (row,) = read_rows(rows)
+    assert row["hidden"] == 3
+    assert row["error"] < 1e-5
+    assert 0 <= row["cancelled_share"] <= 1
+    assert "position_share" not in row, "CLIP's pool alone has positions"
+
+
+@pytest.mark.slow
+def test_the_share_of_positions_in_the_evidence_of_clip():
+    assert 0 < hidden_layers.measure("resnet50_clip")["position_share"] < 1

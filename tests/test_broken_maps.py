@@ -48,6 +48,7 @@ def first_step(maps):
 SCORES = {
     "completeness_error": lambda maps: faithfulness.completeness_error(maps.sum(dim=(1, 2)), NUMBERS),
     "gini_sparseness": faithfulness.gini_sparseness,
+    "cancelled_share": faithfulness.cancelled_share,
     "coherency": lambda maps: faithfulness.coherency(maps, OTHERS),
     "coherency of the second": lambda maps: faithfulness.coherency(OTHERS, maps),
     "complexity": faithfulness.complexity,

@@ -27,7 +27,9 @@ def images(batch=2):
     return torch.randn(batch, 3, 64, 64)
 
 
-@pytest.mark.parametrize("architecture", ["test_resnet", "test_convnext", "test_vit2", "levit_128s", "repvit_m1"])
+@pytest.mark.parametrize(
+    "architecture", ["test_resnet", "test_convnext", "test_vit2", "test_mambaout", "levit_128s", "repvit_m1"]
+)
 def test_convert_and_back(architecture):
     args = {"img_size": 64} if architecture == "test_vit2" else {}
     vanilla = randomise(timm.create_model(architecture, num_classes=5, **args)).eval()
@@ -309,10 +311,10 @@ MISTAKES = {
         "unknown architecture 'zebra': expected softcam_<timm name> or cape_<timm name>",
     ),
     "no evidence map": (
-        lambda: softcam_hub.build("cape_mobilenetv3_large_100"),
-        "cape_mobilenetv3_large_100 is not possible: mobilenetv3_large_100 admits no evidence map, because between its pool "
-        "and its classifier stand nonlinear layers (conv_head, act2). Use one that timm.list_models('cape_*') lists, such "
-        "as resnet50, efficientnet_b0, convnext_tiny or swinv2_tiny_window8_256",
+        lambda: softcam_hub.build("cape_pit_ti_224"),
+        "cape_pit_ti_224 is not possible: pit_ti_224 admits no evidence map, because its features keep no patch tokens, only "
+        "class tokens. Use one that timm.list_models('cape_*') lists, such as resnet50, efficientnet_b0, convnext_tiny or "
+        "swinv2_tiny_window8_256",
     ),
 }
 
@@ -327,4 +329,4 @@ def test_a_mistake_is_answered_in_words(mistake):
 
 def test_refusal_is_a_value_error_of_its_own():
     with pytest.raises(NoEvidenceMap):
-        softcam_hub.build("softcam_hgnet_tiny")
+        softcam_hub.build("softcam_pit_ti_224")

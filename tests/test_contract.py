@@ -25,6 +25,7 @@ BACKBONES = {
     "resnet": ("test_resnet", {}),
     "efficientnet": ("test_efficientnet", {}),
     "convnext": ("test_convnext", {}),
+    "mambaout": ("test_mambaout", {}),  # with hidden layers between pool and classifier
     "swin": ("swin_tiny_patch4_window7_224", SMALL_SWIN),
     "swinv2": ("swinv2_tiny_window8_256", SMALL_SWIN),
     "gap-vit": ("test_vit2", {"img_size": 64}),
@@ -32,7 +33,7 @@ BACKBONES = {
 }
 FAMILIES = ("softcam", "cape")
 STRIDED = ("resnet", "efficientnet", "convnext")
-FREE_SIZE = ("resnet", "efficientnet", "convnext")
+FREE_SIZE = ("resnet", "efficientnet", "convnext", "mambaout")
 EXACT = tuple(name for name in BACKBONES if name != "class-token-vit")
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*has no pretrained head")

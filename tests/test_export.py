@@ -18,6 +18,7 @@ CASES = {
     "cape_test_resnet": {},
     "softcam_test_resnet": {"output_stride": 8},
     "cape_test_convnext": {},
+    "softcam_test_mambaout": {},
     "softcam_test_vit2": {"img_size": 64},
     "cape_swinv2_tiny_window8_256": SMALL_SWIN,
 }

@@ -9,6 +9,7 @@ from softcam_hub.explanation_scores.faithfulness import (
     average_drop,
     average_drop_in_deletion,
     borda_count,
+    cancelled_share,
     coherency,
     completeness_error,
     complexity,
@@ -52,6 +53,12 @@ def test_gini_is_the_mean_difference_of_all_pairs(shape, draw):
     maps = draw(shape)
     expected = [slow_gini(image.flatten().tolist()) for image in maps]
     assert gini_sparseness(maps).tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_share_that_cancels_by_hand():
+    maps = torch.tensor([[[1.0, 3.0]], [[-1.0, -3.0]], [[3.0, -1.0]], [[2.0, -2.0]], [[0.0, 0.0]]])
+    assert cancelled_share(maps).tolist() == pytest.approx([0, 0, 0.5, 1, 0])
+    assert torch.allclose(cancelled_share(-1e30 * maps), cancelled_share(maps))
 
 
 def test_gini_ignores_scale_and_place():

@@ -14,10 +14,12 @@ from softcam_hub.architectures import EXACT, architectures
 
 MEMBERS = """
 byoanet.linear: halonet_h1
+byobnet.gated: resnet50_mlp resnet50_clip
 byobnet.linear: test_byobnet repvgg_a0 mobileone_s0
 convmixer.linear: convmixer_1024_20_ks9_p14
 convnext.linear: convnext_tiny_hnf
 convnext.norm: test_convnext convnext_atto_rms convnext_zepto_rms convnextv2_atto
+cpubone.gated: cpubone_nano
 csatv2.norm: csatv2
 cspnet.linear: cs3darknet_focus_s
 cspnext.linear: cspnext_tiny
@@ -29,21 +31,33 @@ edgenext.norm: edgenext_xx_small
 efficientformer.affine: efficientformer_l1
 efficientformer_v2.affine: efficientformerv2_s0
 efficientnet.linear: test_efficientnet mobilenetv2_050 tf_efficientnet_lite0 mixnet_s
+efficientvit_mit.gated: efficientvit_b0
 efficientvit_msra.affine: efficientvit_m0
 eva.linear: vit_tiny_patch16_dinov3_qkvb
 eva.norm: eva02_tiny_patch14_224
+fasternet.gated: fasternet_t0
 fastvit.linear: fastvit_t8
 focalnet.linear: focalnet_tiny_srf
 gcvit.linear: gcvit_xxtiny
+ghostnet.gated: ghostnet_050 ghostnetv3_050
+hardcorenas.gated: hardcorenas_b
+hgnet.gated: hgnetv2_b0 hgnet_tiny
 hiera.norm: hiera_tiny_224
 hieradet_sam2.norm: sam2_hiera_tiny
 hrnet.linear: hrnet_w18_small
 iformer.affine: iformer_t
+inception_next.gated: inception_next_atto
 inception_v3.linear: inception_v3
+lcnetv2.gated: lcnetv2_small
 levit.affine: levit_128s levit_conv_128s
+lowformer.gated: lowformer_b0
+mambaout.gated: test_mambaout
+maxxvit.gated: coatnet_0_224
 maxxvit.linear: test_coatnet
+metaformer.gated: caformer_s18
 metaformer.norm: poolformerv2_s12 poolformer_s12
 mlp_mixer.linear: gmlp_ti16_224 resmlp_12_224
+mobilenetv3.gated: mobilenetv3_small_050 lcnet_035 mobilenetv4_conv_small_035
 mobilevit.linear: mobilevit_xxs mobilevitv2_050
 mvitv2.linear: mvitv2_tiny
 nest.linear: nest_tiny
@@ -51,6 +65,7 @@ nfnet.linear: test_nfnet
 pvt_v2.linear: pvt_v2_b0
 rdnet.norm: rdnet_tiny
 regnet.linear: regnetx_002 regnety_002
+repghost.gated: repghostnet_050
 repvit.affine: repvit_m1 repvit_m0_9
 res2net.linear: res2next50
 resnest.linear: resnest14d
@@ -79,7 +94,7 @@ xception_aligned.linear: xception41p
 """
 
 ABOVE_30M = """
-beit.norm deepseek_vit.norm gemma4_vit.norm inception_resnet_v2.linear inception_v4.linear mobilenetv5.linear
+beit.norm convnext.gated deepseek_vit.norm gemma4_vit.norm inception_resnet_v2.linear inception_v4.linear mobilenetv5.linear
 naflexvit.norm nasnet.linear nextvit.linear pnasnet.linear qwen3_vit.norm selecsls.linear tresnet.linear
 vision_transformer.linear vision_transformer_sam.linear
 """
@@ -89,7 +104,8 @@ COVERED = dict(line.split(": ") for line in MEMBERS.strip().splitlines())
 
 SLOW = """
 sequencer2d_s halonet_h1 swinv2_tiny_window8_256 efficientvit_m0 swin_tiny_patch4_window7_224 mvitv2_tiny davit_tiny
-mobileone_s0 swinv2_cr_tiny_224 densenet121 repvit_m1
+mobileone_s0 swinv2_cr_tiny_224 densenet121 repvit_m1 resnet50_mlp resnet50_clip coatnet_0_224 caformer_s18 hgnet_tiny
+lowformer_b0
 """
 """Members that take more than two seconds."""
 

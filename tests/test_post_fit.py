@@ -198,7 +198,9 @@ def test_nothing_but_the_head_changes(lesions):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["test_convnext", "test_vit2", "test_efficientnet", "levit_128s"])
+@pytest.mark.parametrize(
+    "architecture", ["test_convnext", "test_vit2", "test_efficientnet", "test_mambaout", "levit_128s"]
+)
 def test_other_backbones(architecture):
     model = cape(architecture)
     vanilla = softcam_hub.to_vanilla(model)

@@ -16,6 +16,7 @@ TINY_HIERA = {"img_size": 64, "embed_dim": 24, "stages": (1, 1, 1, 1), "num_head
 TRACED = {
     "resnet": ("test_resnet", {}),
     "convnext": ("test_convnext", {}),
+    "mambaout": ("test_mambaout", {}),
     "patches with a norm": ("vit_tiny_patch16_dinov3_qkvb", TINY_VIT),
     "patches and a class token": ("vit_tiny_patch16_224", TINY_VIT),
     "resampled positions": ("test_vit", {"img_size": 64}),

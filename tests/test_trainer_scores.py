@@ -27,6 +27,7 @@ def test_scores_are_logged_at_each_evaluation(name, tmp_path):
     assert [entry["step"] for entry in logged] == [3, 6]
     metrics = trainer.evaluate()
     assert {f"eval_{name}" for name in SCORES} | {"eval_loss"} <= metrics.keys()
+    assert ("eval_cancelled_share" in metrics) == trainer.model.head_class.map_kinds[0].signed
     for entry in (*logged, metrics):
         assert 0 <= entry["eval_completeness_error"] < 1e-5
     expected = trainer.model.explain(images_of(trainer.eval_dataset))

@@ -86,8 +86,8 @@ class ExplainedModel:
     def note(self) -> str:
         """A remark on the features that the maps are made of; usually empty."""
         model = self.classifier
-        if self.layer is None and isinstance(model, SelfExplaining) and model.anatomy.norm is not None:
-            return "the norm's statistic of the pooled features counts as a constant"
+        if self.layer is None and isinstance(model, SelfExplaining) and model.anatomy.hidden:
+            return "what the head's hidden layers compute from the pooled features counts as a constant"
         return ""
 
     def logits(self, images: Tensor) -> Tensor:

@@ -27,6 +27,21 @@ def completeness_error(composed: Tensor, prediction: Tensor) -> Tensor:
     return (composed - prediction).abs()
 
 
+def cancelled_share(maps: Tensor) -> Tensor:
+    """Compute 1 - |Σ map| / Σ|map|, (B,) in [0, 1]: the share of signed evidence that cancels in the prediction.
+
+    It is 0 for a map of one sign. Near 1, the prediction is a small difference of large terms, and no single cell
+    explains it. A map of zeros has nothing to cancel, and 0.
+
+    Args:
+        maps: Signed maps, (B, H, W).
+    """
+    values = at_least_float32(maps)
+    size = values.abs().sum(dim=(1, 2))
+    share = 1 - values.sum(dim=(1, 2)).abs() / size.clamp_min(smallest(values))
+    return unscored(torch.where(size == 0, 0.0, share).clamp(0, 1), maps)
+
+
 def gini_sparseness(maps: Tensor) -> Tensor:
     """Compute the Gini coefficient of |map|, (B,): 0 for equal locations, towards 1 for a single one.
 

@@ -6,7 +6,8 @@
 """
 
 import copy
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,8 @@ import torch
 from timm.models.vgg import ConvMlp
 from torch import Tensor, nn
 
-from .backbone import Anatomy, NoEvidenceMap, TimmModule, input_size, pooled_norm
+from .backbone import Anatomy, NoEvidenceMap, TimmModule, input_size
+from .pooled_layers import attention_pool, everywhere, pooled_norm
 
 _PROBE_CLASSES = 3
 _ONLY_CLASS_TOKENS = "its features keep no patch tokens, only class tokens"
@@ -73,7 +75,7 @@ def examine_pruned(backbone: TimmModule, image_size: tuple[int, int, int], befor
     image = torch.empty(1, *image_size, device="meta")
     raw = copy.deepcopy(backbone).to("meta").eval().forward_features(image)
     if not isinstance(raw, Tensor):
-        return replace(before, norm=None)
+        return replace(before, before=(), hidden=())
     anatomy = _with_class_tokens(_layout(backbone, raw.shape), backbone, raw.shape, image.shape[-2:])
     return _with_stride(anatomy, raw, image)
 
@@ -110,21 +112,30 @@ class _Probe:
             self._materialise(self.vanilla.get_submodule(name))
 
     def _layers(self) -> list[tuple[str, nn.Module, torch.Size]]:
-        """List the layers with weights or a nonlinearity that `forward_head` runs, with the shape of their input."""
-        passive = (nn.Identity, nn.Dropout, nn.Flatten)
+        """List the layers with weights or a nonlinearity that `forward_head` runs, with the shape of their input.
+
+        A dropout counts where another layer but the classifier follows.
+        """
+        passive = (nn.Identity, nn.Flatten)
         layers: list[tuple[str, nn.Module, torch.Size]] = []
 
         def record(name: str) -> Callable[..., None]:
-            return lambda module, inputs, output: layers.append((name, module, inputs[0].shape))
+            return lambda module, inputs: layers.append((name, module, inputs[0].shape))
 
-        leaves = [(name, m) for name, m in self.vanilla.named_modules() if not any(m.children())]
-        handles = [m.register_forward_hook(record(n)) for n, m in leaves if n and not isinstance(m, passive)]
+        handles = [
+            layer.register_forward_pre_hook(record(name))
+            for name, layer in _single_layers(self.vanilla)
+            if not isinstance(layer, passive)
+        ]
         try:
             self.head(torch.empty(self.shape, device="meta"))
         finally:
             for handle in handles:
                 handle.remove()
-        return [layer for layer in layers if "Pool" not in type(layer[1]).__name__]
+        layers = [layer for layer in layers if "Pool" not in type(layer[1]).__name__ or everywhere(layer[1])]
+        while len(layers) > 1 and isinstance(layers[-2][1], nn.Dropout):
+            del layers[-2]
+        return layers
 
     def _materialise(self, module: nn.Module) -> None:
         module.to_empty(device="cpu").double()
@@ -145,19 +156,32 @@ class _Probe:
         return left.shape == right.shape and torch.allclose(left.double(), right.double(), rtol=1e-4, atol=1e-4)
 
 
+def _single_layers(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """List the layers without parts, and those that are one layer in spite of their parts, with their paths."""
+    for name, child in module.named_children():
+        below = f"{path}.{name}" if path else name
+        if not any(child.children()) or everywhere(child):
+            yield below, child
+            if everywhere(child) is attention_pool:
+                yield f"{below}.proj", child.get_submodule("proj")  # the classifier is a part of this pool
+        else:
+            yield from _single_layers(child, below)
+
+
 def _read_head(probe: _Probe) -> Anatomy:
     """Compare the head with each form that admits an evidence map, or raise NoEvidenceMap."""
     anatomy = _layout(probe.vanilla, probe.shape)
-    names = ", ".join(name for name, _, _ in probe.layers[:-1])
+    names = ", ".join(name for name, layer, _ in probe.layers[:-1] if not isinstance(layer, nn.Dropout))
     if isinstance(getattr(probe.vanilla, "pre_logits", None), ConvMlp):
         hidden = probe.vanilla.pre_logits.fc2.out_channels
         return replace(anatomy, head_type="vgg", channels=hidden, linear=probe.layers[-1][0])
     probe.materialise()
-    if _reads_average(probe, anatomy):
-        linear = _linear_after(probe, anatomy)
-        if linear is not None:
-            return linear
-        raise NoEvidenceMap(f"between its pool and its classifier stand nonlinear layers ({names})")
+    reads_average = _reads_average(probe, anatomy)
+    for reading in _readings(probe, anatomy):
+        if _is_right(probe, reading, reads_average):
+            return reading
+    if reads_average:
+        raise NoEvidenceMap(f"between its pool and its classifier stand layers of an unknown kind ({names})")
     if not anatomy.tokens:
         raise NoEvidenceMap(f"its classifier reads more than the average of its features (through {names})")
     return _with_class_tokens(anatomy, probe.vanilla, probe.shape, probe.image_size)
@@ -204,22 +228,58 @@ def _reads_average(probe: _Probe, anatomy: Anatomy) -> bool:
     return probe.close(probe.head(raw), probe.head(flat))
 
 
-def _linear_after(probe: _Probe, anatomy: Anatomy) -> Anatomy | None:
-    """Return the anatomy of a head that is linear, affine, or linear after a norm of the pooled features."""
-    raw, other = probe.random(), probe.random()
+def _readings(probe: _Probe, anatomy: Anatomy) -> Iterator[Anatomy]:
+    """List the ways in which the head may read its features, the simplest first."""
+    name, last, _ = probe.layers[-1]
+    linear = replace(anatomy, linear=name)
+    if isinstance(last, nn.Linear | nn.Conv2d):
+        linear = replace(linear, channels=last.weight.shape[1])
+        yield replace(linear, head_type="linear")
+    yield replace(anatomy, head_type="affine")
+    before = [
+        name
+        for name, layer, shape in probe.layers[:-1]
+        if len(shape) == 4 and math.prod(shape[2:]) > 1 and everywhere(layer) is not attention_pool
+    ]
+    after = [(name, layer) for name, layer, _ in probe.layers[:-1] if name not in before]
+    if isinstance(last, nn.Linear | nn.Conv2d) and all(everywhere(layer) for _, layer in after):
+        is_norm = not before and [everywhere(layer) for _, layer in after] == [pooled_norm]
+        hidden = tuple(name for name, _ in after)
+        yield replace(linear, head_type="norm" if is_norm else "gated", before=tuple(before), hidden=hidden)
+
+
+def _is_right(probe: _Probe, reading: Anatomy, reads_average: bool) -> bool:
+    """Tell whether the head makes of random features what a reading says.
+
+    Args:
+        probe: Head and features.
+        reading: One of `_readings`.
+        reads_average: Whether the head reads nothing but the average of the features.
+    """
+    raw = probe.random()
     logits = probe.head(raw)
-    linear, last = probe.layers[-1][:2]
-    norms = [name for name, module, shape in probe.layers[:-1] if shape.numel() == anatomy.channels]
-    readings = [replace(anatomy, head_type="linear", linear=linear)]
-    readings += [replace(anatomy, head_type="norm", linear=linear, norm=norm) for norm in norms if "norm" in norm]
-    for reading in readings:
-        if isinstance(last, nn.Linear | nn.Conv2d) and last.weight.shape[1] == anatomy.channels:
-            features = reading.to_maps(raw, probe.image_size)
-            if reading.norm is not None:
-                features = pooled_norm(probe.vanilla.get_submodule(reading.norm), features)
-            weight, bias = weights_of(last)
-            if probe.close(logits, torch.einsum("bkhw,ck->bchw", features, weight).mean(dim=(2, 3)) + bias):
-                return reading
-    if probe.close(probe.head((raw + other) / 2), (logits + probe.head(other)) / 2):
-        return replace(anatomy, head_type="affine")
-    return None
+    if reading.linear is None:
+        other = probe.random()
+        mean = probe.head((raw + other) / 2)
+        return reads_average and probe.close(mean, (logits + probe.head(other)) / 2)
+    weight, bias = weights_of(probe.vanilla.get_submodule(reading.linear))
+    try:
+        features = _features(probe, reading, raw)
+    except RuntimeError:  # layers that run side by side, as in attention, do not fit one another
+        return False
+    if features.shape[1] != reading.channels:
+        return False
+    return probe.close(logits, torch.einsum("bkhw,ck->bchw", features, weight).mean(dim=(2, 3)) + bias)
+
+
+def _features(probe: _Probe, reading: Anatomy, raw: Tensor) -> Tensor:
+    """Compute what the classifier reads at every location, with the layers of the vanilla head."""
+    features = reading.to_maps(raw, probe.image_size)
+    for path in reading.before:
+        features = probe.vanilla.get_submodule(path)(features)
+    for path in reading.hidden:
+        layer = probe.vanilla.get_submodule(path)
+        forward = everywhere(layer)
+        assert forward is not None
+        features = forward(layer, features)
+    return features

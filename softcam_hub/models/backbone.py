@@ -1,10 +1,10 @@
 """Any timm backbone as evidence features `F` (B, K, H, W).
 
 - A classifier whose logits are linear in the average-pooled features loses nothing: `W·F + b` averages to its logits.
-- Where a norm stands between pool and linear layer, the norm divides by a statistic of the *pooled* vector. Dividing
-  every location by that same statistic keeps the equality; normalising each location by itself does not.
-- Backbone and norm are called as modules, never by another method: hooks, and with them offloading by accelerate, act
-  on the call of a module alone.
+- Layers between pool and linear layer are applied at every location with the gates and scales that they have for the
+  *pooled* vector, which keeps the equality (see `pooled_layers.py`); with those of each location they would not.
+- Backbone and these layers are called as modules, never by another method: hooks, and with them offloading by
+  accelerate, act on the call of a module alone.
 - Functions that read shapes or dtypes are leaves for `torch.fx`, which traces with shapes and dtypes still unknown, and
   are written so that `torch.jit.script` compiles them.
 """
@@ -20,7 +20,8 @@ import torch
 from timm.models.vgg import ConvMlp
 from torch import Tensor, nn
 
-from .heads import at_least_float32
+from .head_types import EXACT
+from .pooled_layers import everywhere
 from .tracing import keep_functions_whole
 
 TimmModule: TypeAlias = Any
@@ -37,12 +38,14 @@ class Anatomy:
 
     Args:
         head_type: `linear` (pool, linear layer), `affine` (pool, then layers that fold into one linear layer), `norm`
-            (pool, norm, linear layer), `vgg` or `tokens` (a class token or attention pool: patches need a new head).
+            (pool, norm, linear layer), `gated` (further layers before, between or behind these), `vgg` or `tokens` (a
+            class token or attention pool: patches need a new head).
         channels: Number K of feature channels.
         tokens: The features are (B, L, K) rather than maps.
         channels_last: The features are (B, H, W, K).
         prefix_tokens: Number of tokens before the patches (class token, registers).
-        norm: Path of the norm between pool and linear layer.
+        before: Paths of the layers of the head that stand before the pool.
+        hidden: Paths of the layers between pool and linear layer.
         linear: Path of the linear layer.
         stride: Pixels of the image for one cell of a map, or 0 where they were never counted.
     """
@@ -52,14 +55,15 @@ class Anatomy:
     tokens: bool = False
     channels_last: bool = False
     prefix_tokens: int = 0
-    norm: str | None = None
+    before: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
     linear: str | None = None
     stride: float = 0
 
     @property
     def exact(self) -> bool:
         """Whether the classifier's own weights give evidence that averages to its own logits."""
-        return self.head_type in ("linear", "affine", "norm")
+        return self.head_type in EXACT
 
     def features(self, backbone: TimmModule, images: Tensor) -> Tensor:
         """Compute the evidence features (B, K, H, W) of images, with a backbone from `make_backbone`."""
@@ -76,8 +80,8 @@ class Anatomy:
         features = self.to_maps(in_spatial_order(backbone, raw), image_size)
         if self.head_type == "vgg":
             return backbone.pre_logits(features)
-        if self.norm is not None:
-            return backbone.get_submodule(self.norm)(features)
+        for path in (*self.before, *self.hidden):
+            features = backbone.get_submodule(path)(features)
         return features
 
     def to_maps(self, raw: Tensor, image_size: Sequence[int]) -> Tensor:
@@ -142,67 +146,20 @@ def input_size(model: TimmModule, model_args: dict[str, Any]) -> tuple[int, int,
     return model_args.get("in_chans") or channels, height // rows * rows, width // columns * columns
 
 
-def pooled_norm(norm: TimmModule, features: Tensor) -> Tensor:
-    """Apply a norm of the pooled vector at every location, see `normalise_by_pooled`.
-
-    Args:
-        norm: A LayerNorm, RMSNorm or SimpleNorm over K, of torch or timm.
-        features: Features, (B, K, H, W).
-    """
-    centred = isinstance(norm, nn.LayerNorm)
-    from_zero = not centred and "rms" in type(norm).__name__.lower()
-    return normalise_by_pooled(features, norm.weight, getattr(norm, "bias", None), norm.eps, centred, from_zero)
-
-
-@torch.fx.wrap
-def normalise_by_pooled(
-    features: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float | None, centred: bool, from_zero: bool
-) -> Tensor:
-    """Normalise every location by the statistic of the pooled vector, so that the mean over locations is `norm(mean)`.
-
-    With m the mean of F over locations: γ·(F - mean_K F)·rsqrt(var_K m + eps) + β for LayerNorm. RMSNorm and SimpleNorm
-    do not centre; SimpleNorm divides by the unbiased variance. The statistic is float32 at least.
-
-    Args:
-        features: Features, (B, K, H, W).
-        weight: Scale of the norm, (K).
-        bias: Shift of the norm, (K).
-        eps: Summand of the variance. torch's RMSNorm may leave it open.
-        centred: True for LayerNorm.
-        from_zero: True for RMSNorm, whose statistic is the mean square.
-    """
-    values = at_least_float32(features)
-    summand = _machine_epsilon(features) if eps is None else eps
-    pooled = values.mean(dim=(2, 3), keepdim=True)
-    if centred:
-        scale = torch.rsqrt(pooled.var(dim=1, correction=0, keepdim=True) + summand)
-        values = values - values.mean(dim=1, keepdim=True)
-    elif from_zero:
-        scale = torch.rsqrt(pooled.square().mean(dim=1, keepdim=True) + summand)
-    else:
-        scale = torch.rsqrt(pooled.var(dim=1, keepdim=True) + summand)
-    if weight is not None:
-        scale = scale * weight[:, None, None]
-    values = values * scale
-    if bias is not None:
-        values = values + bias[:, None, None]
-    return values.to(features.dtype)
-
-
-@torch.jit.unused
-def _machine_epsilon(values: Tensor) -> float:
-    return torch.finfo(values.dtype).eps
-
-
 def make_backbone(architecture: str, anatomy: Anatomy, **model_args: Any) -> TimmModule:
     """Make the timm model without classifier, whose state-dict keys are the vanilla model's.
 
-    Calling it returns unpooled features, or what another of its methods returns, and calling the norm of its head
-    normalises every location by the statistic of the pooled vector. What only a discarded head used is removed, so that
+    Calling it returns unpooled features, or what another of its methods returns, and calling a hidden layer of its head
+    applies it at every location. What only a discarded head used is removed, so that
     every parameter takes part in training. VGG gets the SoftCAM authors' two hidden 1x1 layers in place of its 7x7 one,
     which would leave a single location at 224 px.
     """
     backbone: TimmModule = timm.create_model(architecture, **{**model_args, "num_classes": 0})
+    if any(not _has(backbone, path) for path in anatomy.hidden):  # timm drops them together with the classifier
+        assert anatomy.linear is not None
+        backbone = timm.create_model(architecture, **{**model_args, "num_classes": 1})
+        backbone.set_submodule(anatomy.linear, nn.Identity())
+        backbone.num_classes = 0
     if anatomy.head_type == "vgg":
         old = backbone.pre_logits
         like = {"device": old.fc1.weight.device, "dtype": old.fc1.weight.dtype}
@@ -210,10 +167,21 @@ def make_backbone(architecture: str, anatomy: Anatomy, **model_args: Any) -> Tim
         backbone.pre_logits = ConvMlp(old.fc1.in_channels, old.fc2.out_channels, 1, ratio, old.drop.p, **like)
     if getattr(backbone, "attn_pool", None) is not None:
         backbone.reset_classifier(0, global_pool="avg")
-    if anatomy.norm is not None:
-        replace_forward(backbone.get_submodule(anatomy.norm), pooled_norm)
+    for path in anatomy.hidden:
+        layer = backbone.get_submodule(path)
+        forward = everywhere(layer)
+        assert forward is not None, f"the probe accepted {path}"
+        replace_forward(layer, forward)
     keep_functions_whole(backbone)
     return replace_forward(backbone, run_method)
+
+
+def _has(backbone: nn.Module, path: str) -> bool:
+    """Tell whether a backbone has a layer that does something at this path."""
+    try:
+        return not isinstance(backbone.get_submodule(path), nn.Identity)
+    except AttributeError:
+        return False
 
 
 def run_method(

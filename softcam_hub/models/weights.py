@@ -203,8 +203,15 @@ def _names(layers: str | tuple[str, ...] | list[str] | None) -> tuple[str, ...]:
 
 
 def _length(state_dict: Mapping[str, Tensor], layers: Any, dim: int) -> int | None:
-    """Return the length of a side of a layer's weight, of the first layer where timm names several."""
-    weight = state_dict.get(f"{_names(layers)[0]}.weight") if layers else None
+    """Return the length of a side of a layer's weight, of the first layer where timm names several.
+
+    Where timm names a small network, such as CAFormer's, its last linear layer counts.
+    """
+    if not layers:
+        return None
+    name = _names(layers)[0]
+    linear = [key for key in sorted(state_dict) if key.startswith(f"{name}.") and len(state_dict[key].shape) == 2]
+    weight = state_dict.get(f"{name}.weight", state_dict[linear[-1]] if linear else None)
     return None if weight is None else weight.shape[dim]
 
 

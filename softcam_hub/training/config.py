@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 SCORES = (
     *("loss", "accuracy", "balanced_accuracy", "auc", "kappa", "calibration_error", "confidence"),
     *("teacher_accuracy", "teacher_confidence", "disagreement", "sparseness", "completeness_error"),
+    "cancelled_share",
 )
 """Every score that a validation may give; a model without maps or teacher, or several labels, give fewer."""
 

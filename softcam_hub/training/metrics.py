@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import tqdm
 from torch import Tensor, nn
 
-from ..explanation_scores.faithfulness import completeness_error, gini_sparseness
+from ..explanation_scores.faithfulness import cancelled_share, completeness_error, gini_sparseness
 from ..models.evaluation_mode import evaluation_mode
 from ..models.losses import cross_entropy
 from ..models.map_kind import MapKind
@@ -70,6 +70,8 @@ def score_names(model: nn.Module, multi_label: bool) -> list[str]:
         names.append("sparseness")
         if model.head_class.map_kinds[0].composition is not None:
             names.append("completeness_error")
+        if model.head_class.map_kinds[0].signed:
+            names.append("cancelled_share")
     return names
 
 
@@ -94,9 +96,9 @@ def _accuracy_and_confidence(probabilities: Tensor, labels: Tensor) -> dict[str,
 
 
 def map_statistics(kind: MapKind, maps: Tensor, logits: Tensor, probabilities: Tensor) -> dict[str, Tensor]:
-    """Return sparseness and completeness error of each image (B,), for the map of its most probable class.
+    """Return sparseness, completeness error and cancelled share of each image (B,), of the map of its likeliest class.
 
-    Maps that the prediction is not made of have no completeness error.
+    Maps that the prediction is not made of have no completeness error, and only signed maps have a share that cancels.
 
     Args:
         kind: Description of the maps.
@@ -110,6 +112,8 @@ def map_statistics(kind: MapKind, maps: Tensor, logits: Tensor, probabilities: T
     if kind.composition is not None:
         predicted = kind.target(logits.float(), probabilities).gather(1, top)[:, 0]
         statistics["completeness_error"] = completeness_error(kind.compose(top_maps), predicted)
+    if kind.signed:
+        statistics["cancelled_share"] = cancelled_share(top_maps)
     return statistics
 
 

@@ -86,8 +86,9 @@ class ExplanationCallback(TrainerCallback):
 
         trainer.add_callback(ExplanationCallback(trainer))
 
-    The callback logs `eval_completeness_error` (0 up to rounding), `eval_sparseness` (Gini coefficient) and
-    `eval_confidence`. Each of them can serve as `metric_for_best_model`.
+    The callback logs `eval_completeness_error` (0 up to rounding), `eval_sparseness` (Gini coefficient),
+    `eval_confidence` and, for signed maps, `eval_cancelled_share` (the share of the evidence that cancels). Each of
+    them can serve as `metric_for_best_model`.
 
     Args:
         trainer: Trainer whose model is scored, and whose log is used.
@@ -129,7 +130,7 @@ class ExplanationCallback(TrainerCallback):
 
 @torch.no_grad()
 def score_maps(model: Any, images: Tensor) -> dict[str, Tensor]:
-    """Return completeness error, sparseness and confidence of each image (B,), for its most probable class.
+    """Return the statistics of maps and the confidence of each image (B,), for its most probable class.
 
     Args:
         model: Self-explaining Hugging Face model.

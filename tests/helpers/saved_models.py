@@ -24,6 +24,7 @@ MODELS = {
     "gap-vit": ("softcam", "test_vit2", {"img_size": 64}),
     "class-token-vit": ("cape", "test_vit", {"img_size": 64}),
     "efficientnet": ("softcam", "test_efficientnet", {}),
+    "mambaout": ("softcam", "test_mambaout", {}),
     "vgg": ("cape", "vgg11", {"mlp_ratio": 1 / 64}),
 }
 OTHER_HEAD = {

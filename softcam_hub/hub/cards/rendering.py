@@ -33,6 +33,9 @@ from .tables import (
     scores_of,
 )
 
+MUCH = 2 / 3
+"""Share of cancelled evidence from which a card warns: the terms are three times as large as their sum."""
+
 
 def write_card(folder: str | Path, license: str | None = None, overwrite: bool = False) -> Path:
     """Write the card of a model folder, README.md, from the files in the folder. The card is checked first.
@@ -101,6 +104,7 @@ def render_trained_card(record: ModelRecord, name: str = "", note: str = "") -> 
         "scores": score_table(scores),
         "error": None if error is None else format_score("completeness_error", error),
         **_family_text(family),
+        "cancelled": _percent_that_cancels(scores),
         **_imports(family, str((record.config.get("model_args") or {}).get("head", ""))),
         **_model_text(record),
         **explanation_table(record.explanations),
@@ -126,6 +130,12 @@ def _model_text(record: ModelRecord) -> Row:
         "trainer": as_code(record.trainer),
         "environment": format_environment(record.metrics),
     }
+
+
+def _percent_that_cancels(scores: Row) -> str:
+    """Return the percentage of the evidence that cancels where it is most of it, and nothing otherwise."""
+    share = scores.get("cancelled_share")
+    return format_score("cancelled_share", share) if share is not None and share > MUCH else ""
 
 
 def _place_of_cells(record: ModelRecord) -> str:
@@ -167,6 +177,7 @@ def render_family_card(row: Row, timings: list[Row]) -> str:
         **_family_text(row["family"]),
         **_imports(row["family"]),
         "trained": False,
+        "cancelled": "",
         "place_of_cells": "",
         "title": row["model"],
         "cls": model_class(row["family"]).__name__,

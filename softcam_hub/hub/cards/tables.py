@@ -71,8 +71,8 @@ def is_explanation_score(name: str, value: Any) -> bool:
 
 
 def format_score(name: str, value: float) -> str:
-    """Write a score; accuracies become percentages."""
-    if name.endswith(("accuracy", "disagreement")):
+    """Write a score; accuracies and shares become percentages."""
+    if name.endswith(("accuracy", "disagreement", "share")):
         return f"{100 * value:.1f} %"
     return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.3f}"
 

@@ -1,0 +1,182 @@
+"""Layers between pool and classifier, at every location: the mean of their maps is what they make of the pooled vector."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from conftest import randomise, relative_error
+from safetensors.torch import save_file
+from timm.layers import GELU, AttentionPool2d, BatchNormAct2d, GELUTanh, LayerNorm2d, QuickGELU
+from timm.models.hgnet import LearnableAffineBlock
+from timm.models.metaformer import SquaredReLU
+from torch import nn
+
+import softcam_hub
+from softcam_hub.models.pooled_layers import attention_parts, everywhere, gate_of
+
+ACTIVATIONS = {
+    "identity": nn.Identity(),
+    "relu": nn.ReLU(),
+    "relu6": nn.ReLU6(),
+    "leaky": nn.LeakyReLU(0.1),
+    "squared-relu": SquaredReLU(),
+    "silu": nn.SiLU(),
+    "hardswish": nn.Hardswish(),
+    "gelu": nn.GELU(),
+    "timm-gelu": GELU(),
+    "gelu-tanh": nn.GELU(approximate="tanh"),
+    "timm-gelu-tanh": GELUTanh(),
+    "quick-gelu": QuickGELU(),
+    "tanh": nn.Tanh(),
+}
+CHANNELS = 6
+LAYERS = {
+    "linear": nn.Linear(CHANNELS, 4),
+    "linear-without-bias": nn.Linear(CHANNELS, 4, bias=False),
+    "convolution": nn.Conv2d(CHANNELS, 4, 1),
+    "layer-norm": nn.LayerNorm(CHANNELS),
+    "layer-norm-2d": LayerNorm2d(CHANNELS),
+    "rms-norm": nn.RMSNorm(CHANNELS, eps=1e-5),
+    "batch-norm": nn.BatchNorm1d(CHANNELS),
+    "batch-norm-act": BatchNormAct2d(CHANNELS, act_layer=nn.Hardswish),
+    "affine": LearnableAffineBlock(1.5, -0.5),
+    **ACTIVATIONS,
+}
+TAKES_MAPS = ("convolution", "layer-norm-2d", "batch-norm-act")
+
+
+def pooled_output(name, layer, maps):
+    """What a layer makes of the pooled vector, by its own forward."""
+    pooled = maps.mean(dim=(2, 3))
+    return layer(pooled[:, :, None, None])[:, :, 0, 0] if name in TAKES_MAPS else layer(pooled)
+
+
+def prepare(name):
+    torch.manual_seed(0)
+    return randomise(copy.deepcopy(LAYERS[name])).double(), torch.randn(5, CHANNELS, 3, 4, dtype=torch.float64) * 3
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_a_gate_times_its_input_is_the_activation_and_so_is_its_gradient(name):
+    values = torch.linspace(-8, 8, 4001, dtype=torch.float64)[1:-1]  # with 0, and numbers near it
+    values = torch.cat([values, torch.tensor([1e-12, -1e-12, 1e-3, -1e-3, 9.99e-3, 1.01e-2])])
+    gate = gate_of(ACTIVATIONS[name])
+    assert gate(values).isfinite().all()
+    own, theirs = (values.clone().requires_grad_() for _ in range(2))
+    result, expected = own * gate(own), ACTIVATIONS[name](theirs.clone())
+    assert torch.allclose(result, expected, rtol=1e-9, atol=1e-12)
+    result.sum().backward()
+    expected.sum().backward()
+    smooth = (values != 0) & (values.abs() != 6)  # where a corner is, autograd may choose
+    assert torch.allclose(own.grad[smooth], theirs.grad[smooth], rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_mean_over_locations_is_the_layer_of_the_pooled_vector(name):
+    layer, maps = prepare(name)
+    layer.eval()
+    applied = everywhere(layer)(layer, maps)
+    assert applied.shape[2:] == maps.shape[2:]
+    assert relative_error(applied.mean(dim=(2, 3)), pooled_output(name, layer, maps)) < 1e-9
+    assert applied.std(dim=(2, 3)).max() > 1e-3, "locations differ"
+
+
+@pytest.mark.parametrize("name", ["batch-norm", "batch-norm-act"])
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_a_batch_norm_in_training_takes_the_statistics_of_the_pooled_vectors(name, momentum):
+    layer, maps = prepare(name)
+    layer.momentum = momentum
+    own, theirs = copy.deepcopy(layer).train(), layer.train()
+    for batch in (maps, 2 * maps + 1):
+        applied, expected = everywhere(own)(own, batch), pooled_output(name, theirs, batch)
+        assert relative_error(applied.mean(dim=(2, 3)), expected) < 1e-9
+    for statistic, wanted in zip(own.buffers(), theirs.buffers(), strict=True):
+        assert torch.allclose(statistic, wanted)
+
+
+def test_hidden_dropout_drops_whole_channels():
+    drop, maps = nn.Dropout(0.5), torch.ones(4, 100, 2, 2)
+    torch.manual_seed(0)
+    applied = everywhere(drop)(drop.train(), maps)
+    assert set(applied.unique().tolist()) == {0.0, 2.0}
+    assert torch.equal(applied.amin(dim=(2, 3)), applied.amax(dim=(2, 3)))
+    assert torch.equal(everywhere(drop)(drop.eval(), maps), maps)
+
+
+@pytest.mark.parametrize("separate", [True, False])
+@pytest.mark.parametrize("size", [(3, 3), (2, 5)])
+def test_the_attention_pool_of_clip_is_divided_among_the_locations(separate, size):
+    torch.manual_seed(0)
+    pool = AttentionPool2d(8, feat_size=3, out_features=0, embed_dim=12, num_heads=2, qkv_separate=separate)
+    pool = randomise(pool).double().eval()
+    maps = torch.randn(2, 8, *size, dtype=torch.float64)
+    applied = everywhere(pool)(pool, maps)
+    assert applied.shape == (2, 12, *size)
+    assert relative_error(applied.mean(dim=(2, 3)), pool(maps)) < 1e-9
+    pool.pos_embed.data[1:, :] = 0.0
+    pool.pos_embed.data[0] = 5.0
+    from_features, from_positions = attention_parts(pool, maps)
+    weight, bias = (pool.v.weight, pool.v.bias) if separate else (pool.qkv.weight[24:], pool.qkv.bias[24:])
+    one_place = from_positions[:, :, 0, 0]  # a_0·V·p_0, the same at every location
+    assert torch.allclose(from_positions, one_place[:, :, None, None].expand_as(from_positions), atol=1e-12)
+    ratio = one_place / (weight @ pool.pos_embed[0])
+    assert torch.allclose(ratio[:, :6], ratio[:, :1].expand(-1, 6)), "one weight of the attention for each head"
+    assert relative_error((from_features + from_positions).mean(dim=(2, 3)), pool(maps)) < 1e-9
+    alone = attention_parts(pool, torch.zeros_like(maps))[0].mean(dim=(2, 3))
+    assert torch.allclose(alone, bias.expand_as(alone)), "a black image has nothing but the bias"
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Softmax(dim=1),
+        nn.Conv2d(3, 3, 3),
+        nn.PReLU(),
+        nn.Mish(),
+        nn.GroupNorm(1, 3),
+        AttentionPool2d(64, class_token=True),
+    ],
+)
+def test_layers_of_an_unknown_kind_are_refused(layer):
+    assert everywhere(layer) is None
+
+
+@pytest.mark.parametrize("architecture", ["mobilenetv3_small_050", "test_mambaout", "efficientvit_b0"])
+def test_gradients_are_those_of_the_vanilla_model(architecture):
+    vanilla = randomise(timm.create_model(architecture, num_classes=4, drop_rate=0.0)).double().eval()
+    model = softcam_hub.convert(vanilla, "softcam").double().eval()
+    assert model.anatomy.head_type == "gated"
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    expected, logits = vanilla(images), model(images)
+    assert relative_error(logits, expected) < 1e-9
+    weights = torch.randn_like(expected)
+    (expected * weights).sum().backward()
+    (model.head(model.forward_features(images), kind="softcam")[1].mean(dim=(2, 3)) * weights).sum().backward()
+    linear = model.anatomy.linear
+    own = {f"{linear}.weight": model.head.weight.grad, f"{linear}.bias": model.head.bias.grad}
+    own |= {name.removeprefix("backbone."): weight.grad for name, weight in model.named_parameters()}
+    for name, weight in vanilla.named_parameters():
+        assert relative_error(own[name].flatten(), weight.grad.flatten()) < 1e-6, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extension", [".safetensors", ".pth"])
+def test_a_file_of_a_network_for_a_head_tells_the_number_of_its_classes(extension, tmp_path):
+    vanilla = randomise(timm.create_model("caformer_s18", num_classes=5)).eval()
+    file = tmp_path / f"weights{extension}"
+    if extension == ".pth":
+        torch.save(vanilla.state_dict(), file)
+    else:
+        save_file(vanilla.state_dict(), file)
+    model = timm.create_model("softcam_caformer_s18", num_classes=5, checkpoint_path=str(file)).eval()
+    assert model.anatomy.hidden == ("head.norm", "head.drop", "head.fc.fc1", "head.fc.act", "head.fc.norm")
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert relative_error(model(images), vanilla(images)) < 1e-5
+        back = softcam_hub.to_vanilla(model)
+        assert torch.equal(back(images), vanilla(images))
+    overlay = {"state_dict": vanilla.state_dict(), "num_classes": 5}
+    other = timm.create_model("softcam_caformer_s18", pretrained=True, num_classes=3, pretrained_cfg_overlay=overlay)
+    assert other.head.weight.shape[0] == 3
+    assert torch.equal(other.backbone.head.fc.fc1.weight, vanilla.head.fc.fc1.weight), "hidden layers are kept"
