@@ -17,9 +17,10 @@ from softcam_hub.data.samples import ImageDataset
 from softcam_hub.data.splits import load_splits
 from softcam_hub.data.transforms import make_transforms, mask_transform
 from softcam_hub.evaluation import benchmark
+from softcam_hub.evaluation.batch import Batch
 from softcam_hub.evaluation.config import BenchmarkConfig
 from softcam_hub.evaluation.grid_pointing import grid_pointing
-from softcam_hub.evaluation.measure import Batch, measure
+from softcam_hub.evaluation.measure import measure
 from softcam_hub.evaluation.models import ClassifierWithExplainers
 from softcam_hub.explanation_scores.maps import heat
 from softcam_hub.loading import load_classifier

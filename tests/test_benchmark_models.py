@@ -7,7 +7,9 @@ from helpers.benchmark import DATA, save_models, vanilla_model
 
 from softcam_hub import SoftCAMForImageClassification
 from softcam_hub.evaluation import BenchmarkConfig, benchmark
-from softcam_hub.evaluation.measure import Batch, bounding_boxes, group_equal, measure
+from softcam_hub.evaluation.batch import Batch
+from softcam_hub.evaluation.localisation import bounding_boxes
+from softcam_hub.evaluation.measure import group_equal, measure
 from softcam_hub.evaluation.models import DEFAULT_POST_HOC, ClassifierWithExplainers, assign_explainers, pair_models
 from softcam_hub.evaluation.report import with_borda
 from softcam_hub.loading import load_classifier

@@ -23,9 +23,9 @@ from ..explanation_scores.faithfulness import normalise
 from ..explanation_scores.perturbation import ranks
 from ..figures.charts import matrix
 from ..files import draft_of, write_json_lines
+from .batch import Batch
 from .config import AGREEMENT
 from .folder import AGREEMENT_PICTURE, AGREEMENT_ROWS
-from .measure import Batch
 from .models import ClassifierWithExplainers
 
 Row = dict[str, Any]

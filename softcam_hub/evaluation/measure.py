@@ -5,8 +5,7 @@
   of them.
 - The pass over E⊙x gives both the confidence that is kept and the features of coherency's second map.
 - AD, IC, ADD, ADCC, mIoU, sensitivity and the perturbation measures concern the class that the explained
-  model predicts. Localisation concerns the map of the *true* label (with several labels per image: of the
-  predicted class), and images with an annotation only.
+  model predicts. Localisation is in a module of its own.
 - Maps are heat maps: positive part, upsampled to the image, min-max scaled. Cells are drawn where they look, see
   `ClassifierWithExplainers.grid`.
 - Single deletion, IDSDS and the measures of evidence alone take signed maps. Single deletion and IDSDS compare them
@@ -22,15 +21,6 @@ from torch import Tensor
 
 from ..explanation_scores.faithfulness import coherency, completeness_error, complexity, gini_sparseness, top_two_iou
 from ..explanation_scores.idsds import cell_drops, cell_sums
-from ..explanation_scores.localization import (
-    activation_precision,
-    activation_sensitivity,
-    energy_pointing_game,
-    evidence_precision,
-    localization_precision,
-    pointing_game,
-    share_of_positive,
-)
 from ..explanation_scores.maps import patch_means, patch_side
 from ..explanation_scores.perturbation import (
     deletion_auc,
@@ -41,10 +31,10 @@ from ..explanation_scores.perturbation import (
     topk_sensitivity,
 )
 from ..explanation_scores.road import road
-from ..models.alignment import sides_of
 from ..models.heads import describe_kind
+from .batch import Batch, for_some
 from .config import EVIDENCE, IDSDS, LOCALISATION, SENSITIVITY, SINGLE_DELETION, TABLE, BenchmarkConfig
-from .models import ClassifierWithExplainers
+from .localisation import measure_evidence, measure_localisation
 
 Values = dict[str, dict[str, Tensor]]
 """Explainer -> measure -> values (B,) or (B, n), which are NaN where an image has none."""
@@ -57,55 +47,6 @@ PERTURBATIONS: dict[str, Callable[..., Tensor]] = {
     "deletion": deletion_auc,
     "road": road,
 }
-
-
-class Batch:
-    """Images of one classifier, with what all of its explainers need.
-
-    Args:
-        classifier: Classifier with its explainers.
-        images: Images, (B, 3, H, W).
-        labels: Class indices (B,), or several labels per image (B, C).
-        masks: Annotations (B, H, W), some of which may be empty; None for data without annotations.
-    """
-
-    def __init__(
-        self, classifier: ClassifierWithExplainers, images: Tensor, labels: Tensor, masks: Tensor | None = None
-    ) -> None:
-        self.classifier, self.images, self.labels, self.masks = classifier, images, labels, masks
-        self.size = sides_of(images)
-        activations = classifier.explained.record(images)
-        self.logits = activations.logits.detach().float()
-        self.probabilities = classifier.probabilities(activations.logits)
-        self.top = self.probabilities.topk(min(2, self.probabilities.shape[1]), dim=1).indices
-        classes = self.top if labels.ndim == 2 else torch.cat([self.top, labels[:, None]], dim=1)
-        self.maps = classifier.maps(classifier.names, activations, classes)
-        self.heats = {name: self.heat(name, maps) for name, maps in self.maps.items()}  # (B, 2 or 3, H, W)
-        self.predicted = self.top[:, 0]
-        self.true_classes = self.predicted if labels.ndim == 2 else labels  # see `of_label`
-        self.confidence = self.of_predicted(self.probabilities)
-        every = torch.ones(len(images), dtype=torch.bool, device=images.device)
-        self.annotated = every if masks is None else masks.flatten(1).any(dim=1)
-
-    def of_predicted(self, values: Tensor) -> Tensor:
-        """Select the value of the predicted class from values (B, C)."""
-        return values.gather(1, self.predicted[:, None])[:, 0]
-
-    def of_label(self, maps: Tensor) -> Tensor:
-        """Select the map (B, h, w) of the true label, or of the predicted class of multi-label data.
-
-        Args:
-            maps: Maps or heat maps of this batch, (B, 2 or 3, h, w).
-        """
-        return maps[:, -1] if maps.shape[1] > self.top.shape[1] else maps[:, 0]
-
-    def heat(self, name: str, maps: Tensor) -> Tensor:
-        """Make heat maps of the size of the images from the maps (..., h, w) of an explainer."""
-        return self.classifier.heat(name, maps, self.size)
-
-    def enlarge(self, name: str, maps: Tensor) -> Tensor:
-        """Upsample signed maps (..., h, w) of an explainer to the size of the images, with their sign and unit."""
-        return self.classifier.enlarge(name, maps, self.size)
 
 
 def measure(batch: Batch, measures: Sequence[str], config: BenchmarkConfig) -> Values:
@@ -168,7 +109,7 @@ def _measure_heat(batch: Batch, maps: Tensor, measures: Sequence[str], config: B
     if SENSITIVITY in measures:
         some = batch.annotated
         options_of_some = options | {"classes": batch.predicted[some], "patch": config.patch}
-        values["topk_sensitivity"] = _for_some(
+        values["topk_sensitivity"] = for_some(
             some, topk_sensitivity, predict, images[some], maps[some], **options_of_some
         )
     for name, function in PERTURBATIONS.items():
@@ -187,9 +128,9 @@ def _measure_maps(batch: Batch, name: str, measures: Sequence[str], config: Benc
         if describe_kind(name).composition is not None:
             values["completeness_error"] = _completeness(batch, name)
     if LOCALISATION in measures:
-        values |= _localisation(batch, batch.of_label(batch.heats[name]), config.patch)
+        values |= measure_localisation(batch, name, config.patch)
     if EVIDENCE in measures and describe_kind(name).signed:
-        values |= _evidence(batch, name, config.patch)
+        values |= measure_evidence(batch, name, config.patch)
     if "gini" in measures:
         values["gini"] = gini_sparseness(batch.maps[name][:, 0].relu())
     if "max_sensitivity" in measures:
@@ -236,54 +177,3 @@ def _completeness(batch: Batch, name: str) -> Tensor:
     kind = describe_kind(name)
     predicted = batch.of_predicted(kind.target(batch.logits, batch.probabilities))
     return completeness_error(kind.compose(batch.maps[name][:, 0]), predicted)
-
-
-def _localisation(batch: Batch, maps: Tensor, patch: int | None) -> dict[str, Tensor]:
-    some = batch.annotated
-    masks = batch.masks[some]
-    return {
-        "localization_precision": _for_some(some, localization_precision, maps[some], masks, patch=patch),
-        "activation_precision": _for_some(some, activation_precision, maps[some], masks),
-        "activation_sensitivity": _for_some(some, activation_sensitivity, maps[some], masks),
-        "energy_pointing": _for_some(some, lambda: energy_pointing_game(maps[some], bounding_boxes(masks))),
-        "pointing_game": _for_some(some, pointing_game, maps[some], masks),
-    }
-
-
-def _evidence(batch: Batch, name: str, patch: int | None) -> dict[str, Tensor]:
-    """Compute measures of signed maps in units of the logit, which a heat map no longer has."""
-    maps = batch.of_label(batch.maps[name])
-    some, positive = batch.annotated, share_of_positive(maps)
-    large = batch.enlarge(name, maps)
-    return {
-        "evidence_precision": _for_some(some, evidence_precision, large[some], batch.masks[some], patch=patch),
-        "share_of_positive_annotated": positive.masked_fill(~some, torch.nan),
-        "share_of_positive_unannotated": positive.masked_fill(some, torch.nan),
-    }
-
-
-def bounding_boxes(masks: Tensor) -> Tensor:
-    """Return the smallest box around each mask, (B, 4): left, top, right, bottom."""
-    edges = []
-    for axis in (1, 2):  # any() over rows leaves the columns that a mask touches, and the other way round
-        touched = masks.any(dim=axis).int()
-        edges.append((touched.argmax(dim=1), touched.shape[1] - touched.flip(1).argmax(dim=1)))
-    (left, right), (top, bottom) = edges
-    return torch.stack([left, top, right, bottom], dim=1)
-
-
-def _for_some(some: Tensor, function: Callable[..., Tensor], *args: Any, **options: Any) -> Tensor:
-    """Compute the values of some images, (B,) or (B, n), and NaN for the others.
-
-    Args:
-        some: Images that have a value, (B,) of booleans.
-        function: Function that returns a value for each of these images.
-        args: Arguments of the function.
-        options: Further arguments of the function.
-    """
-    if not some.any():
-        return torch.full((len(some),), torch.nan, device=some.device)
-    values = function(*args, **options)
-    spread = values.new_full((len(some), *values.shape[1:]), torch.nan)
-    spread[some] = values
-    return spread

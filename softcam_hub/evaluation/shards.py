@@ -22,10 +22,11 @@ from ..data.samples import ImageDataset, Samples, label_tensor
 from ..data.transforms import make_transforms, mask_transform
 from ..files import write_text
 from .agreement import Agreement
+from .batch import Batch
 from .config import AGREEMENT, EVIDENCE, GRID, LOCALISATION, SENSITIVITY, BenchmarkConfig
 from .folder import SHARDS, with_current_role
 from .grid_pointing import choose_quartets, grid_pointing
-from .measure import Batch, Values, measure
+from .measure import Values, measure
 from .models import ClassifierWithExplainers
 
 DIGEST = "sha256"
