@@ -1,15 +1,19 @@
 """Write rows for readers: the CAPE paper's Table 1 as Markdown, and curves over k as a picture.
 
-- The best value of a column is bold, `random` and `centre` among the candidates: where maps that know nothing
-  of the model win, the measure or the maps are in doubt, and the table should show it.
+- The best value of a column is bold, and with values of the images every value that cannot be told from it (see
+  `statistics.best_group`). `random` and `centre` are among the candidates: where maps that know nothing of the model
+  win, the measure or the maps are in doubt, and the table should show it.
 - Explainers earn Borda points among each other; `random` and `centre` take no part. Scores are ranked as they
   are printed: methods with the same maps (CAM and Grad-CAM on a pooled linear head) differ by rounding noise,
   and share a rank.
+- With values of the images, Borda points are also counted from significant ranks, which explainers that cannot be told
+  apart share (see `statistics.significant_ranks`).
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -19,7 +23,8 @@ from ..figures.charts import curves
 from ..files import draft_of
 from ..models.heads import native_kinds
 from .models import ROLES
-from .results import CURVES, EVIDENCE_COLUMNS, Row
+from .results import CURVES, EVIDENCE_COLUMNS, ImageValues, Row
+from .statistics import Array, best_group, significant_ranks
 
 BORDA = ("average_drop", "increase_in_confidence", "average_drop_in_deletion", "adcc", "miou")
 """Measures that earn Borda points."""
@@ -31,6 +36,7 @@ COLUMNS: dict[str, tuple[str, bool]] = {
     "adcc": ("ADCC ↑", True),
     "miou": ("mIoU ↓", False),
     "borda": ("BC ↑", True),
+    "significant_borda": ("BC, significant ↑", True),
     "localization_precision": ("top-k precision ↑", True),
     "activation_precision": ("activation precision ↑", True),
     "activation_sensitivity": ("activation sensitivity ↑", True),
@@ -59,6 +65,13 @@ what is above 1 with no better place."""
 TWO_DIGITS = ("road", "single_deletion", "idsds", "max_sensitivity", "gini")
 """Columns that are no percentages, and are printed with two digits."""
 
+GROUPS = (
+    "Bold are the best value of a column and all that cannot be told from it: in a paired bootstrap over the images, "
+    "the p-value of the difference is above 0.05 after Holm's adjustment for the number of explainers. In *BC, "
+    "significant*, explainers that cannot be told apart share a rank."
+)
+"""Sentences that explain the marks of a table with values of the images."""
+
 LINES = 4
 """Number of post-hoc explainers in one chart, beside the native maps and `random`."""
 
@@ -73,32 +86,85 @@ def markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return text
 
 
-def with_borda(rows: list[Row]) -> list[Row]:
-    """Add the Borda points that each explainer earns among the others."""
+def with_borda(rows: list[Row], seeds: Sequence[ImageValues] = ()) -> list[Row]:
+    """Add the Borda points that each explainer earns among the others, `borda` and `significant_borda`.
+
+    Args:
+        rows: Rows of a benchmark.
+        seeds: Values of all images for every seed. Without them, there are no points of significant ranks.
+    """
     rivals = [row for row in rows if row["explainer"] not in UNINFORMED and "average_drop" in row]
     if not rivals:
         return rows
     scores = torch.tensor([[row.get(name, torch.nan) for name in BORDA] for row in rivals], dtype=torch.float64)
     higher_is_better = [COLUMNS[name][1] for name in BORDA]
-    points = borda_count(scores.round(decimals=1), higher_is_better).tolist()
-    earned = {(row["explainer"], row["explains"]): count for row, count in zip(rivals, points, strict=True)}
-    return [row | {"borda": earned.get((row["explainer"], row["explains"]))} for row in rows]
+    keys = [_key(row) for row in rivals]
+    earned = {"borda": dict(zip(keys, borda_count(scores.round(decimals=1), higher_is_better).tolist(), strict=True))}
+    if seeds:
+        ranks = [significant_ranks(stack_values(seeds, keys, name), COLUMNS[name][1]) for name in BORDA]
+        points = borda_count(torch.tensor(np.stack(ranks, axis=1)), [False] * len(BORDA))  # rank 1 is the best
+        earned["significant_borda"] = dict(zip(keys, points.tolist(), strict=True))
+    return [row | {name: points.get(_key(row)) for name, points in earned.items()} for row in rows]
 
 
-def table1(rows: list[Row]) -> str:
-    """Format all scores of all explainers, the best of a column in bold."""
-    rows = with_borda(rows)
+def stack_values(seeds: Sequence[ImageValues], keys: Sequence[tuple[str, str]], name: str) -> list[Array]:
+    """Return a measure of some explainers in every seed, (explainers, images), NaN where it was not measured.
+
+    Args:
+        seeds: Values of all images for every seed.
+        keys: Explainers and roles.
+        name: Name of the measure.
+    """
+    strata = []
+    for values in seeds:
+        images = max(len(column) for measures in values.values() for column in measures.values())
+        missing = np.full(images, np.nan)
+        strata.append(np.stack([values.get(key, {}).get(name, missing) for key in keys]))
+    return strata
+
+
+def table1(rows: list[Row], values: ImageValues | None = None) -> str:
+    """Format all scores of all explainers with their intervals, the best of a column in bold.
+
+    Args:
+        rows: Rows of a benchmark.
+        values: Values of all images. Without them, only the best value of a column is bold.
+    """
+    seeds = [values] if values else []
+    rows = with_borda(rows, seeds)
     names = [name for name in COLUMNS if any(row.get(name) is not None for row in rows)]
-    best = {name: _best(rows, name) for name in names}
+    best = {name: _best(rows, name, seeds) for name in names}
     body = []
     for row in rows:
-        cells = [_cell(row.get(name), name, best[name]) for name in names]
+        cells = [_cell(row.get(name), name, _key(row) in best[name]) for name in names]
         body.append([row["explainer"], row["explains"], *cells])
-    return markdown(["explainer", "explains", *(COLUMNS[name][0] for name in names)], body) + "\n" + caption(rows)
+    table = markdown(["explainer", "explains", *(COLUMNS[name][0] for name in names)], body)
+    intervals = interval_table(rows)
+    parts = [table, caption(rows, bool(seeds))]
+    if intervals:
+        parts += ["95 % intervals of these means, by a bootstrap over the images.\n", intervals]
+    return "\n".join(parts)
 
 
-def caption(rows: list[Row]) -> str:
-    """Describe images, models and versions below the table."""
+def interval_table(rows: list[Row]) -> str:
+    """Format the intervals of all scores, or return an empty text where no score has one."""
+    names = [name for name in COLUMNS if any(f"{name}_interval" in row for row in rows)]
+    body = []
+    for row in rows:
+        ends = [row.get(f"{name}_interval") for name in names]
+        cells = [format_interval(pair, name) if pair else "-" for pair, name in zip(ends, names, strict=True)]
+        body.append([row["explainer"], row["explains"], *cells])
+    header = ["explainer", "explains", *(COLUMNS[name][0] for name in names)]
+    return markdown(header, body) if names else ""
+
+
+def caption(rows: list[Row], groups: bool = False) -> str:
+    """Describe images, models and versions below the table.
+
+    Args:
+        rows: Rows of a benchmark.
+        groups: Whether all values that cannot be told from the best are bold.
+    """
     row = rows[0]
     models = ", ".join(f"{role} `{row[role]}`" for role in ROLES if row.get(role))
     sentences = [
@@ -107,6 +173,8 @@ def caption(rows: list[Row]) -> str:
         "Percent, but for BC, completeness error, ROAD, single deletion, IDSDS, max-sensitivity and Gini. BC is the "
         "Borda count of AD, IC, ADD, ADCC and mIoU among the explainers without random and centre.",
     ]
+    if groups:
+        sentences.append(GROUPS)
     if row["annotated"]:
         sentences.append(
             "Localisation is of the map of the true label, on annotated images, and top-k means the mean over "
@@ -115,22 +183,37 @@ def caption(rows: list[Row]) -> str:
     return " ".join(sentences) + "\n"
 
 
-def _best(rows: list[Row], name: str) -> float | None:
-    values = [row[name] for row in rows if row.get(name) is not None]
-    if name in UNRANKED or len(values) < 2:
-        return None
-    return max(values) if COLUMNS[name][1] else min(values)
+def _key(row: Row) -> tuple[str, str]:
+    return row["explainer"], row["explains"]
 
 
-def _cell(value: float | None, name: str, best: float | None) -> str:
+def _best(rows: list[Row], name: str, seeds: Sequence[ImageValues]) -> set[tuple[str, str]]:
+    """Return the explainers whose value of a column is bold."""
+    shown = {_key(row): row[name] for row in rows if row.get(name) is not None}
+    if name in UNRANKED or len(shown) < 2:
+        return set()
+    best = max(shown.values()) if COLUMNS[name][1] else min(shown.values())
+    marked = {key for key, value in shown.items() if format_score(value, name) == format_score(best, name)}
+    if any(name in measures for values in seeds for measures in values.values()):
+        group = best_group(stack_values(seeds, list(shown), name), COLUMNS[name][1])
+        marked |= {key for key, belongs in zip(shown, group, strict=True) if belongs}
+    return marked
+
+
+def _cell(value: float | None, name: str, bold: bool) -> str:
     if value is None:
         return "-"
-    text = _format(value, name)
-    return f"**{text}**" if best is not None and text == _format(best, name) else text
+    return f"**{format_score(value, name)}**" if bold else format_score(value, name)
 
 
-def _format(value: float, name: str) -> str:
-    if name == "borda":
+def format_interval(ends: Sequence[float], name: str) -> str:
+    """Format both ends of the interval of a measure, with as many digits as its mean."""
+    return f"[{format_score(ends[0], name)}, {format_score(ends[1], name)}]"
+
+
+def format_score(value: float, name: str) -> str:
+    """Format a number in the unit of a measure."""
+    if name in ("borda", "significant_borda"):
         return f"{value:.0f}"
     if name == "completeness_error":
         return f"{value:.1e}"

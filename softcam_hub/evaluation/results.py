@@ -3,17 +3,21 @@
 - The scores and their names are those of the `evaluate` module. A mean is taken over the images that have the
   value, which for localisation are those with an annotation.
 - A curve over k is the mean of the images' curves; the number of the same name is the mean over k.
+- `NAME_interval` is the 95 % bootstrap interval of `NAME` over images, where at least two images have the value.
 """
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import timm
 import torch
+from torch import Tensor
 
-from .shards import Line
+from .lines import Columns, Line, columns_of, group_lines
+from .statistics import Array, bootstrap_means
 
 CURVES = ("localization_precision", "topk_sensitivity")
 EVIDENCE_COLUMNS = ("evidence_precision", "share_of_positive_annotated", "share_of_positive_unannotated")
@@ -29,6 +33,8 @@ PERCENT = (
 PLAIN = ("completeness_error", "gini", "road", "single_deletion", "idsds", "max_sensitivity")
 
 Row = dict[str, Any]
+ImageValues = Mapping[tuple[str, str], Mapping[str, Array]]
+"""Explainer and role of the explained model -> measure -> values (images,) in the unit of a row, with NaN for none."""
 
 
 def make_rows(lines: list[Line], common: Row, own: Mapping[tuple[str, str], Row]) -> list[Row]:
@@ -39,43 +45,72 @@ def make_rows(lines: list[Line], common: Row, own: Mapping[tuple[str, str], Row]
         common: Models, data, settings and versions, which every row repeats.
         own: Further columns by the name and the role of an explainer.
     """
-    groups: dict[tuple[str, str], list[Line]] = {}
-    for line in lines:
-        groups.setdefault((line["explainer"], line["explains"]), []).append(line)
     return [
-        {
-            "explainer": name,
-            "explains": role,
-            **_means(sorted(group, key=lambda line: line["index"])),
-            **common,
-            **own[name, role],
-        }
-        for (name, role), group in groups.items()
+        {"explainer": name, "explains": role, **_means(group), **common, **own[name, role]}
+        for (name, role), group in group_lines(lines).items()
     ]
 
 
-def _means(lines: list[Line]) -> Row:
-    """Average the values of one explainer over its images."""
-    from ..explanation_scores.explanation_scores import COLUMNS, scores  # importing evaluate takes seconds
+def values_of_explainers(lines: Sequence[Line]) -> ImageValues:
+    """Compute the measures of all images for every explainer and role."""
+    return {key: image_values(columns_of(group)) for key, group in group_lines(lines).items()}
 
+
+def _means(lines: list[Line]) -> Row:
+    """Average the values of one explainer over its images, with the 95 % interval of each mean."""
+    from ..explanation_scores.explanation_scores import scores  # importing evaluate takes seconds
+
+    columns = columns_of(lines)
+    values = image_values(columns)
     row: Row = {"images": len(lines), "annotated": sum(line["annotated"] for line in lines)}
     if not isinstance(lines[0]["label"], list):
         row["accuracy"] = 100 * _mean([line["predicted"] == line["label"] for line in lines])
-    columns = {name: torch.tensor([_number(line, name) for line in lines], dtype=torch.float64) for name in COLUMNS}
-    row |= scores(columns)
-    for name in (*PERCENT, *PLAIN):
-        values = _present(lines, name)
-        if values:
-            row[name] = (100 if name in PERCENT else 1) * _mean(values)
-        if name == "evidence_precision" and values:  # without their number, the mean would hide images without a score
-            row["evidence_precision_images"] = len(values)
+    row |= scores(_score_inputs(columns))
+    for name in (*PERCENT, *PLAIN, *CURVES):
+        if name in values and name not in row:
+            row[name] = float(np.nanmean(values[name]))
+        if name == "evidence_precision" and name in values:  # their number shows that some images have no score
+            row["evidence_precision_images"] = int((~np.isnan(values[name])).sum())
     for name in CURVES:
         curves = _present(lines, name)
         if curves:
             row[f"{name}_curve"] = [100 * _mean(values) for values in zip(*curves, strict=True)]
-            if name == "topk_sensitivity":  # the only curve that is no score of the evaluate module
-                row[name] = 100 * _mean([_mean(curve) for curve in curves])
-    return row
+    return row | _intervals(values)
+
+
+def image_values(columns: Columns) -> dict[str, Array]:
+    """Compute all measures that are means over images, (images,) each, in the unit of a row.
+
+    An image without a value has NaN. A measure that no image has is left out.
+
+    Args:
+        columns: Entries of all images by their names in a line: numbers, curves over k, or None.
+    """
+    from ..explanation_scores.explanation_scores import scores_of_images
+
+    values = {name: 100 * column.numpy() for name, column in scores_of_images(_score_inputs(columns)).items()}
+    for name in (*PERCENT, *PLAIN, *CURVES):
+        if name in columns and name not in values:
+            values[name] = (1 if name in PLAIN else 100) * np.array([_number(value) for value in columns[name]])
+    return {name: column for name, column in values.items() if not np.isnan(column).all()}
+
+
+def _score_inputs(columns: Columns) -> dict[str, Tensor]:
+    """Return the inputs of the `evaluate` module's scores, (images,) each."""
+    from ..explanation_scores.explanation_scores import COLUMNS
+
+    missing = [None] * len(next(iter(columns.values())))
+    numbers = {name: [_number(value) for value in columns.get(name, missing)] for name in COLUMNS}
+    return {name: torch.tensor(column, dtype=torch.float64) for name, column in numbers.items()}
+
+
+def _intervals(values: dict[str, Array]) -> Row:
+    """Return the 95 % interval of each mean, except of measures that a single image has."""
+    if not values:
+        return {}
+    low, high = bootstrap_means([np.stack(list(values.values()))]).interval()
+    found = zip(values, low.tolist(), high.tolist(), strict=True)
+    return {f"{name}_interval": [lower, upper] for name, lower, upper in found if not np.isnan(lower)}
 
 
 def _present(lines: list[Line], name: str) -> list[Any]:
@@ -83,11 +118,10 @@ def _present(lines: list[Line], name: str) -> list[Any]:
     return [line[name] for line in lines if line.get(name) is not None]
 
 
-def _number(line: Line, name: str) -> float:
-    """Reduce a measure to one number per image: curves to their mean, missing values to NaN."""
-    value = line.get(name)
+def _number(value: Any) -> float:
+    """Reduce the entry of an image to one number: curves to their mean, missing ones to NaN."""
     if value is None:
-        return torch.nan
+        return np.nan
     return _mean(value) if isinstance(value, list) else value
 
 

@@ -1,8 +1,8 @@
 """Run a whole benchmark: load models and data, measure shards of images, and write the folder of results.
 
 output/
-  rows.jsonl      one row per explainer: means in percent, curves over k, settings and versions
-  table1.md       the CAPE paper's Table 1, with Borda, and the localisation scores
+  rows.jsonl      one row per explainer: means in percent with their intervals, curves over k, settings and versions
+  table1.md       the CAPE paper's Table 1, with Borda, the localisation scores, and intervals
   curves.png      localisation precision and sensitivity over the k highest patches
   agreement.jsonl with the measure agreement: the rank correlations of the maps of all pairs of explainers
   agreement.png   the same as a picture
@@ -48,7 +48,7 @@ from .models import (
     pair_models,
     resolve_multi_label,
 )
-from .results import Row, make_rows, versions
+from .results import Row, make_rows, values_of_explainers, versions
 from .shards import Shards, count_images, make_dataset
 
 logger = logging.getLogger(__name__)
@@ -84,11 +84,12 @@ def benchmark(
         )
         rows[0]["average_drop"]  # in percent
 
-    There is one row for each explainer, with the mean of every measure over the images, in percent, and the
-    settings and versions that it follows from. The maps that a model predicts with explain that model. Post-hoc
-    methods such as Grad-CAM explain the vanilla classifier. The folder holds the rows (`rows.jsonl`), the CAPE
-    paper's Table 1 (`table1.md`) and curves (`curves.png`). A benchmark that was interrupted goes on where it ended
-    if it is called again with the same arguments.
+    There is one row for each explainer, with the mean of every measure over the images, in percent, its 95 %
+    bootstrap interval over the images (`average_drop_interval`), and the settings and versions that it follows from.
+    The maps that a model predicts with explain that model. Post-hoc methods such as Grad-CAM explain the vanilla
+    classifier. The folder holds the rows (`rows.jsonl`), the CAPE paper's Table 1 (`table1.md`) and curves
+    (`curves.png`). A benchmark that was interrupted goes on where it ended if it is called again with the same
+    arguments.
 
     Args:
         model: Self-explaining model, whose own maps are measured, or vanilla classifier: a module, model
@@ -159,7 +160,7 @@ def _measure(
     if state.is_main_process:
         _warn_of_missing_values(rows, shards)
         write_json_lines(folder.path / ROWS, rows)
-        write_text(folder.path / TABLE1, report.table1(rows))
+        write_text(folder.path / TABLE1, report.table1(rows, values_of_explainers(lines)))
         report.draw_curves(rows, folder.path / CURVES)
         if AGREEMENT in shards.measures:
             write_agreement(folder.path, mean_agreement(lines, classifiers, common), shards.count)

@@ -26,13 +26,11 @@ from .batch import Batch
 from .config import AGREEMENT, EVIDENCE, GRID, LOCALISATION, SENSITIVITY, BenchmarkConfig
 from .folder import SHARDS, with_current_role
 from .grid_pointing import choose_quartets, grid_pointing
+from .lines import Line, is_line
 from .measure import Values, measure
 from .models import ClassifierWithExplainers
 
 DIGEST = "sha256"
-
-Line = dict[str, Any]
-"""The values of one image and one explainer."""
 
 
 class Shards:
@@ -152,25 +150,9 @@ def read_shard(file: Path) -> list[Line]:
     has_digest = isinstance(lines, list) and lines and isinstance(lines[-1], dict) and DIGEST in lines[-1]
     if has_digest and lines.pop()[DIGEST] != _digest(lines):  # shards of earlier releases have no digest
         raise ValueError(damaged)
-    if not isinstance(lines, list) or not all(_is_line(line) for line in lines):
+    if not isinstance(lines, list) or not all(is_line(line) for line in lines):
         raise ValueError(f"{file} does not hold the values of images: remove it and run the same again")
     return with_current_role(lines)
-
-
-def _is_line(line: Any) -> bool:
-    """Tell whether this is a mapping of an image's index, label and prediction, an explainer, and numbers or lists."""
-    if not isinstance(line, dict) or type(line.get("index")) is not int or type(line.get("annotated")) is not bool:
-        return False
-    if not {"label", "predicted"} <= line.keys():
-        return False
-    texts = ("explainer", "explains")
-    if not all(isinstance(line.get(name), str) for name in texts):
-        return False
-    numbers: list[Any] = []
-    for name, value in line.items():
-        if name not in texts:
-            numbers += value if isinstance(value, list) else [value]
-    return all(number is None or isinstance(number, int | float) for number in numbers)
 
 
 def count_images(samples: Samples, config: BenchmarkConfig) -> int:

@@ -220,16 +220,31 @@ ADCC_PARTS = ("coherency", "complexity", "confidence", "kept")
 def scores(columns: dict[str, Tensor]) -> dict[str, float]:
     """Compute the percent of every score that some image has all inputs of."""
     results = {}
-    for score, (measure, names) in MEASURES.items():
-        inputs = select_complete(columns, names)
-        if len(inputs[0]):
-            results[score] = percent(measure(*inputs))
+    for score, values in scores_of_images(columns).items():
+        known = values[~values.isnan()]
+        if len(known):
+            results[score] = percent(known)
     coherencies, complexities, *confidences = select_complete(columns, ADCC_PARTS)
     if len(coherencies):
         parts = (coherencies, complexities, average_drop(*confidences))
-        results["adcc"] = percent(adcc(*parts))
         results["adcc_of_means"] = percent(adcc(*(part.double().mean() for part in parts)))
     return results
+
+
+def scores_of_images(columns: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Compute every score that is a mean over images, (images,) in [0, 1]; NaN for an image without all inputs."""
+    results = {}
+    for score, (measure, names) in {**MEASURES, "adcc": (adcc_of_parts, ADCC_PARTS)}.items():
+        present = ~torch.stack([columns[name] for name in names]).isnan().any(dim=0)
+        values = torch.full_like(columns[names[0]], torch.nan)
+        values[present] = measure(*(columns[name][present] for name in names)).to(values)
+        results[score] = values
+    return results
+
+
+def adcc_of_parts(coherency: Tensor, complexity: Tensor, confidence: Tensor, kept: Tensor) -> Tensor:
+    """Compute ADCC of the columns that it is made of."""
+    return adcc(coherency, complexity, average_drop(confidence, kept))
 
 
 def select_complete(columns: dict[str, Tensor], names: Sequence[str]) -> list[Tensor]:
