@@ -15,7 +15,7 @@ from types import ModuleType
 from . import __version__
 from .arguments import ArgumentParser
 
-COMMANDS = ("list", "train", "explain", "benchmark", "accuracy", "card", "push", "export", "demo")
+COMMANDS = ("list", "train", "explain", "benchmark", "compare", "accuracy", "card", "push", "export", "demo")
 """Names of the commands and of their modules in `commands/`."""
 
 PROGRAM = "softcam-hub"

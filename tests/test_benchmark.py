@@ -11,9 +11,11 @@ from helpers.benchmark import CLASSES, DATA, prepare_split, read_split, run_benc
 from helpers.processes import finish, start
 
 from softcam_hub import create_explainer, to_vanilla
+from softcam_hub.cli import main
 from softcam_hub.evaluation import BenchmarkConfig, benchmark
 from softcam_hub.evaluation.models import DEFAULT_POST_HOC
-from softcam_hub.evaluation.report import table1
+from softcam_hub.evaluation.report import interval_table, table1
+from softcam_hub.evaluation.statistics import bootstrap_means
 from softcam_hub.explanation_scores.faithfulness import gini_sparseness
 from softcam_hub.explanation_scores.perturbation import deletion_auc, single_deletion
 from softcam_hub.loading import load_classifier
@@ -121,6 +123,39 @@ def test_rows_say_what_was_measured_and_how(table):
     mean = np.mean([max(v["confidence"] - v["kept"], 0) / v["confidence"] for v in values if v["explainer"] == "cam"])
     assert np.isclose(100 * mean, rows[2]["average_drop"])
     assert all((value["localization_precision"] is None) == (value["label"] == 0) for value in values)
+
+
+def test_rows_have_the_interval_of_every_mean_and_the_table_shows_it(table):
+    folder, rows = table
+    values = [json.loads(line) for line in (folder / "values.jsonl").read_text().splitlines()]
+    for row in rows:
+        own = [value for value in values if value["explainer"] == row["explainer"]]
+        drops = [100 * max(value["confidence"] - value["kept"], 0) / value["confidence"] for value in own]
+        precisions = [np.nan if value["pointing_game"] is None else 100 * value["pointing_game"] for value in own]
+        low, high = bootstrap_means([np.array([drops, precisions])]).interval()
+        assert np.allclose(row["average_drop_interval"], [low[0], high[0]])
+        assert np.allclose(row["pointing_game_interval"], [low[1], high[1]])
+        assert not {"adcc_of_means_interval", "borda_interval", "images_interval"} & row.keys()
+    assert rows[0]["completeness_error_interval"][1] < 1e-6
+    low, high = rows[0]["average_drop_interval"]
+    assert low < rows[0]["average_drop"] < high
+    lines = [line for line in (folder / "table1.md").read_text().splitlines() if line.startswith("| cape | model |")]
+    assert lines[1].startswith(f"| cape | model | [{low:.1f}, {high:.1f}] |")
+
+
+def test_two_explainers_are_compared_by_the_command(table, capsys):
+    folder, rows = table
+    assert main(["compare", str(folder), "cape", "cam", "--json"]) == 0
+    found = {row["measure"]: row for row in json.loads(capsys.readouterr().out)}
+    by_name = {row["explainer"]: row for row in rows}
+    for name in ("average_drop", "adcc", "miou", "topk_sensitivity", "localization_precision"):
+        expected = by_name["cape"][name] - by_name["cam"][name]
+        assert np.isclose(found[name]["difference"], expected, atol=2e-2), name
+        assert found[name]["low"] <= found[name]["difference"] <= found[name]["high"]
+        assert found[name]["p"] <= found[name]["p_holm"]
+    assert found["average_drop"]["images"] == 10
+    assert found["localization_precision"]["images"] == rows[0]["annotated"]
+    assert "completeness_error" not in found, "cam has none"
 
 
 def test_explainers_measured_alone_get_the_same_values(models, table, tmp_path):
@@ -327,8 +362,9 @@ def test_table_names_the_best_and_counts_points(table):
     folder, _ = table
     text = (folder / "table1.md").read_text()
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + 11
-    assert lines[0].count("|") == lines[2].count("|")
+    assert len(lines) == 2 * (2 + 11), "the table, and the table of intervals below it"
+    for table_lines in (lines[:13], lines[13:]):
+        assert {line.count("|") for line in table_lines} == {table_lines[0].count("|")}
     assert (folder / "curves.png").stat().st_size > 10_000
     common = {
         "images": 2,
@@ -353,3 +389,41 @@ def test_table_names_the_best_and_counts_points(table):
     assert cells[2] == ["cam", "vanilla", "10.0", "40.0", "**30.0**", "50.0", "**20.0**", "**13**"]  # 3 + 2 + 3 + 2 + 3
     assert cells[3] == ["fd-cam", "vanilla", "20.0", "**50.0**", "**30.0**", "**60.0**", "30.0", "**13**"]
     assert cells[4] == ["random", "vanilla", "**5.0**", "0.0", "0.0", "0.0", "99.0", "-"]
+
+
+def test_everything_that_cannot_be_told_from_the_best_is_bold():
+    """AD of five explainers on 60 images: two are the best on different images, the others are clearly worse."""
+    low = np.linspace(5, 30, 60)
+    drops = {
+        "cam": low,
+        "fd-cam": np.roll(low, 31) + 0.5,
+        "lift-cam": low + 3,
+        "layer-cam": low + 40,
+        "random": low + 3,
+    }
+    values = {(name, "vanilla"): {"average_drop": column} for name, column in drops.items()}
+    common = {"images": 60, "annotated": 0, "data": "d", "split": "test", "seed": 0}
+    common |= {"torch": "", "timm": "", "device": ""}
+    rows = [
+        {"explainer": name, "explains": "vanilla", "average_drop": column.mean(), **common}
+        for name, column in drops.items()
+    ]
+    text = table1(rows, values)
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[2:7]]
+    assert [line[2] for line in cells] == ["**17.5**", "**18.0**", "20.5", "57.5", "20.5"]
+    # plain ranks 1 to 4; of the significant ranks, cam and fd-cam share the first, lift-cam has the second
+    assert [line[3].strip("*") for line in cells] == ["3", "2", "1", "0", "-"]
+    assert [line[4].strip("*") for line in cells] == ["3", "3", "2", "1", "-"]
+    assert "cannot be told from it" in text
+    assert "cannot be told from it" not in table1(rows)
+    assert table1(rows).count("**") == 4, "the best drop, and the best points"
+    assert interval_table(rows) == ""
+
+
+def test_one_image_has_no_interval(models, tmp_path):
+    options = {"explainers": "cape random", "measures": "table", "limit": 1, **OPTIONS}
+    rows = benchmark(models / "cape", tmp_path, **options)
+    assert not [name for row in rows for name in row if name.endswith("_interval")]
+    text = (tmp_path / "table1.md").read_text()
+    assert "intervals" not in text
+    assert [line.count("**") for line in text.splitlines()[2:4]] == [10, 10], "nothing is told apart"

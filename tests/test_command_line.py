@@ -46,6 +46,8 @@ ANSWERS = {
     "benchmark --output out --limit 0": (1, "limit must be at least 1, got 0", ""),
     "benchmark --output out --mesures table": (2, "unknown option '--mesures': did you mean --measures?", ""),
     "benchmark --output out --measures tabel": (1, "unknown measure 'tabel': did you mean table?", ""),
+    "compare nowhere cape cam": (1, "there is no nowhere: name the folder of a benchmark", ""),
+    "compare out cape": (2, "softcam-hub compare: error: the following arguments are required: B", ""),
     "train --epocs 3": (
         2,
         "softcam-hub train: error: unknown option '--epocs': did you mean --epochs?; see --help",

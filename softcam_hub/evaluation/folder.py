@@ -42,7 +42,7 @@ def is_earlier_benchmark(path: Path) -> bool:
     """Tell whether a folder without a record holds a benchmark, or a table of accuracies."""
     entries = {entry.name for entry in path.iterdir()}
     if SETTINGS in entries:
-        settings, shards = _read_json(path / SETTINGS), path / SHARDS
+        settings, shards = read_json(path / SETTINGS), path / SHARDS
         whole = isinstance(settings, dict) and settings.keys() >= KNOWN_SETTINGS
         return whole and all(SHARD.fullmatch(file.name) for file in shards.glob("*"))
     return TABLE2_ROWS in entries and _holds_accuracies(path / TABLE2_ROWS)
@@ -71,7 +71,7 @@ def _check_same_settings(folder: Path, settings: dict[str, Any]) -> None:
                 f"measured: delete {SHARDS}, start again with --overwrite, or choose another --output"
             )
         return
-    before = _read_json(folder / SETTINGS)
+    before = read_json(folder / SETTINGS)
     if not isinstance(before, dict):
         raise ValueError(
             f"{folder / SETTINGS} is damaged, so that nothing says what was measured: start again with "
@@ -98,8 +98,8 @@ def with_current_role(content: Any) -> Any:
     return {**content, **nested, **role}
 
 
-def _read_json(file: Path) -> Any:
-    """Read a JSON file; None where it holds no JSON."""
+def read_json(file: Path) -> Any:
+    """Read a JSON file; return None where it holds no JSON."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
