@@ -22,8 +22,9 @@ from benchmarks.speed.tables import (
     training_table,
 )
 from benchmarks.timing import Row, read_rows
+from benchmarks.values import image_values_by_explainer, read_values
 from softcam_hub.arguments import ArgumentParser
-from softcam_hub.evaluation.report import markdown, table1
+from softcam_hub.evaluation.report import GROUPS, format_interval, interval_table, markdown, table1
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
@@ -82,7 +83,7 @@ def summary_table(models: list[Row], explanations: list[Row]) -> str:
     for explainer, model in SUMMARISED:
         row = rows[explainer, model]
         error = row.get("completeness_error")
-        numbers = [f"{row[name]:.1f}" for name in SUMMARY]
+        numbers = [with_interval(row, name) for name in SUMMARY]
         body.append(
             [
                 f"`{explainer}` of `{model}`",
@@ -100,15 +101,18 @@ def summary_table(models: list[Row], explanations: list[Row]) -> str:
 
 
 def explanations_table(rows: list[Row]) -> str:
-    """Render the CAPE paper's Table 1 on lesions, with every explainer among all others."""
-    row = rows[0]
-    table, _, _ = table1(rows).partition("\n\n")
+    """Render the CAPE paper's Table 1 on lesions, with every explainer among all others, and its intervals."""
+    row, values = rows[0], image_values_by_explainer(read_values("explanations"))
+    whole = all((row["explainer"], row["explains"]) in values for row in rows)
+    table, _, _ = table1(rows, values if whole else None).partition("\n\n")
+    marks, intervals = f" {GROUPS}" if whole else "", interval_table(rows)
     return table + (
         f"\n\n{row['images']} test images, {row['annotated']} of them with lesions; one run of each model, "
         f"seed 0; torch {row['torch']}, timm {row['timm']}, {row['device']}. Measures are in percent, except "
         f"for BC, completeness error and Gini. BC is the Borda count of AD, IC, ADD, ADCC and mIoU among all "
         "explainers except random and centre. Localisation measures the map of the true label. Top-k is the "
-        "mean over the 1 to 30 highest of 256 patches."
+        f"mean over the 1 to 30 highest of 256 patches.{marks}"
+        + (f"\n\n95 % intervals of these means, by a bootstrap over the images.\n\n{intervals}" if intervals else "")
     )
 
 
@@ -140,7 +144,7 @@ def methods_table(costs: list[Row], explanations: list[Row]) -> str:
     for row in explanations:
         cost = ours.get(row["explainer"])
         if cost is not None and row["explains"] == "lesions-vanilla":
-            numbers = [f"{row[name]:.1f}" for name in CHOICE]
+            numbers = [with_interval(row, name) for name in CHOICE]
             body.append([f"`{row['explainer']}`", three_digits(cost["ratio"]), f"`{cost['model']}`", *numbers])
     return (
         "Cost of a map of one image in forward passes, and measures in percent of the maps of `lesions-vanilla` "
@@ -176,6 +180,12 @@ def notebooks_table(rows: list[Row]) -> str:
     return f"One run of each on {'; '.join(machines)}, without a GPU.\n\n" + markdown(
         ["tutorial", "commands", "cells", "minutes"], body
     )
+
+
+def with_interval(row: Row, name: str) -> str:
+    """Format a score in percent, with its interval where the row has one."""
+    ends = row.get(f"{name}_interval")
+    return f"{row[name]:.1f}" + (f" {format_interval(ends, name)}" if ends else "")
 
 
 def _score(row: Row, name: str) -> str:

@@ -12,6 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from softcam_hub.evaluation.lines import lists_of
+from softcam_hub.evaluation.results import ImageValues, image_values
+
 from .timing import Row
 
 VALUES = Path(__file__).parent / "results" / "values"
@@ -35,6 +38,11 @@ def values_by_explainer(lines: list[Row]) -> list[Row]:
         labels = [line["label"] for line in group]
         rows.append({"explainer": explainer, "explains": explains, "label": labels, **values})
     return rows
+
+
+def image_values_by_explainer(rows: list[Row]) -> ImageValues:
+    """Compute the measures of all images for every explainer and model, given rows of values of one benchmark."""
+    return {(row["explainer"], row["explains"]): image_values(lists_of(row)) for row in rows}
 
 
 def _number(value: Any) -> float | None:
