@@ -12,8 +12,8 @@ from tools.house import measure
 PACKAGE = Path(__file__).parents[1] / "softcam_hub"
 
 FLOORS = [
-    {"models", "explanation_scores", "files", "arguments", "architectures"},
-    {"data", "output_folder", "loading", "figures"},
+    {"models", "explanation_scores", "files", "arguments"},
+    {"data", "output_folder", "loading", "figures", "architectures"},
     {"hub", "temperature"},
     {"training", "explainers", "export"},
     {"registry", "pipeline", "evaluation", "post_fitting"},
