@@ -1,6 +1,6 @@
 """Check the measured places of cells by experiments that need no mirror images.
 
-python -m benchmarks.alignment.checks    # trains three small networks: ten minutes of two cores
+python -m benchmarks.alignment.checks    # trains six networks: an hour and a half of one core
 
 - *best pointing*: every offset of a grid is applied to the maps of diseased test images. The mass inside the lesion
   is largest at the offset that is true, as far as the lesions tell. A parabola through the largest value and its
@@ -38,7 +38,8 @@ from softcam_hub.training.run import run
 ROOT = Path(__file__).parents[2]
 ROWS = ROOT / "benchmarks" / "results" / "alignment_checks.jsonl"
 SIDE, IMAGES, MEASURED = 128, 240, 32
-"""Side of the images, number of test images, and number of validation images that the places are measured on."""
+"""Side of the images where a network names no other, number of test images, and number of validation images that the
+places are measured on."""
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "ResNet": {"model": "cape_test_resnet", "model_args": "avg_down=False output_stride=8"},
@@ -49,6 +50,16 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "model": "cape_tf_efficientnet_lite0",
         "model_args": "output_stride=8",
         "init": "tf_efficientnet_lite0",  # see benchmarks/imagenet_weights.py
+        "lr": 5e-4,
+        "epochs": 3,
+        "channels_last": True,
+    },
+    "EfficientNet from ImageNet at stride 16": {
+        "model": "cape_tf_efficientnet_lite0",
+        "model_args": "output_stride=16",
+        "init": "tf_efficientnet_lite0",
+        "image_size": 256,
+        "data_size": 256,
         "lr": 5e-4,
         "epochs": 3,
         "channels_last": True,
@@ -78,9 +89,14 @@ def trained(name: str, folder: Path) -> SelfExplaining:
 
 
 @torch.no_grad()
-def best_pointing(model: SelfExplaining) -> dict[str, Any]:
-    """Find the offset at which most of the heat of the true class lies inside the lesions of the test images."""
-    config = DataConfig(data="lesions", data_size=SIDE, train_count=4, eval_count=IMAGES)
+def best_pointing(model: SelfExplaining, side: int) -> dict[str, Any]:
+    """Find the offset at which most of the heat of the true class lies inside the lesions of the test images.
+
+    Args:
+        model: Trained network.
+        side: Side of its images in pixels.
+    """
+    config = DataConfig(data="lesions", data_size=side, train_count=4, eval_count=IMAGES)
     images = make_dataset(model.preprocessing, load_splits(config).test, masks=True)  # images and masks cut alike
     diseased = [sample for sample in map(images.__getitem__, range(IMAGES)) if sample["mask"].any()]
     batch = stack_samples(diseased, ("pixel_values", "labels", "mask"), torch.device("cpu"))
@@ -104,10 +120,11 @@ def _figures(maps: Tensor, masks: Tensor, offset: tuple[float, float]) -> list[t
 
 def _inside(maps: Tensor, masks: Tensor, offset: tuple[float, float]) -> tuple[float, float]:
     """Return the mean share of heat inside the lesions, and the share of images whose hottest pixel is inside."""
-    steps = (SIDE / maps.shape[1], SIDE / maps.shape[2])
+    side = masks.shape[1]
+    steps = (side / maps.shape[1], side / maps.shape[2])
     start = ((0.5 + offset[0]) * steps[0], (0.5 + offset[1]) * steps[1])
-    grid = Grid((SIDE, SIDE), (maps.shape[1], maps.shape[2]), Alignment(start, steps, (SIDE, SIDE)))
-    heat = grid.upsample(maps, (SIDE, SIDE)).flatten(1)
+    grid = Grid((side, side), (maps.shape[1], maps.shape[2]), Alignment(start, steps, (side, side)))
+    heat = grid.upsample(maps, (side, side)).flatten(1)
     inside = masks.flatten(1)
     share = (heat * inside).sum(dim=1) / heat.sum(dim=1).clamp_min(1e-12)
     hits = inside.gather(1, heat.argmax(dim=1, keepdim=True)).float()
@@ -123,21 +140,29 @@ def _vertex(places: np.ndarray, values: np.ndarray, best: int) -> float:
 
 
 @torch.no_grad()
-def moved_blob(model: SelfExplaining, samples: list[LesionImage]) -> dict[str, Any]:
-    """Add faint spots to healthy images, and compare where they are with where the evidence changes."""
+def moved_blob(model: SelfExplaining, samples: list[LesionImage], side: int) -> dict[str, Any]:
+    """Add faint spots to healthy images, and compare where they are with where the evidence changes.
+
+    Args:
+        model: Trained network.
+        samples: Images, of which the healthy ones count.
+        side: Side of the images in pixels.
+    """
+    scale = side / SIDE
     healthy = model.as_batch([sample.image for sample in samples if not sample.label][:8])
     before = _class_evidence(model, healthy)
-    pixels = torch.arange(SIDE) + 0.5
-    cells = (torch.arange(before.shape[2], dtype=torch.float64) + 0.5) * SIDE / before.shape[2]
+    pixels = torch.arange(side) + 0.5
+    cells = (torch.arange(before.shape[2], dtype=torch.float64) + 0.5) * side / before.shape[2]
     offsets = []
-    for down in range(40, 89, 6):
-        for right in range(40, 89, 6):
-            spot = torch.exp(-((pixels[:, None] - down) ** 2 + (pixels - right) ** 2) / 32)
+    places = [scale * place for place in range(40, 89, 6)]
+    for down in places:
+        for right in places:
+            spot = torch.exp(-((pixels[:, None] - down) ** 2 + (pixels - right) ** 2) / (32 * scale**2))
             for sign in (-1, 1):
                 change = (_class_evidence(model, healthy + sign * spot) - before).square().sum(dim=1).double()
                 total = change.sum(dim=(1, 2))
                 seen = (change.sum(dim=2) @ cells / total, change.sum(dim=1) @ cells / total)
-                distance = torch.stack([down - seen[0], right - seen[1]], dim=1) / (SIDE / before.shape[2])
+                distance = torch.stack([down - seen[0], right - seen[1]], dim=1) / (side / before.shape[2])
                 offsets.append(distance)
     return {"blob_offset": [round(value, 3) for value in torch.cat(offsets).median(dim=0).values.tolist()]}
 
@@ -152,16 +177,21 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "alignment", help="folder of the networks")
     parser.add_argument("--output", type=Path, default=ROWS, help="file of the rows")
     arguments = parser.parse_args()
-    validation = [draw(index, "validation", SIDE).image for index in range(MEASURED)]
-    test = [draw(index, "test", SIDE) for index in range(IMAGES)]
     rows = []
     for name, network in NETWORKS.items():
+        side = network.get("image_size", SIDE)
+        validation = [draw(index, "validation", side).image for index in range(MEASURED)]
+        test = [draw(index, "test", side) for index in range(IMAGES)]
         model = trained(name, arguments.folder)
         measurement = measure_alignment(model, validation)
         row = {"network": name, **network, "offset": list(measurement.offset), "accepted": list(measurement.accepted)}
         row |= {"spread": list(measurement.spread), "correlation": list(measurement.correlation)}
         metrics = json.loads((folder_of(name, arguments.folder) / "metrics.json").read_text())
-        row |= {"accuracy": round(metrics["test_accuracy"], 3)} | best_pointing(model) | moved_blob(model, test)
+        row |= (
+            {"accuracy": round(metrics["test_accuracy"], 3)}
+            | best_pointing(model, side)
+            | moved_blob(model, test, side)
+        )
         for method in ("best", "blob"):
             triples = zip(row["offset"], row[f"{method}_offset"], row["accepted"], strict=True)
             near = [abs(first - second) <= TOLERANCE for first, second, counts in triples if counts]
