@@ -6,6 +6,7 @@ python -m benchmarks.tables --check    # exit 1 where a page differs from the ro
 
 import argparse
 import re
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -63,21 +64,34 @@ SUMMARISED = (
 
 
 def lesions_table(rows: list[Row]) -> str:
-    """Render one line per recipe: scores on the test split, and the seconds of the run."""
-    body = [[f"`{row['recipe']}`", f"`{row['model']}`", *(_score(row, name) for name in LESIONS)] for row in rows]
+    """Render one line per recipe: mean and spread over seeds of the scores on the test split, and of the seconds."""
+    body = []
+    for recipe in dict.fromkeys(row["recipe"] for row in rows):
+        of = [row for row in rows if row["recipe"] == recipe]
+        scores = [_score([row[name] for row in of if name in row], name) for name in LESIONS]
+        body.append([f"`{recipe}`", f"`{of[0]['model']}`", *scores])
     trained = [row for row in rows if "torch" in row]
     where_run = sorted({f"{row['device']}, torch {row['torch']}, threads: {row['threads']}" for row in trained})
     return (
-        "Scores on 600 generated test images of four classes (200 for the demo), one run each with seed 0. "
-        "*Mean colour* is a linear model on the mean colour of an image. *Teacher* is the vanilla head that "
-        f"CAPE learnt from. Seconds were measured on a machine that did other work too: "
-        f"{'; '.join(where_run)}.\n\n"
+        f"Scores on 600 generated test images of four classes (200 for the demo); {_seeds_in_words(trained)}. *Mean "
+        "colour* is a linear model on the mean colour of an image. *Teacher* is the vanilla head that CAPE learnt "
+        f"from. Seconds were measured on a machine that did other work too: {'; '.join(where_run)}.\n\n"
     ) + markdown(["recipe", "model", *LESIONS.values()], body)
+
+
+def _seeds_in_words(rows: list[Row]) -> str:
+    """Say how many runs stand behind a number; rows of earlier releases are of seed 0."""
+    seeds = sorted({row.get("seed", 0) for row in rows})
+    if len(seeds) == 1:
+        return f"one run each with seed {seeds[0]}"
+    return f"means over the seeds {', '.join(map(str, seeds))} with the standard deviation between them"
 
 
 def summary_table(models: list[Row], explanations: list[Row]) -> str:
     """Render one line per map: accuracy of its model, and the measures that tell the heads apart."""
-    accuracies = {row["recipe"]: row["test_accuracy"] for row in models}
+    accuracies: dict[str, list[float]] = {}
+    for model in models:
+        accuracies.setdefault(model["recipe"], []).append(model["test_accuracy"])
     rows = {(row["explainer"], row["explains"]): row for row in explanations}
     body = []
     for explainer, model in SUMMARISED:
@@ -87,16 +101,16 @@ def summary_table(models: list[Row], explanations: list[Row]) -> str:
         body.append(
             [
                 f"`{explainer}` of `{model}`",
-                f"{100 * accuracies[model]:.1f} %",
+                _score(accuracies[model], "test_accuracy"),
                 "-" if error is None else f"{error:.0e}",
                 *numbers,
             ]
         )
     return (
-        "Networks of 0.4 million parameters on generated lesions, one run each with seed 0: accuracy on 600 "
-        "test images, maps on 200. The completeness error is the difference between the sum (CAPE) or mean "
-        "(SoftCAM) of a map and the prediction. Post-hoc maps explain the vanilla classifier. Measures are in "
-        "percent.\n\n"
+        "Networks of 0.4 million parameters on generated lesions: accuracy on 600 test images, "
+        f"{_seeds_in_words(models)}; maps of seed 0 on 200 of them. The completeness error is the difference between "
+        "the sum (CAPE) or mean (SoftCAM) of a map and the prediction. Post-hoc maps explain the vanilla classifier. "
+        "Measures are in percent.\n\n"
     ) + markdown(["map", "accuracy", "completeness error ↓", *SUMMARY.values()], body)
 
 
@@ -188,13 +202,14 @@ def with_interval(row: Row, name: str) -> str:
     return f"{row[name]:.1f}" + (f" {format_interval(ends, name)}" if ends else "")
 
 
-def _score(row: Row, name: str) -> str:
-    value = row.get(name)
-    if value is None:
+def _score(values: list[float], name: str) -> str:
+    """Return the mean of some runs, with its spread where there are several."""
+    if not values:
         return "-"
-    if name == "seconds":
-        return f"{value:.0f}"
-    return f"{100 * value:.1f} %" if "accuracy" in name else f"{value:.3f}"
+    mean, scale = statistics.fmean(values), 100 if "accuracy" in name else 1
+    digits = 0 if name == "seconds" else 1 if scale == 100 else 3
+    spread = f" ± {scale * statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{scale * mean:.{digits}f}{spread}{' %' if scale == 100 else ''}"
 
 
 README_TABLES: dict[str, Table] = {"summary": (summary_table, ("lesions", "explanations"))}

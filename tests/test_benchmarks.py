@@ -11,6 +11,8 @@ import pytest
 from benchmarks import hidden_layers
 from benchmarks.reproduction.claims import document
 from benchmarks.reproduction.findings import NOT_ALIGNED, Findings
+from benchmarks.reproduction.lesions import options_of
+from benchmarks.tables import lesions_table
 from benchmarks.timing import read_rows
 
 ROOT = Path(__file__).parents[1]
@@ -123,3 +125,21 @@ def test_hidden_layers_benchmark_runs(tmp_path):
 @pytest.mark.slow
 def test_the_share_of_positions_in_the_evidence_of_clip():
     assert 0 < hidden_layers.measure("resnet50_clip")["position_share"] < 1
+
+
+def test_recipes_of_several_seeds_share_a_line_with_their_spread():
+    common = {"recipe": "lesions-cape", "model": "m", "device": "d", "torch": "t", "threads": 1, "seconds": 10.0}
+    rows = [{**common, "seed": seed, "test_accuracy": 0.9 + 0.02 * seed, "test_auc": 0.5} for seed in range(3)]
+    rows.append({"recipe": "mean colour", "seed": 0, "model": "linear", "test_accuracy": 0.3})
+    table = lesions_table(rows)
+    assert "means over the seeds 0, 1, 2 with the standard deviation between them" in table
+    assert "| `lesions-cape` | `m` | 92.0 ± 2.0 % | 0.500 ± 0.000 | - | - | - | - | 10 ± 0 |" in table
+    assert "| `mean colour` | `linear` | 30.0 % | - | - | - | - | - | - |" in table
+    assert "one run each with seed 0" in lesions_table(rows[:1])
+
+
+def test_runs_of_further_seeds_have_folders_of_their_own_and_start_from_their_own_vanilla_classifier():
+    assert options_of("lesions-cape", 0) == ["--seed=0", "--output=runs/lesions-cape"]
+    start, own = "runs/lesions-vanilla/model", "runs/seed-2/lesions-vanilla/model"
+    assert options_of("lesions-cape-pf", 0) == ["--seed=0", "--output=runs/lesions-cape-pf", f"--init={start}"]
+    assert options_of("lesions-cape-pf", 2) == ["--seed=2", "--output=runs/seed-2/lesions-cape-pf", f"--init={own}"]
