@@ -19,6 +19,7 @@ from benchmarks.speed.tables import (
     heads_table,
     import_table,
     peer_table,
+    threads_table,
     three_digits,
     training_table,
 )
@@ -224,6 +225,7 @@ SPEED_TABLES: dict[str, Table] = {
     "heads": (heads_table, ("heads",)),
     "alignment_speed": (alignment_speed_table, ("alignment_speed",)),
     "training": (training_table, ("training",)),
+    "threads": (threads_table, ("threads",)),
     "import": (import_table, ("import",)),
     "notebooks": (notebooks_table, ("notebooks",)),
 }

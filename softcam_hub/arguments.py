@@ -16,11 +16,11 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 
 def _is_command_line() -> bool:
-    """Tell whether this process is `softcam-hub` or `python -m softcam_hub`, and no program of a user."""
+    """Tell whether this process is `softcam-hub`, `python -m softcam_hub` or our script, and no program of a user."""
     program = sys.argv[0] if sys.argv else ""
     if program == "-m":  # until Python has found the module
         return sys.orig_argv[-len(sys.argv)] == __package__
-    return Path(program).name in ("softcam-hub", "softcam-hub.exe", "softcam-hub-script.py")
+    return Path(program).name in ("softcam-hub", "softcam-hub.exe", "softcam-hub-script.py", "train_accelerate.py")
 
 
 COMMAND_LINE = _is_command_line()

@@ -14,6 +14,7 @@ from types import ModuleType
 
 from . import __version__
 from .arguments import ArgumentParser
+from .threads import set_up_threads
 
 COMMANDS = ("list", "train", "explain", "benchmark", "compare", "accuracy", "card", "push", "export", "demo")
 """Names of the commands and of their modules in `commands/`."""
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words of the command line. Those of the process by default.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
+    set_up_threads()
     try:
         code = run_command(words)
         sys.stdout.flush()  # here, where a closed pipe is met with the answer below

@@ -12,7 +12,7 @@ from tools.house import measure
 PACKAGE = Path(__file__).parents[1] / "softcam_hub"
 
 FLOORS = [
-    {"models", "explanation_scores", "files", "arguments"},
+    {"models", "explanation_scores", "files", "arguments", "threads"},
     {"data", "output_folder", "loading", "figures", "architectures"},
     {"hub", "temperature"},
     {"training", "explainers", "export"},

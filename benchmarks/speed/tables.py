@@ -136,6 +136,23 @@ def training_table(rows: list[Row]) -> str:
     ) + markdown(["model", "computed anew", "cached", "ratio"], body)
 
 
+def threads_table(rows: list[Row]) -> str:
+    """Render one line per number of busy processes: an update with threads that spin, and with threads that sleep."""
+    body = [
+        [
+            f"{row['busy_processes']} busy processes beside it" if row["busy_processes"] else "quiet machine",
+            *(f"{row[f'{way}_seconds']:.2f} s" for way in ("spinning", "sleeping")),
+            f"{row['ratio']:.2f} ({row['ratio_quartiles'][0]:.2f} to {row['ratio_quartiles'][1]:.2f})",
+        ]
+        for row in rows
+    ]
+    return (
+        "An update of a small network (batch 32, 128 pixels) with threads that spin while they wait, as torch has "
+        f"them, and with threads that sleep: medians of {rows[0]['pairs']} interleaved pairs, quartiles in brackets. "
+        f"{where(rows[0])}.\n\n"
+    ) + markdown(["machine", "spinning", "sleeping", "ratio"], body)
+
+
 def explainers_table(rows: list[Row]) -> str:
     """Render one line per method and batch: its cost here and with each peer, in forward passes."""
     cases: dict[tuple[str, int, str], dict[str, Row]] = {}
