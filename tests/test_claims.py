@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import timm
+from helpers.claim_rows import explained, rows, training
 
 from benchmarks.reproduction import cape_claims, claims, softcam_claims, study_tables
 from benchmarks.reproduction.chain import Chain
@@ -15,34 +16,6 @@ from benchmarks.reproduction.verdicts import NOT_MEASURED, Part, verdict
 from benchmarks.timing import replace_rows
 
 ROOT = Path(__file__).parents[1]
-
-SEEDS = (0, 1, 2)
-DATA = {"screening": "screening", "marks": "marks"}
-
-
-def rows(study, kind, values, **columns):
-    """A row per seed; `values` are columns -> one number per seed, or one for all."""
-    spreads = {name: value if isinstance(value, tuple) else (value,) * 3 for name, value in values.items()}
-    return [
-        {
-            "study": study,
-            "seed": seed,
-            "kind": kind,
-            **columns,
-            **{name: value[seed] for name, value in spreads.items()},
-        }
-        for seed in SEEDS
-    ]
-
-
-def training(run, accuracy, auc=0.99, study="lesions", **more):
-    values = {"test_accuracy": accuracy, "test_auc": auc, "seconds": 60.0, **more}
-    columns = {"run": run, "data": DATA.get(study, "lesions"), "model": run, "images": 100, "epochs": 3}
-    return rows(study, "training", {"l1": 0.0, **values}, **columns)
-
-
-def explained(run, explainer, study="lesions", **values):
-    return rows(study, "explanation", values, run=run, explainer=explainer, explains="model", images=8, annotated=6)
 
 
 def words(parts):
@@ -365,8 +338,10 @@ def test_localisation_is_judged_for_maps_drawn_as_squares_too():
     assert drawn.post_hoc("lesions", "localization_precision")["guided-backprop"] == {0: 30.0, 1: 30.0, 2: 30.0}
     s2 = next(claim for claim in claims.CLAIMS if claim.code == "S2")
     text = claims.section(findings, s2)
-    assert "*Verdict: holds.*" in text  # 50 is above 49
-    assert "*With maps drawn as squares that fill the image: does not hold.*" in text  # 20 to 22 are below 30
+    assert "*Verdict: holds; without interval: 1 of 1 part.*" in text  # 50 is above 49
+    assert (
+        "*With maps drawn as squares that fill the image: does not hold; without interval: 1 of 1 part.*" in text
+    )  # 20 to 22 are below 30
     page = claims.study_section(findings, "lesions")
     assert "| softcam | 21.0 ± 1.0 → 50.0 ± 0.0 |" in page
     assert "| cam | 19.0 ± 0.0 → 49.0 ± 0.0 |" in page

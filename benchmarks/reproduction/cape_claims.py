@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from softcam_hub.data.lesions import VARIANTS
 
-from .findings import Column, Findings, best_of, mean, minus, spread
+from .findings import Column, Findings, Row, best_of, mean, minus, spread
 from .studies import JUDGED
 from .verdicts import MAY_LOSE, NOT_MEASURED, Claim, Part, always, part
 
@@ -22,6 +22,9 @@ MANY = 10
 """Least number of classes that counts as many."""
 
 UNTRAINED = ("naive", "off-the-shelf")
+
+Table = dict[str, list[Row]]
+"""Map -> its rows of all seeds."""
 
 
 def adds_up(findings: Findings, studies: tuple[str, ...]) -> list[Part]:
@@ -70,43 +73,94 @@ def leads(findings: Findings, studies: tuple[str, ...]) -> list[Part]:
         if not any(name.startswith("mu-cape") for name in table):
             continue
         data = findings.rows(study, "training")[0]["data"]
-        parts += _leader(study, table, "borda", "µ-CAPE leads Borda", ("mu-cape",), lambda value: -value)
+        parts += _leads_borda(study, table)
         many, few = len(VARIANTS[data]) >= MANY, len(VARIANTS[data]) == 2
         expected, measure = ("cape",), "CAPE leads mIoU"
         if few:
             expected, measure = ("cam", "lift-cam"), "CAM or LIFT-CAM leads mIoU"
-        parts += [
-            one if many or few else replace(one, holds=None)
-            for one in _leader(study, table, "miou", measure, expected, lambda value: value)
-        ]
+        found = _leads_overlap(findings, study, table, measure, expected)
+        parts += found if many or few else [replace(one, holds=None) for one in found]
     return parts
 
 
-def _leader(
-    study: str, table: dict, name: str, measure: str, expected: tuple[str, ...], key: Callable[[float], float]
-) -> list[Part]:
-    """Judge whether one of the expected maps has the best mean of a column, and name the first three.
+def _leads_borda(study: str, table: Table) -> list[Part]:
+    """Judge whether a µ-CAPE map has the most Borda points, on average and, with values of the images, in every seed.
 
-    Args:
-        study: Name of the study.
-        table: Rows of every seed, by map.
-        name: Name of the column.
-        measure: Name of the part.
-        expected: Maps, one of which is to lead.
-        key: Function that sorts the best mean first.
+    Points of significant ranks must be more than those of every other map.
     """
+    columns, significant = _columns(table, "borda"), _columns(table, "significant_borda")
+    if not columns:
+        return []
+    expected = [one for one in columns if is_map(one, ("mu-cape",))]
+    figure, first = _first_three(columns, lambda value: -value)
+    holds = any(one in expected for one in first)
+    complete = all(significant.get(one, {}).keys() == column.keys() for one, column in columns.items())
+    if complete:
+        figure += f"; of significant ranks: {_first_three(significant, lambda value: -value)[0]}"
+        gaps = [minus(*(best_of(side) for side in _split(points, expected))) for points in (columns, significant)]
+        holds = holds and min(gaps[0].values(), default=0) >= 0 and min(gaps[1].values(), default=1) > 0
+    found = part(study, "all maps", "µ-CAPE leads Borda", figure, best_of(columns), lambda _: holds)
+    return found if complete else [replace(one, lacks_interval=True) for one in found]
+
+
+def _leads_overlap(findings: Findings, study: str, table: Table, measure: str, kinds: tuple[str, ...]) -> list[Part]:
+    """Judge whether a map of the expected kinds has the lowest mIoU, on average and, with values, beyond doubt.
+
+    With values of the images, it must be the lowest in every seed, as printed, and the interval of its difference to
+    the best map of another kind must exclude 0. Maps that are equal to it in all images do not count as others.
+    """
+    columns = _columns(table, "miou")
+    if not columns:
+        return []
+    figure, first = _first_three(columns, lambda value: value)
+    holds = any(is_map(one, kinds) for one in first)
+    expected, others = _split(columns, [one for one in columns if is_map(one, kinds)])
+    maps = {one: {row["seed"]: (row["run"], row["explainer"]) for row in table[one]} for one in columns}
+    complete = bool(expected) and all(findings.strata(study, maps[one], "miou") for one in columns)
+    if complete:
+        leader = min(expected, key=lambda one: mean(expected[one]))
+        compared = {one: findings.difference(study, "miou", maps[one], maps[leader]) for one in others}
+        rivals = [one for one, found in compared.items() if found and any((found.difference, found.low, found.high))]
+        for rival in sorted(rivals, key=lambda one: mean(columns[one]))[:1]:
+            found = compared[rival]
+            figure += f"; {leader} is lower than {rival} by {found.difference:.1f} [{found.low:.1f}, {found.high:.1f}]"
+            lowest = best_of({one: columns[one] for one in rivals}, min)
+            holds = (
+                holds and found.low > 0 and all(round(gap, 1) >= 0 for gap in minus(lowest, columns[leader]).values())
+            )
+    parts = part(study, "all maps", measure, figure, columns[first[0]], lambda _: holds)
+    return parts if complete else [replace(one, lacks_interval=True) for one in parts]
+
+
+def _split(columns: dict[str, Column], names: list[str]) -> tuple[dict[str, Column], dict[str, Column]]:
+    """Return the columns of the named maps, and those of all others."""
+    chosen = {one: column for one, column in columns.items() if one in names}
+    return chosen, {one: column for one, column in columns.items() if one not in names}
+
+
+def is_map(name: str, expected: tuple[str, ...]) -> bool:
+    """Tell whether a map is one of the expected kinds; its name may end with the run in brackets."""
+    return name.split(" (")[0] in expected
+
+
+def _columns(table: Table, name: str) -> dict[str, Column]:
+    """Return a column of every map that has it."""
     columns = {
         one: {row["seed"]: row[name] for row in rows if row.get(name) is not None} for one, rows in table.items()
     }
-    columns = {one: column for one, column in columns.items() if column}
-    if not columns:
-        return []
+    return {one: column for one, column in columns.items() if column}
+
+
+def _first_three(columns: dict[str, Column], key: Callable[[float], float]) -> tuple[str, list[str]]:
+    """Name the first three maps with their numbers, and return all maps that share the first place.
+
+    Args:
+        columns: Numbers of every map.
+        key: Function that sorts the best mean first.
+    """
     ranked = sorted(columns, key=lambda one: key(mean(columns[one])))
-    best = mean(columns[ranked[0]])
-    first = [one for one in ranked if mean(columns[one]) == best]
-    figure = ", ".join(f"{one} {spread(columns[one])}" for one in ranked[: max(3, len(first))])
-    holds = any(one.split(" (")[0] in expected for one in first)
-    return part(study, "all maps", measure, figure, columns[ranked[0]], lambda _: holds)
+    first = [one for one in ranked if mean(columns[one]) == mean(columns[ranked[0]])]
+    return ", ".join(f"{one} {spread(columns[one])}" for one in ranked[: max(3, len(first))]), first
 
 
 def selective_helps(findings: Findings, studies: tuple[str, ...]) -> list[Part]:
@@ -194,8 +248,9 @@ CAPE_CLAIMS = [
         "C3",
         "µ-CAPE leads the Borda ranking. CAPE leads mIoU with many classes; with two classes CAM or LIFT-CAM does.",
         "The named map has the best mean over seeds, among the post-hoc maps of the vanilla classifier and "
-        "the maps of bootstrapped CAPE. With three to nine classes, the leader in mIoU is shown but decides "
-        "nothing.",
+        "the maps of bootstrapped CAPE. Where there are values of the images, it leads in every seed; in mIoU, the "
+        "interval of the difference to the best other map excludes 0, and it has more Borda points of significant "
+        "ranks than every other map. With three to nine classes, the leader in mIoU is shown but decides nothing.",
         leads,
         JUDGED,
     ),

@@ -33,7 +33,7 @@ from .study_tables import (
     resolution,
     temperatures,
 )
-from .verdicts import SEEDS, Claim, verdict
+from .verdicts import SEEDS, WITHOUT_INTERVAL, Claim, verdict
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reproduction.md"
 
@@ -50,6 +50,12 @@ rules were written before the rows.
 HOW = f"""A claim is judged in parts, such as one study and one measure. A claim *holds* if all of its parts hold, *does
 not hold* if none of them holds, and is *mixed* otherwise. *Top-k precision 2 of 4* means that two of the four
 parts on top-k precision hold. A claim is *not tested here* if no part has rows of at least {SEEDS} seeds.
+
+That one map is better than another holds if it is better in every seed, and if the 95 % interval of the difference
+excludes 0. The interval is a bootstrap over the images of every seed, on which both maps are compared
+([Scores](scores.md#intervals-and-which-methods-can-be-told-apart)). It takes the seeds as they are: three seeds are
+too few for an interval over seeds, and none is given. A part {WITHOUT_INTERVAL} has no values of the images, and is
+judged by its seeds alone; a verdict counts such parts.
 """
 
 LEARNT = """## What follows for the defaults
@@ -170,7 +176,8 @@ def circumstances(findings: Findings) -> str:
         "**Added after the first rows.** At first, the sweep over λ only ran from scratch, from λ = 0.03 on, "
         "and the accuracy fell at the smallest λ already. A smaller λ and the study *fine-tuning* were added "
         "then. The runs from scratch with λ = 0.01 and 0.3, whose accuracy fell in the same way, were left "
-        "out to save time. The rules were not changed.\n"
+        "out to save time. The rules were not changed then. Later, all rules that say that one map is better than "
+        "another became stricter: before, it was enough to be better in every seed.\n"
     ) + (f"\n**Not run yet:** the studies {', '.join(missing)}.\n" if missing else "")
 
 

@@ -1,18 +1,28 @@
 """Select rows of benchmarks/results/ to judge the papers' claims by, and average them over seeds.
 
-A column is a dictionary seed -> number. Accuracies are in percent; areas under a curve and errors are not.
+- A column is a dictionary seed -> number. Accuracies are in percent; areas under a curve and errors are not.
+- Values of every image belong to rows of explanations. Intervals and comparisons come from these: they resample the
+  images within each seed. Where a seed has no values, there is neither.
 """
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from softcam_hub.evaluation.lines import lists_of
 from softcam_hub.evaluation.report import with_borda
+from softcam_hub.evaluation.results import image_values
+from softcam_hub.evaluation.statistics import Array, Difference, compare_methods
 from softcam_hub.explainers.methods import UNINFORMED
 
 from ..timing import Row, read_rows
+from ..values import read_values
+from .studies import STEEL
 
 RESULTS = Path(__file__).parents[1] / "results"
 CAPE_NAMES = {"cape-pf": "PF", "cape-ts": "TS"}
@@ -28,7 +38,12 @@ explains (column `of`)."""
 ALL_LOCATED = "small boxes"
 """Value of the column `class` for all classes that count for localisation together."""
 
+ALL_IMAGES = "all images"
+"""Value of the column `of` in the values of all test images, by which localisation is measured on photographs."""
+
 Column = dict[int, float]
+Map = tuple[str, str]
+"""Run and explainer."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +54,13 @@ class Findings:
         reproduction: Rows of `reproduce.py`.
         heads: Rows of `speed/heads.py`, with the cost of the heads.
         explainers: Rows of `speed/explainers.py`, with the cost of post-hoc methods.
+        values: Rows of `reproduce.py` with lists over the images, in the form of `benchmarks/values.py`.
     """
 
     reproduction: list[Row] = field(default_factory=list)
     heads: list[Row] = field(default_factory=list)
     explainers: list[Row] = field(default_factory=list)
+    values: list[Row] = field(default_factory=list)
 
     def seeds(self, study: str | None = None) -> list[int]:
         """Return all seeds, or those of a study."""
@@ -55,7 +72,10 @@ class Findings:
         return [row for row in self.reproduction if all(row.get(name) == value for name, value in wanted.items())]
 
     def drawn_as_squares(self) -> "Findings":
-        """Return the findings with the localisation of maps that fill the image with squares, without alignment."""
+        """Return the findings with the localisation of maps that fill the image with squares, without alignment.
+
+        These maps have no values of the images.
+        """
         squares = {_place(row): row for row in self.reproduction if row["kind"] == NOT_ALIGNED}
         rows = [row for row in self.reproduction if row["kind"] != NOT_ALIGNED]
         replaced = [
@@ -64,7 +84,7 @@ class Findings:
             else row
             for row in rows
         ]
-        return replace(self, reproduction=replaced)
+        return replace(self, reproduction=replaced, values=[])
 
     def column(self, study: str, kind: str, name: str, **where: Any) -> Column:
         """Return the number in a column of the rows that `rows` selects, by seed."""
@@ -104,9 +124,65 @@ class Findings:
                 if row["run"] in ("vanilla", *CAPE_NAMES) and row["explainer"] not in UNINFORMED
             ]
             named = [{**row, "explains": row["run"]} for row in rows]  # two runs have maps of one name
-            for row in with_borda(named):
+            images = {(row["explainer"], row["run"]): self.images(study, row["run"], row["explainer"]) for row in rows}
+            values = {key: seeds[seed] for key, seeds in images.items() if seed in seeds}
+            for row in with_borda(named, [values] if rows and len(values) == len(rows) else []):
                 table.setdefault(row["label"], []).append(row)
         return table
+
+    def images(self, study: str, run: str, explainer: str) -> dict[int, dict[str, Array]]:
+        """Return the values of the images behind an explanation's numbers: seed -> measure -> values."""
+        found = {seed: dict(values) for seed, values in self._values_of.get((study, run, explainer, None), {}).items()}
+        for row in self.rows(study, LOCALISED, run=run, explainer=explainer, **{"class": ALL_LOCATED}):
+            values = self._values_of.get((study, run, explainer, ALL_IMAGES), {}).get(row["seed"], {})
+            if values:
+                counted = np.isin(values["label"], self._located_labels(study))
+                own = {name: column[counted] for name, column in values.items() if name in row}
+                found[row["seed"]] = found.get(row["seed"], {}) | own
+        return found
+
+    def strata(self, study: str, maps: Mapping[int, Map], name: str) -> list[Array] | None:
+        """Return the values of the images in every seed, or None if a seed has none.
+
+        Args:
+            study: Name of the study.
+            maps: Run and explainer in every seed.
+            name: Name of the measure.
+        """
+        columns = [self.images(study, *maps[seed]).get(seed, {}).get(name) for seed in sorted(maps)]
+        return None if not columns or any(column is None for column in columns) else columns
+
+    def difference(
+        self, study: str, name: str, first: Mapping[int, Map], second: Mapping[int, Map]
+    ) -> Difference | None:
+        """Compare two maps on the same images of every seed, or return None if a seed has no values of both.
+
+        Args:
+            study: Name of the study.
+            name: Name of the measure.
+            first: Run and explainer in every seed.
+            second: Run and explainer to compare with, in the same seeds.
+        """
+        ours, theirs = self.strata(study, first, name), self.strata(study, second, name)
+        if ours is None or theirs is None or first.keys() != second.keys():
+            return None
+        return compare_methods(ours, theirs)
+
+    @cached_property
+    def _values_of(self) -> dict[tuple[Any, ...], dict[int, dict[str, Array]]]:
+        """Study, run, explainer and images -> seed -> measure -> values, with the labels of the images."""
+        found: dict[tuple[Any, ...], dict[int, dict[str, Array]]] = {}
+        for row in self.values:
+            columns = lists_of(row)
+            key = (row["study"], row["run"], row["explainer"], row.get("of"))
+            found.setdefault(key, {})[row["seed"]] = image_values(columns) | {"label": np.array(columns["label"])}
+        return found
+
+    def _located_labels(self, study: str) -> list[int]:
+        """Return the labels of the images that count for localisation in a study of photographs."""
+        classes = list(dict.fromkeys(row["class"] for row in self.rows(study, LOCALISED)))  # in the order of labels
+        classes.remove(ALL_LOCATED)
+        return [classes.index(name) for name in STEEL[study].located]
 
 
 def _place(row: Row) -> tuple[Any, ...]:
@@ -129,7 +205,7 @@ def read() -> Findings:
     for name in ("reproduction", "heads", "explainers"):
         rows = read_rows(RESULTS / f"{name}.jsonl")
         files.append([{column: value for column, value in row.items() if value is not None} for row in rows])
-    return Findings(*files)
+    return Findings(*files, read_values("reproduction"))
 
 
 def minus(a: Column, b: Column) -> Column:
@@ -154,3 +230,8 @@ def spread(column: Column, form: str = ".1f", sign: str = "") -> str:
         return "-"
     deviation = f" ± {statistics.stdev(column.values()):{form}}" if len(column) > 1 else ""
     return f"{mean(column):{sign}{form}}{deviation}"
+
+
+def with_seeds(column: Column, form: str = ".1f") -> str:
+    """Format the mean over seeds and, in brackets, the number of every seed."""
+    return f"{mean(column):{form}} ({', '.join(f'{column[seed]:{form}}' for seed in sorted(column))})"

@@ -2,15 +2,19 @@
 
 - Predictions are measured on the whole test split, and explanations on its first images (see `reproduce.py`).
 - The best mean of a column is bold. The maps of `random` and `centre` may be the best, too.
+- Where there are values of the images, means of explanations have their 95 % interval over the images of all seeds
+  instead, all means that cannot be told from the best are bold, and another table has the number of every seed.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
+import numpy as np
 from PIL import Image
 
 from softcam_hub.evaluation.report import COLUMNS, UNRANKED, curve_title, markdown
 from softcam_hub.evaluation.results import EVIDENCE_COLUMNS
+from softcam_hub.evaluation.statistics import Array, best_group, bootstrap_means
 from softcam_hub.figures.charts import Points, curves
 
 from .cape_claims import UNTRAINED
@@ -27,7 +31,7 @@ PREDICTIONS = {
     "disagreement": ("disagreement in %", ".1f"),
     "sparseness": ("sparseness (Gini)", ".3f"),
 }
-EXPLANATIONS = [name for name in COLUMNS if name not in ("borda", "completeness_error", *UNRANKED)]
+EXPLANATIONS = [name for name in COLUMNS if name not in ("borda", "significant_borda", "completeness_error", *UNRANKED)]
 POST_HOC_LINES = 2
 """Number of post-hoc methods in a chart, beside native maps and random."""
 
@@ -64,10 +68,68 @@ def explanations(findings: Findings, study: str) -> str:
     for row in findings.rows(study, "explanation"):
         groups.setdefault(label(row), []).append(row)
     names = [name for name in EXPLANATIONS if any(name in row for rows in groups.values() for row in rows)]
-    table = {one: {name: _column(rows, name) for name in names} for one, rows in groups.items()}
-    best = {name: _best((line[name] for line in table.values()), COLUMNS[name][1]) for name in names}
-    body = [[one, *(_bold(line[name], best[name]) for name in names)] for one, line in table.items()]
-    return markdown(["maps", *(COLUMNS[name][0] for name in names)], body)
+    columns = {name: _cells(findings, study, groups, name) for name in names}
+    table = {name: {one: _column(rows, name) for one, rows in groups.items()} for name in names}
+    header = ["maps", *(COLUMNS[name][0] for name in names)]
+    shown = markdown(header, [[one, *(columns[name][one] for name in names)] for one in groups])
+    if not any(_strata(findings, study, groups, name) for name in names):
+        return shown
+    every_seed = [[one, *(_each(table[name][one]) for name in names)] for one in groups]
+    seeds = ", ".join(map(str, findings.seeds(study)))
+    return f"{shown}\nThe same in every seed ({seeds}):\n\n{markdown(header, every_seed)}"
+
+
+def _cells(findings: Findings, study: str, groups: dict[str, list[Row]], name: str) -> dict[str, str]:
+    """Format a measure of all maps, the best in bold."""
+    columns = {one: _column(rows, name) for one, rows in groups.items()}
+    columns = {one: column for one, column in columns.items() if column}
+    strata = _strata(findings, study, {one: groups[one] for one in columns}, name)
+    if not strata:
+        best = (max if COLUMNS[name][1] else min)(mean(column) for column in columns.values())
+        cells = {one: (spread(column), mean(column) == best) for one, column in columns.items()}
+    else:
+        marked = best_group(strata, COLUMNS[name][1])
+        averages, ends = map(mean, columns.values()), bootstrap_means(strata).interval()
+        texts = [_with_interval(*numbers) for numbers in zip(averages, *ends, strict=True)]
+        cells = dict(zip(columns, zip(texts, marked, strict=True), strict=True))
+    return dict.fromkeys(groups, "-") | {one: f"**{text}**" if bold else text for one, (text, bold) in cells.items()}
+
+
+def _strata(findings: Findings, study: str, groups: dict[str, list[Row]], name: str) -> list[Array]:
+    """Return a measure of all maps on the images of every seed, (maps, images), or nothing if one has no values."""
+    columns = []
+    for rows in groups.values():
+        maps = {row["seed"]: (row["run"], row["explainer"]) for row in rows if name in row}
+        columns.append(findings.strata(study, maps, name))
+    whole = columns and all(column is not None and len(column) == len(columns[0]) for column in columns)
+    return [np.stack(seed) for seed in zip(*columns, strict=True)] if whole else []
+
+
+def map_cell(findings: Findings, study: str, run: str, explainer: str, name: str, column: Column) -> str:
+    """Format a measure of one map, with its interval where there are values of the images.
+
+    Args:
+        findings: Rows of all studies.
+        study: Name of the study.
+        run: Run that is explained.
+        explainer: Name of the explainer.
+        name: Name of the measure.
+        column: Number of every seed.
+    """
+    strata = findings.strata(study, dict.fromkeys(column, (run, explainer)), name)
+    if strata is None:
+        return spread(column)
+    low, high = bootstrap_means([values[None] for values in strata]).interval()[:, 0]
+    return _with_interval(mean(column), low, high)
+
+
+def _with_interval(average: float, low: float, high: float) -> str:
+    return f"{average:.1f}" + ("" if math.isnan(low) else f" [{low:.1f}, {high:.1f}]")
+
+
+def _each(column: Column) -> str:
+    """Format the number of every seed."""
+    return ", ".join(f"{column[seed]:.1f}" for seed in sorted(column)) or "-"
 
 
 def alignment(findings: Findings, study: str) -> str:
@@ -104,22 +166,27 @@ def resolution(findings: Findings, studies: dict[str, Study]) -> str:
     body = []
     for name, study in studies.items():
         where = {"run": "vanilla", "explainer": "cam", "class": ALL_LOCATED}
-        columns = [findings.column(name, LOCALISED, one, **where) for one in ("pointing_game", *LOCALISATION)]
-        if not columns[0]:
+        columns = {one: findings.column(name, LOCALISED, one, **where) for one in ("pointing_game", *LOCALISATION)}
+        if not columns["pointing_game"]:
             continue
         size = study.settings["image_size"]
         stride = int(study.settings["model_args"].removeprefix("output_stride=") or 32)
-        cells = [spread(column) for column in (findings.trained(name, "vanilla", "accuracy"), *columns)]
+        cells = [spread(findings.trained(name, "vanilla", "accuracy"))]
+        cells += [map_cell(findings, name, "vanilla", "cam", one, column) for one, column in columns.items()]
         body.append([f"{size} px", str(stride), f"{size // stride}×{size // stride}", *cells])
     return markdown(["images", "stride", "cells", "accuracy in %", "pointing game ↑", *LOCALISATION.values()], body)
 
 
 def points(findings: Findings, study: str) -> str:
     """Write the Borda points of post-hoc maps and of the maps of bootstrapped CAPE, as in the CAPE paper."""
-    ranked = {one: _column(rows, "borda") for one, rows in findings.table1(study).items()}
+    table = findings.table1(study)
+    ranked = {one: _column(rows, "borda") for one, rows in table.items()}
     ranked = {one: column for one, column in ranked.items() if column}
     order = sorted(ranked, key=lambda one: -mean(ranked[one]))
-    return markdown(["maps", "BC ↑"], [[one, spread(ranked[one])] for one in order])
+    significant = {one: _column(table[one], "significant_borda") for one in order}
+    names = ["borda", *(["significant_borda"] if any(significant.values()) else [])]
+    body = [[one, spread(ranked[one]), spread(significant[one])][: len(names) + 1] for one in order]
+    return markdown(["maps", *(COLUMNS[name][0] for name in names)], body)
 
 
 def temperatures(findings: Findings, study: str) -> str:
@@ -143,7 +210,7 @@ def penalties(findings: Findings, study: str) -> str:
         [
             f"{l1:g}",
             *(spread(findings.trained(study, run, name), PREDICTIONS[name][1]) for name in SWEPT),
-            *(spread(findings.native(study, run, name)) for name in maps),
+            *(map_cell(findings, study, run, "softcam", name, findings.native(study, run, name)) for name in maps),
         ]
         for l1, run in runs.items()
     ]
@@ -153,14 +220,6 @@ def penalties(findings: Findings, study: str) -> str:
 
 def _column(rows: list[Row], name: str) -> Column:
     return {row["seed"]: row[name] for row in rows if row.get(name) is not None}
-
-
-def _best(columns: Iterable[Column], higher: bool) -> float:
-    return (max if higher else min)(mean(column) for column in columns if column)
-
-
-def _bold(column: Column, best: float) -> str:
-    return f"**{spread(column)}**" if column and mean(column) == best else spread(column)
 
 
 def over_k(findings: Findings, studies: list[str], name: str, higher: bool) -> Image.Image:

@@ -1,11 +1,14 @@
 """Judge a claim of the papers by its parts, each of which is compared with a rule.
 
 A claim *holds* if all parts hold, *does not hold* if none holds, and is *mixed* otherwise. A part with fewer
-than three seeds decides nothing.
+than three seeds decides nothing. That one map is better than another takes every seed, and an interval of the
+difference that excludes 0; a verdict says so where there are no values of the images to compute it from.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from softcam_hub.evaluation.statistics import Difference
 
 from .findings import Column, Findings
 
@@ -16,6 +19,7 @@ MAY_LOSE, MAY_LOSE_AUC = 1.0, 0.01
 """Largest loss of accuracy, in points, and of AUC that counts as none."""
 
 NOT_MEASURED = "not measured yet"
+WITHOUT_INTERVAL = "without interval"
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Part:
         measure: Name of the compared quantity.
         figure: Numbers, as text.
         holds: Result of the rule, or None where the part decides nothing.
+        lacks_interval: Whether the rule asks for an interval, and there are no values of the images.
     """
 
     study: str
@@ -35,6 +40,7 @@ class Part:
     measure: str
     figure: str
     holds: bool | None
+    lacks_interval: bool = False
 
     @property
     def word(self) -> str:
@@ -64,7 +70,12 @@ class Claim:
 def verdict(parts: list[Part]) -> str:
     """Return the verdict on a claim in words; if it is mixed, with the number of parts that hold."""
     missing = ", ".join(part.measure for part in parts if part.figure == NOT_MEASURED)
-    return _verdict(parts) + (f"; {NOT_MEASURED}: {missing}" if missing else "")
+    deciding = [part for part in parts if part.holds is not None]
+    lacking = sum(part.lacks_interval for part in deciding)
+    remarks = [f"{NOT_MEASURED}: {missing}"] if missing else []
+    if lacking:
+        remarks.append(f"{WITHOUT_INTERVAL}: {lacking} of {len(deciding)} part{'s' * (len(deciding) > 1)}")
+    return "; ".join([_verdict(parts), *remarks])
 
 
 def _verdict(parts: list[Part]) -> str:
@@ -97,6 +108,28 @@ def part(
     if not column:
         return []
     return [Part(study, run, measure, figure, holds(column) if len(column) >= SEEDS else None)]
+
+
+def better_map(
+    study: str, run: str, measure: str, figure: str, gain: Column, images: Difference | None, form: str = ".1f"
+) -> list[Part]:
+    """Judge whether a map is better than another: in every seed, and by an interval that excludes 0.
+
+    Args:
+        study: Name of the study.
+        run: Name of the trained run.
+        measure: Name of the compared quantity.
+        figure: Numbers, as text.
+        gain: Advantage of the map in every seed.
+        images: The same advantage on the images of all seeds, or None where there are no values of the images.
+        form: Format of the advantage.
+    """
+    in_every_seed = always(lambda value: value > 0)
+    if images is None:
+        found = part(study, run, measure, figure, gain, in_every_seed)
+        return [replace(one, lacks_interval=True) for one in found]
+    figure += f"; difference {images.difference:+{form}} [{images.low:{form}}, {images.high:{form}}]"
+    return part(study, run, measure, figure, gain, lambda gain: in_every_seed(gain) and images.low > 0)
 
 
 def always(test: Callable[[float], bool]) -> Callable[[Column], bool]:

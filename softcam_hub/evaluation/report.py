@@ -117,9 +117,9 @@ def stack_values(seeds: Sequence[ImageValues], keys: Sequence[tuple[str, str]], 
     """
     strata = []
     for values in seeds:
-        images = max(len(column) for measures in values.values() for column in measures.values())
-        missing = np.full(images, np.nan)
-        strata.append(np.stack([values.get(key, {}).get(name, missing) for key in keys]))
+        columns = [values.get(key, {}).get(name) for key in keys]
+        missing = np.full(max((len(column) for column in columns if column is not None), default=0), np.nan)
+        strata.append(np.stack([missing if column is None else column for column in columns]))
     return strata
 
 
