@@ -111,7 +111,7 @@ def summary_table(models: list[Row], explanations: list[Row]) -> str:
         "Networks of 0.4 million parameters on generated lesions: accuracy on 600 test images, "
         f"{_seeds_in_words(models)}; maps of seed 0 on 200 of them. The completeness error is the difference between "
         "the sum (CAPE) or mean (SoftCAM) of a map and the prediction. Post-hoc maps explain the vanilla classifier. "
-        "Measures are in percent.\n\n"
+        f"Measures are in percent{_brackets(explanations)}.\n\n"
     ) + markdown(["map", "accuracy", "completeness error ↓", *SUMMARY.values()], body)
 
 
@@ -163,7 +163,7 @@ def methods_table(costs: list[Row], explanations: list[Row]) -> str:
             body.append([f"`{row['explainer']}`", three_digits(cost["ratio"]), f"`{cost['model']}`", *numbers])
     return (
         "Cost of a map of one image in forward passes, and measures in percent of the maps of `lesions-vanilla` "
-        "(one network, 200 generated images; all measures are in [Scores](scores.md)).\n\n"
+        f"(one network, 200 generated images; all measures are in [Scores](scores.md)){_brackets(explanations)}.\n\n"
     ) + markdown(["method", "forward passes", "of", *CHOICE.values()], body)
 
 
@@ -195,6 +195,12 @@ def notebooks_table(rows: list[Row]) -> str:
     return f"One run of each on {'; '.join(machines)}, without a GPU.\n\n" + markdown(
         ["tutorial", "commands", "cells", "minutes"], body
     )
+
+
+def _brackets(rows: list[Row]) -> str:
+    """Explain the brackets of `with_interval`, where there are any."""
+    shown = any(name.endswith("_interval") for row in rows for name in row)
+    return ", with 95 % intervals over the images in brackets" if shown else ""
 
 
 def with_interval(row: Row, name: str) -> str:

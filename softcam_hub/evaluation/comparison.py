@@ -140,9 +140,10 @@ def _check_same_images(sides: Sequence[tuple[Measured, tuple[str, str]]]) -> Non
     """Refuse explainers that were measured on different images, as far as files can tell."""
     names = [f"{':'.join(key)} of {one.source}" for one, key in sides]
     different = f"{' and '.join(names)} were not measured on the same images"
-    described = [one.images for one, _ in sides]
-    if None not in described and described[0] != described[1]:
-        raise ValueError(f"{different}: {described[0]} and {described[1]}")
+    described = [one.images if isinstance(one.images, dict) else {} for one, _ in sides]
+    for name in described[0].keys() & described[1].keys():
+        if described[0][name] != described[1][name]:
+            raise ValueError(f"{different}: the {name} of the images differs in {SETTINGS}")
     for name in ("index", "label"):
         entries = [one.explainers[key].get(name) for one, key in sides]
         if None not in entries and entries[0] != entries[1]:

@@ -5,7 +5,8 @@
 - Seeds are not drawn. An interval says how far a result depends on the images that happened to be measured, and nothing
   about networks of other seeds: three seeds are too few for that.
 - NaN stands for an image without a value, which is left out of means. A difference of two methods is taken on the
-  images that have both values. Where a seed has a single image, there is no interval, and nothing is told apart.
+  images that have both values. Where a seed has a single image, or a value is infinite, there is no interval, and
+  nothing is told apart.
 - With 1,999 resamples, 2.5 % of the 2,000 places between them are 50, a whole number. The interval of a difference
   therefore excludes 0 exactly where the p-value is at most 0.05 (Davison and Hinkley, 1997, sec. 4.2.5).
 - The percentile interval is a little short for few images: it covers about 94 % with 100 skewed values.
@@ -97,11 +98,6 @@ class Difference(NamedTuple):
     high: float
     p: float
 
-    @property
-    def tells_apart(self) -> bool:
-        """Whether the interval excludes 0."""
-        return self.low > 0 or self.high < 0
-
 
 def means(values: Sequence[Array]) -> Array:
     """Return the mean over seeds of the means over images, (methods,); NaN for a method without values.
@@ -121,12 +117,13 @@ def bootstrap_means(values: Sequence[Array], resamples: int = RESAMPLES, seed: i
         seed: Seed of the draws. Equal numbers of images are drawn alike, whatever their values are.
     """
     strata = _check_strata(values)
-    present = [~np.isnan(stratum) for stratum in strata]
-    pairs = zip(strata, present, strict=True)
+    finite = [np.isfinite(stratum) for stratum in strata]
+    pairs = zip(strata, finite, strict=True)
     sums = [np.stack([np.where(known, stratum, 0.0).T, known.T], axis=1) for stratum, known in pairs]
     found = bootstrap_of_sums(sums, _ratio, resamples, seed)
-    single = np.any([known.sum(axis=1) == 1 for known in present], axis=0)
-    return Bootstrap(found.estimate, np.where(single, np.nan, found.resampled))
+    single = np.any([known.sum(axis=1) == 1 for known in finite], axis=0)
+    infinite = np.any([np.isinf(stratum).any(axis=1) for stratum in strata], axis=0)
+    return Bootstrap(means(strata), np.where(single | infinite, np.nan, found.resampled))
 
 
 def bootstrap_of_sums(
@@ -155,8 +152,8 @@ def bootstrap_of_sums(
         flat = rows.reshape(len(rows), math.prod(shape))
         whole = ~np.isnan(flat).any(axis=1)
         flat = np.where(whole[:, None], flat, 0.0)
-        drawn = _resample_sums(flat, resamples, np.random.default_rng([seed, number]))
         with np.errstate(divide="ignore", invalid="ignore"):
+            drawn = _resample_sums(flat, resamples, np.random.default_rng([seed, number]))
             estimates.append(np.asarray(function(flat.sum(axis=0).reshape(1, *shape)))[0])
             found = np.asarray(function(drawn.reshape(resamples, *shape)))
         single = whole.sum() == 1  # draws of one image are all the same
@@ -204,8 +201,9 @@ def best_group(values: Sequence[Array], higher_is_better: bool) -> Array:
     """Tell which methods cannot be told from the best, (methods,) of booleans; the best is one of them.
 
     The method with the best mean is compared with every other one, and the p-values are adjusted by Holm's method. A
-    method is outside of the group if its adjusted p-value is at most 0.05. A method without values is outside. So
-    chosen, the group is not a proof that its members are equally good: with few images nearly all belong to it.
+    method is outside of the group if its adjusted p-value is at most 0.05 and it is the worse of the two, or if it has
+    no values. So chosen, the group is not a proof that its members are equally good: with few images nearly all belong
+    to it.
 
     Args:
         values: Values of every seed, (methods, images).
@@ -220,8 +218,9 @@ def best_group(values: Sequence[Array], higher_is_better: bool) -> Array:
     rivals = known & (np.arange(len(averages)) != best)
     # enough resamples for the smallest p-value to be significant after the adjustment
     resamples = max(RESAMPLES, 2 * TAIL * int(rivals.sum()) - 1)
-    p_values = bootstrap_means(_differences(strata, best), resamples).p_value()
-    worse = holm(np.where(rivals, p_values, np.nan)) <= SIGNIFICANT
+    found = bootstrap_means(_differences(strata, best), resamples)
+    behind = (found.estimate > 0) == higher_is_better  # methods with values of other images may be ahead on common ones
+    worse = (holm(np.where(rivals, found.p_value(), np.nan)) <= SIGNIFICANT) & behind
     return known & ~worse
 
 
@@ -250,15 +249,14 @@ def _check_strata(values: Sequence[Array]) -> list[Array]:
         raise ValueError(
             f"expected an array (methods, images) for every seed, with the same methods, got the shapes {shapes}"
         )
-    if any(np.isinf(stratum).any() for stratum in strata):
-        raise ValueError("some values are infinite, and have no mean: leave them out as NaN")
     return strata
 
 
 def _differences(strata: list[Array], best: int) -> list[Array]:
     """Return the values of one method minus those of every method, (methods, images), without rounding noise."""
-    largest = max((float(np.abs(stratum[~np.isnan(stratum)]).max(initial=0.0)) for stratum in strata), default=0.0)
-    differences = [stratum[best] - stratum for stratum in strata]
+    largest = max(float(np.abs(stratum[np.isfinite(stratum)]).max(initial=0.0)) for stratum in strata)
+    with np.errstate(invalid="ignore"):  # of two infinite values
+        differences = [stratum[best] - stratum for stratum in strata]
     return [np.where(np.abs(one) < NEGLIGIBLE * largest, 0.0, one) for one in differences]
 
 
