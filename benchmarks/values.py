@@ -18,6 +18,9 @@ from softcam_hub.evaluation.results import ImageValues, image_values
 from .timing import Row
 
 VALUES = Path(__file__).parent / "results" / "values"
+CONFIDENCES = ("confidence", "kept", "removed")
+"""Measures with all digits of single precision: whether one is larger than another may show in the last one only."""
+
 NO_MEASURES = ("index", "explainer", "explains", "label", "predicted", "annotated")
 """Columns of a line that say what was measured; the others are measures. Labels are kept beside these."""
 
@@ -34,7 +37,7 @@ def values_by_explainer(lines: list[Row]) -> list[Row]:
     rows = []
     for (explainer, explains), group in groups.items():
         measures = [name for name in group[0] if name not in NO_MEASURES]
-        values = {name: [_number(line[name]) for line in group] for name in measures}
+        values = {name: [_number(line[name], 9 if name in CONFIDENCES else 4) for line in group] for name in measures}
         labels = [line["label"] for line in group]
         rows.append({"explainer": explainer, "explains": explains, "label": labels, **values})
     return rows
@@ -45,9 +48,9 @@ def image_values_by_explainer(rows: list[Row]) -> ImageValues:
     return {(row["explainer"], row["explains"]): image_values(lists_of(row)) for row in rows}
 
 
-def _number(value: Any) -> float | None:
-    """Return a number, or the mean of a curve, with four digits."""
-    return None if value is None else float(f"{np.mean(value):.4g}")
+def _number(value: Any, digits: int) -> float | None:
+    """Return a number, or the mean of a curve, with some digits."""
+    return None if value is None else float(f"{np.mean(value):.{digits}g}")
 
 
 def replace_values(new: list[Row], name: str, key: Sequence[str]) -> None:

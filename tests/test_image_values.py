@@ -24,6 +24,12 @@ def test_lines_become_a_row_for_every_explainer_and_model():
     ]
 
 
+def test_an_increase_of_the_confidence_in_its_last_digits_is_kept():
+    confidences = {"confidence": 0.99998641, "kept": 0.99998647, "removed": 0.5}
+    (row,) = values.values_by_explainer([line(0, "cam", **confidences), line(1, "cam", **confidences | {"kept": 0.9})])
+    assert values.image_values_by_explainer([row])["cam", "model"]["increase_in_confidence"].tolist() == [100, 0]
+
+
 def test_rows_of_a_key_are_replaced_and_equal_rows_give_equal_files(tmp_path, monkeypatch):
     monkeypatch.setattr(values, "VALUES", tmp_path)
     assert values.read_values("study") == []

@@ -131,15 +131,26 @@ class Findings:
         return table
 
     def images(self, study: str, run: str, explainer: str) -> dict[int, dict[str, Array]]:
-        """Return the values of the images behind an explanation's numbers: seed -> measure -> values."""
+        """Return the values of the images behind an explanation's numbers: seed -> measure -> values.
+
+        A measure whose values do not have the row's number as their mean is left out: they are rounded too much for it,
+        or belong to another run.
+        """
+        where = {"run": run, "explainer": explainer}
         found = {seed: dict(values) for seed, values in self._values_of.get((study, run, explainer, None), {}).items()}
-        for row in self.rows(study, LOCALISED, run=run, explainer=explainer, **{"class": ALL_LOCATED}):
+        placed = self.rows(study, LOCALISED, **where, **{"class": ALL_LOCATED})
+        for row in placed:
             values = self._values_of.get((study, run, explainer, ALL_IMAGES), {}).get(row["seed"], {})
             if values:
                 counted = np.isin(values["label"], self._located_labels(study))
                 own = {name: column[counted] for name, column in values.items() if name in row}
                 found[row["seed"]] = found.get(row["seed"], {}) | own
-        return found
+        numbers = {row["seed"]: row for row in [*placed, *self.rows(study, "explanation", **where)]}
+        return {
+            seed: {name: column for name, column in values.items() if _has_mean(column, numbers[seed].get(name))}
+            for seed, values in found.items()
+            if seed in numbers
+        }
 
     def strata(self, study: str, maps: Mapping[int, Map], name: str) -> list[Array] | None:
         """Return the values of the images in every seed, or None if a seed has none.
@@ -188,6 +199,12 @@ class Findings:
 def _place(row: Row) -> tuple[Any, ...]:
     """Return what names a measured explainer."""
     return tuple(row.get(name) for name in ("study", "seed", "run", "explainer"))
+
+
+def _has_mean(values: Array, number: float | None) -> bool:
+    """Tell whether a number is the mean of values, up to their rounding to four digits."""
+    known = values[~np.isnan(values)]
+    return number is not None and len(known) > 0 and bool(np.isclose(known.mean(), number, rtol=2e-3, atol=1e-2))
 
 
 def label(row: Row) -> str:

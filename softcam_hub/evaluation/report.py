@@ -91,7 +91,8 @@ def with_borda(rows: list[Row], seeds: Sequence[ImageValues] = ()) -> list[Row]:
 
     Args:
         rows: Rows of a benchmark.
-        seeds: Values of all images for every seed. Without them, there are no points of significant ranks.
+        seeds: Values of all images for every seed. Where the values of a row's number are missing, nobody gets points
+            of significant ranks.
     """
     rivals = [row for row in rows if row["explainer"] not in UNINFORMED and "average_drop" in row]
     if not rivals:
@@ -100,11 +101,16 @@ def with_borda(rows: list[Row], seeds: Sequence[ImageValues] = ()) -> list[Row]:
     higher_is_better = [COLUMNS[name][1] for name in BORDA]
     keys = [_key(row) for row in rivals]
     earned = {"borda": dict(zip(keys, borda_count(scores.round(decimals=1), higher_is_better).tolist(), strict=True))}
-    if seeds:
+    if seeds and all(_has_values(row, values) for row in rivals for values in seeds):
         ranks = [significant_ranks(stack_values(seeds, keys, name), COLUMNS[name][1]) for name in BORDA]
         points = borda_count(torch.tensor(np.stack(ranks, axis=1)), [False] * len(BORDA))  # rank 1 is the best
         earned["significant_borda"] = dict(zip(keys, points.tolist(), strict=True))
     return [row | {name: points.get(_key(row)) for name, points in earned.items()} for row in rows]
+
+
+def _has_values(row: Row, values: ImageValues) -> bool:
+    """Tell whether all numbers of a row that earn Borda points have values of the images."""
+    return all(name in values.get(_key(row), {}) for name in BORDA if name in row)
 
 
 def stack_values(seeds: Sequence[ImageValues], keys: Sequence[tuple[str, str]], name: str) -> list[Array]:
