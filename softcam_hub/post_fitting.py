@@ -13,6 +13,7 @@ import copy
 import logging
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,6 +43,9 @@ EPOCHS, WARMUP = 30, 1 / 30
 
 FEWEST_UPDATES, LARGEST_GRADIENT = 1000, 1.0
 """Updates below which there are more passes, and norm above which a gradient is scaled down."""
+
+LARGEST_PASS = 32
+"""Images that the backbone computes at once, however many make an update: these few bound its memory."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +107,8 @@ def post_fit(
 
     Args:
         model: CAPE model for timm or transformers, which is changed in place.
-        images: Loader or other iterable of images or batches: tensors (B, 3, H, W) normalised as for the model, pairs
-            of these and labels, dictionaries with `pixel_values` or `image`, or pictures in any form that
+        images: Loader or other iterable of images or batches: tensors (B, 3, H, W) or (3, H, W) normalised as for the
+            model, pairs of these and labels, dictionaries with `pixel_values` or `image`, or pictures in any form that
             `model.explain` takes. Lists of paths and data sets of `datasets` and torch are such iterables, and a folder
             stands for all images in it, at any depth.
         teacher: Vanilla classifier with the backbone of the model: timm model, folder, timm name or Hub id. Needed
@@ -136,13 +140,13 @@ def post_fit(
     )
     if not 0 <= hold_out < 1:
         raise ValueError(f"hold_out is a share of the images, from 0 to below 1: got {hold_out}")
-    with fixed_random_state(seed):  # timm draws weights before it loads others
-        linear = find_teacher(cape, teacher)
-
-    head = copy.deepcopy(cape.head).float().requires_grad_(True)
+    with fixed_random_state(seed), _gradients(cape.head.weight.device):
+        linear = find_teacher(cape, teacher)  # timm draws weights before it loads others
+        head = copy.deepcopy(cape.head).float().requires_grad_(True)
     with TemporaryDirectory(prefix="softcam-hub-", dir=cache_dir) as folder:
         features = _store_features(cape, images, batch_size, seed, Path(folder))
-        result = _fit(HeadFit(head, linear, features, bootstrap), settings, epochs, hold_out, seed)
+        with _gradients(head.weight.device):
+            result = _fit(HeadFit(head, linear, features, bootstrap), settings, epochs, hold_out, seed)
         del features  # closes their file, without which some systems do not delete it
     cape.head.load_state_dict(head.state_dict())
     _record(cape, temperature)
@@ -198,7 +202,7 @@ def _store_features(model: SelfExplaining, images: Any, batch_size: int, seed: i
 def _compute_features(model: SelfExplaining, images: Any, batch_size: int) -> Iterator[Tensor]:
     """Yield features (B, K, H, W) in float32."""
     seen = 0
-    for batch in read_batches(images, model.as_batch, batch_size):
+    for batch in read_batches(images, model.as_batch, min(batch_size, LARGEST_PASS)):
         try:
             features = model.forward_features(batch).float()
         except AssertionError as error:  # of timm's architectures that take one size
@@ -212,6 +216,16 @@ def _compute_features(model: SelfExplaining, images: Any, batch_size: int) -> It
             )
         seen += len(batch)
         yield features
+
+
+@contextmanager
+def _gradients(device: torch.device) -> Iterator[None]:
+    """Compute gradients, and in the precision of the weights, whatever the caller has switched on.
+
+    Within one autocast, all updates would see the bias of the first, of which torch keeps a cast copy to its end.
+    """
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        yield
 
 
 def _fit(fit: "HeadFit", settings: "OptimizationConfig", epochs: int | None, hold_out: float, seed: int) -> PostFit:
@@ -229,7 +243,7 @@ def _fit(fit: "HeadFit", settings: "OptimizationConfig", epochs: int | None, hol
 
 def _divide(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
     """Divide the indices of images into those to learn from and those that are held out; both are in order."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed), device="cpu").tolist()
     held_out = min(round(share * count), count - 1)
     return sorted(order[held_out:]), sorted(order[:held_out])
 

@@ -7,7 +7,16 @@ import timm
 import torch
 from conftest import randomise, relative_error
 from safetensors.torch import save_file
-from timm.layers import GELU, AttentionPool2d, BatchNormAct2d, GELUTanh, LayerNorm2d, QuickGELU
+from timm.layers import (
+    GELU,
+    AttentionPool2d,
+    BatchNormAct2d,
+    FrozenBatchNormAct2d,
+    GELUTanh,
+    LayerNorm2d,
+    QuickGELU,
+    convert_sync_batchnorm,
+)
 from timm.models.hgnet import LearnableAffineBlock
 from timm.models.metaformer import SquaredReLU
 from torch import nn
@@ -158,6 +167,69 @@ def test_gradients_are_those_of_the_vanilla_model(architecture):
     own |= {name.removeprefix("backbone."): weight.grad for name, weight in model.named_parameters()}
     for name, weight in vanilla.named_parameters():
         assert relative_error(own[name].flatten(), weight.grad.flatten()) < 1e-6, name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_batch_norm_of_half_precision_trains(dtype):
+    layer, maps = prepare("batch-norm-act")
+    own, theirs = (copy.deepcopy(layer).to(dtype).train() for _ in range(2))
+    applied = everywhere(own)(own, maps.to(dtype))
+    assert applied.dtype == dtype
+    expected = pooled_output("batch-norm-act", theirs, maps.to(dtype))
+    assert relative_error(applied.float().mean(dim=(2, 3)), expected.float()) < 0.03
+    for statistic, wanted in zip(own.buffers(), theirs.buffers(), strict=True):
+        assert torch.allclose(statistic, wanted, rtol=0.01)
+
+
+def test_a_batch_norm_of_half_precision_rounds_no_scale():
+    layer, maps = prepare("batch-norm")
+    half = copy.deepcopy(layer).to(torch.bfloat16).eval()
+    exact = copy.deepcopy(half).float()
+    maps = maps.to(torch.bfloat16)
+    assert torch.equal(everywhere(half)(half, maps), everywhere(exact)(exact, maps.float()).to(torch.bfloat16))
+
+
+@pytest.fixture(scope="module")
+def with_hidden_batch_norm():
+    vanilla = randomise(timm.create_model("mobilenetv4_conv_small_035", num_classes=4)).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        return softcam_hub.convert(vanilla, "softcam").eval(), images, vanilla(images)
+
+
+@torch.no_grad()
+def test_layers_that_timm_freezes_are_applied_everywhere_still(with_hidden_batch_norm):
+    model, images, expected = with_hidden_batch_norm
+    model = copy.deepcopy(model)
+    timm.utils.freeze(model)
+    assert isinstance(model.backbone.norm_head, FrozenBatchNormAct2d)
+    assert relative_error(model(images), expected) < 1e-4
+    frozen = copy.deepcopy(model.backbone.norm_head).train()
+    maps = torch.randn(3, 1280, 2, 2)
+    assert torch.equal(everywhere(frozen)(frozen, maps), everywhere(frozen)(frozen.eval(), maps))
+    timm.utils.unfreeze(model)
+    model.eval()  # its new layers train
+    assert isinstance(model.backbone.norm_head, BatchNormAct2d)
+    assert relative_error(model(images), expected) < 1e-4
+
+
+@torch.no_grad()
+def test_a_layer_inside_a_wrapper_is_called_through_it(with_hidden_batch_norm):
+    model, images, expected = with_hidden_batch_norm
+    model = copy.deepcopy(model)
+    calls = []
+    model.backbone.norm_head = nn.Sequential(model.backbone.norm_head)
+    model.backbone.norm_head.register_forward_hook(lambda *_: calls.append(1))
+    assert relative_error(model(images), expected) < 1e-4
+    assert calls
+
+
+@torch.no_grad()
+def test_a_layer_exchanged_for_an_unknown_one_is_refused(with_hidden_batch_norm):
+    model, images, _ = with_hidden_batch_norm
+    model = convert_sync_batchnorm(copy.deepcopy(model))
+    with pytest.raises(ValueError, match="norm_head stands between .* was exchanged for a SyncBatchNormAct.*put the"):
+        model(images)
 
 
 @pytest.mark.slow

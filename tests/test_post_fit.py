@@ -37,11 +37,12 @@ from softcam_hub.loading import load_classifier
 from softcam_hub.models.heads import HEADS, CAPEHead
 from softcam_hub.models.losses import Bootstrap
 from softcam_hub.models.weights import OffTheShelfWarning
-from softcam_hub.post_fitting import LARGEST_GRADIENT
+from softcam_hub.post_fitting import LARGEST_GRADIENT, _divide
 from softcam_hub.training import NotFinite, parse
 from softcam_hub.training.config import OptimizationConfig
 from softcam_hub.training.feature_cache import store_features
 from softcam_hub.training.head_fit import HeadFit
+from softcam_hub.training.optimization import EpochSampler
 
 pytestmark = pytest.mark.filterwarnings("ignore::softcam_hub.models.weights.OffTheShelfWarning")
 FAST = {"epochs": 4, "batch_size": 4}
@@ -280,6 +281,9 @@ SOURCES = {
     "loader of pairs": lambda model, files: DataLoader(
         TensorDataset(model.as_batch(pictures()), torch.zeros(9, dtype=torch.int64)), 2
     ),
+    "loader of single pairs": lambda model, files: DataLoader(
+        TensorDataset(model.as_batch(pictures()), torch.zeros(9, dtype=torch.int64)), batch_size=None
+    ),
     "list of pairs": lambda model, files: [(model.as_batch(pictures()), torch.zeros(9))],
     "generator of dictionaries": lambda model, files: (
         {"pixel_values": batch, "labels": None} for batch in model.as_batch(pictures()).split(4)
@@ -510,6 +514,40 @@ def test_images_that_cannot_be_used(kind):
     assert not differences(model, before)
 
 
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_gradients_that_the_caller_has_switched_off(context):
+    model, same = cape(), cape()
+    with context():
+        result = post_fit(model, noise(), **FAST)
+    assert result == post_fit(same, noise(), **FAST)
+    assert equal(states(model), states(same))
+
+
+def test_the_head_learns_in_its_own_precision_within_autocast(monkeypatch):
+    precisions, loss = set(), HeadFit._loss
+    monkeypatch.setattr(
+        HeadFit, "_loss", lambda self, *logits: precisions.update(one.dtype for one in logits) or loss(self, *logits)
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        post_fit(cape(), noise(), **FAST)
+    assert precisions == {torch.float32}
+
+
+def test_large_updates_need_no_large_passes_of_the_backbone():
+    sizes, model = [], cape()
+    model.backbone.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    post_fit(model, noise(70), epochs=1, batch_size=60)
+    assert sizes == [32, 32, 6]
+
+
+def test_images_are_divided_on_the_cpu_whatever_the_default_device_is():
+    with torch.device("meta"):
+        learnt, held_out = _divide(10, 0.2, 0)
+        sampler = EpochSampler(10, 8, seed=0)
+        assert len(set(sampler)) == 8
+    assert sorted(learnt + held_out) == list(range(10))
+
+
 def test_a_folder_without_images(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no image in folder"):
         post_fit(cape(), tmp_path)
@@ -540,6 +578,19 @@ def test_settings_are_checked_before_the_images_are_read(options, message):
 
     with pytest.raises(ValueError, match=message):
         post_fit(cape(), images(), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 1.5}, "epochs must be a whole number, got 1.5"),
+        ({"batch_size": 2.5}, "batch_size must be a whole number, got 2.5"),
+        ({"lr": "fast"}, "lr must be a number, got 'fast'"),
+    ],
+)
+def test_settings_of_another_kind_are_refused_before_the_images_are_read(options, message):
+    with pytest.raises(TypeError, match=message):
+        post_fit(cape(), iter([]), **options)
 
 
 def test_a_rate_at_which_training_fails_leaves_the_model_as_it_was(tmp_path):

@@ -76,6 +76,12 @@ def _without_labels(item: Any) -> Any:
         return item[IMAGE]
     if isinstance(item, tuple) and item:
         return item[0]
-    # a loader makes lists of pairs; any other list holds images
-    is_pair = isinstance(item, list) and item and isinstance(item[0], Tensor) and item[0].ndim == 4
-    return item[0] if is_pair else item
+    return item[0] if isinstance(item, list) and item and _is_pair(*item) else item
+
+
+def _is_pair(first: Any, *others: Any) -> bool:
+    """Tell whether a list holds a batch, or an image and numbers, as loaders make them; others hold images."""
+    if not isinstance(first, Tensor):
+        return False
+    numbers = [isinstance(other, int) or (isinstance(other, Tensor) and other.ndim < 2) for other in others]
+    return first.ndim == 4 or (first.ndim == 3 and bool(numbers) and all(numbers))

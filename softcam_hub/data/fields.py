@@ -6,6 +6,7 @@ A range is part of the type, as in `lr: NotNegative = flag(1e-3, "Learning rate.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Annotated, Any, get_args, get_type_hints
 
 
@@ -54,16 +55,21 @@ Decay = Annotated[float, Range(0, 1, includes_low=False)]
 
 
 def check_ranges(config: Any) -> None:
-    """Raise ValueError for the first field of a dataclass whose value lies outside of its range."""
+    """Raise ValueError for the first field of a dataclass outside of its range, and TypeError for no such number."""
     for name, hint in get_type_hints(type(config), include_extras=True).items():
         value = getattr(config, name)
-        for bounds in _ranges_in(hint):
+        for kind, bounds in _ranges_in(hint):
+            is_right = isinstance(value, Integral if kind is int else Real)
+            if value is not None and not is_right:
+                wanted = "a whole number" if kind is int else "a number"
+                raise TypeError(f"{name} must be {wanted}, got {value!r}")
             if value is not None and value not in bounds:
                 finite = " and finite" if value == math.inf else ""
                 raise ValueError(f"{name} must be {bounds}{finite}, got {value}")
 
 
-def _ranges_in(hint: Any) -> Iterator[Range]:
-    """Yield the range of a type such as `Count` or `Positive | None`, if it has one."""
+def _ranges_in(hint: Any) -> Iterator[tuple[type, Range]]:
+    """Yield the kind of number and the range of a type such as `Count` or `Positive | None`, if it has one."""
     for part in (hint, *get_args(hint)):
-        yield from (item for item in getattr(part, "__metadata__", ()) if isinstance(item, Range))
+        metadata = getattr(part, "__metadata__", ())
+        yield from ((part.__origin__, item) for item in metadata if isinstance(item, Range))

@@ -80,8 +80,10 @@ class Anatomy:
         features = self.to_maps(in_spatial_order(backbone, raw), image_size)
         if self.head_type == "vgg":
             return backbone.pre_logits(features)
-        for path in (*self.before, *self.hidden):
+        for path in self.before:
             features = backbone.get_submodule(path)(features)
+        for path in self.hidden:
+            features = apply_hidden(backbone, path, features)
         return features
 
     def to_maps(self, raw: Tensor, image_size: Sequence[int]) -> Tensor:
@@ -218,6 +220,29 @@ class _Replaced:
 def _with_forward(original: type[nn.Module], forward: Callable[..., Any]) -> type[nn.Module]:
     names = {"__module__": original.__module__, "__qualname__": original.__qualname__}
     return type(original.__name__, (_Replaced, original), {"forward": forward, "replaced": original, **names})
+
+
+def apply_hidden(backbone: TimmModule, path: str, features: Tensor) -> Tensor:
+    """Apply a hidden layer at every location, also where another stands in the place of the one from `make_backbone`.
+
+    Programs exchange layers for others of the same purpose, as timm's `freeze` and `convert_sync_batchnorm` do. These
+    bring their own forward, which reads one vector.
+
+    Args:
+        backbone: Backbone from `make_backbone`.
+        path: Path of the layer.
+        features: Features, (B, K, H, W).
+    """
+    layer = backbone.get_submodule(path)
+    if any(isinstance(part, _Replaced) for part in layer.modules()):  # the layer, or what a wrapper holds
+        return layer(features)
+    forward = everywhere(layer)
+    if forward is None:
+        raise NoEvidenceMap(
+            f"{path} stands between the pool and the classifier, and was exchanged for a {type(layer).__name__}, which "
+            "cannot be applied at every location: put the layer back with which the model was made"
+        )
+    return forward(layer, features)
 
 
 def _blank(original: type[nn.Module], forward: Callable[..., Any]) -> nn.Module:

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from timm.layers import AttentionPool2d, BatchNormAct2d, resample_abs_pos_embed
+from timm.layers import AttentionPool2d, BatchNormAct2d, FrozenBatchNormAct2d, resample_abs_pos_embed
 from torch import Tensor, nn
 
 from .heads import at_least_float32
@@ -35,7 +35,7 @@ def everywhere(layer: nn.Module) -> Everywhere | None:
     if isinstance(layer, nn.Conv2d):
         one_point = layer.kernel_size == (1, 1) and layer.stride == (1, 1) and not any(layer.padding)
         return convolution if one_point else None
-    if isinstance(layer, BatchNormAct2d):
+    if isinstance(layer, BatchNormAct2d | FrozenBatchNormAct2d):
         return batch_norm_act if gate_of(layer.act) else None
     if isinstance(layer, nn.BatchNorm2d | nn.BatchNorm1d):
         return batch_norm
@@ -79,16 +79,18 @@ def batch_norm(norm: Layer, maps: Tensor) -> Tensor:
         maps: Features, (B, K, H, W).
     """
     values = at_least_float32(maps)
-    if norm.training or norm.running_mean is None:
+    training = norm.training and not isinstance(norm, FrozenBatchNormAct2d)
+    if training or norm.running_mean is None:
         pooled = values.mean(dim=(2, 3))
         factor = 0.0 if norm.momentum is None else norm.momentum
-        if norm.training and norm.running_mean is not None:
+        if training and norm.running_mean is not None:
             norm.num_batches_tracked.add_(1)
             factor = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else factor
-            F.batch_norm(pooled.detach(), norm.running_mean, norm.running_var, None, None, True, factor, norm.eps)
+            batch = pooled.detach().to(norm.running_mean.dtype)  # torch wants one precision
+            F.batch_norm(batch, norm.running_mean, norm.running_var, None, None, True, factor, norm.eps)
         mean, variance = pooled.mean(dim=0), pooled.var(dim=0, correction=0)
     else:
-        mean, variance = norm.running_mean, norm.running_var
+        mean, variance = at_least_float32(norm.running_mean), at_least_float32(norm.running_var)
     scale = torch.rsqrt(variance + norm.eps)
     if norm.weight is not None:
         scale = scale * norm.weight

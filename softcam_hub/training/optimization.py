@@ -48,7 +48,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
         if self.weights is None:
-            order = torch.randperm(self.count, generator=generator)
+            order = torch.randperm(self.count, generator=generator, device="cpu")
         else:
             order = torch.multinomial(self.weights, self.count, replacement=True, generator=generator)
         return iter([(self.epoch, index) for index in order[self.skip : self.length].tolist()])
