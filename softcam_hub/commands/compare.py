@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+from typing import Any
 
 from ..arguments import ArgumentParser
 
@@ -35,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(format_comparison(rows, arguments.first, arguments.second))
 
 
-def format_comparison(rows: list[dict], first: str, second: str) -> str:
+def format_comparison(rows: list[dict[str, Any]], first: str, second: str) -> str:
     """Format a comparison as a table with a sentence below it.
 
     Args:

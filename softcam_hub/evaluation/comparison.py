@@ -145,10 +145,11 @@ def _check_same_images(sides: Sequence[tuple[Measured, tuple[str, str]]]) -> Non
         if described[0][name] != described[1][name]:
             raise ValueError(f"{different}: the {name} of the images differs in {SETTINGS}")
     for name in ("index", "label"):
-        entries = [one.explainers[key].get(name) for one, key in sides]
-        if None not in entries and entries[0] != entries[1]:
-            counts = " and ".join(str(len(column)) for column in entries)
-            raise ValueError(f"{different}: they have {counts} images, of which the {name} differs")
+        first, second = (one.explainers[key].get(name) for one, key in sides)
+        if first is not None and second is not None and first != second:
+            raise ValueError(
+                f"{different}: they have {len(first)} and {len(second)} images, of which the {name} differs"
+            )
 
 
 def _compare_columns(first: Columns, second: Columns) -> list[Row]:
