@@ -150,7 +150,7 @@ def bootstrap_of_sums(
         rows = np.asarray(stratum, dtype=np.float64)
         shape = rows.shape[1:]
         flat = rows.reshape(len(rows), math.prod(shape))
-        whole: Array = ~np.isnan(flat).any(axis=1)
+        whole = np.logical_not(np.isnan(flat).any(axis=1))
         flat = np.where(whole[:, None], flat, 0.0)
         with np.errstate(divide="ignore", invalid="ignore"):
             drawn = _resample_sums(flat, resamples, np.random.default_rng([seed, number]))
