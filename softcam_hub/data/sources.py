@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..models.images import FORMAT_NAMES, SUFFIXES
 from ..models.text import as_unicode, printable
-from . import lesions
+from . import fundus, lesions
 from .config import DataConfig
 from .lesions import LESIONS, VARIANTS
 from .locations import ANY_ADDRESS, Locations
@@ -87,7 +87,8 @@ def _generate_split(split: str, count: int, config: DataConfig) -> "Dataset":
 
     settings = {"split": split, "size": config.data_size, "variant": config.data, "seed": config.data_seed}
     features = lesions.load_lesions(count=1, **settings).features
-    code = hashlib.sha256(Path(lesions.__file__).read_bytes()).hexdigest()
+    sources = [Path(module.__file__).read_bytes() for module in (fundus, lesions)]
+    code = hashlib.sha256(b"".join(sources)).hexdigest()
     arguments = {"count": count, "code": code, **settings}
     return Dataset.from_generator(_generate_rows, gen_kwargs=arguments, features=features)
 
