@@ -112,6 +112,24 @@ def mask_transform(
     return partial(_transform_mask, Compose(geometry))
 
 
+def region_transform(data_config: dict[str, Any]) -> Callable[[np.ndarray], Tensor]:
+    """Create the transform from numbers (H, W) of regions, below 256, to those of the transformed evaluation image.
+
+    Every pixel gets the number of the nearest one. Where the crop is larger than the image, the border is 0.
+
+    Args:
+        data_config: Result of `timm.data.resolve_model_data_config`.
+    """
+    config = _evaluation_config(data_config, AugmentationConfig())
+    geometry = _geometry(create_transform(**{**config, "interpolation": "nearest", "mean": (0.0, 0.0, 0.0)}))
+    return partial(_transform_regions, Compose(geometry))
+
+
+def _transform_regions(geometry: Compose, regions: np.ndarray) -> Tensor:
+    picture = Image.fromarray(regions.astype(np.uint8)).convert("RGB")
+    return torch.from_numpy(np.array(geometry(picture).getchannel(0)).astype(np.int64))
+
+
 def _transform_mask(geometry: Compose, mask: Image.Image) -> Tensor:
     """Transform a mask to booleans (H, W).
 

@@ -8,19 +8,22 @@ from typing import Any, ClassVar
 from ..arguments import check_names
 from ..data.config import DataConfig
 from ..data.fields import Count, WholeNumber, check_ranges, flag
+from ..data.lesions import VARIANTS
 
 TABLE, LOCALISATION, SENSITIVITY = "table", "localisation", "sensitivity"
 EVIDENCE, SINGLE_DELETION, GRID = "evidence", "single_deletion", "grid_pointing"
-IDSDS, AGREEMENT = "idsds", "agreement"
+IDSDS, AGREEMENT, CAUSAL = "idsds", "agreement", "causal"
 DEFAULT_MEASURES = (TABLE, LOCALISATION, SENSITIVITY)
 """AD, IC, ADD, ADCC, mIoU and completeness; and, on annotated images, precision at the annotation and the
 drop of the confidence with the top patches occluded."""
 
 OPTIONAL_MEASURES = (
     *("gini", EVIDENCE, "insertion", "deletion", "road", SINGLE_DELETION, IDSDS, "max_sensitivity", GRID, AGREEMENT),
+    CAUSAL,
 )
 """Measures that are in neither paper, most of which take longer; the SoftCAM authors' own precision, which suits
-signed maps in units of the logit only; and the agreement of explainers, which is no score."""
+signed maps in units of the logit only; the agreement of explainers, which is no score; and what the removal of parts of
+generated images changes."""
 
 SPLITS = ("test", "validation", "train")
 
@@ -103,4 +106,10 @@ def make_settings(**settings: Any) -> tuple[BenchmarkConfig, DataConfig]:
             value = str(value)
         if value is not None:
             values[known[name]][name] = value
-    return BenchmarkConfig(**values[BenchmarkConfig]), DataConfig(**values[DataConfig])
+    config, data = BenchmarkConfig(**values[BenchmarkConfig]), DataConfig(**values[DataConfig])
+    if CAUSAL in _words(config.measures) and data.data not in VARIANTS:
+        raise ValueError(
+            f"{CAUSAL} removes parts of generated images, and {data.data!r} is no generated variant: choose one of "
+            f"{', '.join(VARIANTS)} with data, or leave {CAUSAL} out of measures"
+        )
+    return config, data

@@ -55,6 +55,12 @@ COLUMNS: dict[str, tuple[str, bool]] = {
     "evidence_precision": ("precision above 1", True),
     "share_of_positive_annotated": ("positive cells, annotated", True),
     "share_of_positive_unannotated": ("positive cells, not annotated", True),
+    "causal_rank": ("causal rank ↑", True),
+    "causal_linear": ("causal linear ↑", True),
+    "causal_rank_all": ("causal rank, all parts ↑", True),
+    "causal_linear_all": ("causal linear, all parts ↑", True),
+    "idle_share": ("on idle parts ↓", False),
+    "background_share": ("on background ↓", False),
 }
 """Name in a row -> heading of the column, and whether higher is better."""
 
@@ -62,7 +68,8 @@ UNRANKED = ("gini", *EVIDENCE_COLUMNS)
 """Columns without a best value: a sparser map is not a better one, and smaller evidence changes the precision among
 what is above 1 with no better place."""
 
-TWO_DIGITS = ("road", "single_deletion", "idsds", "max_sensitivity", "gini")
+CAUSAL_COLUMNS = ("causal_rank", "causal_linear", "causal_rank_all", "causal_linear_all")
+TWO_DIGITS = ("road", "single_deletion", "idsds", "max_sensitivity", "gini", *CAUSAL_COLUMNS)
 """Columns that are no percentages, and are printed with two digits."""
 
 GROUPS = (
@@ -176,8 +183,9 @@ def caption(rows: list[Row], groups: bool = False) -> str:
     sentences = [
         f"{row['images']} images of `{row['data']}` ({row['split']}), {row['annotated']} of them annotated; "
         f"seed {row['seed']}; {models}; torch {row['torch']}, timm {row['timm']}, {row['device']}.",
-        "Percent, but for BC, completeness error, ROAD, single deletion, IDSDS, max-sensitivity and Gini. BC is the "
-        "Borda count of AD, IC, ADD, ADCC and mIoU among the explainers without random and centre.",
+        "Percent, but for BC, completeness error, ROAD, single deletion, IDSDS, max-sensitivity, Gini and the causal "
+        "correlations. BC is the Borda count of AD, IC, ADD, ADCC and mIoU among the explainers without random and "
+        "centre.",
     ]
     if groups:
         sentences.append(GROUPS)

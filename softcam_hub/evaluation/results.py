@@ -16,11 +16,14 @@ import timm
 import torch
 from torch import Tensor
 
+from .causal import PART_EVIDENCE
+from .causal_summary import correlate_all_parts
 from .lines import Columns, Line, columns_of, group_lines
 from .statistics import Array, bootstrap_means
 
 CURVES = ("localization_precision", "topk_sensitivity")
 EVIDENCE_COLUMNS = ("evidence_precision", "share_of_positive_annotated", "share_of_positive_unannotated")
+CAUSAL_CORRELATIONS = ("causal_rank", "causal_linear", "causal_rank_logit", "causal_linear_logit")
 PERCENT = (
     "confidence",
     "energy_pointing",
@@ -29,8 +32,10 @@ PERCENT = (
     "insertion",
     "deletion",
     *EVIDENCE_COLUMNS,
+    "idle_share",
+    "background_share",
 )
-PLAIN = ("completeness_error", "gini", "road", "single_deletion", "idsds", "max_sensitivity")
+PLAIN = ("completeness_error", "gini", "road", "single_deletion", "idsds", "max_sensitivity", *CAUSAL_CORRELATIONS)
 
 Row = dict[str, Any]
 ImageValues = Mapping[tuple[str, str], Mapping[str, Array]]
@@ -69,8 +74,10 @@ def _means(lines: list[Line]) -> Row:
     for name in (*PERCENT, *PLAIN, *CURVES):
         if name in values and name not in row:
             row[name] = float(np.nanmean(values[name]))
-        if name == "evidence_precision" and name in values:  # their number shows that some images have no score
-            row["evidence_precision_images"] = int((~np.isnan(values[name])).sum())
+        if name in ("evidence_precision", "causal_rank") and name in values:  # some images have no score
+            row[f"{name}_images"] = int((~np.isnan(values[name])).sum())
+    if PART_EVIDENCE in columns:
+        row |= correlate_all_parts(lines)
     for name in CURVES:
         curves = _present(lines, name)
         if curves:

@@ -33,7 +33,7 @@ from ..output_folder import OutputFolder, Use, in_main_process
 from . import report
 from .agreement import list_names, mean_agreement, see_the_same, write_agreement
 from .alignment import align_classifiers
-from .config import AGREEMENT, EVIDENCE, GRID, IDSDS, LOCALISATION, SENSITIVITY, BenchmarkConfig, make_settings
+from .config import AGREEMENT, CAUSAL, EVIDENCE, GRID, IDSDS, LOCALISATION, SENSITIVITY, BenchmarkConfig, make_settings
 from .deletion_training import warn_of_unseen_deletions
 from .folder import CURVES, ROWS, TABLE1, VALUES, benchmark_folder, claim_folder
 from .models import (
@@ -70,6 +70,7 @@ NEEDS = {
     SENSITIVITY: ("topk_sensitivity", "an annotation"),
     EVIDENCE: ("evidence_precision", "an annotation and a signed map (softcam, cam) with evidence above 1"),
     GRID: (GRID, "a place in a mosaic of four classes"),
+    CAUSAL: ("causal_rank", "a part that speaks for its class"),
 }
 """Measure -> its name in a row, and what an image must have to get a value."""
 
@@ -147,7 +148,7 @@ def _measure(
         align_classifiers(pair, moving, samples, state)
         settings = _describe_run(config, data, names, classifiers, samples) | versions(state.device)
         in_main_process(state, lambda: claim_folder(folder, settings, _use(config)))
-        shards = Shards(folder.path, samples, classifiers, config)
+        shards = Shards(folder.path, samples, classifiers, config, data)
         if state.is_main_process:
             _log_left_out(left_out | impossible)
             _warn_of_unfit_models(shards.measures, classifiers, names)

@@ -10,6 +10,7 @@
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,18 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
+from ..data.config import DataConfig
 from ..data.samples import ImageDataset, Samples, label_tensor
 from ..data.transforms import make_transforms, mask_transform
 from ..files import write_text
 from .agreement import Agreement
 from .batch import Batch
-from .config import AGREEMENT, EVIDENCE, GRID, LOCALISATION, SENSITIVITY, BenchmarkConfig
+from .causal import Twins, measure_causal
+from .config import AGREEMENT, CAUSAL, EVIDENCE, GRID, LOCALISATION, SENSITIVITY, BenchmarkConfig
 from .folder import SHARDS, with_current_role
 from .grid_pointing import choose_quartets, grid_pointing
 from .lines import Line, is_line
-from .measure import Values, measure
+from .measure import measure
 from .models import ClassifierWithExplainers
 
 DIGEST = "sha256"
@@ -41,11 +44,18 @@ class Shards:
         samples: Images, labels and masks of the split.
         classifiers: Classifiers with their explainers.
         config: Settings of the benchmark.
+        data: Description of the data.
     """
 
     def __init__(
-        self, folder: Path, samples: Samples, classifiers: list[ClassifierWithExplainers], config: BenchmarkConfig
+        self,
+        folder: Path,
+        samples: Samples,
+        classifiers: list[ClassifierWithExplainers],
+        config: BenchmarkConfig,
+        data: DataConfig,
     ) -> None:
+        self.data = data
         self.folder, self.samples, self.classifiers, self.config = folder, samples, classifiers, config
         self.measures = config.chosen_measures(samples.has_masks)
         self.masks = samples.has_masks and bool({LOCALISATION, SENSITIVITY, EVIDENCE} & set(self.measures))
@@ -110,7 +120,9 @@ class Shards:
             bar: Progress, in images.
             agreement: Comparison of the maps of all classifiers, if it is measured.
         """
-        images = make_dataset(classifier.classifier.preprocessing, self.samples, self.masks)
+        preprocessing = classifier.classifier.preprocessing
+        images = make_dataset(preprocessing, self.samples, self.masks)
+        twins = Twins(self.data, self.samples, preprocessing) if CAUSAL in self.measures else None
         lines: dict[tuple[str, int], Line] = {}
         for first in range(indices.start, indices.stop, self.config.batch_size):
             samples = [images[index] for index in range(first, min(first + self.config.batch_size, indices.stop))]
@@ -120,6 +132,8 @@ class Shards:
             values = measure(batch, self.measures, self.config)
             numbers = [sample["index"] for sample in samples]
             _add_values(lines, classifier.role, values, numbers, common)
+            if twins is not None:
+                _add_values(lines, classifier.role, measure_causal(batch, twins, numbers, self.config), numbers, {})
             if agreement is not None:
                 agreement.observe(batch, numbers)
             bar.update(len(samples))
@@ -178,19 +192,24 @@ def stack_samples(samples: list[dict[str, Any]], names: tuple[str, ...], device:
 
 
 def _add_values(
-    lines: dict[tuple[str, int], Line], role: str, values: Values, indices: list[int], common: dict[str, list[Any]]
+    lines: dict[tuple[str, int], Line],
+    role: str,
+    values: Mapping[str, Mapping[str, Any]],
+    indices: list[int],
+    common: dict[str, list[Any]],
 ) -> None:
     """Sort the values of a batch into lines.
 
     Args:
         lines: Lines by explainer and image, to which the values are added.
         role: Role of the explained classifier.
-        values: Values of the batch.
+        values: Values of the batch by explainer and measure: a tensor, or a list with an entry per image.
         indices: Indices of the images.
         common: Lists of values that all explainers share.
     """
     for explainer, measured in values.items():
-        columns = common | {name: plain(column) for name, column in measured.items()}
+        own = {name: column if isinstance(column, list) else plain(column) for name, column in measured.items()}
+        columns = common | own
         for position, index in enumerate(indices):
             line = lines.setdefault((explainer, index), {"index": index, "explainer": explainer, "explains": role})
             line |= {name: column[position] for name, column in columns.items()}
