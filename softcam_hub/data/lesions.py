@@ -131,7 +131,7 @@ def draw(
             stays as it is, the label too. A distractor that the image does not show can be left out.
     """
     scene, label = _compose(index, split, size, variant, seed)
-    left_out = {without} if isinstance(without, str | int) else set(without)
+    left_out: set[Part] = {without} if isinstance(without, str | int) else set(without)
     _check_parts(left_out, scene, variant, index)
     (image,) = scene.photograph([left_out])
     return _finish(scene, image, label, left_out)

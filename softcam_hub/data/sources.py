@@ -87,7 +87,7 @@ def _generate_split(split: str, count: int, config: DataConfig) -> "Dataset":
 
     settings = {"split": split, "size": config.data_size, "variant": config.data, "seed": config.data_seed}
     features = lesions.load_lesions(count=1, **settings).features
-    sources = [Path(module.__file__).read_bytes() for module in (fundus, lesions)]
+    sources = [Path(str(module.__file__)).read_bytes() for module in (fundus, lesions)]
     code = hashlib.sha256(b"".join(sources)).hexdigest()
     arguments = {"count": count, "code": code, **settings}
     return Dataset.from_generator(_generate_rows, gen_kwargs=arguments, features=features)

@@ -41,7 +41,8 @@ def correlate_all_parts(lines: Sequence[Line]) -> dict[str, Any]:
     present = ~torch.stack(list(columns.values())).isnan().any(dim=0)
     if not present.any():
         return {}
-    evidence, idle, found = columns[PART_EVIDENCE][present], idle_parts(columns[ODDS][present]), {}
+    evidence, idle = columns[PART_EVIDENCE][present], idle_parts(columns[ODDS][present])
+    found: dict[str, Any] = {}
     for output, ending in CORRELATED.items():
         effects = columns[output][present].masked_fill(idle, 0)
         for kind, (correlate, scale) in CORRELATIONS.items():
