@@ -21,8 +21,11 @@ VALUES = Path(__file__).parent / "results" / "values"
 CONFIDENCES = ("confidence", "kept", "removed")
 """Measures with all digits of single precision: whether one is larger than another may show in the last one only."""
 
-NO_MEASURES = ("index", "explainer", "explains", "label", "predicted", "annotated")
-"""Columns of a line that say what was measured; the others are measures. Labels are kept beside these."""
+HISTOGRAMS = ("iou_curve", "pixel_histogram", "box_ious", "mass_histogram")
+"""Columns of lists whose mean says nothing about an image."""
+
+NO_MEASURES = ("index", "explainer", "explains", "label", "predicted", "annotated", *HISTOGRAMS)
+"""Columns of a line that say what was measured, and lists; the others are measures. Labels are kept beside these."""
 
 
 def values_by_explainer(lines: list[Row]) -> list[Row]:

@@ -6,7 +6,17 @@ from conftest import randomise
 
 import softcam_hub
 from softcam_hub import CAPEForImageClassification
-from softcam_hub.explanation_scores import faithfulness, idsds, localization, perturbation, randomisation, road
+from softcam_hub.explanation_scores import (
+    boxes,
+    calibration,
+    faithfulness,
+    idsds,
+    localization,
+    perturbation,
+    randomisation,
+    road,
+    thresholds,
+)
 from softcam_hub.explanation_scores.maps import heat, patch_means
 
 IMAGES = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -61,6 +71,16 @@ SCORES = {
     "activation_sensitivity": lambda maps: localization.activation_sensitivity(maps, MASKS),
     "evidence_precision": lambda maps: localization.evidence_precision(maps, MASKS, threshold=0.5),
     "share_of_positive": localization.share_of_positive,
+    "hit_rate": lambda maps: localization.hit_rate(maps, MASKS),
+    "iou_at": lambda maps: thresholds.iou_at(maps, MASKS),
+    "iou_otsu": lambda maps: thresholds.iou_otsu(maps, MASKS),
+    "pixel_histograms": lambda maps: thresholds.pixel_histograms(maps, MASKS),
+    "box_ious": lambda maps: boxes.box_ious(maps, BOXES[:, None]),
+    "box_hits": lambda maps: boxes.box_hits(boxes.box_ious(maps, BOXES[:, None])),
+    "cell_masses": lambda maps: calibration.cell_masses(maps, NUMBERS),
+    "mass_histograms": lambda maps: calibration.mass_histograms(maps, MASKS),
+    "mean_evidence": calibration.mean_evidence,
+    "largest_evidence": calibration.largest_evidence,
     "energy_pointing_game": lambda maps: localization.energy_pointing_game(maps, BOXES),
     "grid_pointing_game": lambda maps: localization.grid_pointing_game(maps[:, None].expand(-1, 4, -1, -1)),
     "kept": lambda maps: perturbation.faithfulness_parts(predict, IMAGES, maps)["kept"],

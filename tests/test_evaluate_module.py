@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from softcam_hub.explanation_scores import faithfulness, load_scores
+from softcam_hub.explanation_scores import boxes, faithfulness, load_scores, thresholds
 from softcam_hub.explanation_scores import localization as places
 
 FOLDER = Path(faithfulness.__file__).parent
@@ -44,7 +44,11 @@ def close(expected):
 def arrays(count=5, size=32):
     torch.manual_seed(1)
     maps, kept, second = torch.rand(3, count, size, size)
-    return {"maps": maps, "kept_maps": maps + kept, "second_maps": second, "masks": kept > 0.9}
+    masks = kept > 0.98
+    masks[:, size // 2 :] = False
+    masks[:, :, size // 3 :] = False
+    masks[:, size // 4 : size // 2, size // 3 : size // 2] = True
+    return {"maps": maps, "kept_maps": maps + kept, "second_maps": second, "masks": masks}
 
 
 def scored(maps, kept_maps, second_maps, masks):
@@ -56,8 +60,18 @@ def scored(maps, kept_maps, second_maps, masks):
         "localization_precision": places.localization_precision(maps, masks).mean(dim=1),
         "activation_precision": places.activation_precision(maps, masks),
         "activation_sensitivity": places.activation_sensitivity(maps, masks),
+        "pointing_game": places.pointing_game(maps, masks),
+        "hit_rate": places.hit_rate(maps, masks),
+        "iou_otsu": thresholds.iou_otsu(maps, masks),
     }
-    return {name: 100 * float(values.mean()) for name, values in per_image.items()}
+    means = {name: 100 * float(values.mean()) for name, values in per_image.items()}
+    histograms = thresholds.pixel_histograms(maps, masks).sum(dim=0)
+    hits = boxes.box_hits(boxes.box_ious(maps, boxes.annotation_boxes(masks))).sum(dim=0)
+    accuracy = float(boxes.max_box_accuracies(hits).mean())
+    return means | {
+        "pxap": 100 * float(thresholds.pixel_average_precision(histograms)),
+        "max_box_accuracy": 100 * accuracy,
+    }
 
 
 def test_percent_by_hand(metric):
@@ -118,6 +132,21 @@ def test_images_without_annotation_count_where_they_can(metric):
     precision = places.activation_precision(given["maps"][:3], given["masks"][:3]).mean()
     assert found["activation_precision"] == pytest.approx(100 * float(precision), abs=1e-4)
     assert found["complexity"] == pytest.approx(100 * float(given["maps"].mean()), abs=1e-4)
+    annotated = {name: values[:3] for name, values in given.items()}
+    expected = scored(**annotated)
+    for name in ("hit_rate", "iou_otsu", "pxap", "max_box_accuracy"):
+        assert found[name] == pytest.approx(expected[name], abs=1e-4), "the others have no part in it"
+
+
+def test_scores_of_the_data_set_are_no_means_of_images(metric):
+    maps = torch.tensor([[[1.0, 0.5], [0.0, 0.0]], [[0.0, 0.5], [1.0, 1.0]]])
+    masks = torch.tensor([[[1, 0], [0, 0]], [[1, 0], [0, 0]]])
+    found = metric.compute(maps=maps, masks=masks)
+    # from the top: 1 of 3 pixels of value 1, none of 2 of 0.5, and 1 of the last 3
+    assert found["pxap"] == pytest.approx(100 * (1 / 2 * 1 / 3 + 1 / 2 * 2 / 8), abs=1e-4)
+    # the parts of the first image have a box of 1 pixel, which is found; those of the second one never have
+    assert found["max_box_accuracy"] == pytest.approx(50)
+    assert found["iou_otsu"] == pytest.approx(100 * (1 / 2 + 0 / 3) / 2)  # the lower class is what is 0
 
 
 @pytest.mark.parametrize("name", ["maps", "kept_maps", "second_maps"])
@@ -135,7 +164,9 @@ def test_half_precision_and_gradients(metric):
 
 
 def test_the_cache_holds_numbers_only(metric):
-    assert {feature.dtype for feature in metric.features.values()} == {"float32"}
+    assert {getattr(feature, "feature", feature).dtype for feature in metric.features.values()} == {"float32"}
+    lengths = {name: feature.length for name, feature in metric.features.items() if hasattr(feature, "length")}
+    assert lengths == {"pixel_histogram": 202, "box_ious": 20}
 
 
 def test_in_memory_and_again():

@@ -10,6 +10,7 @@ from softcam_hub.explanation_scores.localization import (
     energy_pointing_game,
     evidence_precision,
     grid_pointing_game,
+    hit_rate,
     localization_precision,
     mosaics,
     pointing_game,
@@ -113,6 +114,46 @@ def test_the_pointing_game_is_the_definition():
         expected.append(float(any(mask[y][x] for y in range(6) for x in range(9) if image[y][x] == highest)))
     assert pointing_game(maps, masks).tolist() == expected
     assert 0 < sum(expected) < 50
+
+
+def test_the_hit_rate_by_hand():
+    maps, masks = torch.zeros(1, 224, 224), torch.zeros(1, 224, 224, dtype=torch.bool)
+    maps[0, 100, 100] = 1.0
+    for row, column, expected in (
+        (100, 115, 1),
+        (100, 116, 0),
+        (109, 112, 1),
+        (111, 111, 0),
+        (85, 100, 1),
+        (84, 100, 0),
+    ):
+        masks.zero_()
+        masks[0, row, column] = True  # (9, 12) is 15 pixels away, and (11, 11) is 15.6
+        assert hit_rate(maps, masks).tolist() == [expected], (row, column)
+        assert pointing_game(maps, masks).tolist() == [0]
+    assert hit_rate(maps, masks, tolerance=16).tolist() == [1]
+    assert hit_rate(maps[:, :112, :], masks[:, :112, :], tolerance=None).tolist() == [0]
+    masks.zero_()
+    masks[0, 100, 108] = True  # half the side has half the tolerance: 7.5 pixels
+    assert hit_rate(maps[:, :, :112], masks[:, :, :112]).tolist() == [0]
+    masks[0, 100, 107] = True
+    assert hit_rate(maps[:, :, :112], masks[:, :, :112]).tolist() == [1]
+    for empty in (maps * 0, maps * 0 + 0.7, maps - 1):
+        assert hit_rate(empty, masks).tolist() == [0]
+
+
+def test_the_hit_rate_is_the_definition():
+    maps = torch.rand(40, 30, 45, generator=torch.Generator().manual_seed(0))
+    masks = torch.rand(40, 30, 45, generator=torch.Generator().manual_seed(1)) > 0.97
+    masks[:, 0, 0] = True
+    expected = []
+    for image, mask in zip(maps, masks, strict=True):
+        y, x = divmod(int(image.argmax()), 45)
+        expected.append(
+            float(any((y - v) ** 2 + (x - u) ** 2 <= (15 / 224 * 30) ** 2 for v, u in mask.nonzero().tolist()))
+        )
+    assert hit_rate(maps, masks).tolist() == expected
+    assert 0 < sum(expected) < 40
 
 
 @NOTHING
@@ -266,6 +307,7 @@ ERRORS = {
         r"^mosaics \[0\] would hold a class",
     ),
     "images left over": (mosaics, (torch.rand(5, 3, 2, 2), torch.arange(5)), r"^expected .* B a multiple of 4, got"),
+    "tolerance": (hit_rate, (MAPS, MASKS, -1.0), r"^tolerance must be a number of pixels from 0 on, got -1.0$"),
     "odd mosaic": (grid_pointing_game, (torch.rand(1, 4, 5, 4),), r"multiples of 2, got \(1, 4, 5, 4\)"),
 }
 

@@ -43,6 +43,9 @@ def test_a_copy_works_without_our_package(elsewhere, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "'average_drop': 25.0" in done.stdout
     assert "'miou': 100.0" in done.stdout
+    assert "'pxap': " in done.stdout
+    assert "'max_box_accuracy': 100.0" in done.stdout
+    assert "'pointing_game': 100.0" in done.stdout
 
 
 @pytest.mark.slow
@@ -55,6 +58,7 @@ def test_the_page_scores_a_csv(elsewhere):
         wait_for(f"http://127.0.0.1:{port}/config", page)
         rows = "confidence,kept\n0.8,0.4\n0.5,0.6\n"
         assert ask(port, rows) == [["average_drop", 25.0], ["increase_in_confidence", 50.0]]
+        assert ask(port, "hit_rate,iou_otsu\n1,0.25\n0,0.5\n") == [["hit_rate", 50.0], ["iou_otsu", 37.5]]
         assert "row 1, column kept: 'x' is not a number" in str(ask(port, "confidence,kept\n0.8,x\n"))
         assert "unknown input 'y'" in str(ask(port, "y\n0.8\n"))
     finally:

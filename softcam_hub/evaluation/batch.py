@@ -30,6 +30,7 @@ class Batch:
         self.probabilities = classifier.probabilities(activations.logits)
         self.top = self.probabilities.topk(min(2, self.probabilities.shape[1]), dim=1).indices
         classes = self.top if labels.ndim == 2 else torch.cat([self.top, labels[:, None]], dim=1)
+        self.classes = classes  # (B, 2 or 3): the classes of the maps, in their order
         self.maps = classifier.maps(classifier.names, activations, classes)
         self.heats = {name: self.heat(name, maps) for name, maps in self.maps.items()}  # (B, 2 or 3, H, W)
         self.predicted = self.top[:, 0]

@@ -13,13 +13,20 @@ from ..data.lesions import VARIANTS
 TABLE, LOCALISATION, SENSITIVITY = "table", "localisation", "sensitivity"
 EVIDENCE, SINGLE_DELETION, GRID = "evidence", "single_deletion", "grid_pointing"
 IDSDS, AGREEMENT, CAUSAL = "idsds", "agreement", "causal"
+PXAP, BOXES, CALIBRATION = "pxap", "boxes", "calibration"
 DEFAULT_MEASURES = (TABLE, LOCALISATION, SENSITIVITY)
 """AD, IC, ADD, ADCC, mIoU and completeness; and, on annotated images, precision at the annotation and the
-drop of the confidence with the top patches occluded."""
+drop of the confidence with the top patches occluded. Evidence on images without an annotation is a part of
+localisation."""
+
+OF_REGIONS = (PXAP, BOXES, CALIBRATION)
+"""Measures of localisation that keep a histogram or a curve for every image: pixel average precision, boxes around the
+parts of a map (MaxBoxAccV2), and the share of annotated cells by their mass."""
 
 OPTIONAL_MEASURES = (
     *("gini", EVIDENCE, "insertion", "deletion", "road", SINGLE_DELETION, IDSDS, "max_sensitivity", GRID, AGREEMENT),
     CAUSAL,
+    *OF_REGIONS,
 )
 """Measures that are in neither paper, most of which take longer; the SoftCAM authors' own precision, which suits
 signed maps in units of the logit only; the agreement of explainers, which is no score; and what the removal of parts of
@@ -53,6 +60,11 @@ class BenchmarkConfig:
     patch: Count | None = flag(
         None, "Side of a patch in pixels (localisation, sensitivity). [a sixteenth of the image's side]"
     )
+    thresholds_from: str = flag(
+        "",
+        "Folder of a benchmark of the same models on validation images, which chooses the threshold of iou_tuned for "
+        "each explainer. [no iou_tuned]",
+    )
     seed: WholeNumber = flag(0, "Seed of random maps and of noise.")
     aligned: bool = flag(
         True,
@@ -82,7 +94,9 @@ class BenchmarkConfig:
     def chosen_measures(self, annotated: bool) -> tuple[str, ...]:
         """Return the measures for data with or without annotations."""
         chosen = _words(self.measures) or (DEFAULT_MEASURES if annotated else (TABLE,))
-        for name in (LOCALISATION, EVIDENCE):
+        if self.thresholds_from and LOCALISATION not in chosen:
+            raise ValueError(f"thresholds_from chooses a threshold for {LOCALISATION}, which is not in measures")
+        for name in (LOCALISATION, EVIDENCE, *OF_REGIONS):
             if name in chosen and not annotated:
                 raise ValueError(f"{name} needs annotations, and these data have neither masks nor boxes")
         return chosen

@@ -16,10 +16,11 @@ SETTINGS, SHARDS, ROWS, VALUES = "settings.json", "shards", "rows.jsonl", "value
 CURVES, TABLE1 = "curves.png", "table1.md"
 TABLE2, TABLE2_ROWS = "table2.md", "table2.jsonl"
 AGREEMENT_ROWS, AGREEMENT_PICTURE = "agreement.jsonl", "agreement.png"
+LOCALISATION_TABLES = "localisation.md"
 
 NAMES = [
     *(SETTINGS, f"{SHARDS}/[0-9]*.json", ROWS, VALUES, CURVES, TABLE1, TABLE2_ROWS, TABLE2),
-    *(AGREEMENT_ROWS, AGREEMENT_PICTURE),
+    *(AGREEMENT_ROWS, AGREEMENT_PICTURE, LOCALISATION_TABLES),
 ]
 """Files of a benchmark. The settings come first and are deleted last, so that no shard is left without them."""
 

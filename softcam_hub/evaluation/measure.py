@@ -33,8 +33,8 @@ from ..explanation_scores.perturbation import (
 from ..explanation_scores.road import road
 from ..models.heads import describe_kind
 from .batch import Batch, for_some
-from .config import EVIDENCE, IDSDS, LOCALISATION, SENSITIVITY, SINGLE_DELETION, TABLE, BenchmarkConfig
-from .localisation import measure_evidence, measure_localisation
+from .config import EVIDENCE, IDSDS, LOCALISATION, OF_REGIONS, SENSITIVITY, SINGLE_DELETION, TABLE, BenchmarkConfig
+from .localisation import REGIONS, measure_evidence, measure_localisation
 
 Values = dict[str, dict[str, Tensor]]
 """Explainer -> measure -> values (B,) or (B, n), which are NaN where an image has none."""
@@ -131,6 +131,9 @@ def _measure_maps(batch: Batch, name: str, measures: Sequence[str], config: Benc
         values |= measure_localisation(batch, name, config.patch)
     if EVIDENCE in measures and describe_kind(name).signed:
         values |= measure_evidence(batch, name, config.patch)
+    for measured in OF_REGIONS:
+        if measured in measures:
+            values |= REGIONS[measured](batch, name)
     if "gini" in measures:
         values["gini"] = gini_sparseness(batch.maps[name][:, 0].relu())
     if "max_sensitivity" in measures:

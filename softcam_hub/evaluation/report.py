@@ -42,6 +42,12 @@ COLUMNS: dict[str, tuple[str, bool]] = {
     "activation_sensitivity": ("activation sensitivity ↑", True),
     "energy_pointing": ("energy in box ↑", True),
     "pointing_game": ("pointing game ↑", True),
+    "hit_rate": ("hit rate ↑", True),
+    "iou_otsu": ("IoU, Otsu ↑", True),
+    "iou_tuned": ("IoU, tuned ↑", True),
+    "pxap": ("PxAP ↑", True),
+    "max_box_accuracy": ("MaxBoxAccV2 ↑", True),
+    "false_alarms": ("false alarms ↓", False),
     "topk_sensitivity": ("top-k sensitivity ↓", False),
     "completeness_error": ("completeness error ↓", False),
     "insertion": ("insertion ↑", True),
@@ -74,7 +80,8 @@ TWO_DIGITS = ("road", "single_deletion", "idsds", "max_sensitivity", "gini", *CA
 
 GROUPS = (
     "Bold are the best value of a column and all that cannot be told from it: in a paired bootstrap over the images, "
-    "the p-value of the difference is above 0.05 after Holm's adjustment for the number of explainers. In *BC, "
+    "the p-value of the difference is above 0.05 after Holm's adjustment for the number of explainers. Of scores that "
+    "are no means over images (PxAP, MaxBoxAccV2, false alarms), only the best value is bold. In *BC, "
     "significant*, explainers that cannot be told apart share a rank."
 )
 """Sentences that explain the marks of a table with values of the images."""
@@ -193,6 +200,11 @@ def caption(rows: list[Row], groups: bool = False) -> str:
         sentences.append(
             "Localisation is of the map of the true label, on annotated images, and top-k means the mean over "
             "the 1 to 30 highest patches."
+        )
+    if any("false_alarms" in row for row in rows):
+        sentences.append(
+            "False alarms are the images without an annotation whose map of the most probable wrong class has more "
+            "evidence than that of half of the annotated images; 50 is chance."
         )
     return " ".join(sentences) + "\n"
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from .causal import PART_EVIDENCE
 from .causal_summary import correlate_all_parts
 from .lines import Columns, Line, columns_of, group_lines
+from .localisation_rows import summarise_localisation
 from .statistics import Array, bootstrap_means
 
 CURVES = ("localization_precision", "topk_sensitivity")
@@ -28,6 +29,7 @@ PERCENT = (
     "confidence",
     "energy_pointing",
     "pointing_game",
+    "iou_tuned",
     "grid_pointing",
     "insertion",
     "deletion",
@@ -50,10 +52,11 @@ def make_rows(lines: list[Line], common: Row, own: Mapping[tuple[str, str], Row]
         common: Models, data, settings and versions, which every row repeats.
         own: Further columns by the name and the role of an explainer.
     """
-    return [
-        {"explainer": name, "explains": role, **_means(group), **common, **own[name, role]}
-        for (name, role), group in group_lines(lines).items()
-    ]
+    rows = []
+    for (name, role), group in group_lines(lines).items():
+        measured = _means(group) | summarise_localisation(group)
+        rows.append({"explainer": name, "explains": role, **measured, **common, **own[name, role]})
+    return rows
 
 
 def values_of_explainers(lines: Sequence[Line]) -> ImageValues:

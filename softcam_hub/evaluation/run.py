@@ -4,6 +4,7 @@ output/
   rows.jsonl      one row per explainer: means in percent with their intervals, curves over k, settings and versions
   table1.md       the CAPE paper's Table 1, with Borda, the localisation scores, and intervals
   curves.png      localisation precision and sensitivity over the k highest patches
+  localisation.md scores by size of the annotation, evidence on images with and without one, cells by their mass
   agreement.jsonl with the measure agreement: the rank correlations of the maps of all pairs of explainers
   agreement.png   the same as a picture
   values.jsonl    with per_image: the values of every image
@@ -27,15 +28,29 @@ from ..data.lesions import VARIANTS
 from ..data.samples import Samples
 from ..data.splits import Splits, load_splits
 from ..explainers.methods import reads_features
+from ..explanation_scores.thresholds import THRESHOLDS
 from ..files import write_json_lines, write_text
 from ..loading import load_classifier
 from ..output_folder import OutputFolder, Use, in_main_process
 from . import report
 from .agreement import list_names, mean_agreement, see_the_same, write_agreement
 from .alignment import align_classifiers
-from .config import AGREEMENT, CAUSAL, EVIDENCE, GRID, IDSDS, LOCALISATION, SENSITIVITY, BenchmarkConfig, make_settings
+from .config import (
+    AGREEMENT,
+    BOXES,
+    CAUSAL,
+    EVIDENCE,
+    GRID,
+    IDSDS,
+    LOCALISATION,
+    PXAP,
+    SENSITIVITY,
+    BenchmarkConfig,
+    make_settings,
+)
 from .deletion_training import warn_of_unseen_deletions
-from .folder import CURVES, ROWS, TABLE1, VALUES, benchmark_folder, claim_folder
+from .folder import CURVES, LOCALISATION_TABLES, ROWS, TABLE1, VALUES, benchmark_folder, claim_folder
+from .localisation_report import localisation_tables
 from .models import (
     MODEL,
     ROLES,
@@ -50,6 +65,7 @@ from .models import (
 )
 from .results import Row, make_rows, values_of_explainers, versions
 from .shards import Shards, count_images, make_dataset
+from .tuning import add_tuned_iou, read_thresholds
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +75,7 @@ ENOUGH = 64
 TRIAL_IMAGES = 4
 """Number of images on which every explainer is tried first: some refuse images rather than models."""
 
-FREE_TO_CHANGE = ("output", "overwrite", "per_image")
+FREE_TO_CHANGE = ("output", "overwrite", "per_image", "thresholds_from")
 """Settings in which a continued benchmark may differ from the earlier one."""
 
 NOT_IN_ROWS = ("pairs", "weights", "images", "alignment")
@@ -68,6 +84,8 @@ NOT_IN_ROWS = ("pairs", "weights", "images", "alignment")
 NEEDS = {
     LOCALISATION: ("activation_precision", "an annotation"),
     SENSITIVITY: ("topk_sensitivity", "an annotation"),
+    PXAP: ("pxap", "an annotation"),
+    BOXES: ("max_box_accuracy", "an annotation"),
     EVIDENCE: ("evidence_precision", "an annotation and a signed map (softcam, cam) with evidence above 1"),
     GRID: (GRID, "a place in a mosaic of four classes"),
     CAUSAL: ("causal_rank", "a part that speaks for its class"),
@@ -147,6 +165,7 @@ def _measure(
         moving = [one.role for one in classifiers if config.aligned and any(map(reads_features, one.names))]
         align_classifiers(pair, moving, samples, state)
         settings = _describe_run(config, data, names, classifiers, samples) | versions(state.device)
+        thresholds = read_thresholds(Path(config.thresholds_from), settings) if config.thresholds_from else {}
         in_main_process(state, lambda: claim_folder(folder, settings, _use(config)))
         shards = Shards(folder.path, samples, classifiers, config, data)
         if state.is_main_process:
@@ -156,13 +175,19 @@ def _measure(
     state.wait_for_everyone()
     lines = shards.read_lines()
     common = {name: value for name, value in settings.items() if name not in NOT_IN_ROWS}
-    offsets = {(name, one.role): {"map_offset": one.map_offset(name)} for one in classifiers for name in one.names}
-    rows = make_rows(lines, common, offsets)
+    own = {(name, one.role): {"map_offset": one.map_offset(name)} for one in classifiers for name in one.names}
+    if thresholds:
+        add_tuned_iou(lines, thresholds)
+        common["thresholds_from"] = config.thresholds_from
+        own = {key: columns | {"iou_threshold": THRESHOLDS[thresholds[key]]} for key, columns in own.items()}
+    rows = make_rows(lines, common, own)
     if state.is_main_process:
         _warn_of_missing_values(rows, shards)
         write_json_lines(folder.path / ROWS, rows)
         write_text(folder.path / TABLE1, report.table1(rows, values_of_explainers(lines)))
         report.draw_curves(rows, folder.path / CURVES)
+        if tables := localisation_tables(rows):
+            write_text(folder.path / LOCALISATION_TABLES, tables)
         if AGREEMENT in shards.measures:
             write_agreement(folder.path, mean_agreement(lines, classifiers, common), shards.count)
         if config.per_image:

@@ -26,7 +26,7 @@ from ..files import write_text
 from .agreement import Agreement
 from .batch import Batch
 from .causal import Twins, measure_causal
-from .config import AGREEMENT, CAUSAL, EVIDENCE, GRID, LOCALISATION, SENSITIVITY, BenchmarkConfig
+from .config import AGREEMENT, CAUSAL, EVIDENCE, GRID, LOCALISATION, OF_REGIONS, SENSITIVITY, BenchmarkConfig
 from .folder import SHARDS, with_current_role
 from .grid_pointing import choose_quartets, grid_pointing
 from .lines import Line, is_line
@@ -58,7 +58,7 @@ class Shards:
         self.data = data
         self.folder, self.samples, self.classifiers, self.config = folder, samples, classifiers, config
         self.measures = config.chosen_measures(samples.has_masks)
-        self.masks = samples.has_masks and bool({LOCALISATION, SENSITIVITY, EVIDENCE} & set(self.measures))
+        self.masks = samples.has_masks and bool({LOCALISATION, SENSITIVITY, EVIDENCE, *OF_REGIONS} & set(self.measures))
         self.fields = ("pixel_values", "labels", "mask") if self.masks else ("pixel_values", "labels")
         self.count = count_images(samples, config)
         size = config.shard_size
@@ -87,7 +87,8 @@ class Shards:
 
     def read_lines(self) -> list[Line]:
         """Read the lines that all processes have written, in the order of the images."""
-        lines = []
+        lines: list[Line] = []
+        names: set[str] = set()
         for number, indices in enumerate(self.ranges):
             shard = read_shard(self.file(number))
             found = Counter((line["explainer"], line["explains"], line["index"], str(line["label"])) for line in shard)
@@ -97,6 +98,12 @@ class Shards:
                     "this benchmark: remove it and run the same again"
                 )
             lines += shard
+            names = names or _common_names(shard)
+            if _common_names(shard) != names:
+                raise ValueError(
+                    f"{self.file(number)} has other measures than the shards before it, as another release of this "
+                    "package wrote it: measure everything again with --overwrite, or choose another --output"
+                )
         return lines
 
     def _expected_lines(self, indices: range) -> Counter[tuple[str, str, int, str]]:
@@ -143,6 +150,11 @@ class Shards:
                 inputs = stack_samples(samples, ("pixel_values", "labels"), classifier.device)
                 _add_values(lines, classifier.role, grid_pointing(classifier, *inputs), quartet[:1], {})
         return list(lines.values())
+
+
+def _common_names(lines: list[Line]) -> set[str]:
+    """Return the names of what all lines of a shard have, except for mosaics, which few images have."""
+    return set.intersection(*({*line} for line in lines)) - {GRID}
 
 
 def write_shard(file: Path, lines: list[Line]) -> None:

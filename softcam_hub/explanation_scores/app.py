@@ -17,12 +17,14 @@ confidence,kept,removed,coherency,complexity
 INTRODUCTION = """
 # Explanation scores
 
-How faithful are the heat maps of an image classifier? Paste or upload a CSV with one row per image and a header naming
-its columns; any subset will do. `confidence`, `kept` and `removed` are the probabilities of the predicted class on the
-image x, on E⊙x and on (1 - E)⊙x, for a heat map E in [0, 1]. `coherency` and `complexity` complete ADCC; `iou` is the
-overlap of the two top classes' regions. All of them lie in [0, 1]; the scores are in percent.
+How faithful and how well localised are the heat maps of an image classifier? Paste or upload a CSV with one row per
+image and a header naming its columns; any subset will do. `confidence`, `kept` and `removed` are the probabilities of
+the predicted class on the image x, on E⊙x and on (1 - E)⊙x, for a heat map E in [0, 1]. `coherency` and `complexity`
+complete ADCC; `iou` is the overlap of the two top classes' regions. `pointing_game`, `hit_rate`, `iou_otsu`,
+`localization_precision`, `activation_precision` and `activation_sensitivity` compare a map with an annotation. All of
+them lie in [0, 1]; the scores are in percent.
 
-In Python, the same module takes the maps themselves:
+In Python, the same module takes the maps themselves, and computes these numbers, PxAP and MaxBoxAccV2 from them:
 `evaluate.load("<this space>").compute(maps=maps, second_maps=second_maps, masks=masks)`.
 """
 

@@ -2,7 +2,8 @@
 
 - Every input is optional, and a score is the mean over the images that have all of its inputs. `evaluate` has
   no optional inputs, so that missing ones are NaN in its cache.
-- Arrays are reduced when they are added, as the cache would make them slow and large.
+- Arrays are reduced when they are added, as the cache would make them slow and large. Scores that are no means over
+  images need a histogram or a curve for each, of at most 202 numbers.
 - `evaluate` copies only the files that this module imports, so that those files import no others.
 """
 
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .boxes import annotation_boxes, box_hits, box_ious, max_box_accuracies
 from .faithfulness import (
     adcc,
     average_drop,
@@ -24,8 +26,16 @@ from .faithfulness import (
     increase_in_confidence,
     top_two_iou,
 )
-from .localization import activation_precision, activation_sensitivity, check_masks, localization_precision
+from .localization import (
+    activation_precision,
+    activation_sensitivity,
+    check_masks,
+    hit_rate,
+    localization_precision,
+    pointing_game,
+)
 from .maps import broken, check_same_size, require
+from .thresholds import FINE_THRESHOLDS, THRESHOLDS, iou_otsu, pixel_average_precision, pixel_histograms
 
 COLUMNS = (
     "confidence",
@@ -37,8 +47,14 @@ COLUMNS = (
     "localization_precision",
     "activation_precision",
     "activation_sensitivity",
+    "pointing_game",
+    "hit_rate",
+    "iou_otsu",
 )
 """Inputs with one number per image, in [0, 1]."""
+
+LISTS = {"pixel_histogram": 2 * (len(FINE_THRESHOLDS) + 1), "box_ious": len(THRESHOLDS)}
+"""Columns with some numbers per image, which only arrays are reduced to -> how many."""
 
 ARRAYS = ("maps", "kept_maps", "second_maps", "masks")
 """Inputs with an array (H, W) per image, which are reduced to columns."""
@@ -66,15 +82,17 @@ Args:
     coherency: (1 + correlation of the map of x with that of E⊙x) / 2.
     complexity: Mean of |E|.
     iou: Overlap of the two top classes' regions.
-    localization_precision, activation_precision, activation_sensitivity: Scores of maps against annotations.
+    localization_precision, activation_precision, activation_sensitivity, pointing_game, hit_rate, iou_otsu: Scores of
+        maps against annotations.
     maps: Maps E in [0, 1] at image size, (B, H, W), for complexity. Maps that hold NaN or infinity are refused.
     kept_maps: Maps of E⊙x for the same classes, (B, H, W); together with maps they give coherency.
     second_maps: Maps of the second classes, (B, H, W); together with maps they give iou.
-    masks: Masks, (B, H, W), true on the annotation; together with maps they give the three localisation scores.
+    masks: Masks, (B, H, W), true on the annotation; together with maps they give the localisation scores.
 Returns:
     Percent of every score whose inputs are there: average_drop, increase_in_confidence, average_drop_in_deletion,
     coherency, complexity, adcc (mean over images), adcc_of_means, miou, localization_precision (mean over the 1 to 30
-    highest patches), activation_precision, activation_sensitivity.
+    highest patches), activation_precision, activation_sensitivity, pointing_game, hit_rate (with a tolerance of 15/224
+    of the side), iou_otsu, and from maps and masks alone pxap and max_box_accuracy (MaxBoxAccV2).
 Examples:
     >>> scores.compute(confidence=[0.8, 0.5], kept=[0.4, 0.6])
     {'average_drop': 25.0, 'increase_in_confidence': 50.0}
@@ -89,8 +107,11 @@ class ExplanationScores(evaluate.Metric):  # type: ignore[misc]  # evaluate has 
             description=DESCRIPTION,
             citation=CITATION,
             inputs_description=INPUTS,
-            features=datasets.Features({name: datasets.Value("float32") for name in COLUMNS}),
-            format="numpy",
+            features=datasets.Features(
+                {name: datasets.Value("float32") for name in COLUMNS}
+                | {name: datasets.Sequence(datasets.Value("float32"), length) for name, length in LISTS.items()}
+            ),
+            format=None,  # with "numpy", evaluate refuses columns of lists
         )
 
     def add(self, **inputs: Any) -> None:
@@ -101,8 +122,11 @@ class ExplanationScores(evaluate.Metric):  # type: ignore[misc]  # evaluate has 
         """Add images: numbers (B,), and arrays (B, H, W)."""
         columns = make_columns({name: to_tensor(value, name) for name, value in inputs.items() if value is not None})
         count = len(next(iter(columns.values())))
-        missing = np.full(count, np.nan, dtype=np.float32)
-        super().add_batch(**{name: columns[name].numpy() if name in columns else missing for name in COLUMNS})
+        for name in COLUMNS:
+            columns.setdefault(name, torch.full((count,), torch.nan))
+        for name, length in LISTS.items():
+            columns.setdefault(name, torch.full((count, length), torch.nan))
+        super().add_batch(**{name: column.numpy() for name, column in columns.items()})
 
     def compute(self, **inputs: Any) -> dict[str, float] | None:
         """Return the scores of all images added so far and of these; None on all processes but the first."""
@@ -110,13 +134,15 @@ class ExplanationScores(evaluate.Metric):  # type: ignore[misc]  # evaluate has 
             self.add_batch(**inputs)
         elif self.writer is None:
             require(self.num_process > 1, f"nothing to score: give some of {', '.join(COLUMNS + ARRAYS)}")
-            super().add_batch(**{name: [] for name in COLUMNS})  # the other processes wait for this one's file
+            super().add_batch(
+                **{name: [] for name in (*COLUMNS, *LISTS)}
+            )  # the other processes wait for this one's file
         results = super().compute()
         require(results != {}, "no score has all of its inputs: average drop, for one, needs confidence and kept")
         return results
 
-    def _compute(self, **columns: np.ndarray) -> dict[str, float]:
-        return scores({name: torch.from_numpy(np.asarray(values)) for name, values in columns.items()})
+    def _compute(self, **columns: list[Any]) -> dict[str, float]:
+        return scores({name: torch.tensor(np.asarray(values, dtype=np.float32)) for name, values in columns.items()})
 
 
 def to_tensor(values: Any, name: str) -> Tensor:
@@ -193,6 +219,11 @@ def reduce_part(
         columns["localization_precision"] = localization_precision(maps, masks).mean(dim=1)
         columns["activation_precision"] = activation_precision(maps, masks)
         columns["activation_sensitivity"] = activation_sensitivity(maps, masks)
+        columns["pointing_game"] = pointing_game(maps, masks)
+        columns["hit_rate"] = hit_rate(maps, masks)
+        columns["iou_otsu"] = iou_otsu(maps, masks)
+        columns["pixel_histogram"] = pixel_histograms(maps, masks).flatten(1)
+        columns["box_ious"] = box_ious(maps, annotation_boxes(masks))
     return columns
 
 
@@ -211,10 +242,30 @@ MEASURES: dict[str, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
     "localization_precision": (identity, ("localization_precision",)),
     "activation_precision": (identity, ("activation_precision",)),
     "activation_sensitivity": (identity, ("activation_sensitivity",)),
+    "pointing_game": (identity, ("pointing_game",)),
+    "hit_rate": (identity, ("hit_rate",)),
+    "iou_otsu": (identity, ("iou_otsu",)),
 }
 """Score -> function that computes it for every image, and the columns that the function takes."""
 
 ADCC_PARTS = ("coherency", "complexity", "confidence", "kept")
+
+
+def pxap_of(histograms: Tensor) -> Tensor:
+    """Compute the pixel average precision of a data set from the histograms of its images, (B, 202)."""
+    return pixel_average_precision(histograms.double().sum(dim=0).unflatten(0, (2, -1)))
+
+
+def max_box_accuracy_of(ious: Tensor) -> Tensor:
+    """Compute MaxBoxAccV2 of a data set from the IoUs of its images at all thresholds, (B, thresholds)."""
+    return max_box_accuracies(box_hits(ious.double()).sum(dim=0)).mean()
+
+
+OF_LISTS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "pxap": (pxap_of, "pixel_histogram"),
+    "max_box_accuracy": (max_box_accuracy_of, "box_ious"),
+}
+"""Score that is no mean over images -> function of the lists of all images, and the column of lists."""
 
 
 def scores(columns: dict[str, Tensor]) -> dict[str, float]:
@@ -228,6 +279,10 @@ def scores(columns: dict[str, Tensor]) -> dict[str, float]:
     if len(coherencies):
         parts = (coherencies, complexities, average_drop(*confidences))
         results["adcc_of_means"] = percent(adcc(*(part.double().mean() for part in parts)))
+    for score, (function, name) in OF_LISTS.items():
+        lists = columns[name][~columns[name].isnan().any(dim=1)] if name in columns else torch.zeros(0)
+        if len(lists):
+            results[score] = percent(function(lists))
     return results
 
 

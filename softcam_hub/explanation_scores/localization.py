@@ -28,6 +28,10 @@ from .maps import (
 TOP_PATCHES = 30
 """Length k of the SoftCAM paper's curves."""
 
+TOLERANCE = 15 / 224
+"""Distance by which the highest pixel may miss the annotation, as a share of the image's shorter side: the published 15
+pixels, in images of the usual 224."""
+
 
 def localization_precision(maps: Tensor, masks: Tensor, k: int | None = None, patch: int | None = None) -> Tensor:
     """Compute the share of the n highest patches that touch the annotation, for n = 1 to k: (B, k) in [0, 1].
@@ -77,18 +81,40 @@ def activation_precision(maps: Tensor, masks: Tensor) -> Tensor:
 def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
     """Return 1 for each map whose highest pixel is on the annotation and 0 for the others, (B,).
 
-    The first in reading order counts where several pixels are the highest. A map without contrast points nowhere and
-    scores 0. Zhang et al., "Top-down Neural Attention by Excitation Backprop", ECCV 2016, also count pixels that miss
-    by at most 15; here none may.
+    This is `hit_rate` without tolerance.
 
     Args:
         maps: Maps at image size, (B, H, W).
         masks: Masks, (B, H, W), true on the annotation.
     """
+    return hit_rate(maps, masks, tolerance=0.0)
+
+
+def hit_rate(maps: Tensor, masks: Tensor, tolerance: float | None = None) -> Tensor:
+    """Return 1 for each map whose highest pixel is on or near the annotation and 0 for the others, (B,).
+
+    This is the pointing game of Zhang et al., "Top-down Neural Attention by Excitation Backprop", ECCV 2016: a hit is
+    an annotated pixel whose centre is at most 15 pixels from that of the highest one. Images of other sizes than 224
+    get the same share of their shorter side. A small annotation is hit more easily than without tolerance, so that
+    the rate of a random map is the one to surpass. The first in reading order counts where several pixels are the
+    highest. A map without contrast points nowhere and scores 0.
+
+    Args:
+        maps: Maps at image size, (B, H, W).
+        masks: Masks, (B, H, W), true on the annotation.
+        tolerance: Largest distance in pixels. The default is 15/224 of the image's shorter side.
+    """
     original, masks = check_annotated(maps, masks)
+    height, width = original.shape[1:]
+    tolerance = TOLERANCE * min(height, width) if tolerance is None else tolerance
+    require(0 <= tolerance < float("inf"), f"tolerance must be a number of pixels from 0 on, got {tolerance}")
     flat = without_broken(original).relu().flatten(1)
     highest, place = flat.max(dim=1)
-    hits = masks.flatten(1).gather(1, place[:, None])[:, 0] & (highest > flat.amin(dim=1))
+    row, column = (place // width)[:, None], (place % width)[:, None]
+    down = (torch.arange(height, device=flat.device) - row).square()  # (B, H)
+    right = (torch.arange(width, device=flat.device) - column).square()
+    near = down[:, :, None] + right[:, None, :] <= tolerance**2
+    hits = (near & masks).flatten(1).any(dim=1) & (highest > flat.amin(dim=1))
     return unscored(hits.to(flat.dtype), original)
 
 

@@ -25,7 +25,7 @@ SPLITS = ("test", "eval", "validation")
 NOT_SCORES = ("runtime", "_per_second", "_time")
 """Endings of the names under which `Trainer` records durations."""
 
-NOT_EXPLANATION_SCORES = ("accuracy", "confidence", "hold_out")
+NOT_EXPLANATION_SCORES = ("accuracy", "confidence", "hold_out", "iou_threshold")
 """Numbers in the rows of a benchmark that describe the prediction or the data."""
 
 NOT_SETTINGS = ("output", "overwrite", "resume", "cache_dir", "workers", "trackers", "log_steps", "checkpoint_steps")
@@ -39,6 +39,7 @@ BENCHMARK_DEFAULTS = {
     "batch_size": 16,
     "shard_size": 32,
     "patch": None,
+    "thresholds_from": "",
     "seed": 0,
     "aligned": True,
 }
