@@ -65,10 +65,10 @@ def test_evidence_by_hand():
 
 
 def test_false_alarms_by_hand():
-    largest = torch.tensor([1.0, 2.0, 9.0, 0.5, 2.0, 3.0, torch.nan])
-    annotated = torch.tensor([True, True, True, False, False, False, False])
-    assert float(false_alarms(largest, annotated)) == pytest.approx((0 + 0.5 + 1) / 3)  # the median is 2
-    assert float(false_alarms(torch.ones(7), annotated)) == 0.5  # a map that is always the same
+    largest = torch.tensor([1.0, 2.5, 9.0, 0.5, 2.5, 3.0, 2.0, 0.2, torch.nan])
+    annotated = torch.arange(9) < 3
+    assert float(false_alarms(largest, annotated)) == pytest.approx((0 + 0.5 + 1 + 0 + 0) / 5)  # the median is 2.5
+    assert float(false_alarms(torch.ones(9), annotated)) == 0.5  # a map that is always the same
     assert math.isnan(false_alarms(largest, annotated & False))
     assert math.isnan(false_alarms(largest[:3], annotated[:3]))
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..explanation_scores.boxes import box_hits, max_box_accuracies
 from ..explanation_scores.calibration import MASS_BORDERS, false_alarms, reliability
 from ..explanation_scores.thresholds import pixel_average_precision
-from .statistics import Array, bootstrap_of_sums
+from .statistics import bootstrap_of_sums
 
 Row = dict[str, Any]
 
@@ -58,15 +58,15 @@ def _column(lines: Sequence[Row], name: str) -> Tensor:
     return torch.tensor([line[name] for line in lines if line.get(name) is not None], dtype=torch.float64)
 
 
-def _of_sums(name: str, images: Tensor, function: Callable[[Array], Tensor]) -> Row:
+def _of_sums(name: str, images: Tensor, function: Callable[[Tensor], Tensor]) -> Row:
     """Return the percent of a score that follows from sums over images, and its interval.
 
     Args:
         name: Name of the score.
-        images: What is added up, (images, ...).
+        images: Histograms or counts of each image, which are added up, (images, ...).
         function: Function of sums (n, ...) that returns scores (n,).
     """
-    found = bootstrap_of_sums([images.numpy()], lambda sums: 100 * function(sums).numpy())
+    found = bootstrap_of_sums([images.numpy()], lambda sums: 100 * function(torch.from_numpy(sums)).numpy())
     low, high = found.interval().tolist()
     interval = {} if math.isnan(low) else {f"{name}_interval": [low, high]}
     return {name: float(found.estimate), **interval}

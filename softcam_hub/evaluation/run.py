@@ -175,7 +175,9 @@ def _measure(
     state.wait_for_everyone()
     lines = shards.read_lines()
     common = {name: value for name, value in settings.items() if name not in NOT_IN_ROWS}
-    own = {(name, one.role): {"map_offset": one.map_offset(name)} for one in classifiers for name in one.names}
+    own: dict[tuple[str, str], Row] = {
+        (name, one.role): {"map_offset": one.map_offset(name)} for one in classifiers for name in one.names
+    }
     if thresholds:
         add_tuned_iou(lines, thresholds)
         common["thresholds_from"] = config.thresholds_from
