@@ -130,6 +130,30 @@ def test_pictures_of_all_formats_and_onnx_are_published(hub, folder):
     assert {"photo.jpg", "photo.webp", "model.onnx"} <= push(folder, REPO).files.keys()
 
 
+def test_exports_in_the_folder_onnx_go_along(hub, folder):
+    published = ("model.onnx", "model_fp16.onnx", "model-0f.onnx", "model-0f.onnx.data")
+    left_out = ["onnx/model.pt2", "onnx/notes.txt", "onnx/older/"]
+    for name in (*published, "model.pt2", "notes.txt", "older/model.onnx", ".softcam_hub.unfinished-1.onnx"):
+        (folder / "onnx" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "onnx" / name).write_text(name)
+    (folder / "large.onnx.data").write_text("weights of a file at the root")
+    done = push(folder, REPO)
+    there = hub.files(REPO)
+    assert {name for name in there if name.startswith("onnx")} == {f"onnx/{name}" for name in published}
+    assert all(there[f"onnx/{name}"] == name.encode() for name in published)
+    assert there["large.onnx.data"] == b"weights of a file at the root"
+    assert done.left_out == left_out
+
+
+def test_a_folder_onnx_without_exports_is_left_out_as_any_other(hub, folder):
+    (folder / "onnx").mkdir()
+    assert push(folder, REPO, dry_run=True).left_out == ["onnx/"]
+    (folder / "onnx" / "model.pkl").write_text("secret")
+    done = push(folder, REPO, dry_run=True)
+    assert done.left_out == ["onnx/"]
+    assert not any(name.startswith("onnx") for name in done.files)
+
+
 def test_hidden_files_folders_and_other_types_are_left_out_and_listed(hub, folder):
     left_out = ["checkpoint-5/", "events.tfevents", "notes.pkl", "optimizer.bin", "training_args.bin"]
     for name in (".draft.json", "checkpoint-5/optimizer.pt", *left_out[1:]):

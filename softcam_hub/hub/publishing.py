@@ -4,7 +4,8 @@
   nothing.
 - The code of `models/` and a card are added if the folder lacks them, and local paths are removed from the
   published records.
-- Pickled files, the state of an optimizer or of `Trainer`, and subfolders stay behind, and the result lists them.
+- ONNX files in the subfolder `onnx/` go along. Other subfolders, pickled files, and the state of an optimizer or of
+  `Trainer` stay behind, and the result lists them.
 """
 
 from dataclasses import dataclass, field
@@ -26,11 +27,18 @@ from .cards import (
 )
 from .commit import Destination, RepoFiles, commit_files, find_stale_weights
 
+ONNX_FOLDER = "onnx"
+"""Subfolder of a model folder where transformers.js and optimum look for ONNX files, such as `onnx/model.onnx`."""
+
+ONNX_SUFFIXES = (".onnx", ".onnx.data")
+"""Ends of the names of ONNX files, and of the weights that `export_onnx` writes beside large ones."""
+
 PUBLISHED_SUFFIXES = (
-    *(".json", ".jsonl", ".md", ".onnx", ".py", ".safetensors", ".txt", ".yaml"),
+    *(".json", ".jsonl", ".md", ".py", ".safetensors", ".txt", ".yaml"),
     *(".jpeg", ".jpg", ".png", ".webp"),
+    *ONNX_SUFFIXES,
 )
-"""Suffixes of the files that are published; others stay behind."""
+"""Ends of the names of the files that are published; others stay behind."""
 
 TRAINER_STATE = ("trainer_state.json", "optimizer.safetensors")
 """Files of a training checkpoint that would be published by their suffix. The first one holds local paths."""
@@ -113,8 +121,8 @@ def push(
         softcam_hub.push("demo", "you/demo", repo_type="space")
 
     Args:
-        source: Folder that `save_pretrained`, a training run or `Trainer` wrote, without its subfolders. For a
-            Space, its name: "scores" or "demo".
+        source: Folder that `save_pretrained`, a training run or `Trainer` wrote. Of its subfolders, the ONNX files of
+            `onnx/` are published. For a Space, its name: "scores" or "demo".
         repo_id: Repository to push to, such as "you/lesions". It is created if it does not exist.
         repo_type: Type of the repository.
         private: Create the repository as private. An existing public repository is refused.
@@ -171,7 +179,7 @@ def model_files(folder: Path, repo_id: str) -> RepoFiles:
     files: RepoFiles = {file.name: file for file in sorted(folder.iterdir()) if _is_published(file)}
     if not any(name.endswith(".safetensors") for name in files):
         raise FileNotFoundError(f"{folder} holds no weights: expected the model.safetensors of save_pretrained")
-    files |= {**dict(published_records(folder)), **dict(published_results(folder))}
+    files |= {**dict(published_records(folder)), **dict(published_results(folder)), **_onnx_files(folder)}
     for code in sorted(CODE.glob("*.py")):
         if code.name != "__init__.py":
             files.setdefault(code.name, code)
@@ -179,10 +187,30 @@ def model_files(folder: Path, repo_id: str) -> RepoFiles:
     return dict(sorted(files.items()))
 
 
+def _onnx_files(folder: Path) -> RepoFiles:
+    """Return the ONNX files in the subfolder of a model folder, and the weights beside large ones."""
+    exports = folder / ONNX_FOLDER
+    files = sorted(exports.iterdir()) if exports.is_dir() else []
+    return {
+        f"{ONNX_FOLDER}/{file.name}": file
+        for file in files
+        if _is_published(file) and file.name.endswith(ONNX_SUFFIXES)
+    }
+
+
 def _list_left_out(folder: Path, files: RepoFiles) -> list[str]:
     """List what the folder holds beside its published files, without hidden entries."""
-    entries = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and path.name not in files]
-    return [f"{path.name}/" if path.is_dir() else path.name for path in entries]
+    entries = sorted(folder.iterdir())
+    if any(name.startswith(f"{ONNX_FOLDER}/") for name in files):
+        exports = folder / ONNX_FOLDER
+        entries = [path for path in entries if path != exports] + sorted(exports.iterdir())
+    left_out = [path for path in entries if not path.name.startswith(".") and _name_in(folder, path) not in files]
+    return [f"{_name_in(folder, path)}/" if path.is_dir() else _name_in(folder, path) for path in left_out]
+
+
+def _name_in(folder: Path, path: Path) -> str:
+    """Return the name that a path below a model folder has in a repository."""
+    return path.relative_to(folder).as_posix()
 
 
 def _finish_card(folder: Path, repo_id: str, present: set[str]) -> str:
@@ -229,4 +257,4 @@ def space_files(name: str, repo_id: str) -> RepoFiles:
 
 def _is_published(file: Path) -> bool:
     is_visible = file.is_file() and not file.name.startswith(".")  # names of drafts begin with a dot
-    return is_visible and file.suffix in PUBLISHED_SUFFIXES and file.name not in TRAINER_STATE
+    return is_visible and file.name.endswith(PUBLISHED_SUFFIXES) and file.name not in TRAINER_STATE
