@@ -1,9 +1,17 @@
-"""Export a model to ONNX with the outputs logits and maps, and check the file in onnxruntime."""
+"""Export a model to ONNX or to an archive of torch.export, with the outputs logits and maps, and check the file.
 
+- Images, logits and maps are float32 in every precision. In fp16 the backbone has half precision and the head float32,
+  in int8 the weights of the backbone have 8 bits (see `precisions`).
+- A file appears only after it has given the outputs of torch in float32, within the tolerance of its precision.
+"""
+
+import copy
 import json
 import os
 import secrets
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +20,21 @@ from torch import Tensor, nn
 
 from .files import ABANDONED, DRAFT, FULL, check_replaceable, flush, remove_drafts, unwritable
 from .models.evaluation_mode import evaluation_mode
-from .models.flip_registration import measure_on_first_use
+from .models.flip_registration import measure_on_first_use, pads_same
+from .models.heads import at_least_float32
 from .models.self_explaining import SelfExplaining
+from .precisions import TOLERANCES, Precision, check_choice, write_int8
 
 HINT = "ONNX export needs extra packages: pip install 'softcam-hub[onnx]'"
 
+OUTPUTS = ("logits", "maps")
+
+METADATA = "metadata.json"
+"""Name of the extra file of an archive that holds what the metadata of an ONNX file hold."""
+
 
 class _LogitsAndMaps(nn.Module):
-    """Return logits and maps from the forward pass of a model."""
+    """Return logits and maps from the forward pass of a model, in float32 also where the backbone has less."""
 
     def __init__(self, model: SelfExplaining) -> None:
         super().__init__()
@@ -27,46 +42,107 @@ class _LogitsAndMaps(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         kind = self.model.head_class.kinds[0]
-        return self.model.head(self.model.forward_features(pixel_values), kind=kind)
+        return self.model.head(at_least_float32(self.model.forward_features(pixel_values)), kind=kind)
 
 
-def export_onnx(model: SelfExplaining, path: str | Path, tolerance: float = 1e-4, overwrite: bool = False) -> Path:
+def export_onnx(
+    model: SelfExplaining,
+    path: str | Path,
+    tolerance: float | None = None,
+    overwrite: bool = False,
+    precision: Precision = "fp32",
+) -> Path:
     """Write a model to an ONNX file with the input `pixel_values` and the outputs `logits` and `maps`.
 
-    The batch is dynamic, and so are height and width where the architecture accepts any size. The file
-    appears only after onnxruntime has computed the same outputs on another batch size. Weights of more than
-    1.5 GB lie in a second file beside it, whose name is new for every export, so that an earlier export stays
-    whole until it is replaced.
+    The batch is dynamic, and so are height and width where the architecture accepts any size. Networks that pad as
+    TensorFlow does, such as those whose names begin with `tf_`, have the size of the model. The file appears only
+    after onnxruntime has computed the same outputs on another batch size. Weights of more than 1.5 GB lie in a second
+    file beside it, whose name is new for every export, so that an earlier export stays whole until it is replaced.
 
-    The metadata of the file say which maps these are (`map_kind`) and, where it is known, where their cells lie in the
-    image (`alignment`, JSON): row i at start[0] + step[0]·i pixels from the top, column j at start[1] + step[1]·j from
-    the left.
+    The metadata of the file are texts, and JSON where a value is no text: which maps these are (`map_kind`),
+    `precision`, `labels`, `multi_label`, `preprocessing` and, where it is known, where the cells of the maps lie.
+    `alignment` says it in pixels: row i at start[0] + step[0]·i from the top, column j at start[1] + step[1]·j from the
+    left. `map_offset` says it in cells, as `model.map_offset()` does.
 
     Args:
         model: timm or Hugging Face model of this package, with classes.
         path: File to write.
-        tolerance: Largest difference between torch and onnxruntime, relative to the largest output.
+        tolerance: Largest difference between torch in float32 and onnxruntime, relative to the largest output. The
+            default is 1e-4 for fp32, 3e-2 for fp16 and 1e-1 for int8.
         overwrite: Replace a file that exists.
+        precision: Precision of the backbone: `fp32`, `fp16`, or `int8` for weights in 8 bits.
 
     Returns:
         Path of the file.
     """
+    path = Path(path)
+    check_choice(path, "onnx", precision)
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError(f"{HINT} ({error.name} is missing)") from error
+    _check_classes(model, "export_onnx")
+    with _replacing(path, overwrite) as draft, _copies(model, precision) as (exported, reference):
+        run = _write_onnx(exported, draft, precision, _metadata(reference.model, precision))
+        _check_outputs(run, reference, precision, tolerance)
+    return path
+
+
+def export_torch(
+    model: SelfExplaining,
+    path: str | Path,
+    tolerance: float | None = None,
+    overwrite: bool = False,
+    precision: Precision = "fp32",
+) -> Path:
+    """Write a model to an archive of `torch.export`, which torch loads without this package and without timm.
+
+        softcam_hub.export_torch(model, "lesions.pt2")
+        logits, maps = torch.export.load("lesions.pt2").module()(images)
+
+    Batch and size are dynamic as in `export_onnx`. The extra file `metadata.json` of the archive holds what the
+    metadata of an ONNX file hold.
+
+    Args:
+        model: timm or Hugging Face model of this package, with classes.
+        path: File to write, with the suffix `.pt2`.
+        tolerance: Largest difference from torch in float32, relative to the largest output. The default is 1e-4 for
+            fp32 and 3e-2 for fp16.
+        overwrite: Replace a file that exists.
+        precision: Precision of the backbone, `fp32` or `fp16`.
+
+    Returns:
+        Path of the file.
+    """
+    path = Path(path)
+    check_choice(path, "torch", precision)
+    _check_classes(model, "export_torch")
+    with _replacing(path, overwrite) as draft, _copies(model, precision) as (exported, reference):
+        program = torch.export.export(exported, (_example(exported.model),), dynamic_shapes=_shapes(exported.model))
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)  # it names folders of this machine
+        content = json.dumps(_metadata(reference.model, precision), indent=2)
+        torch.export.save(program, draft, extra_files={METADATA: content})
+        _check_outputs(torch.export.load(draft).module(), reference, precision, tolerance)
+    return path
+
+
+def _check_classes(model: SelfExplaining, function: str) -> None:
     if not model.num_classes:
-        raise ValueError("export_onnx() needs classes: this model has num_classes=0; call reset_classifier(n) first")
-    measure_on_first_use(model)
-    path, exported = Path(path), _LogitsAndMaps(model)
+        raise ValueError(f"{function}() needs classes: this model has num_classes=0; call reset_classifier(n) first")
+
+
+@contextmanager
+def _replacing(path: Path, overwrite: bool) -> Iterator[Path]:
+    """Provide the path of a draft in a folder of its own, and move all files of the folder beside `path` afterwards."""
     check_replaceable(path, overwrite)
     remove_drafts(path.parent, older_than=ABANDONED)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=DRAFT) as folder, evaluation_mode(exported):
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=DRAFT) as folder:
         draft = Path(folder) / f"{path.stem}-{secrets.token_hex(6)}{path.suffix}"  # its weights are named after it
         try:
-            _export(exported, model, draft, tolerance)
+            yield draft
             flush(draft.parent)
             check_replaceable(path, overwrite)  # again, as an export can last minutes
             for weights in draft.parent.iterdir():
@@ -75,50 +151,119 @@ def export_onnx(model: SelfExplaining, path: str | Path, tolerance: float = 1e-4
             os.replace(draft, path)
         except OSError as error:
             raise (unwritable(path, error) if error.errno in FULL else error) from error
-    return path
 
 
-def _export(exported: nn.Module, model: SelfExplaining, file: Path, tolerance: float) -> None:
-    """Write an ONNX file and compare its outputs with those of torch."""
+@contextmanager
+def _copies(model: SelfExplaining, precision: str) -> Iterator[tuple[_LogitsAndMaps, _LogitsAndMaps]]:
+    """Provide the model to export and the one to compare it with, in eval mode.
+
+    Args:
+        model: Model in any precision and on any device.
+        precision: Precision of the export.
+
+    Returns:
+        The model in the precision of the export, and the model in float32; one and the same unless that is fp16.
+    """
+    measure_on_first_use(model)
+    reference = _LogitsAndMaps(_on_cpu(model, torch.float32))
+    exported = _LogitsAndMaps(_on_cpu(model, torch.float16)) if precision == "fp16" else reference
+    with evaluation_mode(reference), evaluation_mode(exported):
+        yield exported, reference
+
+
+def _on_cpu(model: SelfExplaining, dtype: torch.dtype) -> SelfExplaining:
+    """Return a model whose backbone has a dtype and whose head has float32, or the model itself if it has these."""
+    weights = [weight for weight in model.parameters() if weight.is_floating_point()]
+    if all(weight.dtype == dtype == torch.float32 and weight.device.type == "cpu" for weight in weights):
+        return model
+    copied = copy.deepcopy(model).to("cpu", torch.float32)
+    copied.backbone.to(dtype)
+    return copied
+
+
+def _example(model: SelfExplaining) -> Tensor:
+    """Return images of the size of the model, two because one is taken for a batch that is never larger."""
+    return torch.zeros(2, *model.input_size)
+
+
+def _has_fixed_size(model: SelfExplaining) -> bool:
+    """Tell whether the export takes images of one size: formulas of padding by size grow without end."""
+    return bool(model.pretrained_cfg.get("fixed_input_size", False)) or pads_same(model)
+
+
+def _shapes(model: SelfExplaining) -> dict[str, Any]:
+    """Return which dimensions of the images are dynamic, as `torch.export` takes it."""
+    sides = {} if _has_fixed_size(model) else {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    return {"pixel_values": {0: torch.export.Dim("batch", min=1, max=4096), **sides}}
+
+
+def _write_onnx(
+    exported: _LogitsAndMaps, file: Path, precision: str, metadata: dict[str, Any]
+) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """Write an ONNX file, and return the function that computes its outputs in onnxruntime."""
     import onnxruntime
 
-    channels, height, width = model.input_size
-    fixed = model.pretrained_cfg.get("fixed_input_size", False)
-    batch = torch.export.Dim("batch", min=1, max=4096)
-    sides = {} if fixed else {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     program = torch.onnx.export(
         exported,
-        kwargs={"pixel_values": torch.zeros(2, channels, height, width)},
+        kwargs={"pixel_values": _example(exported.model)},
         dynamo=True,
-        output_names=["logits", "maps"],
-        dynamic_shapes={"pixel_values": {0: batch, **sides}},
+        output_names=list(OUTPUTS),
+        dynamic_shapes=_shapes(exported.model),
         opset_version=18,
         verbose=False,
     )
     assert program is not None  # it is None without dynamo
-    program.model.metadata_props.update(_metadata(model))
-    program.save(file, external_data=False)
-    other = (height, width) if fixed else (height + 32, width + 64)
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    _check_outputs(exported, session, torch.randn(3, channels, *other), tolerance)
+    for node in program.model.graph:
+        node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)  # it names folders of this machine
+    for name, value in metadata.items():
+        program.model.metadata_props[name] = value if isinstance(value, str) else json.dumps(value)
+    if precision == "int8":
+        write_int8(program.model_proto, file)
+    else:
+        program.save(file, external_data=False)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it warns of every operation that a CPU has in float32 only
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    return lambda images: tuple(map(torch.from_numpy, session.run(None, {"pixel_values": images.numpy()})))
 
 
-def _metadata(model: SelfExplaining) -> dict[str, str]:
-    """Return what consumers of the file need to draw its maps."""
-    metadata = {"map_kind": model.head_class.kinds[0]}
+def _metadata(model: SelfExplaining, precision: str) -> dict[str, Any]:
+    """Return what programs without this package need to prepare images and to draw maps."""
+    metadata = {
+        "map_kind": model.head_class.kinds[0],
+        "precision": precision,
+        "labels": list(model.labels),
+        "multi_label": model.multi_label,
+        "preprocessing": model.preprocessing,
+    }
     if model.alignment is not None and model.alignment.is_known:
-        metadata["alignment"] = json.dumps(model.alignment.as_dict())
+        metadata["alignment"] = model.alignment.as_dict()
+    if (offset := model.map_offset()) is not None:
+        metadata["map_offset"] = offset
     return metadata
 
 
 @torch.no_grad()
-def _check_outputs(exported: nn.Module, session: Any, images: Tensor, tolerance: float) -> None:
-    """Raise RuntimeError where onnxruntime computes other logits or maps than torch."""
-    outputs = session.run(None, {"pixel_values": images.numpy()})
-    for name, expected, output in zip(("logits", "maps"), exported(images), outputs, strict=True):
-        error = float((expected - torch.from_numpy(output)).abs().max() / expected.abs().max())
+def _check_outputs(
+    run: Callable[[Tensor], tuple[Tensor, ...]], reference: _LogitsAndMaps, precision: str, tolerance: float | None
+) -> None:
+    """Raise RuntimeError where an exported file computes other logits or maps than torch, on a batch of another size.
+
+    Args:
+        run: Function that computes the outputs of the file.
+        reference: Model in float32.
+        precision: Precision of the file.
+        tolerance: Largest difference, relative to the largest output. The default depends on the precision.
+    """
+    tolerance = TOLERANCES[precision] if tolerance is None else tolerance
+    channels, height, width = reference.model.input_size
+    sides = (height, width) if _has_fixed_size(reference.model) else (height + 32, width + 64)
+    images = torch.randn(3, channels, *sides)
+    for name, expected, output in zip(OUTPUTS, reference(images), run(images), strict=True):
+        error = float((expected - output).abs().max() / expected.abs().max())
         if not error <= tolerance:
+            advice = "" if precision == "fp32" else "; fp32 differs least"
             raise RuntimeError(
                 f"the exported {name} differ from torch's by {error:.1e} of the largest value, more than "
-                f"{tolerance:.0e}: no file was written"
+                f"{tolerance:.0e}: no file was written{advice}"
             )

@@ -4,7 +4,7 @@ from .evaluation.placement import Placement
 from .evaluation.run import benchmark
 from .explainers.methods import create_explainer, list_explainers
 from .explanation_scores import load_scores
-from .export import export_onnx
+from .export import export_onnx, export_torch
 from .hub import push
 from .loading import explain
 from .models.card_text import CardText
@@ -53,6 +53,7 @@ __all__ = [
     "create_explainer",
     "explain",
     "export_onnx",
+    "export_torch",
     "fit_temperature",
     "list_explainers",
     "load_scores",

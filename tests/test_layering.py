@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "softcam_hub"
 
 FLOORS = [
     {"models", "explanation_scores", "files", "arguments", "threads"},
-    {"data", "output_folder", "loading", "figures", "architectures"},
+    {"data", "output_folder", "loading", "figures", "architectures", "precisions"},
     {"hub", "temperature"},
     {"training", "explainers", "export"},
     {"registry", "pipeline", "evaluation", "post_fitting"},

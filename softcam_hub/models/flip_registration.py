@@ -126,8 +126,7 @@ def _measure(model: TimmModule, images: ImageInput | None) -> AlignmentMeasureme
         size[axis] / 2 + float(offset[axis]) * steps[axis] - steps[axis] * (cells[axis] - 1) / 2 for axis in (0, 1)
     ]
     start = [round(place, 3) if count else None for place, count in zip(places, counts.tolist(), strict=True)]
-    same = any(type(module).__name__.endswith("Same") for module in model.backbone.modules())
-    alignment = Alignment((start[0], start[1]), steps, size, same)
+    alignment = Alignment((start[0], start[1]), steps, size, pads_same(model))
     model.alignment, model.measures_on_first_use = alignment, False
     return AlignmentMeasurement(_pair(offset), _pair(spread), _pair(correlation), alignment)
 
@@ -241,3 +240,8 @@ def noise_images(model: TimmModule) -> Tensor:
     noise = torch.fft.irfft2(torch.fft.rfft2(white) / frequency, s=(height, width))
     noise = noise - noise.mean(dim=(2, 3), keepdim=True)
     return noise / noise.std(dim=(2, 3), keepdim=True)
+
+
+def pads_same(model: TimmModule) -> bool:
+    """Tell whether a network pads as TensorFlow does: how much depends on the size of the image."""
+    return any(type(module).__name__.endswith("Same") for module in model.backbone.modules())
