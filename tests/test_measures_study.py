@@ -1,0 +1,65 @@
+"""The measures are measured: maps that are known to be right or wrong, and the decisions of the measures."""
+
+import torch
+
+from benchmarks.measures.known_maps import BAD, GOOD, Cases, edges, load_model, make_cases, others, spread
+from benchmarks.measures.study import decisions, rows_of
+from benchmarks.measures.tables import fooled, measures_table
+
+
+def test_drops_are_spread_evenly_over_their_parts_and_rises_do_not_count():
+    first, second = torch.zeros(2, 4, 4, dtype=torch.bool)
+    first[0, :2], second[0, 1:] = True, True
+    found = spread([first, second, first], torch.tensor([4.0, 6.0, -1.0]))
+    assert found[0].tolist() == [2, 4, 2, 2]
+    assert found[1:].abs().sum() == 0
+
+
+def test_edges_are_where_the_brightness_changes():
+    images = torch.zeros(1, 3, 6, 6)
+    images[:, :, :, 3:] = 1
+    found = edges(images)[0]
+    assert (found[:, 2:4] == 4).all()
+    assert found[:, :2].abs().sum() == found[:, 4:].abs().sum() == 0
+
+
+def test_the_other_image_is_one_of_the_same_class():
+    labels = torch.tensor([1, 2, 1, 2, 1])
+    assert others(labels).tolist() == [2, 3, 4, 1, 0]
+
+
+def test_decisions_by_hand():
+    good, bad = torch.tensor([1.0, 2.0, 3.0, torch.nan]), torch.tensor([0.0, 2.0, 5.0, 0.0])
+    assert decisions(good, bad, True)[:3].tolist() == [1, 0.5, 0]
+    assert decisions(good, bad, False)[:3].tolist() == [0, 0.5, 1]
+    assert decisions(good, bad, True)[3].isnan()
+
+
+def test_rows_and_their_table():
+    maps = {name: torch.full((10, 2, 2), 0.0) for name in BAD}
+    maps["random"][:] = 2.0
+    cases = Cases(
+        torch.zeros(10, 3, 2, 2), torch.zeros(10), torch.zeros(10, 2, 2), {GOOD: torch.ones(10, 2, 2), **maps}
+    )
+    rows = rows_of("mean", lambda _, drawn: drawn.mean(dim=(1, 2)), True, cases)
+    assert {row["against"]: row["share"] for row in rows} == {**dict.fromkeys(BAD, 1.0), "random": 0.0, "mean": 0.8333}
+    assert rows[0]["images"] == 10
+    assert fooled(rows[:-1]) == "random"
+    table = measures_table(rows)
+    assert "| mean | 0 [0, 0] | **100 [100, 100]** |" in table
+    assert table.rstrip().endswith("| **83 [83, 83]** | random |")
+
+
+def test_the_right_map_lies_in_the_lesions_and_the_shifted_one_half_a_cell_further():
+    cases = make_cases(load_model(), 4)
+    assert cases.maps.keys() == {GOOD, *BAD}
+    inside = (cases.maps[GOOD] * cases.masks).sum() / cases.maps[GOOD].sum()
+    assert inside > 3 * cases.masks.float().mean(), "the network decides by the lesions"
+    size = torch.arange(128.0)
+    for axis in (1, 2):
+        where = [
+            (cases.maps[name].sum(dim=axis) * size).sum(1) / cases.maps[name].sum(dim=(1, 2))
+            for name in (GOOD, "shifted")
+        ]
+        assert torch.allclose(where[1] - where[0], torch.full((4,), 4.0), atol=1.5)
+    assert torch.equal(cases.maps["random"], make_cases(load_model(), 4).maps["random"])
