@@ -1,6 +1,6 @@
 """Find out how often each measure prefers the map that is right to maps that are wrong, and write rows.
 
-python -m benchmarks.measures.study            # rows go to benchmarks/results/measures.jsonl; ten minutes of one core
+python -m benchmarks.measures.study            # rows go to benchmarks/results/measures.jsonl; a quarter of an hour of one core
 python -m benchmarks.measures.study --quick    # a smoke test on four images, nothing written
 
 Every measure scores every map of every image. Its share of right decisions against one kind of wrong map is the share
@@ -10,6 +10,7 @@ of images on which the right map scores better, where equal scores count half.
 import argparse
 import json
 from collections.abc import Callable
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -24,18 +25,20 @@ from softcam_hub.explanation_scores.faithfulness import (
     average_drop_in_deletion,
     increase_in_confidence,
 )
-from softcam_hub.explanation_scores.idsds import idsds
+from softcam_hub.explanation_scores.idsds import cell_drops, cell_sums
 from softcam_hub.explanation_scores.localization import (
     activation_precision,
     activation_sensitivity,
     localization_precision,
     pointing_game,
 )
+from softcam_hub.explanation_scores.maps import patch_means, patch_side
 from softcam_hub.explanation_scores.perturbation import (
     deletion_auc,
     faithfulness_parts,
     insertion_auc,
-    single_deletion,
+    patch_drops,
+    spearman,
     topk_sensitivity,
 )
 from softcam_hub.explanation_scores.road import road
@@ -45,60 +48,73 @@ from .known_maps import BAD, GOOD, Cases, load_model, make_cases
 ROWS = Path(__file__).parents[1] / "results" / "measures.jsonl"
 IMAGES = 96
 
-Score = Callable[[Cases, Tensor], Tensor]
-"""Function from images and maps (B, H, W) to values (B,)."""
+Score = Callable[[str], Tensor]
+"""Function from the name of maps to values (B,)."""
 
 
 class Measures:
-    """The measures of a model, by name, with whether higher is better.
+    """The measures of all maps of some images, by name, with whether higher is better.
 
     Args:
         model: Self-explaining model.
+        cases: Images and maps.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: torch.nn.Module, cases: Cases) -> None:
+        self.model, self.cases = model, cases
         self.by_name: dict[str, tuple[Score, bool]] = {
-            "average drop": (lambda c, m: average_drop(*self._parts(c, m, "confidence", "kept")), False),
-            "increase in confidence": (
-                lambda c, m: increase_in_confidence(*self._parts(c, m, "confidence", "kept")),
-                True,
-            ),
-            "average drop in deletion": (
-                lambda c, m: average_drop_in_deletion(*self._parts(c, m, "confidence", "removed")),
-                True,
-            ),
-            "top-k sensitivity": (lambda c, m: self._on_images(topk_sensitivity, c, m).mean(dim=1), False),
-            "insertion": (lambda c, m: self._on_images(insertion_auc, c, m), True),
-            "deletion": (lambda c, m: self._on_images(deletion_auc, c, m), False),
-            "ROAD": (lambda c, m: self._on_images(road, c, m), True),
-            "single deletion": (lambda c, m: self._on_logits(single_deletion, c, m), True),
-            "IDSDS": (lambda c, m: self._on_logits(idsds, c, m), True),
-            "pointing game": (lambda c, m: pointing_game(m, c.masks), True),
-            "top-k precision": (lambda c, m: localization_precision(m, c.masks).mean(dim=1), True),
-            "activation precision": (lambda c, m: activation_precision(m, c.masks), True),
-            "activation sensitivity": (lambda c, m: activation_sensitivity(m, c.masks), True),
+            "average drop": (lambda name: average_drop(*self._parts(name, "kept")), False),
+            "increase in confidence": (lambda name: increase_in_confidence(*self._parts(name, "kept")), True),
+            "average drop in deletion": (lambda name: average_drop_in_deletion(*self._parts(name, "removed")), True),
+            "top-k sensitivity": (lambda name: self._on_images(topk_sensitivity, name).mean(dim=1), False),
+            "insertion": (lambda name: self._on_images(insertion_auc, name), True),
+            "deletion": (lambda name: self._on_images(deletion_auc, name), False),
+            "ROAD": (lambda name: self._on_images(road, name), True),
+            "single deletion": (self._single_deletion, True),
+            "IDSDS": (lambda name: spearman(cell_sums(self.maps(name)), self._cell_drops), True),
+            "pointing game": (lambda name: pointing_game(self.maps(name), cases.masks), True),
+            "top-k precision": (lambda name: localization_precision(self.maps(name), cases.masks).mean(dim=1), True),
+            "activation precision": (lambda name: activation_precision(self.maps(name), cases.masks), True),
+            "activation sensitivity": (lambda name: activation_sensitivity(self.maps(name), cases.masks), True),
         }
 
-    @torch.no_grad()
-    def probabilities(self, images: Tensor) -> Tensor:
-        """Compute the probabilities (B, C) of images."""
-        return self.model(pixel_values=images).logits.softmax(dim=1)
+    def maps(self, name: str) -> Tensor:
+        """Return heat maps (B, H, W) by name."""
+        return self.cases.maps[name]
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
         """Compute the logits (B, C) of images."""
         return self.model(pixel_values=images).logits
 
-    def _parts(self, cases: Cases, maps: Tensor, *names: str) -> list[Tensor]:
-        parts = faithfulness_parts(self.probabilities, cases.images, maps, classes=cases.labels)
-        return [parts[name] for name in names]
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Compute the probabilities (B, C) of images."""
+        return self.logits(images).softmax(dim=1)
 
-    def _on_images(self, function: Callable[..., Tensor], cases: Cases, maps: Tensor) -> Tensor:
-        return function(self.probabilities, cases.images, maps, classes=cases.labels)
+    @cache  # noqa: B019  # an object per study
+    def _all_parts(self, name: str) -> dict[str, Tensor]:
+        cases = self.cases
+        return faithfulness_parts(self.probabilities, cases.images, self.maps(name), classes=cases.labels)
 
-    def _on_logits(self, function: Callable[..., Tensor], cases: Cases, maps: Tensor) -> Tensor:
-        return function(self.logits, cases.images, maps, classes=cases.labels)
+    def _parts(self, name: str, part: str) -> tuple[Tensor, Tensor]:
+        parts = self._all_parts(name)
+        return parts["confidence"], parts[part]
+
+    def _on_images(self, function: Callable[..., Tensor], name: str) -> Tensor:
+        return function(self.probabilities, self.cases.images, self.maps(name), classes=self.cases.labels)
+
+    @cached_property
+    def _cell_drops(self) -> Tensor:
+        return cell_drops(self.logits, self.cases.images, classes=self.cases.labels)
+
+    @cached_property
+    def _patch_drops(self) -> Tensor:
+        images = self.cases.images
+        return patch_drops(self.logits, images, patch_side(images, None), classes=self.cases.labels)
+
+    def _single_deletion(self, name: str) -> Tensor:
+        means = patch_means(self.maps(name), patch_side(self.cases.images, None))
+        return spearman(means.flatten(1), self._patch_drops)
 
 
 def decisions(good: Tensor, bad: Tensor, higher_is_better: bool) -> Tensor:
@@ -115,16 +131,15 @@ def decisions(good: Tensor, bad: Tensor, higher_is_better: bool) -> Tensor:
     return right.masked_fill(good.isnan() | bad.isnan(), torch.nan)
 
 
-def rows_of(name: str, score: Score, higher_is_better: bool, cases: Cases) -> list[Row]:
+def rows_of(measure: str, score: Score, higher_is_better: bool) -> list[Row]:
     """Return a row for every kind of bad map, and one for their mean.
 
     Args:
-        name: Name of the measure.
+        measure: Name of the measure.
         score: The measure.
         higher_is_better: Its direction.
-        cases: Images and maps.
     """
-    values = {kind: score(cases, maps).double() for kind, maps in cases.maps.items()}
+    values = {kind: score(kind).double() for kind in (GOOD, *BAD)}
     columns = [decisions(values[GOOD], values[kind], higher_is_better) for kind in BAD]
     columns.append(torch.stack(columns).mean(dim=0))
     matrix = torch.stack(columns).numpy()
@@ -133,7 +148,7 @@ def rows_of(name: str, score: Score, higher_is_better: bool, cases: Cases) -> li
     kinds = [*BAD, "mean"]
     return [
         {
-            "measure": name,
+            "measure": measure,
             "against": kind,
             "share": rounded(float(found.estimate[row])),
             "interval": [rounded(float(low[row])), rounded(float(high[row]))],
@@ -152,8 +167,8 @@ def main() -> None:
     model = load_model()
     cases = make_cases(model, 4 if quick else IMAGES)
     rows: list[Row] = []
-    for name, (score, higher_is_better) in Measures(model).by_name.items():
-        rows += rows_of(name, score, higher_is_better, cases)
+    for name, (score, higher_is_better) in Measures(model, cases).by_name.items():
+        rows += rows_of(name, score, higher_is_better)
         print(json.dumps(rows[-1]), flush=True)
     if not quick:
         write_rows(rows, ROWS)

@@ -18,7 +18,8 @@ def measures_table(rows: list[Row]) -> str:
     images, row = max(row["images"] for row in rows), rows[0]
     return (
         f"Percent of {images} generated test images with lesions on which the right map scores better than a wrong "
-        "one, equal scores counting half; in brackets 95 % intervals over images. Bold where the interval lies above 50 %. "
+        "one, equal scores counting half; in brackets 95 % intervals over images. Bold where the interval lies above "
+        "50 %. "
         f"*Fooled by* are the wrong maps that score better than the right one. Shipped model `cape_lesions`, torch "
         f"{row['torch']}.\n\n"
     ) + markdown(["measure", *BAD, "mean", "fooled by"], body)
