@@ -1,6 +1,6 @@
 """Find out how often each measure prefers the map that is right to maps that are wrong, and write rows.
 
-python -m benchmarks.measures.study            # rows go to benchmarks/results/measures.jsonl; a quarter of an hour of one core
+python -m benchmarks.measures.study            # rows go to benchmarks/results/measures.jsonl; 15 minutes of a core
 python -m benchmarks.measures.study --quick    # a smoke test on four images, nothing written
 
 Every measure scores every map of every image. Its share of right decisions against one kind of wrong map is the share
