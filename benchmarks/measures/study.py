@@ -29,6 +29,7 @@ from softcam_hub.explanation_scores.idsds import cell_drops, cell_sums
 from softcam_hub.explanation_scores.localization import (
     activation_precision,
     activation_sensitivity,
+    hit_rate,
     localization_precision,
     pointing_game,
 )
@@ -42,6 +43,7 @@ from softcam_hub.explanation_scores.perturbation import (
     topk_sensitivity,
 )
 from softcam_hub.explanation_scores.road import road
+from softcam_hub.explanation_scores.thresholds import iou_otsu
 
 from .known_maps import BAD, GOOD, Cases, load_model, make_cases
 
@@ -73,6 +75,8 @@ class Measures:
             "single deletion": (self._single_deletion, True),
             "IDSDS": (lambda name: spearman(cell_sums(self.maps(name)), self._cell_drops), True),
             "pointing game": (lambda name: pointing_game(self.maps(name), cases.masks), True),
+            "hit rate": (lambda name: hit_rate(self.maps(name), cases.masks), True),
+            "IoU, Otsu": (lambda name: iou_otsu(self.maps(name), cases.masks), True),
             "top-k precision": (lambda name: localization_precision(self.maps(name), cases.masks).mean(dim=1), True),
             "activation precision": (lambda name: activation_precision(self.maps(name), cases.masks), True),
             "activation sensitivity": (lambda name: activation_sensitivity(self.maps(name), cases.masks), True),
