@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .files import ABANDONED, DRAFT, FULL, check_replaceable, flush, remove_drafts, unwritable
 from .models.evaluation_mode import evaluation_mode
-from .models.flip_registration import measure_on_first_use, pads_same
+from .models.flip_registration import measure_on_first_use, pads_same, same_layers
 from .models.heads import at_least_float32
 from .models.self_explaining import SelfExplaining
 from .precisions import TOLERANCES, Precision, check_choice, write_int8
@@ -86,7 +86,7 @@ def export_onnx(
     _check_classes(model, "export_onnx")
     with _replacing(path, overwrite) as draft, _copies(model, precision) as (exported, reference):
         run = _write_onnx(exported, draft, precision, _metadata(reference.model, precision))
-        _check_outputs(run, reference, precision, tolerance)
+        _check_outputs(run, reference, precision, tolerance, _has_fixed_size(model, False))
     return path
 
 
@@ -102,8 +102,9 @@ def export_torch(
         softcam_hub.export_torch(model, "lesions.pt2")
         logits, maps = torch.export.load("lesions.pt2").module()(images)
 
-    Batch and size are dynamic as in `export_onnx`. The extra file `metadata.json` of the archive holds what the
-    metadata of an ONNX file hold.
+    Batch and size are dynamic as in `export_onnx`, but for dilated networks with average pooling, such as `resnet50d`
+    with an `output_stride`: their archives have the size of the model. The extra file `metadata.json` of the archive
+    holds what the metadata of an ONNX file hold.
 
     Args:
         model: timm or Hugging Face model of this package, with classes.
@@ -120,12 +121,14 @@ def export_torch(
     check_choice(path, "torch", precision)
     _check_classes(model, "export_torch")
     with _replacing(path, overwrite) as draft, _copies(model, precision) as (exported, reference):
-        program = torch.export.export(exported, (_example(exported.model),), dynamic_shapes=_shapes(exported.model))
+        shapes = _shapes(exported.model, True)
+        program = torch.export.export(exported, (_example(exported.model),), dynamic_shapes=shapes)
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)  # it names folders of this machine
         content = json.dumps(_metadata(reference.model, precision), indent=2)
         torch.export.save(program, draft, extra_files={METADATA: content})
-        _check_outputs(torch.export.load(draft).module(), reference, precision, tolerance)
+        run = torch.export.load(draft).module()
+        _check_outputs(run, reference, precision, tolerance, _has_fixed_size(model, True))
     return path
 
 
@@ -186,14 +189,18 @@ def _example(model: SelfExplaining) -> Tensor:
     return torch.zeros(2, *model.input_size)
 
 
-def _has_fixed_size(model: SelfExplaining) -> bool:
-    """Tell whether the export takes images of one size: formulas of padding by size grow without end."""
-    return bool(model.pretrained_cfg.get("fixed_input_size", False)) or pads_same(model)
+def _has_fixed_size(model: SelfExplaining, archive: bool) -> bool:
+    """Tell whether the export takes images of one size.
+
+    Formulas of padding by size grow without end. An archive cannot hold the rounding in them, even without effect.
+    """
+    computed = bool(same_layers(model)) if archive else pads_same(model)
+    return bool(model.pretrained_cfg.get("fixed_input_size", False)) or computed
 
 
-def _shapes(model: SelfExplaining) -> dict[str, Any]:
+def _shapes(model: SelfExplaining, archive: bool) -> dict[str, Any]:
     """Return which dimensions of the images are dynamic, as `torch.export` takes it."""
-    sides = {} if _has_fixed_size(model) else {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    sides = {} if _has_fixed_size(model, archive) else {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     return {"pixel_values": {0: torch.export.Dim("batch", min=1, max=4096), **sides}}
 
 
@@ -208,7 +215,7 @@ def _write_onnx(
         kwargs={"pixel_values": _example(exported.model)},
         dynamo=True,
         output_names=list(OUTPUTS),
-        dynamic_shapes=_shapes(exported.model),
+        dynamic_shapes=_shapes(exported.model, False),
         opset_version=18,
         verbose=False,
     )
@@ -245,7 +252,11 @@ def _metadata(model: SelfExplaining, precision: str) -> dict[str, Any]:
 
 @torch.no_grad()
 def _check_outputs(
-    run: Callable[[Tensor], tuple[Tensor, ...]], reference: _LogitsAndMaps, precision: str, tolerance: float | None
+    run: Callable[[Tensor], tuple[Tensor, ...]],
+    reference: _LogitsAndMaps,
+    precision: str,
+    tolerance: float | None,
+    fixed_size: bool,
 ) -> None:
     """Raise RuntimeError where an exported file computes other logits or maps than torch, on a batch of another size.
 
@@ -254,10 +265,11 @@ def _check_outputs(
         reference: Model in float32.
         precision: Precision of the file.
         tolerance: Largest difference, relative to the largest output. The default depends on the precision.
+        fixed_size: Whether the file takes images of the size of the model only.
     """
     tolerance = TOLERANCES[precision] if tolerance is None else tolerance
     channels, height, width = reference.model.input_size
-    sides = (height, width) if _has_fixed_size(reference.model) else (height + 32, width + 64)
+    sides = (height, width) if fixed_size else (height + 32, width + 64)
     images = torch.randn(3, channels, *sides)
     for name, expected, output in zip(OUTPUTS, reference(images), run(images), strict=True):
         error = float((expected - output).abs().max() / expected.abs().max())

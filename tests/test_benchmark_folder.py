@@ -281,7 +281,7 @@ def test_a_benchmark_that_is_killed_at_any_moment_goes_on(finished, tmp_path):
     out = tmp_path / "out"
     options = {"measures": "table localisation", "per_image": True}
     assert every_crash(out, lambda: measure(out, **options), grouped=True) > 10
-    assert content(out).keys() == FILES | {RECORD, "curves.png", "values.jsonl"}
+    assert content(out).keys() == FILES | {RECORD, "curves.png", "localisation.md", "values.jsonl"}
 
 
 @pytest.mark.slow

@@ -424,6 +424,17 @@ def test_a_planted_cue_and_images_with_several_labels(models, tmp_path):
         assert line["part_effects"] == line["part_effects_logit"]
 
 
+def test_a_network_that_breaks_at_a_twin_is_an_error(tmp_path):
+    model = sensitive_model()
+
+    def break_twins(module, inputs, output):  # a trial takes four images; one image has at least six twins and squares
+        return output * torch.nan if len(output) > 4 else output
+
+    model.get_classifier().register_forward_hook(break_twins)
+    with pytest.raises(ValueError, match="predicts NaN for an image without one of its parts"):
+        benchmark(model, tmp_path / "out", **{**OPTIONS, "explainers": "grad-cam", "limit": 1, "batch_size": 16})
+
+
 def test_a_patch_that_leaves_no_room_leaves_out_the_background(models, tmp_path):
     (row,) = benchmark(models / "vanilla", tmp_path, **{**OPTIONS, "explainers": "grad-cam", "patch": 64, "limit": 3})
     assert "background_share" not in row

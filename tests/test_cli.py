@@ -335,7 +335,7 @@ def test_tables_of_benchmark_and_accuracy(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "| cape | model |" in said
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        *("rows.jsonl", "settings.json", "shards", "table1.md", "curves.png", RECORD, LOCK),
+        *("rows.jsonl", "settings.json", "shards", "table1.md", "localisation.md", "curves.png", RECORD, LOCK),
     }
     assert main(["accuracy", *data]) == 0
     assert "| off-the-shelf (`test_resnet`) |" in capsys.readouterr().out

@@ -163,7 +163,7 @@ def test_names_and_options_are_checked():
 
 def test_a_norm_of_the_pooled_features_is_noted():
     model = timm.create_model("softcam_convnext_atto", num_classes=5)
-    note = "the norm's statistic of the pooled features counts as a constant"
+    note = "what the head's hidden layers compute from the pooled features counts as a constant"
     assert create_explainer("grad-cam", model).note == note
     assert create_explainer("grad-cam", model, "backbone.stages.2").note == ""
     assert create_explainer(["grad-cam"], network()[0]).note == ""

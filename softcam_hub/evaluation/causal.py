@@ -189,6 +189,11 @@ def _measure_effects(batch: Batch, removals: Sequence[Removal], count: int, at_o
     if not removals:
         return effects
     after = predict_in_batches(batch.classifier.explained.logits, torch.stack([one.image for one in removals]), at_once)
+    if not after.isfinite().all():
+        raise ValueError(
+            f"the {batch.classifier.role} predicts NaN for an image without one of its parts, although not for the "
+            "whole image: its weights are broken, or its precision is too low"
+        )
     owners = torch.tensor([one.owner for one in removals])
     parts = torch.tensor([one.part for one in removals])
     as_odds = (lambda logits: logits) if batch.classifier.multi_label else log_odds

@@ -243,5 +243,17 @@ def noise_images(model: TimmModule) -> Tensor:
 
 
 def pads_same(model: TimmModule) -> bool:
-    """Tell whether a network pads as TensorFlow does: how much depends on the size of the image."""
-    return any(type(module).__name__.endswith("Same") for module in model.backbone.modules())
+    """Tell whether a network pads as TensorFlow does, by a width that depends on the size of the image.
+
+    With a stride of 1, as in the average pooling of dilated ResNets, it does not.
+    """
+    return any(_pair(layer.stride) != (1, 1) for layer in same_layers(model))
+
+
+def same_layers(model: TimmModule) -> list[nn.Module]:
+    """Return the layers of a network that compute their padding from the size of the image."""
+    return [module for module in model.backbone.modules() if type(module).__name__.endswith("Same")]
+
+
+def _pair(stride: int | tuple[int, int]) -> tuple[int, int]:
+    return (stride, stride) if isinstance(stride, int) else stride
