@@ -247,13 +247,9 @@ def pads_same(model: TimmModule) -> bool:
 
     With a stride of 1, as in the average pooling of dilated ResNets, it does not.
     """
-    return any(_pair(layer.stride) != (1, 1) for layer in same_layers(model))
+    return any(layer.stride not in (1, (1, 1)) for layer in same_layers(model))
 
 
 def same_layers(model: TimmModule) -> list[nn.Module]:
     """Return the layers of a network that compute their padding from the size of the image."""
     return [module for module in model.backbone.modules() if type(module).__name__.endswith("Same")]
-
-
-def _pair(stride: int | tuple[int, int]) -> tuple[int, int]:
-    return (stride, stride) if isinstance(stride, int) else stride
