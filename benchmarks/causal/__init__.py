@@ -1,0 +1,1 @@
+"""Two networks whose reasons are known, and the explainers that name them."""

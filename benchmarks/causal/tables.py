@@ -1,0 +1,46 @@
+"""Render which explainers name a known reason, for docs/scores.md."""
+
+from benchmarks.timing import Row
+from softcam_hub.evaluation.report import markdown
+
+COLUMNS = {"evidence_is_reason": ("reason first ↑", 100, 0), "causal_rank": ("rank correlation ↑", 1, 2)} | {
+    name: (title, 100, 1) for name, title in {"idle_share": "idle parts ↓", "background_share": "background ↓"}.items()
+}
+"""Name in a row -> title, factor and digits."""
+
+EXPLAINED = {"model": "the model itself", "vanilla": "its teacher"}
+
+
+def causal_table(rows: list[Row]) -> str:
+    """Render one line per network and explainer: how often the reason comes first, and the causal scores."""
+    body = []
+    for row in rows:
+        cells = [_cell(row, name, factor, digits) for name, (_, factor, digits) in COLUMNS.items()]
+        body.append([row["data"], f"`{row['explainer']}`", f"`{row['recipe']}`, {EXPLAINED[row['explains']]}", *cells])
+    networks = "; ".join(_network(row) for row in _one_per_network(rows))
+    return (
+        f"95 % intervals over images in brackets; one run of each network, seed 0, torch {rows[0]['torch']}.\n\n{networks}."
+        "\n\n" + markdown(["reason", "map", "explains", *(title for title, _, _ in COLUMNS.values())], body)
+    )
+
+
+def _one_per_network(rows: list[Row]) -> list[Row]:
+    return list({(row["data"], row["recipe"], row["explains"]): row for row in rows}.values())
+
+
+def _network(row: Row) -> str:
+    """Say what the removal of parts says about a network itself."""
+    text = (
+        f"`{row['recipe']}`, {EXPLAINED[row['explains']]}, on `{row['data']}`: {100 * row['accuracy']:.0f} % of the "
+        f"images right, {row['images']} that count, in {100 * row['effect_is_reason']:.0f} % of which the reason has "
+        "the largest effect"
+    )
+    idle = row.get("lesions_without_effect")
+    return text if idle is None else f"{text}, and in {100 * idle:.0f} % all lesions together have none"
+
+
+def _cell(row: Row, name: str, factor: int, digits: int) -> str:
+    if name not in row:
+        return "-"
+    low, high = (f"{factor * end:.{digits}f}" for end in row[f"{name}_interval"])
+    return f"{factor * row[name]:.{digits}f} [{low}, {high}]"
