@@ -19,8 +19,8 @@ def causal_table(rows: list[Row]) -> str:
         body.append([row["data"], f"`{row['explainer']}`", f"`{row['recipe']}`, {EXPLAINED[row['explains']]}", *cells])
     networks = "; ".join(_network(row) for row in _one_per_network(rows))
     return (
-        f"95 % intervals over images in brackets; one run of each network, seed 0, torch {rows[0]['torch']}.\n\n{networks}."
-        "\n\n" + markdown(["reason", "map", "explains", *(title for title, _, _ in COLUMNS.values())], body)
+        f"95 % intervals over images in brackets; one run of each network, seed 0, torch {rows[0]['torch']}.\n\n"
+        f"{networks}.\n\n" + markdown(["reason", "map", "explains", *(title for title, _, _ in COLUMNS.values())], body)
     )
 
 
