@@ -29,7 +29,15 @@ from benchmarks.speed.tables import (
 from benchmarks.timing import Row, read_rows
 from benchmarks.values import image_values_by_explainer, read_values
 from softcam_hub.arguments import ArgumentParser
-from softcam_hub.evaluation.report import GROUPS, format_interval, interval_table, markdown, table1
+from softcam_hub.evaluation.report import (
+    CAUSAL_COLUMNS,
+    COLUMNS,
+    GROUPS,
+    format_interval,
+    interval_table,
+    markdown,
+    table1,
+)
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
@@ -52,6 +60,18 @@ SUMMARY = {
 
 CHOICE = {"energy_pointing": "energy in box ↑", "activation_sensitivity": "activation sensitivity ↑", "adcc": "ADCC ↑"}
 """Measures in the table of methods, beside their cost."""
+
+PLACE = (
+    *("localization_precision", "activation_precision", "activation_sensitivity", "energy_pointing", "pointing_game"),
+    *("hit_rate", "iou_otsu", "pxap", "max_box_accuracy", "false_alarms"),
+)
+CAUSAL = (*CAUSAL_COLUMNS, "idle_share", "background_share")
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "What the prediction says about the map": tuple(name for name in COLUMNS if name not in (*PLACE, *CAUSAL)),
+    "Where the lesions are": PLACE,
+    "What the removal of parts says": CAUSAL,
+}
+"""Title of a table of explanations -> its columns."""
 
 Table = tuple[Callable[..., str], tuple[str, ...]]
 """Function that renders a table, and the files of rows that it takes."""
@@ -119,19 +139,31 @@ def summary_table(models: list[Row], explanations: list[Row]) -> str:
 
 
 def explanations_table(rows: list[Row]) -> str:
-    """Render the CAPE paper's Table 1 on lesions, with every explainer among all others, and its intervals."""
+    """Render the CAPE paper's Table 1 on lesions with every explainer, tables of further scores, and all intervals."""
     row, values = rows[0], image_values_by_explainer(read_values("explanations"))
     whole = all((row["explainer"], row["explains"]) in values for row in rows)
-    table, _, _ = table1(rows, values if whole else None).partition("\n\n")
-    marks, intervals = f" {GROUPS}" if whole else "", interval_table(rows)
-    return table + (
-        f"\n\n{row['images']} test images, {row['annotated']} of them with lesions; one run of each model, "
+    marks, parts = f" {GROUPS}" if whole else "", []
+    for title, names in SECTIONS.items():
+        shown = [{name: value for name, value in row.items() if _belongs(name, names)} for row in rows]
+        table, _, _ = table1(shown, values if whole else None).partition("\n\n")
+        intervals = interval_table(shown)
+        parts.append(f"**{title}**\n\n{table}")
+        if intervals:
+            parts.append(f"95 % intervals of these means, by a bootstrap over the images:\n\n{intervals.rstrip()}")
+    parts.append(
+        f"{row['images']} test images, {row['annotated']} of them with lesions; one run of each model, "
         f"seed 0; torch {row['torch']}, timm {row['timm']}, {row['device']}. Measures are in percent, except "
-        f"for BC, completeness error and Gini. BC is the Borda count of AD, IC, ADD, ADCC and mIoU among all "
-        "explainers except random and centre. Localisation measures the map of the true label. Top-k is the "
-        f"mean over the 1 to 30 highest of 256 patches.{marks}"
-        + (f"\n\n95 % intervals of these means, by a bootstrap over the images.\n\n{intervals}" if intervals else "")
+        f"for BC, completeness error, Gini and correlations. BC is the Borda count of AD, IC, ADD, ADCC and mIoU among "
+        "all explainers except random and centre. Localisation measures the map of the true label, causal scores that "
+        f"of the predicted class. Top-k is the mean over the 1 to 30 highest of 256 patches.{marks}"
     )
+    return "\n\n".join(parts)
+
+
+def _belongs(column: str, names: tuple[str, ...]) -> bool:
+    """Tell whether a column of a row is of a section: its scores with their intervals, and what is no score."""
+    score = column.removesuffix("_interval")
+    return score in names if score in COLUMNS else True
 
 
 def alignment_table(rows: list[Row]) -> str:

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from softcam_hub.evaluation.causal import LOGIT, ODDS, PART_EVIDENCE, PROBABILITY
+from softcam_hub.evaluation.config import AGREEMENT
 from softcam_hub.evaluation.lines import lists_of
 from softcam_hub.evaluation.results import ImageValues, image_values
 
@@ -22,9 +24,10 @@ CONFIDENCES = ("confidence", "kept", "removed")
 """Measures with all digits of single precision: whether one is larger than another may show in the last one only."""
 
 HISTOGRAMS = ("iou_curve", "pixel_histogram", "box_ious", "mass_histogram")
-"""Columns of lists whose mean says nothing about an image."""
+LISTS = (PART_EVIDENCE, ODDS, LOGIT, PROBABILITY, AGREEMENT)
+"""Columns of lists whose mean says nothing about an image: histograms, values of parts, correlations of pairs."""
 
-NO_MEASURES = ("index", "explainer", "explains", "label", "predicted", "annotated", *HISTOGRAMS)
+NO_MEASURES = ("index", "explainer", "explains", "label", "predicted", "annotated", *HISTOGRAMS, *LISTS)
 """Columns of a line that say what was measured, and lists; the others are measures. Labels are kept beside these."""
 
 

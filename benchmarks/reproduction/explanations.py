@@ -1,7 +1,7 @@
 """Measure the CAPE paper's Table 1 for the models trained on lesions, and for the vanilla classifier.
 
 python -m benchmarks.reproduction.lesions        # trains the models
-python -m benchmarks.reproduction.explanations   # writes the rows, the values of every image and a picture
+python -m benchmarks.reproduction.explanations   # writes the rows, the values of every image and two pictures
 
 - Post-hoc maps explain `lesions-vanilla`, and native maps explain the prediction of their own model, on the
   same images.
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from softcam_hub.evaluation import benchmark
 from softcam_hub.evaluation.report import plot_over_k
+from softcam_hub.files import copy_file
 
 from ..timing import Row, read_rows, write_rows
 from ..values import replace_values, values_by_explainer
@@ -20,6 +21,9 @@ from ..values import replace_values, values_by_explainer
 ROOT = Path(__file__).parents[2]
 ROWS = ROOT / "benchmarks" / "results" / "explanations.jsonl"
 PICTURE = ROOT / "docs" / "explanations.png"
+AGREEMENT = ROOT / "docs" / "agreement.png"
+"""Agreement of the post-hoc explainers, and of the maps of `POST_HOC`, whose classifier they explain."""
+
 VANILLA = "lesions-vanilla"
 POST_HOC = "lesions-cape-pf"
 """Run whose vanilla classifier is `VANILLA`."""
@@ -44,7 +48,7 @@ SETTINGS = {
     "limit": 200,
     "batch_size": 25,
     "shard_size": 25,
-    "measures": "table localisation sensitivity gini evidence",
+    "measures": "table localisation sensitivity gini evidence pxap boxes causal agreement",
     "per_image": True,
 }
 
@@ -84,6 +88,7 @@ def main() -> None:
         replace_values(values, "explanations", ("recipe", "explainer"))
     write_rows(rows, ROWS)
     draw(rows, PICTURE)
+    copy_file(Path("runs") / POST_HOC / "explanations" / AGREEMENT.name, AGREEMENT)
     print(json.dumps({row["explainer"]: row.get("adcc") for row in rows}))
 
 
