@@ -1,7 +1,7 @@
 """Explain networks whose reasons are known, and measure which explainers name the reason.
 
 python -m benchmarks.reproduction.lesions lesions-cape-ts lesions-softcam --seeds 0  # the networks without a cue
-python -m benchmarks.causal.study    # trains the networks with a cue, and writes the rows: 15 minutes of two cores
+python -m benchmarks.causal.study    # trains the networks with a cue, and writes the rows: 30 minutes of a core
 
 - *cue*: one network learns to tell `marked` from `plain` images of the data set `cue`. A small bright square is the
   only difference between the classes, so that it is the reason. Lesions of all types are there in both classes.
@@ -37,6 +37,9 @@ CAPE, SOFTCAM = "lesions-cape-ts", "lesions-softcam"
 REASONS = {"cue": RUNS / "cue", "lesions": RUNS}
 """Data set, which is called like the reason of its classes -> folder with a run of each recipe."""
 
+SHORTER = ("--train_count=2000", "--epochs=5")
+"""Options of the runs with a cue, which is learnt sooner than lesions are."""
+
 SETTINGS: dict[str, Any] = {"data_size": 128, "eval_count": 600, "batch_size": 25, "shard_size": 25}
 LIMIT = 200
 MEANS = tuple(f"causal_{kind}{ending}" for ending in CORRELATED.values() for kind in ("rank", "linear"))
@@ -47,7 +50,7 @@ def train(data: str, recipe: str) -> Path:
     """Train a recipe on another generated data set, unless there is such a run; return the folder of the run."""
     folder = REASONS[data] / recipe
     if not (folder / "metrics.json").exists():
-        run(parse(["--recipe", recipe, f"--data={data}", f"--output={folder}", "--overwrite"]))
+        run(parse(["--recipe", recipe, f"--data={data}", f"--output={folder}", "--overwrite", *SHORTER]))
     return folder
 
 
