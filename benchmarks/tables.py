@@ -14,8 +14,6 @@ from pathlib import Path
 from benchmarks.alignment.tables import checks_table, real_weights_table, steel_table
 from benchmarks.causal.tables import causal_table
 from benchmarks.hidden_layers import hidden_layers_table
-from benchmarks.measures.tables import measures_table
-from benchmarks.runtimes import runtimes_table
 from benchmarks.speed.tables import (
     alignment_speed_table,
     explainers_table,
@@ -260,7 +258,6 @@ SCORES_TABLES: dict[str, Table] = {
     "explanations": (explanations_table, ("explanations",)),
     "alignment": (alignment_table, ("alignment",)),
     "causal": (causal_table, ("causal",)),
-    "measures": (measures_table, ("measures",)),
 }
 SPEED_TABLES: dict[str, Table] = {
     "explainers": (explainers_table, ("explainers",)),
@@ -274,10 +271,7 @@ SPEED_TABLES: dict[str, Table] = {
 }
 FAQ_TABLES: dict[str, Table] = {"methods": (methods_table, ("explainers", "explanations"))}
 OUTPUTS_TABLES: dict[str, Table] = {"kills": (kills_table, ("kills",))}
-MODELS_TABLES: dict[str, Table] = {
-    "hidden_layers": (hidden_layers_table, ("hidden_layers",)),
-    "runtimes": (runtimes_table, ("runtimes",)),
-}
+MODELS_TABLES: dict[str, Table] = {"hidden_layers": (hidden_layers_table, ("hidden_layers",))}
 ALIGNMENT_TABLES: dict[str, Table] = {
     "checks": (checks_table, ("alignment_checks",)),
     "real_weights": (real_weights_table, ("alignment_real_weights",)),
