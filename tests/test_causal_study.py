@@ -1,9 +1,12 @@
 """Networks with known reasons: which explainers name them, by hand."""
 
+from pathlib import Path
+
 import pytest
 
-from benchmarks.causal.study import SQUARES, counts, first_is_reason, row_of
+from benchmarks.causal.study import ROWS, SQUARES, counts, first_is_reason, row_of
 from benchmarks.causal.tables import causal_table
+from benchmarks.timing import read_rows
 from softcam_hub.data.lesions import list_distractors
 
 BEFORE = len(list_distractors("cue")) + SQUARES
@@ -46,3 +49,20 @@ def test_a_row_counts_images_that_show_the_reason_and_are_right():
     assert "80 % of the images right, 2 that count, in 100 % of which the reason has the largest effect" in table
     assert "and in 100 % all lesions together have none" in table
     assert "| cue | `cape` | `lesions-cape-ts`, the model itself | 50 [0, 100] |" in table
+
+
+def test_the_page_says_what_the_rows_say():
+    text = " ".join((Path(__file__).parents[1] / "docs" / "scores.md").read_text(encoding="utf-8").split())
+    rows = {(row["data"], row["explainer"]): row for row in read_rows(ROWS)}
+    share = {key: f"{100 * row['evidence_is_reason']:.0f} %" for key, row in rows.items()}
+    named = ("cape", "softcam", "grad-cam", "score-cam", "guided-backprop", "integrated-gradients")
+    sentence = (
+        "CAPE's names it in {} of the images, SoftCAM's in {}, Grad-CAM's in {}, Score-CAM's in {}, Guided Backprop's in "
+        "{} and that of integrated gradients in {}."
+    )
+    assert sentence.format(*(share["cue", name] for name in named)) in text
+    assert all(row["effect_is_reason"] == 1 for (data, _), row in rows.items() if data == "cue")
+    coarse = {key: row["evidence_is_reason"] for key, row in rows.items() if key[0] == "lesions"}
+    sharp = coarse.pop(("lesions", "guided-backprop")), coarse.pop(("lesions", "integrated-gradients"))
+    assert max(coarse, key=coarse.get) == ("lesions", "cape") and max(coarse.values()) < min(sharp)
+    assert f"in more than {share['lesions', 'cape']} of the images" in text

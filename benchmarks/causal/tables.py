@@ -3,8 +3,12 @@
 from benchmarks.timing import Row
 from softcam_hub.evaluation.report import markdown
 
-COLUMNS = {"evidence_is_reason": ("reason first ↑", 100, 0), "causal_rank": ("rank correlation ↑", 1, 2)} | {
-    name: (title, 100, 1) for name, title in {"idle_share": "idle parts ↓", "background_share": "background ↓"}.items()
+COLUMNS = {
+    "evidence_is_reason": ("reason first ↑", 100, 0),
+    "causal_linear": ("linear correlation ↑", 1, 2),
+    "causal_rank": ("rank correlation ↑", 1, 2),
+    "idle_share": ("idle parts ↓", 100, 1),
+    "background_share": ("background ↓", 100, 1),
 }
 """Name in a row -> title, factor and digits."""
 
@@ -17,10 +21,10 @@ def causal_table(rows: list[Row]) -> str:
     for row in rows:
         cells = [_cell(row, name, factor, digits) for name, (_, factor, digits) in COLUMNS.items()]
         body.append([row["data"], f"`{row['explainer']}`", f"`{row['recipe']}`, {EXPLAINED[row['explains']]}", *cells])
-    networks = "; ".join(_network(row) for row in _one_per_network(rows))
+    networks = "\n".join(f"- {_network(row)}" for row in _one_per_network(rows))
     return (
         f"95 % intervals over images in brackets; one run of each network, seed 0, torch {rows[0]['torch']}.\n\n"
-        f"{networks}.\n\n" + markdown(["reason", "map", "explains", *(title for title, _, _ in COLUMNS.values())], body)
+        f"{networks}\n\n" + markdown(["reason", "map", "explains", *(title for title, _, _ in COLUMNS.values())], body)
     )
 
 
