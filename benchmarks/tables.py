@@ -142,6 +142,8 @@ def explanations_table(rows: list[Row]) -> str:
     whole = all((row["explainer"], row["explains"]) in values for row in rows)
     marks, parts = f" {GROUPS}" if whole else "", []
     for title, names in SECTIONS.items():
+        if not any(name in row for row in rows for name in names):
+            continue
         shown = [{name: value for name, value in row.items() if _belongs(name, names)} for row in rows]
         table, _, _ = table1(shown, values if whole else None).partition("\n\n")
         intervals = interval_table(shown)

@@ -12,6 +12,7 @@ python -m benchmarks.causal.study    # trains the networks with a cue, and write
 """
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,13 @@ SHARES = ("idle_share", "background_share")
 
 
 def train(data: str, recipe: str) -> Path:
-    """Train a recipe on another generated data set, unless there is such a run; return the folder of the run."""
+    """Return the folder of a run; a run with a cue is trained if it is missing, one on lesions has to be there."""
     folder = REASONS[data] / recipe
     if not (folder / "metrics.json").exists():
+        if data != "cue":
+            sys.exit(
+                f"{folder} has no finished run: `python -m benchmarks.reproduction.lesions {recipe} --seeds 0` first"
+            )
         run(parse(["--recipe", recipe, f"--data={data}", f"--output={folder}", "--overwrite", *SHORTER]))
     return folder
 
