@@ -3,7 +3,6 @@
 import pytest
 import timm
 import torch
-import torchvision
 import transformers
 from timm.models import save_for_hf
 from torch import nn
@@ -79,18 +78,13 @@ def test_a_wrapper_without_classes_is_refused():
 
 
 OTHERS = {
-    "transformers' ResNet": (
-        lambda: transformers.ResNetForImageClassification(transformers.ResNetConfig(num_labels=7)),
-        r"got ResNetForImageClassification. timm's resnet50 has exactly as many parameters, and is probably the same "
-        r"architecture: start from softcam_hub.build\('softcam_resnet50', pretrained=True\)",
-    ),
     "transformers' ViT, by the name on the Hub": (
         lambda: transformers.ViTForImageClassification(
             transformers.ViTConfig(name_or_path="google/vit-base-patch16-224", num_labels=2)
         ),
-        "timm's vit_base_patch16_224 has exactly as many parameters",
+        "vit_base_patch16_224 has as many weights, but another layout or other logits: start from "
+        r"softcam_hub.build\('softcam_vit_base_patch16_224', pretrained=True\)",
     ),
-    "torchvision's ResNet": (lambda: torchvision.models.resnet18(), "got ResNet. timm's resnet18 has exactly as many"),
     "a ResNet that timm does not have": (
         lambda: transformers.ResNetForImageClassification(
             transformers.ResNetConfig(depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 8, 8], embedding_size=8)
@@ -99,9 +93,9 @@ OTHERS = {
     ),
     "a name": (
         lambda: "resnet18",
-        "TimmWrapperForImageClassification, got str: make it with timm.create_model\\('resnet18",
+        "an architecture of timm computes, got str: make it with timm.create_model\\('resnet18",
     ),
-    "a layer": (lambda: nn.Linear(2, 2), "TimmWrapperForImageClassification, got Linear$"),
+    "a layer": (lambda: nn.Linear(2, 2), "an architecture of timm computes, got Linear$"),
     "a model that explains itself": (
         lambda: softcam_hub.build("cape_test_resnet", num_classes=3),
         "got Classifier: it explains itself already, and to_vanilla",

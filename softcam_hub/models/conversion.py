@@ -1,4 +1,6 @@
-"""Vanilla timm classifiers as self-explaining ones, and back."""
+"""Vanilla classifiers as self-explaining ones, and back."""
+
+from typing import Any
 
 import timm
 import torch
@@ -14,8 +16,8 @@ from .vanilla import find_vanilla
 from .weights import converted_weights, derive_cfg, restore_cfg, set_linear_classifier, warn_off_the_shelf
 
 
-def convert(vanilla: nn.Module, family: Family = "softcam") -> Classifier:
-    """Make a timm classifier self-explaining, with its own weights and labels.
+def convert(vanilla: nn.Module, family: Family = "softcam", preprocessing: Any = None) -> Classifier:
+    """Make a classifier self-explaining, with its own weights and labels.
 
     A SoftCAM model gives the logits of the vanilla classifier. A CAPE model gives others, and a warning says so:
     `softcam_hub.post_fit` fits it to the vanilla classifier.
@@ -24,13 +26,17 @@ def convert(vanilla: nn.Module, family: Family = "softcam") -> Classifier:
         explanation = softcam_hub.convert(vanilla).explain(images, top_k=2)
 
     Args:
-        vanilla: Model from `timm.create_model`, or `TimmWrapperForImageClassification` of transformers.
+        vanilla: Model from `timm.create_model`, `TimmWrapperForImageClassification` of transformers, or a classifier of
+            transformers or torchvision that computes what an architecture of timm computes. A search for this
+            architecture takes some seconds.
         family: Family of the head, such as `softcam` (the same logits) or `cape` (the paper's off-the-shelf
             configuration).
+        preprocessing: Image processor of transformers, or transforms or weights of torchvision, for a classifier of
+            these libraries, which does not know how its images are prepared.
     """
     if family not in HEADS:
         raise ValueError(f"unknown family {family!r}: expected one of {', '.join(HEADS)}")
-    timm_model, known, multi_label = find_vanilla(vanilla)
+    timm_model, known, multi_label = find_vanilla(vanilla, preprocessing)
     architecture = timm_model.pretrained_cfg["architecture"]
     if not timm_model.num_classes:
         raise ValueError(f"{architecture} has num_classes=0: there is no classifier to convert")

@@ -1,40 +1,63 @@
 """Find the timm classifier in what a user wants to convert; for any other classifier, say which way leads there."""
 
-from collections.abc import Iterator
-from itertools import islice
 from typing import Any
 
 import timm
-import torch
 from torch import nn
 
-from .backbone import TimmModule
+from .backbone import TimmModule, input_size
+from .counterparts import counterpart_names, find_counterpart, similar_names
 from .label_kind import is_multi_label, written_multi_label
+from .other_preprocessing import read_preprocessing
 from .self_explaining import SelfExplaining
 
-_OTHER_NAMES = {"vision_transformer": "vit", "swin_transformer": "swin"}
-"""What torchvision calls an architecture, where timm has a name of its own."""
-
-_MOST_CANDIDATES = 12
-"""Number of timm architectures that are compared with the model of another library, which takes a second or two."""
+_KEPT = ("architecture", "num_classes", "input_size", "pool_size", "fixed_input_size", "first_conv", "classifier")
+"""Fields of timm's description of an architecture that say nothing about its weights."""
 
 
-def find_vanilla(source: nn.Module) -> tuple[TimmModule, dict[str, Any], bool]:
+def find_vanilla(source: nn.Module, preprocessing: Any = None) -> tuple[TimmModule, dict[str, Any], bool]:
     """Return a timm classifier, the description of its images and classes, and whether images have several labels.
 
     Args:
-        source: Model from `timm.create_model`, or `TimmWrapperForImageClassification` of transformers.
+        source: Model from `timm.create_model`, `TimmWrapperForImageClassification` of transformers, or a classifier of
+            transformers or torchvision that timm has, too.
+        preprocessing: Image processor of transformers, or transforms or weights of torchvision, for a classifier of
+            these libraries.
     """
     if isinstance(getattr(source, "timm_model", None), nn.Module):
         cfg, multi_label = read_wrapper(source)
         return source.timm_model, cfg, bool(multi_label)
     known: dict[str, Any] = getattr(source, "pretrained_cfg", None) or {}
-    if isinstance(source, SelfExplaining) or not timm.is_model(known.get("architecture") or ""):
+    if not isinstance(source, SelfExplaining) and timm.is_model(known.get("architecture") or ""):
+        if preprocessing is not None:
+            raise ValueError("a timm model knows how its images are prepared: leave preprocessing out")
+        return source, known, bool(is_multi_label(source))
+    from_elsewhere = isinstance(source, nn.Module) and not isinstance(source, SelfExplaining)
+    counterpart = find_counterpart(source) if from_elsewhere else None
+    if counterpart is None:
         raise TypeError(
-            "convert() takes a model from timm.create_model, or transformers' TimmWrapperForImageClassification, got "
+            "convert() takes a model from timm.create_model, transformers' TimmWrapperForImageClassification, or a "
+            "classifier of transformers or torchvision that computes what an architecture of timm computes, got "
             f"{type(source).__name__}{_advise(source)}"
         )
-    return source, known, bool(is_multi_label(source))
+    return counterpart, *_describe(source, counterpart, preprocessing)
+
+
+def _describe(source: nn.Module, counterpart: TimmModule, preprocessing: Any) -> tuple[dict[str, Any], bool]:
+    """Return the description of images and classes, and whether images have several labels.
+
+    Args:
+        source: Classifier of transformers or torchvision.
+        counterpart: timm model with its weights.
+        preprocessing: Image processor of transformers, or transforms or weights of torchvision, or None.
+    """
+    config = getattr(source, "config", None)
+    cfg = {name: value for name, value in counterpart.pretrained_cfg.items() if name in _KEPT}
+    cfg |= {"num_classes": counterpart.num_classes}
+    cfg |= read_preprocessing(preprocessing, input_size(counterpart, counterpart._model_args))
+    names = _class_names(config, counterpart.num_classes) or cfg.get("label_names")
+    cfg["label_names"] = names if names and len(names) == counterpart.num_classes else None
+    return cfg, getattr(config, "problem_type", None) == "multi_label_classification"
 
 
 def read_wrapper(wrapper: TimmModule) -> tuple[dict[str, Any], bool | None]:
@@ -45,9 +68,7 @@ def read_wrapper(wrapper: TimmModule) -> tuple[dict[str, Any], bool | None]:
     """
     config, classes = wrapper.config, wrapper.timm_model.num_classes
     cfg = {**wrapper.timm_model.pretrained_cfg, **(getattr(config, "pretrained_cfg", None) or {})}
-    names = [config.id2label.get(index) for index in range(classes)]
-    unnamed = [f"LABEL_{index}" for index in range(classes)]  # what transformers calls classes without a name
-    cfg |= {"num_classes": classes, "label_names": None if names == unnamed else names}
+    cfg |= {"num_classes": classes, "label_names": _class_names(config, classes)}
     multi_label = written_multi_label({"problem_type": config.problem_type, "model_args": config.model_args})
     trained = getattr(wrapper.timm_model, "multi_label", None)
     if None not in (multi_label, trained) and multi_label != trained:
@@ -58,39 +79,27 @@ def read_wrapper(wrapper: TimmModule) -> tuple[dict[str, Any], bool | None]:
     return cfg, multi_label
 
 
+def _class_names(config: Any, classes: int) -> list[str] | None:
+    """Return the names of the classes in a configuration of transformers, or None where it has none."""
+    named = getattr(config, "id2label", None) or {}
+    names = [named[index] for index in range(classes) if index in named]
+    unnamed = [f"LABEL_{index}" for index in range(classes)]  # what transformers calls classes without a name
+    return None if len(names) < classes or names == unnamed else names
+
+
 def _advise(source: Any) -> str:
-    """Name the timm architecture that a model of another library seems to be, and how to start from it."""
+    """Say what to do with a classifier that cannot be converted."""
     if isinstance(source, SelfExplaining):
         return ": it explains itself already, and to_vanilla() makes the vanilla classifier of a timm model"
     if isinstance(source, str):
         return f": make it with timm.create_model({source!r}, pretrained=True)"
     if not isinstance(source, nn.Module):
         return ""
-    size = sum(weight.numel() for weight in source.parameters())
-    classes = getattr(getattr(source, "config", None), "num_labels", None) or getattr(source, "num_classes", 1000)
-    candidates = list(islice(_similar_names(source), _MOST_CANDIDATES))
-    for name in candidates:
-        with torch.device("meta"):
-            candidate = timm.create_model(name, num_classes=classes)
-        if sum(weight.numel() for weight in candidate.parameters()) == size:
-            return (
-                f". timm's {name} has exactly as many parameters, and is probably the same architecture: start from "
-                f"softcam_hub.build('softcam_{name}', pretrained={timm.is_model_pretrained(name)})"
-            )
-    if candidates:
-        return f". timm has architectures of that name, such as {candidates[0]}: train one of them, and convert it"
-    return ""
-
-
-def _similar_names(source: nn.Module) -> Iterator[str]:
-    """List timm architectures that may be the one of a transformers or torchvision model, the likeliest first."""
-    config = getattr(source, "config", None)
-    recorded = str(getattr(config, "_name_or_path", "")).rpartition("/")[2].replace("-", "_")
-    if timm.is_model(recorded):  # google/vit-base-patch16-224
-        yield recorded
-    module = type(source).__module__.rpartition(".")[2]
-    name = getattr(config, "model_type", None) or _OTHER_NAMES.get(module, module)
-    stem = str(name).replace("_", "")
-    if stem:
-        plain = [found for suffix in ("_*", "[0-9]*") for found in timm.list_models(f"{stem}{suffix}")]
-        yield from sorted(plain, key=lambda found: (len(found), found))
+    name = next(counterpart_names(source), None)
+    if name is not None:
+        return (
+            f". timm's {name} has as many weights, but another layout or other logits: start from "
+            f"softcam_hub.build('softcam_{name}', pretrained={timm.is_model_pretrained(name)})"
+        )
+    name = next(similar_names(source), None)
+    return f". timm has architectures of that name, such as {name}: train one of them, and convert it" if name else ""

@@ -1,0 +1,149 @@
+"""Find the timm model that computes what a classifier of transformers or torchvision computes, and give it the weights.
+
+- `layer_pairs.py` pairs the weights. A new model hides wrong pairs: its norms are all alike, and some of its layers are
+  zero. So the pairs are tried on random weights first, and only then on the weights of the model.
+- Padding, activations and the place of strides are no weights. They show in the logits, which must be equal.
+"""
+
+import copy
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from .backbone import TimmModule, input_size
+from .evaluation_mode import evaluation_mode
+from .layer_pairs import pair, translate
+
+_PATTERNS = {
+    "convnext": ("convnext_*",),
+    "densenet": ("densenet???",),
+    "efficientnet": ("efficientnet_b?", "efficientnetv2_[sml]", "tf_efficientnet_b?"),
+    "regnet": ("regnet[xy]_*",),
+    "resnet": ("resnet??", "resnet???", "resnext*", "wide_resnet*"),
+    "swin": ("swin_*_window*",),
+    "swin_transformer": ("swin_*_window*", "swinv2_*_window*"),
+    "vision_transformer": ("vit_*_patch??_224",),
+    "vit": ("vit_*_patch??_224",),
+}
+"""Kind of a model in transformers, or its module in torchvision -> timm names. Names that begin with the kind need no
+entry."""
+
+_MOST_CANDIDATES = 40
+"""Number of timm architectures that are compared with a model; each takes a tenth of a second."""
+
+_TOLERANCE, _RANDOM_TOLERANCE = 1e-4, 1e-3
+"""Largest difference of logits by which two models count as one, relative to the largest logit; with random weights, of
+which only wrong pairs matter, rounding weighs more."""
+
+
+def find_counterpart(source: nn.Module) -> TimmModule | None:
+    """Return the timm model with the weights and the logits of another library's classifier, or None if there is none.
+
+    Args:
+        source: Classifier of transformers, torchvision, or another library.
+    """
+    for name in counterpart_names(source):
+        size = getattr(getattr(source, "config", None), "image_size", None)
+        for options in ({"img_size": size}, {}) if size else ({},):  # most networks take any size, and no such option
+            try:
+                model = _copy_to_timm(source, name, options)
+            except TypeError:
+                continue
+            if model is not None:
+                return model
+    return None
+
+
+def counterpart_names(source: nn.Module) -> Iterator[str]:
+    """List the timm architectures whose filters and matrices are as large as those of a model of another library."""
+    shape = _image_and_classes(source)
+    size = _size(source)
+    for name in islice(similar_names(source), _MOST_CANDIDATES if shape else 0):
+        with torch.device("meta"):
+            candidate = timm.create_model(name, **shape)
+        if _size(candidate) == size:
+            yield name
+
+
+def _size(model: nn.Module) -> int:
+    """Return the number of values of all matrices and filters; libraries differ in biases without an effect."""
+    return sum(weight.numel() for weight in model.parameters() if weight.squeeze().ndim > 1)
+
+
+def similar_names(source: nn.Module) -> Iterator[str]:
+    """List the timm architectures that may be that of a model of another library, the likeliest first."""
+    config = getattr(source, "config", None)
+    recorded = str(getattr(config, "_name_or_path", "")).rpartition("/")[2].replace("-", "_")
+    if timm.is_model(recorded):  # google/vit-base-patch16-224
+        yield recorded
+    bases = [base for base in type(source).__mro__ if not f"{base.__module__}.".startswith(("torch.", "builtins."))]
+    kinds = [getattr(config, "model_type", None)] if config else [base.__module__.rpartition(".")[2] for base in bases]
+    for kind in filter(None, kinds):
+        stem = kind.replace("_", "")
+        for pattern in _PATTERNS.get(kind, (f"{stem}_*", f"{stem}[0-9]*")):
+            yield from sorted(timm.list_models(pattern), key=lambda name: (len(name), name))
+
+
+def _image_and_classes(source: nn.Module) -> dict[str, Any]:
+    """Return the number of channels and classes, by the first convolution and the last matrix; empty without them."""
+    convolutions = [weight for weight in source.parameters() if weight.ndim == 4]
+    matrices = [weight for weight in source.parameters() if weight.ndim > 1]
+    if not convolutions:
+        return {}
+    return {"in_chans": convolutions[0].shape[1], "num_classes": matrices[-1].shape[0]}
+
+
+def _copy_to_timm(source: nn.Module, name: str, options: dict[str, Any]) -> TimmModule | None:
+    """Make a timm model with the weights of another library's, or return None where their logits differ.
+
+    Args:
+        source: Model of another library.
+        name: timm architecture with as many parameters.
+        options: Further arguments of the architecture.
+    """
+    weight = next(source.parameters())
+    args = {**_image_and_classes(source), **options}
+    model: TimmModule = timm.create_model(name, **args).to(weight.device, weight.dtype).eval()
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, *input_size(model, args), generator=generator).to(weight.device, weight.dtype)
+    with evaluation_mode(source):
+        pairs = pair(source, model, image)
+        if pairs is None:
+            return None
+        eps = {use.eps for use, _ in pairs} - {None}
+        if len(eps) == 1 and eps != {mine.eps for _, mine in pairs} - {None}:
+            return _copy_to_timm(source, name, {**options, "bn_eps": eps.pop()})
+        twin = copy.deepcopy(source)
+        randomise(twin)
+        for theirs, tolerance in ((twin, _RANDOM_TOLERANCE), (source, _TOLERANCE)):
+            model.load_state_dict(translate(pairs, theirs, model), strict=False)
+            if not _agree(theirs, model, image, tolerance):
+                return None
+    return model.train(source.training)
+
+
+@torch.no_grad()
+def _agree(theirs: nn.Module, ours: nn.Module, image: Tensor, tolerance: float) -> bool:
+    """Tell whether two models give the same logits."""
+    answer = theirs(image)
+    expected, logits = getattr(answer, "logits", answer), ours(image)
+    bound = max(tolerance, 16 * torch.finfo(logits.dtype).eps) * expected.abs().max()
+    return expected.shape == logits.shape and bool((expected - logits).abs().max() <= bound)
+
+
+@torch.no_grad()
+def randomise(model: nn.Module) -> None:
+    """Give every weight and statistic of a model a value of its own."""
+    generator = torch.Generator().manual_seed(0)
+    for tensor in model.state_dict().values():
+        if not tensor.is_floating_point():
+            continue
+        if tensor.squeeze().ndim > 1:
+            values = torch.randn(tensor.shape, generator=generator) / tensor[0].numel() ** 0.5
+        else:  # scales and variances are positive
+            values = torch.rand(tensor.shape, generator=generator) + 0.5
+        tensor.copy_(values)
