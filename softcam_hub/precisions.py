@@ -21,7 +21,11 @@ Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
 TOLERANCES: dict[str, float] = {"fp32": 1e-4, "fp16": 3e-2, "int8": 1e-1}
 """Precision -> largest difference from torch in float32 that an export accepts, relative to the largest output."""
 
-FORMATS: dict[str, tuple[str, ...]] = {"onnx": ("fp32", "fp16", "int8"), "torch": ("fp32", "fp16")}
+FORMATS: dict[str, tuple[str, ...]] = {
+    "onnx": ("fp32", "fp16", "int8"),
+    "torch": ("fp32", "fp16"),
+    "web": ("fp32", "int8"),
+}
 """Format of an export -> its precisions."""
 
 ARCHIVE = ".pt2"
@@ -37,8 +41,8 @@ def check_choice(file: Path, format: str, precision: str) -> None:
         raise ValueError(f"unknown precision {precision!r}: expected one of {', '.join(TOLERANCES)}")
     if precision not in FORMATS[format]:
         raise ValueError(
-            f"archives of torch.export have no precision {precision}: choose one of {', '.join(FORMATS[format])}, or "
-            "export to ONNX"
+            f"the format {format} has no precision {precision}: choose one of {', '.join(FORMATS[format])}, or export "
+            "to ONNX"
         )
     if (format == "torch") != (file.suffix == ARCHIVE):
         what = "an archive of torch.export must have" if format == "torch" else "an ONNX file cannot have"

@@ -29,6 +29,7 @@ from .post_fitting import post_fit
 from .registry import register as register_models
 from .registry import register_head
 from .temperature import fit_temperature
+from .web.page import export_web
 
 __all__ = [
     "CAPEConfig",
@@ -54,6 +55,7 @@ __all__ = [
     "explain",
     "export_onnx",
     "export_torch",
+    "export_web",
     "fit_temperature",
     "list_explainers",
     "load_scores",

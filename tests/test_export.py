@@ -340,4 +340,4 @@ def test_the_command_writes_an_archive(tmp_path, capsys):
     assert "in fp16, within 3e-02 of the largest output of torch" in capsys.readouterr().out
     assert run_archive(file, torch.zeros(1, 3, 128, 128))[1].shape == (1, 4, 16, 16)
     assert main(["export", "--output", str(tmp_path / "x.pt2"), "--format", "torch", "--precision", "int8"]) == 1
-    assert "archives of torch.export have no precision int8" in capsys.readouterr().err
+    assert "the format torch has no precision int8" in capsys.readouterr().err

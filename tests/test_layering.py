@@ -16,7 +16,7 @@ FLOORS = [
     {"data", "output_folder", "loading", "figures", "architectures", "precisions"},
     {"hub", "temperature"},
     {"training", "explainers", "export"},
-    {"registry", "pipeline", "evaluation", "post_fitting"},
+    {"registry", "pipeline", "evaluation", "post_fitting", "web"},
     {"public"},
     {""},
     {"demo"},

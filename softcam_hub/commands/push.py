@@ -7,10 +7,15 @@ HELP = "Publish a model folder with its card, code and pictures on the Hugging F
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to its parser."""
-    parser.add_argument("folder", help="Model folder, such as RUN/model; with --space the name of a Space.")
+    parser.add_argument(
+        "folder",
+        help="Model folder, such as RUN/model; with --space the name of a Space, or the folder of a web page.",
+    )
     parser.add_argument("repo", help="Repository, such as user/name. It is created if it does not exist.")
     parser.add_argument(
-        "--space", action="store_true", help="Push a Space of this package, such as demo, in place of a model."
+        "--space",
+        action="store_true",
+        help="Push a Space in place of a model: one of this package, or a page.",
     )
     parser.add_argument("--private", action="store_true", help="Create the repository as private.")
     parser.add_argument("--branch", metavar="NAME", help="Branch of the commit. It is created if it does not exist.")

@@ -68,6 +68,9 @@ SPACES = {
 }
 """Name of a Space for `push` -> the Space."""
 
+PAGE, PAGE_MARK = "index.html", '<meta name="generator" content="softcam_hub">'
+"""File by which the folder of an exported web page is known, and what it holds."""
+
 
 @dataclass(frozen=True)
 class PushResult:
@@ -122,7 +125,8 @@ def push(
 
     Args:
         source: Folder that `save_pretrained`, a training run or `Trainer` wrote. Of its subfolders, the ONNX files of
-            `onnx/` are published. For a Space, its name: "scores" or "demo".
+            `onnx/` are published. For a Space, its name, "scores" or "demo", or the folder of a page that `export_web`
+            wrote.
         repo_id: Repository to push to, such as "you/lesions". It is created if it does not exist.
         repo_type: Type of the repository.
         private: Create the repository as private. An existing public repository is refused.
@@ -235,11 +239,15 @@ def space_files(name: str, repo_id: str) -> RepoFiles:
     """Collect everything that the repository of a Space will hold.
 
     Args:
-        name: Name of the Space.
+        name: Name of the Space, or folder of an exported web page.
         repo_id: Repository that the README names.
     """
+    if _is_exported_page(Path(name)):
+        return {_name_in(Path(name), file): file for file in sorted(Path(name).rglob("*")) if _is_visible(file)}
     if name not in SPACES:
-        raise ValueError(f"there is no Space {name!r}: expected one of {', '.join(SPACES)}")
+        raise ValueError(
+            f"there is no Space {name!r}: expected {', '.join(SPACES)}, or a folder that export --format web wrote"
+        )
     space, (user, repo_name) = SPACES[name], repo_id.split("/")
     if space.evaluated and repo_name != space.folder.name:
         raise ValueError(
@@ -255,6 +263,14 @@ def space_files(name: str, repo_id: str) -> RepoFiles:
     return files
 
 
+def _is_exported_page(folder: Path) -> bool:
+    page = folder / PAGE
+    return page.is_file() and PAGE_MARK in page.read_text(encoding="utf-8", errors="replace")
+
+
+def _is_visible(file: Path) -> bool:
+    return file.is_file() and not file.name.startswith(".")  # names of drafts begin with a dot
+
+
 def _is_published(file: Path) -> bool:
-    is_visible = file.is_file() and not file.name.startswith(".")  # names of drafts begin with a dot
-    return is_visible and file.name.endswith(PUBLISHED_SUFFIXES) and file.name not in TRAINER_STATE
+    return _is_visible(file) and file.name.endswith(PUBLISHED_SUFFIXES) and file.name not in TRAINER_STATE
