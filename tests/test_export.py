@@ -299,7 +299,7 @@ def test_the_documentation_states_the_tolerances():
             export_torch,
             "model.pt2",
             "int8",
-            r"^archives of torch\.export have no precision int8: choose one of fp32, fp16",
+            r"^the format torch has no precision int8: choose one of fp32, fp16",
         ),
         (
             export_torch,
