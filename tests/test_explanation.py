@@ -3,8 +3,10 @@
 import pytest
 import timm
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from softcam_hub import Explanation
+from softcam_hub.models.heads import SoftCAMHead
 
 MAPS = torch.tensor([[[[0.4, 0.1], [0.0, 0.1]], [[0.0, 0.1], [0.2, 0.1]]]])
 
@@ -75,3 +77,36 @@ def test_guarantees_of_cape_on_a_network(stride):
     regions = explanation.regions(0.5)
     carried = (explanation.maps * regions.mask).sum(dim=(2, 3))
     assert torch.allclose(regions.share * explanation.probabilities, carried, atol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["softcam", "cam"])
+def test_softcam_maps_of_some_classes_are_those_of_all_and_cost_no_more_than_their_own_products(kind):
+    torch.manual_seed(0)
+    classes, size = 5000, 64
+    model = timm.create_model("softcam_test_resnet", num_classes=classes).eval()
+    torch.nn.init.normal_(model.head.bias)
+    images = torch.randn(2, 3, size, size)
+    features = model.forward_features(images)
+    logits, maps = model.head(features, kind=kind)
+
+    with FlopCounterMode(display=False) as explained:
+        explanation = model.explain(images, top_k=3, kind=kind)
+    with FlopCounterMode(display=False) as predicted:
+        model(images)
+
+    assert torch.equal(explanation.classes, logits.topk(3, dim=1).indices)
+    index = explanation.classes[..., None, None].expand_as(explanation.maps)
+    assert torch.allclose(explanation.maps, maps.gather(1, index), atol=1e-5)
+    assert torch.allclose(explanation.probabilities, logits.softmax(dim=1).topk(3, dim=1).values)
+    own = 2 * 3 * features.numel()
+    assert explained.get_total_flops() - predicted.get_total_flops() <= own
+
+
+def test_a_head_that_inherits_from_softcam_draws_its_own_maps():
+    class Halved(SoftCAMHead):
+        def draw(self, evidence, kind):
+            return super().draw(evidence, kind) / 2
+
+    assert SoftCAMHead.draws_single_classes
+    assert not Halved.draws_single_classes  # explain() draws all maps, and selects

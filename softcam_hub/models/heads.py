@@ -60,12 +60,16 @@ class EvidenceHead(nn.Module, ABC):
     """Whether the head gives the vanilla logits when it holds the vanilla weights, so that the model is its own
     vanilla counterpart."""
 
+    draws_single_classes: ClassVar[bool] = False
+    """Whether `forward` takes `classes`, and then computes the maps of these alone. Subclasses do not inherit it."""
+
     has_temperature: ClassVar[bool] = False
     """Whether evidence is divided by a learnt temperature: a parameter `log_temperature` that weight decay spares."""
     log_temperature: nn.Parameter
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
+        cls.draws_single_classes = bool(vars(cls).get("draws_single_classes"))
         cls.kinds = tuple(kind.name for kind in getattr(cls, "map_kinds", ()) if isinstance(kind, MapKind))
 
     def __init__(
@@ -153,10 +157,15 @@ class EvidenceHead(nn.Module, ABC):
 
     def draw(self, evidence: Tensor, kind: str) -> Tensor:
         """Return the maps (B, C, H, W) of a kind; `cam` (eq. 2) leaves the bias out, as CAM always did."""
-        if kind == "evidence":
+        if not self._leaves_bias_out(kind):
             return evidence
-        self.check_kind(kind)
-        return (evidence - self.bias[:, None, None]).relu() if kind == CAM.name else evidence
+        return (evidence - self.bias[:, None, None]).relu()
+
+    def _leaves_bias_out(self, kind: str) -> bool:
+        """Tell whether maps of a kind are the positive part of the evidence without its bias; refuse unknown kinds."""
+        if kind != "evidence":
+            self.check_kind(kind)
+        return kind == CAM.name
 
     @property
     def is_off_the_shelf(self) -> bool:
@@ -194,13 +203,27 @@ class SoftCAMHead(EvidenceHead):
         CAM,
     )
     keeps_logits = True
+    draws_single_classes = True
     card = SOFTCAM_CARD
 
-    def forward(self, features: Tensor, *, kind: str | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """Return logits, or logits and maps; logits alone cost what the vanilla head costs: pool, multiply once."""
+    def forward(
+        self, features: Tensor, *, kind: str | None = None, classes: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Return logits, or logits and maps; logits alone cost what the vanilla head costs: pool, multiply once.
+
+        Args:
+            features: Features of the backbone, (B, K, H, W).
+            kind: One of `kinds`, or `evidence`.
+            classes: Classes (B, k) of which logits (B, k) and maps (B, k, H, W) are computed, with a kind.
+        """
         if kind is None:
             return F.linear(features.mean(dim=(2, 3)), self.weight, self.bias)
-        return super().forward(features, kind=kind)
+        if classes is None:
+            return super().forward(features, kind=kind)
+        evidence = torch.einsum("bkc,bchw->bkhw", self.weight[classes], features)
+        biases = self.bias[classes][:, :, None, None]
+        logits = self.compose(evidence + biases)
+        return logits, evidence.relu() if self._leaves_bias_out(kind) else evidence + biases
 
     def compose(self, evidence: Tensor) -> Tensor:
         return at_least_float32(evidence).mean(dim=(2, 3))

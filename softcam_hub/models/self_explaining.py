@@ -202,13 +202,16 @@ class SelfExplaining(nn.Module):
         if self.measures_on_first_use:
             measure_on_first_use(self)
         with evaluation_mode(self):
-            logits, maps = self.head(self.forward_features(batch), kind=kind)
+            features = self.forward_features(batch)
+            some = self.head_class.draws_single_classes  # the maps of thousands of classes can cost more than a network
+            logits, maps = (self.head(features), features) if some else self.head(features, kind=kind)
+            probabilities = self.probabilities(logits)
+            index = probabilities.topk(chosen, dim=1).indices if isinstance(chosen, int) else chosen.to(logits.device)
+            maps = self.head(features, kind=kind, classes=index)[1] if some else select(maps, index)
         _check_evidence(logits, maps)
-        probabilities = self.probabilities(logits)
-        index = probabilities.topk(chosen, dim=1).indices if isinstance(chosen, int) else chosen.to(logits.device)
         data = self.preprocessing
         pixels = restore_pixels(batch, data["mean"], data["std"]) if self.in_chans in (1, 3) else None
-        maps, probabilities = select(maps, index), probabilities.gather(1, index)
+        probabilities = probabilities.gather(1, index)
         grid = Grid(sides_of(batch), sides_of(maps), self.alignment)
         return Explanation(maps, index, probabilities, kind, names=self.labels, pixels=pixels, grid=grid)
 
