@@ -51,6 +51,9 @@ def test_heads_benchmark_runs(tmp_path):
         "cape explained",
         "control",
         "cape formula",
+        "many classes: control",
+        "many classes: explain",
+        "many classes: all maps",
     }
     assert all(row["ratio"] > 0 for row in rows)
 

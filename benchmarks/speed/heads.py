@@ -89,6 +89,39 @@ def explained(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     return model.head(model.forward_features(images), kind=model.head.kinds[0])
 
 
+MANY_CLASSES = 21_841
+"""Number of classes of ImageNet-21k."""
+
+MANY_CLASSES_PAIRS = {1: 20, 8: 10}
+"""Batch -> number of pairs."""
+
+
+def many_classes_rows(architecture: str, batch: int, pairs: int, classes: int = MANY_CLASSES) -> Iterator[Row]:
+    """Measure `explain(top_k=1)` and the maps of all classes, where these are many."""
+    vanilla = timm.create_model(architecture, num_classes=classes).eval()
+    other, softcam = copy.deepcopy(vanilla), softcam_hub.convert(vanilla, "softcam")
+    images = torch.randn(batch, *vanilla.pretrained_cfg["input_size"])
+    steps: dict[str, tuple[str, Step]] = {
+        "many classes: control": ("a copy of the vanilla model", lambda: other(images)),
+        "many classes: explain": ("SoftCAM: explain(images, top_k=1)", lambda: softcam.explain(images, top_k=1)),
+        "many classes: all maps": ("SoftCAM: logits and the maps of all classes", lambda: explained(softcam, images)),
+    }
+    for name, (description, step) in steps.items():
+        with torch.inference_mode():
+            costs = measure(step, lambda: vanilla(images), pairs)
+        yield {
+            "comparison": name,
+            "a": description,
+            "b": "vanilla timm forward",
+            "model": architecture,
+            "weights": "random, the same on both sides",
+            "classes": classes,
+            "batch": batch,
+            **environment(),
+            **costs,
+        }
+
+
 # CAPE's formula
 
 
@@ -187,6 +220,7 @@ def rows(quick: bool) -> Iterator[Row]:
     if quick:
         yield formula_row((2, 20, 7, 7), backward=True, pairs=2)
         yield from model_rows("efficientnet_b0", batch=1, pairs=2)
+        yield from many_classes_rows("test_resnet", batch=1, pairs=2, classes=100)
         return
     for shape in EVIDENCE_SHAPES:
         for backward in (False, True):
@@ -194,6 +228,8 @@ def rows(quick: bool) -> Iterator[Row]:
     for architecture, pairs in PAIRS.items():
         for batch, count in zip((1, 8), pairs, strict=True):
             yield from model_rows(architecture, batch, count)
+    for batch, count in MANY_CLASSES_PAIRS.items():
+        yield from many_classes_rows("resnet50", batch, count)
 
 
 def main() -> None:

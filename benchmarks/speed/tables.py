@@ -29,7 +29,9 @@ def where(row: Row) -> str:
 def heads_table(rows: list[Row]) -> str:
     """Render the costs of the heads: of whole models, and of CAPE's formula."""
     formula = [row for row in rows if row["comparison"] == "cape formula"]
-    return "\n".join([models_table([row for row in rows if row["comparison"] in COLUMNS]), formula_table(formula)])
+    many = [row for row in rows if row["comparison"].startswith("many classes")]
+    tables = [models_table([row for row in rows if row["comparison"] in COLUMNS]), formula_table(formula)]
+    return "\n".join([*tables, many_classes_table(many)] if many else tables)
 
 
 def models_table(rows: list[Row]) -> str:
@@ -51,6 +53,23 @@ def models_table(rows: list[Row]) -> str:
         f"median of {pairs[0]} to {pairs[-1]} interleaved pairs, quartiles in brackets. The control is a copy "
         f"of the vanilla model: its difference from 1 is noise. {where(rows[0])}.\n\n"
     ) + markdown(["model", "vanilla", *COLUMNS.values()], body)
+
+
+def many_classes_table(rows: list[Row]) -> str:
+    """Render one line per batch: what `explain` and all maps cost where the classes are many."""
+    cases: dict[int, dict[str, Row]] = {}
+    for row in rows:
+        cases.setdefault(row["batch"], {})[row["comparison"].removeprefix("many classes: ")] = row
+    names = {"explain": "`explain(images, top_k=1)`", "all maps": "all maps", "control": "vanilla again (control)"}
+    body = [
+        [f"batch {batch}", f"{1000 * case['control']['b_seconds']:.0f} ms"]
+        + [with_quartiles(case[name], "ratio", ".3f") for name in names]
+        for batch, case in cases.items()
+    ]
+    return (
+        f"`softcam_{rows[0]['model']}` with {rows[0]['classes']:,} classes, as a multiple of the vanilla timm forward with the "
+        "same (random) weights. `explain` computes the maps of the explained classes alone.\n\n"
+    ) + markdown(["", "vanilla", *names.values()], body)
 
 
 def formula_table(rows: list[Row]) -> str:
