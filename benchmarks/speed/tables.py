@@ -66,9 +66,10 @@ def many_classes_table(rows: list[Row]) -> str:
         + [with_quartiles(case[name], "ratio", ".3f") for name in names]
         for batch, case in cases.items()
     ]
+    row = rows[0]
     return (
-        f"`softcam_{rows[0]['model']}` with {rows[0]['classes']:,} classes, as a multiple of the vanilla timm forward with the "
-        "same (random) weights. `explain` computes the maps of the explained classes alone.\n\n"
+        f"`softcam_{row['model']}` with {row['classes']:,} classes, as a multiple of the vanilla timm forward "
+        "with the same (random) weights. `explain` computes the maps of the explained classes alone.\n\n"
     ) + markdown(["", "vanilla", *names.values()], body)
 
 
