@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .cape_logits import CAPELogits, log_parts
 from .card_text import CAPE_CARD, SOFTCAM_CARD, CardText
 from .map_kind import CAM, KindName, MapKind
 
@@ -289,6 +290,10 @@ class CAPEHead(EvidenceHead):
         return not bool(self.log_temperature.any()) and bool(self.bias.any())  # a fresh head has a bias of zeros
 
     def compose(self, evidence: Tensor) -> Tensor:
+        if _is_trained(evidence) and type(self).log_parts is CAPEHead.log_parts:
+            values = at_least_float32(evidence), at_least_float32(self.log_temperature)
+            logits: Tensor = CAPELogits.apply(*values, self.naive)
+            return logits
         return self.log_parts(evidence).flatten(2).logsumexp(dim=2)
 
     def forward(self, features: Tensor, *, kind: str | None = None) -> Tensor | tuple[Tensor, Tensor]:
@@ -300,24 +305,19 @@ class CAPEHead(EvidenceHead):
 
     def log_parts(self, evidence: Tensor) -> Tensor:
         """Compute log P (B, C, H, W), the product of eq. 8, in log space."""
-        scaled = at_least_float32(evidence) * (-at_least_float32(self.log_temperature)).exp()
-        # torch's log_softmax over a strided dimension adds up serially on a CPU, which costs digits with many classes;
-        # with the maximum taken off, the sum is at least 1 and large evidence keeps its digits
-        shifted = scaled - scaled.detach().amax(dim=1, keepdim=True)
-        log_sum = shifted.exp().sum(dim=1, keepdim=True).log()
-        return shifted - (log_sum - self.log_saliency(scaled))
-
-    def log_saliency(self, scaled: Tensor) -> Tensor:
-        """Compute log p(location), (B, 1, H, W): a softmax of the mean evidence (eq. 7), or uniform (eq. 4)."""
-        mean = scaled.mean(dim=1, keepdim=True)
-        mean = torch.zeros_like(mean) if self.naive else mean
-        return mean.flatten(2).log_softmax(dim=2).reshape(mean.shape)
+        return log_parts(at_least_float32(evidence), at_least_float32(self.log_temperature), self.naive)[0]
 
     def draw(self, evidence: Tensor, kind: str) -> Tensor:
         if kind == "mu-cape":
             evidence = at_least_float32(evidence)
             return (evidence + evidence.mean(dim=1, keepdim=True)).relu()
         return super().draw(evidence, kind)
+
+
+def _is_trained(evidence: Tensor) -> bool:
+    """Tell whether a backward pass may follow, which is not so while a program is traced, compiled or exported."""
+    watched = isinstance(evidence, Tensor) and evidence.requires_grad and torch.is_grad_enabled()
+    return watched and not torch.compiler.is_compiling() and not torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
 @torch.fx.wrap  # a tracer does not know the dtype
