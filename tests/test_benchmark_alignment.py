@@ -130,6 +130,7 @@ def test_maps_of_features_move_and_no_others(model, tables):
             assert line["kept"] != other["kept"]
 
 
+@pytest.mark.slow
 def test_unaligned_maps_are_drawn_as_before_bit_for_bit(model, samples):
     names = [*MOVING[2:], "random"]
     pixels = torch.stack([samples[index]["pixel_values"] for index in range(4)])

@@ -114,6 +114,7 @@ def test_reproduction_runs_and_its_rows_make_a_page():
     assert sum("not tested here" in line for line in verdicts) == 3, "a second backbone, many classes, and costs"
 
 
+@pytest.mark.slow
 def test_hidden_layers_benchmark_runs(tmp_path):
     rows = tmp_path / "rows.jsonl"
     done = run("-m", "benchmarks.hidden_layers", "test_mambaout", "--output", str(rows))

@@ -99,6 +99,7 @@ def test_the_reader_of_a_list_may_leave(tmp_path):
     assert not cut.stderr
 
 
+@pytest.mark.slow
 def test_other_programs_register_the_models_at_once():
     program = "import sys, softcam_hub, timm; assert timm.is_model('cape_resnet18'); print(softcam_hub.push)"
     for words in (
@@ -111,6 +112,7 @@ def test_other_programs_register_the_models_at_once():
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_the_program_has_the_public_names_too():
     program = "import sys; sys.argv = ['softcam-hub']; import softcam_hub; print('torch' in sys.modules)"
     program += "; from softcam_hub import *; import timm; print(timm.is_model('cape_resnet18'), build)"

@@ -74,14 +74,10 @@ def trained(make):
     """A classifier in eval mode, each of whose weights and statistics differs from the next, as after training."""
     torch.manual_seed(0)
     model = make().eval()
-    generator = torch.Generator().manual_seed(1)
-    for tensor in model.state_dict().values():
-        if tensor.is_floating_point() and tensor.squeeze().ndim > 1:
-            tensor.copy_(torch.randn(tensor.shape, generator=generator) / tensor[0].numel() ** 0.5)
-        elif tensor.is_floating_point():
-            tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
-        else:
-            tensor.clamp_(min=7)  # batches that a norm has seen
+    counterparts.randomise(model)
+    for name, buffer in model.named_buffers():
+        if name.endswith("num_batches_tracked"):
+            buffer.fill_(7)
     return model
 
 

@@ -57,6 +57,7 @@ def run_blocks(page, hub, folder):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_snippet_of_readme_runs(hub, tmp_path):
     Image.new("RGB", (320, 240), "orange").save(tmp_path / "photo.jpg")
     printed = run_blocks("README.md", hub, tmp_path)

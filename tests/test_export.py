@@ -216,6 +216,7 @@ def test_the_file_says_where_the_cells_lie(tmp_path):
     assert [(place["start"][axis], place["step"][axis]) for axis in (0, 1)] == [grid.axis(0), grid.axis(1)]
 
 
+@pytest.mark.slow
 def test_an_archive_holds_the_same_metadata_and_no_path_of_this_machine(tmp_path):
     model = timm.create_model(f"local-dir:{CAPE_LESIONS}", pretrained=True)
     path, extra = export_torch(model, tmp_path / "model.pt2", precision="fp16"), {"metadata.json": ""}
@@ -231,6 +232,7 @@ def test_an_archive_holds_the_same_metadata_and_no_path_of_this_machine(tmp_path
         assert not [name for name in archive.namelist() if b"site-packages" in archive.read(name)]
 
 
+@pytest.mark.slow
 def test_a_file_of_unknown_place_says_only_what_its_maps_are(tmp_path, caplog):
     model = timm.create_model("softcam_test_resnet", num_classes=2)
     path = export_onnx(model, tmp_path / "model.onnx")
@@ -244,6 +246,7 @@ def test_a_file_of_unknown_place_says_only_what_its_maps_are(tmp_path, caplog):
     assert "measuring once" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_deviating_export_is_refused_and_leaves_the_old_file(tmp_path):
     class Drifting(nn.Module):
         """Gives something else each time torch is asked."""
@@ -334,6 +337,7 @@ def test_a_lower_precision_that_deviates_too_far_is_refused_with_advice(tmp_path
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_command_writes_an_archive(tmp_path, capsys):
     file = tmp_path / "model.pt2"
     assert main(["export", "--output", str(file), "--format", "torch", "--precision", "fp16"]) == 0

@@ -300,7 +300,7 @@ def test_a_space_is_named_like_its_module(hub):
         push("scores", "tester/scores", repo_type="space")
     with pytest.raises(ValueError, match="repo_type='dataset' is not possible: expected 'model' or 'space'"):
         push("scores", "tester/explanation_scores", repo_type="dataset")
-    with pytest.raises(ValueError, match="no Space 'score': expected one of scores, demo"):
+    with pytest.raises(ValueError, match="no Space 'score': expected scores, demo, or a folder"):
         push("score", "tester/explanation_scores", repo_type="space")
     assert hub.requests == []
 

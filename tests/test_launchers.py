@@ -58,6 +58,7 @@ def _note_refusal(notes, action):
 
 @pytest.mark.parametrize("job", [_train, _benchmark])
 @pytest.mark.parametrize("folder", ["foreign", "in use"])
+@pytest.mark.slow
 def test_every_process_says_why_the_folder_is_refused(job, folder, tmp_path):
     out, notes = tmp_path / "out", tmp_path / "notes"
     notes.mkdir()

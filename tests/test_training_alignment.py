@@ -72,6 +72,7 @@ def test_a_trained_backbone_is_measured_on_validation_images(tmp_path, capsys, m
     assert not loaded.measures_on_first_use
 
 
+@pytest.mark.slow
 def test_a_run_that_was_resumed_has_the_same_place(tmp_path):
     options = {**FROM_SHIPPED, "epochs": 2}
     train(tmp_path / "whole", **options)
@@ -209,6 +210,7 @@ def test_a_loop_over_a_timm_model_makes_the_place_stale():
     assert model.alignment is not None
 
 
+@pytest.mark.slow
 def test_a_compiled_model_trains_in_one_graph_and_is_exported_as_before():
     model = load_shipped().train()
     images = torch.stack([row["pixel_values"] for row in rows(2)])

@@ -104,6 +104,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("case", OTHERS)
+@pytest.mark.slow
 def test_other_classifiers_are_refused_with_the_way_to_go(case):
     make, sentence = OTHERS[case]
     with pytest.raises(TypeError, match=sentence):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .backbone import TimmModule, input_size
 from .evaluation_mode import evaluation_mode
-from .layer_pairs import pair, translate
+from .layer_pairs import STATISTICS, pair, translate
 
 _PATTERNS = {
     "convnext": ("convnext_*",),
@@ -35,9 +35,8 @@ entry."""
 _MOST_CANDIDATES = 40
 """Number of timm architectures that are compared with a model; each takes a tenth of a second."""
 
-_TOLERANCE, _RANDOM_TOLERANCE = 1e-4, 1e-3
-"""Largest difference of logits by which two models count as one, relative to the largest logit; with random weights, of
-which only wrong pairs matter, rounding weighs more."""
+_TOLERANCE = 1e-4
+"""Largest difference of logits by which two models count as one, relative to the largest logit."""
 
 
 def find_counterpart(source: nn.Module) -> TimmModule | None:
@@ -119,29 +118,28 @@ def _copy_to_timm(source: nn.Module, name: str, options: dict[str, Any]) -> Timm
             return _copy_to_timm(source, name, {**options, "bn_eps": eps.pop()})
         twin = copy.deepcopy(source)
         randomise(twin)
-        for theirs, tolerance in ((twin, _RANDOM_TOLERANCE), (source, _TOLERANCE)):
+        for theirs in (twin, source):
             model.load_state_dict(translate(pairs, theirs, model), strict=False)
-            if not _agree(theirs, model, image, tolerance):
+            if not _agree(theirs, model, image):
                 return None
     return model.train(source.training)
 
 
 @torch.no_grad()
-def _agree(theirs: nn.Module, ours: nn.Module, image: Tensor, tolerance: float) -> bool:
+def _agree(theirs: nn.Module, ours: nn.Module, image: Tensor) -> bool:
     """Tell whether two models give the same logits."""
     answer = theirs(image)
     expected, logits = getattr(answer, "logits", answer), ours(image)
-    bound = max(tolerance, 16 * torch.finfo(logits.dtype).eps) * expected.abs().max()
+    bound = max(_TOLERANCE, 16 * torch.finfo(logits.dtype).eps) * expected.abs().max()
     return expected.shape == logits.shape and bool((expected - logits).abs().max() <= bound)
 
 
 @torch.no_grad()
 def randomise(model: nn.Module) -> None:
-    """Give every weight and statistic of a model a value of its own."""
+    """Give every weight and statistic of a model a value of its own; other buffers are constants."""
     generator = torch.Generator().manual_seed(0)
-    for tensor in model.state_dict().values():
-        if not tensor.is_floating_point():
-            continue
+    statistics = [buffer for name, buffer in model.named_buffers() if name.endswith(STATISTICS)]
+    for tensor in [*model.parameters(), *statistics]:
         if tensor.squeeze().ndim > 1:
             values = torch.randn(tensor.shape, generator=generator) / tensor[0].numel() ** 0.5
         else:  # scales and variances are positive

@@ -18,8 +18,10 @@ from torch.overrides import TorchFunctionMode
 
 Signature: TypeAlias = tuple[Any, ...]
 
-_STATISTICS = ("running_mean", "running_var")
-_ROLES = ("weight", "bias", *_STATISTICS)
+STATISTICS = ("running_mean", "running_var")
+"""Last part of the names of the buffers that a batch norm learns."""
+
+_ROLES = ("weight", "bias", *STATISTICS)
 
 
 @dataclass
@@ -46,7 +48,7 @@ class _Recorder(TorchFunctionMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        statistics = [(name, buffer) for name, buffer in model.named_buffers() if name.endswith(_STATISTICS)]
+        statistics = [(name, buffer) for name, buffer in model.named_buffers() if name.endswith(STATISTICS)]
         self.names = {id(tensor): name for name, tensor in [*model.named_parameters(), *statistics]}
         self.uses: list[Use] = []
 
