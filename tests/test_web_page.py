@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import yaml
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
@@ -205,14 +206,17 @@ def test_eight_bits_and_several_labels(visit, runtime, tmp_path):
 
 @pytest.mark.slow
 def test_the_folder_has_a_page_that_pushes_as_a_static_space(tmp_path):
-    folder = export_web(small_model(), tmp_path / "page", title="Steel <1>")
+    folder = export_web(small_model(), tmp_path / "page", title='Steel: <1> "new"')
 
     files = space_files(str(folder), "you/steel")
 
     assert sorted(files) == ["README.md", "explain.js", "index.html", "model.onnx"]
-    assert "sdk: static" in (folder / "README.md").read_text()
+    _, front_matter, _ = (folder / "README.md").read_text().split("---\n", 2)
+    metadata = yaml.safe_load(front_matter)
+    assert metadata["sdk"] == "static"
+    assert metadata["title"] == 'Steel: <1> "new"'
     page = (folder / "index.html").read_text()
-    assert "<h1>Steel &lt;1&gt;</h1>" in page
+    assert "<h1>Steel: &lt;1&gt; &quot;new&quot;</h1>" in page
     assert PUBLIC_RUNTIME in page
     with pytest.raises(ValueError, match="expected scores, demo, or a folder that export --format web wrote"):
         space_files(str(tmp_path), "you/steel")

@@ -40,7 +40,7 @@ HERE = Path(__file__).parent
 
 README_TEXT = Template(
     """---
-title: $title
+title: $quoted
 emoji: 🔬
 colorFrom: blue
 colorTo: yellow
@@ -105,7 +105,7 @@ def export_web(
             for file in files:
                 copy_file(file, folder / RUNTIME_FOLDER / file.name)
         copy_file(HERE / SCRIPT, folder / SCRIPT)
-        write_text(folder / README, README_TEXT.substitute(title=title))
+        write_text(folder / README, README_TEXT.substitute(title=title, quoted=json.dumps(title, ensure_ascii=False)))
         write_text(folder / PAGE, render_page(settings, title))  # last, so that an unfinished folder shows no page
     return folder
 
