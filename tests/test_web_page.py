@@ -21,7 +21,7 @@ from playwright.sync_api import expect, sync_playwright
 from softcam_hub import CAPE_LESIONS
 from softcam_hub.cli import main
 from softcam_hub.data.lesions import draw
-from softcam_hub.hub.publishing import space_files
+from softcam_hub.hub.publishing import PAGE_FILES, PAGE_MARK, space_files
 from softcam_hub.loading import load_classifier
 from softcam_hub.models.text import format_share
 from softcam_hub.web.page import PUBLIC_RUNTIME, RUNTIME_FILES, export_web, page_settings, render_page
@@ -233,6 +233,9 @@ def test_earlier_pages_and_files_of_others_are_kept(tmp_path):
 
     (folder / "index.html").unlink()
     export_web(model, folder)
+    (folder / "runtime").mkdir()
+    (folder / "runtime" / "notes.txt").write_text("mine")
+    export_web(model, folder, overwrite=True)
     before = (folder / "model.onnx").read_bytes()
     with pytest.raises(FileExistsError, match="--overwrite"):
         export_web(model, folder)
@@ -240,7 +243,52 @@ def test_earlier_pages_and_files_of_others_are_kept(tmp_path):
     with pytest.raises(ValueError, match="needs classes"):
         export_web(model, folder, overwrite=True)
     assert (folder / "model.onnx").read_bytes() == before
+    assert (folder / "runtime" / "notes.txt").read_text() == "mine"
     assert not [name for name in os.listdir(tmp_path) if name != "page"]
+
+
+@pytest.mark.slow
+def test_a_page_is_replaced_in_the_current_folder_with_its_own_runtime(tmp_path, monkeypatch):
+    (tmp_path / "source").mkdir()
+    for name in RUNTIME_FILES:
+        (tmp_path / "source" / name).write_text(name)
+    monkeypatch.chdir(tmp_path)
+    export_web(small_model(), tmp_path / "page", runtime="source")
+    monkeypatch.chdir(tmp_path / "page")
+
+    export_web(small_model(), ".", runtime="runtime", overwrite=True)
+
+    assert sorted(name for name in os.listdir() if not name.startswith(".")) == [
+        *("README.md", "explain.js", "index.html", "model.onnx", "runtime")
+    ]
+    assert all((tmp_path / "page" / "runtime" / name).read_text() == name for name in RUNTIME_FILES)
+
+
+def test_a_push_takes_the_files_of_the_page_alone(tmp_path):
+    for name in ("index.html", "model.onnx", "patient.dcm", ".venv/secret.txt", "runtime/ort.wasm.min.mjs"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(PAGE_MARK)
+    assert list(space_files(str(tmp_path), "you/steel")) == ["index.html", "model.onnx", "runtime/ort.wasm.min.mjs"]
+    assert {f"runtime/{name}" for name in RUNTIME_FILES} < set(PAGE_FILES)
+
+
+@pytest.mark.parametrize(("mean", "expected"), [((0.4,), [0.4] * 3), ((0.1, 0.2, 0.3), [0.1, 0.2, 0.3])])
+def test_one_mean_serves_all_channels(mean, expected):
+    assert page_settings(small_model(mean=mean), "./runtime.mjs")["mean"] == expected
+
+
+@pytest.mark.slow
+def test_a_page_from_a_disk_and_a_very_long_picture_get_a_sentence(visit, browser, lesions_page, tmp_path):
+    page = browser.new_page()
+    page.goto((lesions_page / "index.html").as_uri())
+    expect(page.locator("#notice")).to_have_text(
+        "This page must be opened through a web server, such as: python -m http.server", timeout=WAIT
+    )
+    page.close()
+    Image.new("RGB", (5000, 20), "red").save(tmp_path / "long.png")
+    page = visit(lesions_page)
+    page.set_input_files("#file", str(tmp_path / "long.png"))
+    expect(page.locator("#notice")).to_contain_text("at most 20 times the shorter one: crop it")
 
 
 @pytest.mark.slow
@@ -266,6 +314,7 @@ def test_class_names_cannot_leave_the_settings():
 
 REFUSED = {
     "another crop": ({"crop_mode": "border"}, {}, "square crop of the centre"),
+    "padded": ({"crop_pct": 1.25}, {}, "a page cannot pad pictures"),
     "no square": ({"input_size": (3, 64, 96)}, {}, "to 64 x 96 px"),
     "half precision": ({}, {"precision": "fp16"}, "the format web has no precision fp16"),
 }

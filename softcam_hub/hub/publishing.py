@@ -71,6 +71,12 @@ SPACES = {
 PAGE, PAGE_MARK = "index.html", '<meta name="generator" content="softcam_hub">'
 """File by which the folder of an exported web page is known, and what it holds."""
 
+PAGE_FILES = (
+    *(PAGE, "README.md", "explain.js", "model.onnx"),
+    *("runtime/ort.wasm.min.mjs", "runtime/ort-wasm-simd-threaded.mjs", "runtime/ort-wasm-simd-threaded.wasm"),
+)
+"""Files of an exported web page. Nothing else in its folder is published, replaced or deleted."""
+
 
 @dataclass(frozen=True)
 class PushResult:
@@ -138,7 +144,8 @@ def push(
     """
     check_repo_id(repo_id)
     if repo_type == "space":
-        files, left_out, content = space_files(str(source), repo_id), [], source
+        files, content = space_files(str(source), repo_id), source
+        left_out = _left_out_of_page(Path(source), files) if _is_exported_page(Path(source)) else []
     elif repo_type == "model":
         files = model_files(Path(source), repo_id)
         left_out = _list_left_out(Path(source), files)
@@ -243,7 +250,7 @@ def space_files(name: str, repo_id: str) -> RepoFiles:
         repo_id: Repository that the README names.
     """
     if _is_exported_page(Path(name)):
-        return {_name_in(Path(name), file): file for file in sorted(Path(name).rglob("*")) if _is_visible(file)}
+        return {file: Path(name) / file for file in sorted(PAGE_FILES) if (Path(name) / file).is_file()}
     if name not in SPACES:
         raise ValueError(
             f"there is no Space {name!r}: expected {', '.join(SPACES)}, or a folder that export --format web wrote"
@@ -268,9 +275,12 @@ def _is_exported_page(folder: Path) -> bool:
     return page.is_file() and PAGE_MARK in page.read_text(encoding="utf-8", errors="replace")
 
 
-def _is_visible(file: Path) -> bool:
-    return file.is_file() and not file.name.startswith(".")  # names of drafts begin with a dot
+def _left_out_of_page(folder: Path, files: RepoFiles) -> list[str]:
+    """List the visible entries of the folder of a page that are no part of it."""
+    own = {name.partition("/")[0] for name in files}
+    return [path.name for path in sorted(folder.iterdir()) if not path.name.startswith(".") and path.name not in own]
 
 
 def _is_published(file: Path) -> bool:
-    return _is_visible(file) and file.name.endswith(PUBLISHED_SUFFIXES) and file.name not in TRAINER_STATE
+    is_visible = file.is_file() and not file.name.startswith(".")  # names of drafts begin with a dot
+    return is_visible and file.name.endswith(PUBLISHED_SUFFIXES) and file.name not in TRAINER_STATE

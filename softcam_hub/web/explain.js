@@ -6,7 +6,7 @@
 
 const settings = JSON.parse(document.getElementById("settings").textContent);
 const byId = (id) => document.getElementById(id);
-const MOST_PIXELS = 50e6; // a canvas of a phone holds less, which is an error with a sentence below
+const MOST_PIXELS = 50e6, MOST_ASPECT = 20; // as elsewhere in this package
 
 // ---- Pictures ----
 
@@ -122,20 +122,26 @@ async function decode(file) {
   } catch {
     throw new Error(`${file.name || "This file"} is not a picture that this browser can read: choose a PNG, JPEG or WebP file.`);
   }
-  const { width, height } = bitmap;
+  const { width, height } = bitmap, name = file.name || "The picture";
+  if (Math.max(width, height) > MOST_ASPECT * Math.min(width, height)) {
+    throw new Error(`${name} has ${width} × ${height} pixels, and the longer side may be at most ${MOST_ASPECT} times the shorter one: crop it.`);
+  }
   if (width * height > MOST_PIXELS) {
-    throw new Error(`${file.name} has ${Math.round((width * height) / 1e6)} million pixels, more than this page can hold: make it smaller.`);
+    throw new Error(`${name} has ${Math.round((width * height) / 1e6)} million pixels, more than this page can hold: make it smaller.`);
   }
-  const canvas = new OffscreenCanvas(width, height), context = canvas.getContext("2d", { willReadFrequently: true });
-  context.fillStyle = "white";
-  context.fillRect(0, 0, width, height);
-  context.drawImage(bitmap, 0, 0);
-  const pixels = context.getImageData(0, 0, width, height).data, data = new Uint8ClampedArray(width * height * 3);
-  for (let i = 0; i < width * height; i++) {
-    data[3 * i] = pixels[4 * i];
-    data[3 * i + 1] = pixels[4 * i + 1];
-    data[3 * i + 2] = pixels[4 * i + 2];
+  // In strips, as the canvas of a phone holds less than its camera
+  const data = new Uint8ClampedArray(width * height * 3), strip = Math.min(height, Math.max(1, Math.floor(4e6 / width)));
+  const context = new OffscreenCanvas(width, strip).getContext("2d", { willReadFrequently: true });
+  if (!context) throw new Error(`${name} is too large for this browser: make it smaller.`);
+  for (let top = 0; top < height; top += strip) {
+    const rows = Math.min(strip, height - top), start = top * width;
+    context.fillStyle = "white";
+    context.fillRect(0, 0, width, strip);
+    context.drawImage(bitmap, 0, -top);
+    const pixels = context.getImageData(0, 0, width, rows).data;
+    for (let i = 0; i < rows * width; i++) for (let c = 0; c < 3; c++) data[3 * (start + i) + c] = pixels[4 * i + c];
   }
+  bitmap.close();
   return { width, height, data };
 }
 
@@ -183,7 +189,9 @@ async function explain(file) {
   const shape = [1, settings.channels, settings.height, settings.width];
   const output = await session.run({ pixel_values: new runtime.Tensor("float32", normalise(image), shape) });
   const [, , rows, columns] = output.maps.dims, cells = rows * columns;
-  const logits = Array.from(output.logits.data), probabilities = probabilitiesOf(logits);
+  const logits = Array.from(output.logits.data);
+  if (logits.some(Number.isNaN)) throw new Error("The model gives no numbers for this picture.");
+  const probabilities = probabilitiesOf(logits);
   const order = logits.map((_, i) => i).sort((a, b) => logits[b] - logits[a]).slice(0, settings.shown);
   const classes = order.map((index) => ({
     label: settings.labels[index],
@@ -329,13 +337,16 @@ drop.addEventListener("dragleave", () => drop.classList.remove("over"));
 drop.addEventListener("drop", (event) => {
   event.preventDefault();
   drop.classList.remove("over");
-  take(event.dataTransfer.files[0]);
+  const [dropped] = event.dataTransfer.files;
+  if (dropped) take(dropped);
+  else fail("This was no file: drop a picture that lies on this device.");
 });
+for (const kind of ["dragover", "drop"]) document.addEventListener(kind, (event) => event.preventDefault());
 document.addEventListener("paste", (event) => take([...event.clipboardData.files][0]));
 
 queue = load().then(
   () => { if (!latest) byId("status").textContent = "The model is ready."; },
-  (error) => { throw new Error(`The model cannot be loaded: ${error.message || error}. A page on a disk must be opened through a web server, such as python -m http.server.`); },
+  (error) => { throw new Error(`The model cannot be loaded: ${error.message || error}`); },
 );
 queue.catch(fail);
 

@@ -7,7 +7,6 @@
 
 import html
 import json
-import os
 from pathlib import Path
 from string import Template
 from tempfile import TemporaryDirectory
@@ -17,6 +16,7 @@ import torch
 
 from ..export import export_onnx
 from ..files import DRAFT, copy_file, write_text
+from ..hub.publishing import PAGE, PAGE_FILES
 from ..models.flip_registration import measure_on_first_use
 from ..models.overlays import DIVERGING, SEQUENTIAL, meaning_of
 from ..models.self_explaining import SelfExplaining
@@ -32,7 +32,7 @@ RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-sim
 PUBLIC_RUNTIME = f"https://cdn.jsdelivr.net/npm/onnxruntime-web@{RUNTIME_VERSION}/dist/{RUNTIME_FILES[0]}"
 
 RUNTIME_FOLDER = "runtime"
-PAGE, SCRIPT, MODEL, README = "index.html", "explain.js", "model.onnx", "README.md"
+SCRIPT, MODEL, README = "explain.js", "model.onnx", "README.md"
 SHOWN = 3
 """Number of classes whose maps the page shows."""
 
@@ -94,16 +94,19 @@ def export_web(
     files = None if runtime is None else find_runtime(Path(runtime))
     settings = page_settings(model, f"./{RUNTIME_FOLDER}/{RUNTIME_FILES[0]}" if files else PUBLIC_RUNTIME)
     title = title or f"{model.family}_{model.architecture}"
-    output = OutputFolder(folder, "web page", [PAGE, README, SCRIPT, MODEL, f"{RUNTIME_FOLDER}/*"])
+    output = OutputFolder(folder, "web page", list(PAGE_FILES))
     use: Use = "replace" if overwrite else "new"
-    with output.locked(use), TemporaryDirectory(dir=folder.parent, prefix=DRAFT) as draft:
-        exported = export_onnx(model, Path(draft) / MODEL, precision=precision)
+    with output.locked(use), TemporaryDirectory(prefix=DRAFT) as draft:
+        kept = [export_onnx(model, Path(draft) / MODEL, precision=precision)]
+        for file in files or ():  # they may lie in the page that is replaced
+            kept.append(Path(draft) / RUNTIME_FOLDER / file.name)
+            kept[-1].parent.mkdir(exist_ok=True)
+            copy_file(file, kept[-1])
         output.claim(use)
-        os.replace(exported, folder / MODEL)
-        if files:
-            (folder / RUNTIME_FOLDER).mkdir(exist_ok=True)
-            for file in files:
-                copy_file(file, folder / RUNTIME_FOLDER / file.name)
+        for file in kept:
+            target = folder / file.relative_to(draft)
+            target.parent.mkdir(exist_ok=True)
+            copy_file(file, target)
         copy_file(HERE / SCRIPT, folder / SCRIPT)
         write_text(folder / README, README_TEXT.substitute(title=title, quoted=json.dumps(title, ensure_ascii=False)))
         write_text(folder / PAGE, render_page(settings, title))  # last, so that an unfinished folder shows no page
@@ -143,8 +146,8 @@ def page_settings(model: SelfExplaining, runtime: str) -> dict[str, Any]:
         "height": height,
         "width": width,
         **_geometry(preprocessing, height, width),
-        "mean": list(preprocessing["mean"])[:channels],
-        "std": list(preprocessing["std"])[:channels],
+        "mean": _per_channel(preprocessing["mean"], channels),
+        "std": _per_channel(preprocessing["std"], channels),
         "grid": {"rows": grid.axis(0), "columns": grid.axis(1)},
         "signed": kind.signed,
         "adds_up": kind.sums_to_probability,
@@ -165,11 +168,18 @@ def _geometry(preprocessing: dict[str, Any], height: int, width: int) -> dict[st
             f"by crop_mode={mode!r} to {height} x {width} px: set crop_mode='squash' in its pretrained_cfg if that fits"
         )
     share = preprocessing.get("crop_pct") or 0.875
+    if share > 1:
+        raise ValueError(f"a page cannot pad pictures, and crop_pct={share} asks for that: set it to 1 at most")
     return {
         "crop_mode": mode,
         "crop_pct": share,
         "interpolation": "bilinear" if interpolation == "random" else interpolation,
     }
+
+
+def _per_channel(values: Any, channels: int) -> list[float]:
+    """Return one value for each channel, where there may be one for all."""
+    return list(values) * channels if len(values) == 1 else list(values)[:channels]
 
 
 def find_runtime(folder: Path) -> list[Path]:
