@@ -14,7 +14,16 @@ from timm.models import save_for_hf
 from torch import nn
 from torchvision import models as tv
 from torchvision.models.resnet import BasicBlock
-from transformers import AutoModelForImageClassification, BitImageProcessor, ConvNextImageProcessor, ViTImageProcessor
+from torchvision.transforms._presets import ImageClassification
+from transformers import (
+    AutoModelForImageClassification,
+    BitImageProcessor,
+    ConvNextImageProcessor,
+    DeiTImageProcessor,
+    EfficientNetImageProcessor,
+    MobileViTImageProcessor,
+    ViTImageProcessor,
+)
 
 import softcam_hub
 from softcam_hub import SoftCAMForImageClassification
@@ -218,6 +227,10 @@ PROCESSORS = {
     "ConvNeXt": ConvNextImageProcessor(size={"shortest_edge": 224}, crop_pct=0.875),
     "ConvNeXt, large": ConvNextImageProcessor(size={"shortest_edge": 384}, crop_pct=0.875),
     "not normalized": BitImageProcessor(do_normalize=False),
+    "height and width, centre": DeiTImageProcessor(),
+    "EfficientNet": EfficientNetImageProcessor(
+        size={"height": 224, "width": 224}, image_std=[0.47853944, 0.4732864, 0.47434163], resample=3
+    ),
     "weights of torchvision": tv.EfficientNet_B0_Weights.IMAGENET1K_V1,
     "transforms of torchvision": tv.ResNet18_Weights.IMAGENET1K_V1.transforms(),
 }
@@ -231,7 +244,7 @@ def prepared_by_them(preprocessing):
 
 @pytest.mark.parametrize("case", PROCESSORS)
 def test_images_are_prepared_as_the_other_library_does(case):
-    cfg = read_preprocessing(PROCESSORS[case], (3, 224, 224))
+    cfg = read_preprocessing(PROCESSORS[case])
     transform = create_transform(**resolve_data_config({}, pretrained_cfg=cfg))
 
     ours, theirs = transform(PICTURE), prepared_by_them(PROCESSORS[case])
@@ -260,9 +273,64 @@ WRONG = {
         ValueError,
         "leave preprocessing out",
     ),
-    "no processor": (lambda: tv.resnet18(), "center", TypeError, "torchvision, got str"),
-    "another scale": (lambda: tv.resnet18(), BitImageProcessor(rescale_factor=1.0), ValueError, "scales them by 1"),
+    "no processor": (lambda: tv.resnet18(), "center", TypeError, "got str$"),
+    "another scale": (lambda: tv.resnet18(), BitImageProcessor(rescale_factor=1.0), ValueError, "to 0..1: expected"),
+    "no size": (lambda: tv.resnet18(), BitImageProcessor(do_resize=False), ValueError, "has do_resize=False"),
+    "BGR": (lambda: tv.resnet18(), MobileViTImageProcessor(), ValueError, "in the order BGR"),
+    "longest edge": (
+        lambda: tv.resnet18(),
+        BitImageProcessor(size={"shortest_edge": 256, "longest_edge": 300}),
+        ValueError,
+        "a limit of the longest edge",
+    ),
+    "no square": (
+        lambda: tv.resnet18(),
+        ImageClassification(crop_size=(224, 320)),
+        ValueError,
+        "resize and crop to squares",
+    ),
+    "other channels": (
+        lambda: hugging_face(
+            "ResNet", num_channels=1, depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], layer_type="basic"
+        ),
+        tv.ResNet18_Weights.IMAGENET1K_V1,
+        ValueError,
+        "normalises 3 channels, and this model takes 1",
+    ),
 }
+
+
+def test_half_precision_hides_no_other_network():
+    model = exchange(trained(lambda: tv.resnet18(num_classes=3)), nn.ReLU, lambda: nn.LeakyReLU(0.05)).bfloat16()
+    assert counterparts.find_counterpart(model) is None
+    found = counterparts.find_counterpart(trained(lambda: tv.resnet18(num_classes=3)).bfloat16())
+    assert found is not None
+    assert found.fc.weight.dtype == torch.bfloat16
+
+
+def test_random_state_hooks_and_tuples():
+    theirs, calls = trained(SMALL["transformers ResNet"][0]), []
+    theirs.config.return_dict = False
+    theirs.register_forward_hook(lambda *_: calls.append(1))
+    before = torch.get_rng_state()
+    assert counterparts.find_counterpart(theirs) is not None
+    assert torch.equal(torch.get_rng_state(), before)
+    assert calls == []
+
+
+@pytest.mark.slow
+def test_logits_are_compared_at_the_size_of_the_images():
+    theirs = trained(LARGE["transformers EfficientNet"][0])
+    assert counterparts.find_counterpart(theirs, (256, 256)) is not None
+    assert counterparts.find_counterpart(theirs, (240, 240)) is None  # their padding does not depend on the size
+
+
+@pytest.mark.slow
+def test_a_network_of_one_size_takes_the_size_of_the_preprocessing():
+    theirs, processor = trained(LARGE["transformers Swin"][0]), ViTImageProcessor(size={"height": 448, "width": 448})
+    model = softcam_hub.convert(theirs, preprocessing=processor)
+    assert model.input_size == (3, 448, 448)
+    assert model(torch.randn(1, 3, 448, 448)).shape == (1, 3)
 
 
 @pytest.mark.parametrize("case", WRONG)

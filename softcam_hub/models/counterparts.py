@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from .backbone import TimmModule, input_size
-from .evaluation_mode import evaluation_mode
 from .layer_pairs import STATISTICS, pair, translate
 
 _PATTERNS = {
@@ -39,22 +38,29 @@ _TOLERANCE = 1e-4
 """Largest difference of logits by which two models count as one, relative to the largest logit."""
 
 
-def find_counterpart(source: nn.Module) -> TimmModule | None:
+def find_counterpart(source: nn.Module, size: tuple[int, int] | None = None) -> TimmModule | None:
     """Return the timm model with the weights and the logits of another library's classifier, or None if there is none.
 
     Args:
         source: Classifier of transformers, torchvision, or another library.
+        size: Height and width of its images; by default those of its configuration, or of the timm architecture.
     """
-    for name in counterpart_names(source):
-        size = getattr(getattr(source, "config", None), "image_size", None)
-        for options in ({"img_size": size}, {}) if size else ({},):  # most networks take any size, and no such option
-            try:
-                model = _copy_to_timm(source, name, options)
-            except TypeError:
-                continue
-            if model is not None:
-                return model
+    wanted = size or getattr(getattr(source, "config", None), "image_size", None)
+    with torch.random.fork_rng(devices=[]):  # making models draws random numbers
+        for name in counterpart_names(source):
+            for options in ({"img_size": wanted}, {}) if wanted else ({},):  # most networks have no such option
+                try:
+                    model = _copy_to_timm(source, name, options, size)
+                except TypeError:
+                    continue
+                if model is not None:
+                    return model
     return None
+
+
+def takes_one_size(model: TimmModule) -> bool:
+    """Tell whether a timm model refuses images of any size but its own."""
+    return bool(getattr(getattr(model, "patch_embed", None), "strict_img_size", False))
 
 
 def counterpart_names(source: nn.Module) -> Iterator[str]:
@@ -96,42 +102,67 @@ def _image_and_classes(source: nn.Module) -> dict[str, Any]:
     return {"in_chans": convolutions[0].shape[1], "num_classes": matrices[-1].shape[0]}
 
 
-def _copy_to_timm(source: nn.Module, name: str, options: dict[str, Any]) -> TimmModule | None:
+def _copy_to_timm(
+    source: nn.Module, name: str, options: dict[str, Any], size: tuple[int, int] | None
+) -> TimmModule | None:
     """Make a timm model with the weights of another library's, or return None where their logits differ.
+
+    The models are compared in float32, as half precision would hide differences.
 
     Args:
         source: Model of another library.
-        name: timm architecture with as many parameters.
+        name: timm architecture with as many weights.
         options: Further arguments of the architecture.
+        size: Height and width of the images on which they are compared; by default those of the timm model.
     """
-    weight = next(source.parameters())
     args = {**_image_and_classes(source), **options}
-    model: TimmModule = timm.create_model(name, **args).to(weight.device, weight.dtype).eval()
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randn(1, *input_size(model, args), generator=generator).to(weight.device, weight.dtype)
-    with evaluation_mode(source):
-        pairs = pair(source, model, image)
-        if pairs is None:
-            return None
-        eps = {use.eps for use, _ in pairs} - {None}
-        if len(eps) == 1 and eps != {mine.eps for _, mine in pairs} - {None}:
-            return _copy_to_timm(source, name, {**options, "bn_eps": eps.pop()})
-        twin = copy.deepcopy(source)
-        randomise(twin)
-        for theirs in (twin, source):
-            model.load_state_dict(translate(pairs, theirs, model), strict=False)
-            if not _agree(theirs, model, image):
-                return None
-    return model.train(source.training)
+    model: TimmModule = timm.create_model(name, **args).eval()
+    channels, *sides = input_size(model, args)
+    if size and not takes_one_size(model):
+        sides = list(size)
+    image = torch.randn(1, channels, *sides, generator=torch.Generator().manual_seed(0))
+    reference = _float_copy(source)
+    pairs = pair(reference, model, image)
+    if pairs is None:
+        return None
+    eps = {use.eps for use, _ in pairs} - {None}
+    if len(eps) == 1 and eps != {mine.eps for _, mine in pairs} - {None}:
+        return _copy_to_timm(source, name, {**options, "bn_eps": eps.pop()}, size)
+    own = {key: value.clone() for key, value in translate(pairs, reference, model).items()}
+    model.load_state_dict(own, strict=False)
+    if not _agree(reference, model, image):
+        return None
+    randomise(reference)
+    model.load_state_dict(translate(pairs, reference, model), strict=False)
+    if not _agree(reference, model, image):
+        return None
+    model.load_state_dict(own, strict=False)
+    weight = next(source.parameters())
+    return model.to(weight.device, weight.dtype).train(source.training)
+
+
+def _float_copy(source: nn.Module) -> nn.Module:
+    """Return a copy of a model for the trial: in float32, on the CPU, in eval mode, and without its hooks."""
+    try:
+        copied = copy.deepcopy(source).cpu().float().eval()
+    except RuntimeError as error:
+        raise ValueError(
+            f"this {type(source).__name__} cannot be copied ({error}): remove tensors that it keeps of a forward pass"
+        ) from error
+    for module in copied.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    return copied
 
 
 @torch.no_grad()
 def _agree(theirs: nn.Module, ours: nn.Module, image: Tensor) -> bool:
     """Tell whether two models give the same logits."""
     answer = theirs(image)
-    expected, logits = getattr(answer, "logits", answer), ours(image)
-    bound = max(_TOLERANCE, 16 * torch.finfo(logits.dtype).eps) * expected.abs().max()
-    return expected.shape == logits.shape and bool((expected - logits).abs().max() <= bound)
+    expected = answer[0] if isinstance(answer, tuple) else getattr(answer, "logits", answer)
+    logits = ours(image)
+    difference = (expected - logits).abs().max() if expected.shape == logits.shape else torch.inf
+    return bool(difference <= _TOLERANCE * expected.abs().max())
 
 
 @torch.no_grad()

@@ -6,9 +6,9 @@ import timm
 from torch import nn
 
 from .backbone import TimmModule, input_size
-from .counterparts import counterpart_names, find_counterpart, similar_names
+from .counterparts import counterpart_names, find_counterpart, similar_names, takes_one_size
 from .label_kind import is_multi_label, written_multi_label
-from .other_preprocessing import read_preprocessing
+from .other_preprocessing import assume_preprocessing, read_preprocessing
 from .self_explaining import SelfExplaining
 
 _KEPT = ("architecture", "num_classes", "input_size", "pool_size", "fixed_input_size", "first_conv", "classifier")
@@ -32,29 +32,45 @@ def find_vanilla(source: nn.Module, preprocessing: Any = None) -> tuple[TimmModu
         if preprocessing is not None:
             raise ValueError("a timm model knows how its images are prepared: leave preprocessing out")
         return source, known, bool(is_multi_label(source))
+    described = None if preprocessing is None else read_preprocessing(preprocessing)
     from_elsewhere = isinstance(source, nn.Module) and not isinstance(source, SelfExplaining)
-    counterpart = find_counterpart(source) if from_elsewhere else None
+    size = None if described is None else described["input_size"][1:]
+    counterpart = find_counterpart(source, size) if from_elsewhere else None
     if counterpart is None:
         raise TypeError(
             "convert() takes a model from timm.create_model, transformers' TimmWrapperForImageClassification, or a "
             "classifier of transformers or torchvision that computes what an architecture of timm computes, got "
             f"{type(source).__name__}{_advise(source)}"
         )
-    return counterpart, *_describe(source, counterpart, preprocessing)
+    return counterpart, *_describe(source, counterpart, described)
 
 
-def _describe(source: nn.Module, counterpart: TimmModule, preprocessing: Any) -> tuple[dict[str, Any], bool]:
+def _describe(
+    source: nn.Module, counterpart: TimmModule, described: dict[str, Any] | None
+) -> tuple[dict[str, Any], bool]:
     """Return the description of images and classes, and whether images have several labels.
 
     Args:
         source: Classifier of transformers or torchvision.
         counterpart: timm model with its weights.
-        preprocessing: Image processor of transformers, or transforms or weights of torchvision, or None.
+        described: How images are prepared, if that was given.
     """
+    channels, height, width = input_size(counterpart, counterpart._model_args)
+    described = described or assume_preprocessing(channels, height, width)
+    sides = tuple(described["input_size"][1:])
+    if takes_one_size(counterpart) and sides != (height, width):
+        raise ValueError(
+            f"preprocessing gives images of {sides[0]} x {sides[1]} px, and this model takes {height} x {width} px only"
+        )
+    if len(described["mean"]) not in (1, channels):
+        raise ValueError(
+            f"preprocessing normalises {len(described['mean'])} channels, and this model takes {channels}: give one "
+            "with as many"
+        )
     config = getattr(source, "config", None)
     cfg = {name: value for name, value in counterpart.pretrained_cfg.items() if name in _KEPT}
     cfg |= {"num_classes": counterpart.num_classes}
-    cfg |= read_preprocessing(preprocessing, input_size(counterpart, counterpart._model_args))
+    cfg |= {**described, "input_size": (channels, *sides)}
     names = _class_names(config, counterpart.num_classes) or cfg.get("label_names")
     cfg["label_names"] = names if names and len(names) == counterpart.num_classes else None
     return cfg, getattr(config, "problem_type", None) == "multi_label_classification"
@@ -82,7 +98,8 @@ def read_wrapper(wrapper: TimmModule) -> tuple[dict[str, Any], bool | None]:
 def _class_names(config: Any, classes: int) -> list[str] | None:
     """Return the names of the classes in a configuration of transformers, or None where it has none."""
     named = getattr(config, "id2label", None) or {}
-    names = [named[index] for index in range(classes) if index in named]
+    found = [named.get(index, named.get(str(index))) for index in range(classes)]
+    names = [name for name in found if name is not None]
     unnamed = [f"LABEL_{index}" for index in range(classes)]  # what transformers calls classes without a name
     return None if len(names) < classes or names == unnamed else names
 
