@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-# two files at a time, with one thread each: threads of two processes get in each other's way
-TESTS := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
+# two files at a time, in the order of tests/conftest.py; with one thread each, as threads of two processes get in each
+# other's way
+TESTS := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 FRESH := build/fresh
 AS_ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
 

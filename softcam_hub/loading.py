@@ -6,6 +6,7 @@
 
 import difflib
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,6 @@ from .models.inputs import ImageInput
 from .models.label_kind import is_multi_label
 from .models.map_kind import KindName
 from .models.preprocessing import check_model_args, check_pretrained_cfg
-from .models.pretrained import EvidencePreTrainedModel
 from .models.saved_format import check_registered
 from .models.vanilla import read_wrapper
 
@@ -146,9 +146,15 @@ def _no_maps(name: str) -> TypeError:
     )
 
 
+def _is_hugging_face_model(module: nn.Module) -> bool:
+    """Tell whether a module is one of our models for transformers, without importing transformers to ask."""
+    pretrained = sys.modules.get(f"{__package__}.models.pretrained")  # whoever made such a model has imported this
+    return pretrained is not None and isinstance(module, pretrained.EvidencePreTrainedModel)
+
+
 def _describe_module(module: TimmModule) -> LoadedClassifier:
     """Describe a module, with the timm model inside a Hugging Face model in its place."""
-    if isinstance(module, EvidencePreTrainedModel):
+    if _is_hugging_face_model(module):
         with TemporaryDirectory() as folder:
             module.save_pretrained(folder)
             model = load_classifier(folder).model

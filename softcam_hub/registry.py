@@ -8,32 +8,24 @@
 import warnings
 from collections.abc import Callable
 from functools import cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import timm
-from timm.models import generate_default_cfgs, get_pretrained_cfg, register_model
-from timm.models._registry import get_arch_pretrained_cfgs
+from timm.models import generate_default_cfgs, register_model
+from timm.models._registry import _model_pretrained_cfgs, _model_with_tags
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
-from transformers.models.timm_wrapper import TimmWrapperImageProcessor
 
 from .architectures import architectures
-from .explainers.methods import list_explainers
+from .deferred_imports import run_after_import
 from .models.classifier import build
-from .models.configuration import CAPEConfig, EvidenceConfig, SoftCAMConfig
 from .models.head_contract import check_head
-from .models.heads import HEADS, EvidenceHead
-from .models.modeling import (
-    MODELS,
-    CAPEForImageClassification,
-    CAPEModel,
-    EvidenceForImageClassification,
-    EvidenceModel,
-    SoftCAMForImageClassification,
-    SoftCAMModel,
-)
+from .models.heads import BUILT_IN, HEADS, EvidenceHead
 from .models.names import ALIASES
 from .models.weights import derive_cfg
+
+if TYPE_CHECKING:
+    from .models.configuration import EvidenceConfig
+    from .models.modeling import EvidenceForImageClassification, EvidenceModel
 
 Head = TypeVar("Head", bound=type[EvidenceHead])
 
@@ -41,20 +33,26 @@ default_cfgs: dict[str, Any] = {}
 """Pretrained tags of this module's architectures, under the name by which timm's `register_model` looks for them."""
 
 
+@cache
 def register() -> None:
-    """Make the models of this package known to timm and transformers."""
-    for family in HEADS:
-        _register_with_timm(family)
-    _register_with_transformers(SoftCAMConfig, SoftCAMModel, SoftCAMForImageClassification)
-    _register_with_transformers(CAPEConfig, CAPEModel, CAPEForImageClassification)
-    _register_with_transformers(EvidenceConfig, EvidenceModel, EvidenceForImageClassification)
+    """Make the models of this package known to timm, and to transformers as soon as a program has imported it."""
+    for head in BUILT_IN:
+        _register_with_timm(head.family)
+    own, auto = f"{__package__}.models", "transformers.models.auto"
+    configuration, modeling = f"{own}.configuration", f"{own}.modeling"
+    run_after_import(f"{auto}.configuration_auto", _register_configurations, needs=[configuration])
+    run_after_import(
+        f"{auto}.modeling_auto", _register_models, needs=["transformers.modeling_utils", configuration, modeling]
+    )
+    run_after_import(f"{auto}.image_processing_auto", _register_image_processors, needs=[configuration])
+    run_after_import("transformers.pipelines", _register_pipeline, needs=[f"{__package__}.pipeline"])
 
 
 def register_head(
     head: Head,
-    config: type[EvidenceConfig] | None = None,
-    model: type[EvidenceModel] | None = None,
-    classifier: type[EvidenceForImageClassification] | None = None,
+    config: "type[EvidenceConfig] | None" = None,
+    model: "type[EvidenceModel] | None" = None,
+    classifier: "type[EvidenceForImageClassification] | None" = None,
 ) -> Head:
     """Make a head of your own available as `<family>_<timm name>` everywhere, and return it.
 
@@ -81,8 +79,12 @@ def register_head(
     HEADS[head.family] = head
     _register_with_timm(head.family)
     if config is not None and model is not None and classifier is not None:
+        from .models.modeling import MODELS
+
         MODELS[head.family] = classifier
-        _register_with_transformers(config, model, classifier)
+        _register_configuration(config)
+        _register_model(config, model, classifier)
+        _register_image_processor(config)
     return head
 
 
@@ -90,6 +92,8 @@ def _check_names(head: type[EvidenceHead]) -> None:
     """Refuse names that would hide models of timm or explainers."""
     if head.family in HEADS:
         return
+    from .explainers.methods import list_explainers
+
     hidden = timm.list_models(f"{head.family}_*")
     if hidden:
         raise ValueError(
@@ -114,22 +118,63 @@ def _register_with_timm(family: str) -> None:
             globals()[name] = register_model(_entrypoint(name))
 
 
-def _register_with_transformers(
-    config: type[EvidenceConfig], model: type[EvidenceModel], classifier: type[EvidenceForImageClassification]
-) -> None:
+def _register_configurations() -> None:
+    from .models.configuration import CAPEConfig, EvidenceConfig, SoftCAMConfig
+
+    for config in (SoftCAMConfig, CAPEConfig, EvidenceConfig):
+        _register_configuration(config)
+
+
+def _register_models() -> None:
+    from .models import modeling as own
+    from .models.configuration import CAPEConfig, EvidenceConfig, SoftCAMConfig
+
+    _register_model(SoftCAMConfig, own.SoftCAMModel, own.SoftCAMForImageClassification)
+    _register_model(CAPEConfig, own.CAPEModel, own.CAPEForImageClassification)
+    _register_model(EvidenceConfig, own.EvidenceModel, own.EvidenceForImageClassification)
+
+
+def _register_image_processors() -> None:
+    from .models.configuration import CAPEConfig, EvidenceConfig, SoftCAMConfig
+
+    for config in (SoftCAMConfig, CAPEConfig, EvidenceConfig):
+        _register_image_processor(config)
+
+
+def _register_pipeline() -> None:
+    from .pipeline import register as register_task
+
+    register_task()
+
+
+def _register_configuration(config: type["EvidenceConfig"]) -> None:
+    from transformers import AutoConfig
+
     AutoConfig.register(config.model_type, config, exist_ok=True)
+
+
+def _register_model(
+    config: type["EvidenceConfig"], model: type["EvidenceModel"], classifier: type["EvidenceForImageClassification"]
+) -> None:
+    from transformers import AutoModel, AutoModelForImageClassification
+
     AutoModel.register(config, model, exist_ok=True)
     AutoModelForImageClassification.register(config, classifier, exist_ok=True)
+
+
+def _register_image_processor(config: type["EvidenceConfig"]) -> None:
+    from transformers import AutoImageProcessor
+    from transformers.models.timm_wrapper import TimmWrapperImageProcessor
+
     AutoImageProcessor.register(config, slow_image_processor_class=TimmWrapperImageProcessor, exist_ok=True)
 
 
 @cache
 def _pretrained_tags(architecture: str) -> dict[str, Any]:
     """Return `.tag` -> description of weights, timm's default first; all families share them, as timm adds the name."""
-    default = get_pretrained_cfg(architecture)
-    cfgs = get_arch_pretrained_cfgs(architecture)
-    tags = sorted(cfgs.values(), key=lambda cfg: default is None or cfg.tag != default.tag)
-    return {f".{cfg.tag}" if cfg.tag else "": derive_cfg(cfg) for cfg in tags}
+    # timm's functions copy every description deeply, which takes as long as all else of the registration
+    cfgs = [_model_pretrained_cfgs[name] for name in _model_with_tags.get(architecture, ())]
+    return {f".{cfg.tag}" if cfg.tag else "": derive_cfg(cfg) for cfg in cfgs}
 
 
 def _entrypoint(name: str) -> Callable[..., nn.Module]:

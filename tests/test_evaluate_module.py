@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from softcam_hub.explanation_scores import boxes, faithfulness, load_scores, thresholds
-from softcam_hub.explanation_scores import localization as places
+from softcam_hub.explanation_scores import boxes, faithfulness, load_scores, localization as places, thresholds
 
 FOLDER = Path(faithfulness.__file__).parent
 FAITHFUL = {

@@ -12,11 +12,11 @@ from tools.house import measure
 PACKAGE = Path(__file__).parents[1] / "softcam_hub"
 
 FLOORS = [
-    {"models", "explanation_scores", "files", "arguments", "threads"},
-    {"data", "output_folder", "loading", "figures", "architectures", "precisions"},
+    {"models", "explanation_scores", "files", "arguments", "threads", "deferred_imports"},
+    {"data", "output_folder", "loading", "figures", "architectures", "precisions", "pipeline"},
     {"hub", "temperature"},
     {"training", "explainers", "export"},
-    {"registry", "pipeline", "evaluation", "post_fitting", "web"},
+    {"registry", "evaluation", "post_fitting", "web"},
     {"public"},
     {""},
     {"demo"},

@@ -6,8 +6,7 @@ import pytest
 import timm
 import torch
 import yaml
-from datasets import Dataset as Table
-from datasets import DatasetDict
+from datasets import Dataset as Table, DatasetDict
 from helpers.data import load, manifest, manifest_text
 from helpers.training import CLASSES, SIZE, settings, table, train
 from PIL import Image

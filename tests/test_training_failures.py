@@ -4,8 +4,7 @@ import json
 import math
 
 import pytest
-from datasets import Dataset as Table
-from datasets import DatasetDict
+from datasets import Dataset as Table, DatasetDict
 from helpers.training import SIZE, TRAIN, train, training_of
 from PIL import Image
 

@@ -178,9 +178,9 @@ def rows(architecture: str, batch: int, methods: list[str], quick: bool) -> Iter
                 "image_size": images.shape[-1],
                 **environment(),
                 **measure(step, forward, pairs, warm_up=2 if pairs >= 5 else 0),
-                "peak_mib": None
-                if method == "score-cam"
-                else peak_in_fresh_process(peak_mib, method, side, architecture, batch),
+                "peak_mib": peak_in_fresh_process(peak_mib, method, side, architecture, batch)
+                if method == "grad-cam" or (not quick and method != "score-cam")
+                else None,
             }
 
 

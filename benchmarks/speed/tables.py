@@ -130,13 +130,13 @@ def alignment_speed_table(rows: list[Row]) -> str:
 
 
 def import_table(rows: list[Row]) -> str:
-    """Render the time of the imports with and without this package."""
+    """Render the time that this package adds to the import of timm."""
     row = rows[0]
     cells = [f"{row['b_seconds']:.2f} s", f"{row['a_seconds']:.2f} s", with_quartiles(row, "added_seconds", ".2f")]
     return (
-        f"Seconds to import, in fresh processes: medians of {row['pairs']} interleaved pairs, and the median "
-        f"of the differences with quartiles. Python {row['python']}, {where(row)}.\n\n"
-    ) + markdown(["", "without `softcam_hub`", "with it", "added"], [[f"`{row['b']}`", *cells]])
+        f"Seconds to import, in fresh processes: medians of {row['runs']} runs, quartiles in brackets. Python "
+        f"{row['python']}, {where(row)}.\n\n"
+    ) + markdown([f"`{row['b']}`", f"`{row['a']}`", "added"], [cells])
 
 
 def training_table(rows: list[Row]) -> str:

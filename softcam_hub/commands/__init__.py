@@ -1,9 +1,8 @@
 """The commands of `softcam-hub`, one module each: `HELP`, `add_arguments(parser)`, `run(arguments)`."""
 
-import importlib
 from typing import Any
 
-from .. import CAPE_LESIONS
+from .. import CAPE_LESIONS, register
 
 
 def add_model_option(parser: Any) -> None:
@@ -16,6 +15,6 @@ def add_model_option(parser: Any) -> None:
 def register_models() -> None:
     """Make our models known to timm and transformers, as importing the package does in any other program.
 
-    This takes seconds, so that a command checks its options before.
+    This imports timm, which takes seconds, so that a command checks its options before.
     """
-    importlib.import_module("softcam_hub.public")
+    register()

@@ -73,8 +73,7 @@ def find_column(names: list[str], name: str, role: str, split: str) -> str:
 
 def disable_decoding(data: Any, columns: Columns) -> Any:
     """Return a data set, or a stream, whose image columns give bytes or paths in place of decoded images."""
-    from datasets import Image as ImageFeature
-    from datasets import IterableDataset
+    from datasets import Image as ImageFeature, IterableDataset
 
     if isinstance(data, IterableDataset):
         return data.decode(False)  # after cast_column, below, a stream of files would still decode them

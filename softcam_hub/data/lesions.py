@@ -84,8 +84,7 @@ def load_lesions(
         variant: One of `VARIANTS`.
         seed: Seed of all images.
     """
-    from datasets import ClassLabel, Dataset, Features, Sequence, Value
-    from datasets import Image as ImageFeature
+    from datasets import ClassLabel, Dataset, Features, Image as ImageFeature, Sequence, Value
 
     _check_settings(split, count, size, variant)
     if variant == "labels":

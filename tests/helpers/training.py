@@ -13,8 +13,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from datasets import Dataset as Table
-from datasets import DatasetDict
+from datasets import Dataset as Table, DatasetDict
 from PIL import Image
 from safetensors.torch import load_file
 from timm.data import resolve_data_config
