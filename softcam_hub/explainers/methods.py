@@ -135,16 +135,14 @@ class Explainers:
             classes: Class index for all images, one per image (B,), or several per image (B, k). The default
                 is the predicted class.
         """
-        with _differentiable(self.model.classifier):
-            images = _checked_images(images, self.model.classifier)
+        with differentiable(self.model.classifier):
+            images = checked_images(images, self.model.classifier)
             activations = None
             if set(self.names) <= PIXELS.keys():
-                with torch.no_grad():  # one image is enough to check classes that the caller names
-                    logits = self.model.logits(images if classes is None else images[:1])
-                chosen = _choose_classes(classes, logits, len(images))
+                chosen = chosen_classes(classes, self._logits_to_choose_from(images, classes), len(images))
             else:
                 activations = self.model.record(images)
-                chosen = _choose_classes(classes, activations.logits, len(images))
+                chosen = chosen_classes(classes, activations.logits, len(images))
                 activations = activations.for_classes(chosen)
             return {name: self._finish(self.maps(name, images, chosen, activations)) for name in self.names}
 
@@ -159,6 +157,14 @@ class Explainers:
         """
         inputs = (self.model, images, classes) if name in PIXELS else (activations,)
         return self._bound[name](*inputs).detach()
+
+    @torch.no_grad()
+    def _logits_to_choose_from(self, images: Tensor, classes: Classes | None) -> Tensor:
+        """Return logits (B, C), or as little of them as the check of classes takes that the caller names."""
+        if classes is None:
+            return self.model.logits(images)
+        count = getattr(self.model.classifier, "num_classes", None)
+        return images.new_empty(0, count) if isinstance(count, int) and count else self.model.logits(images[:1])
 
     def _finish(self, maps: Tensor) -> Tensor:
         maps = at_least_float32(maps)
@@ -266,7 +272,7 @@ def _accepted_options(method: Callable[..., Tensor]) -> set[str]:
 
 
 @contextmanager
-def _differentiable(model: nn.Module) -> Iterator[None]:
+def differentiable(model: nn.Module) -> Iterator[None]:
     """Keep the model in eval mode, and make gradients possible whatever the caller has switched off."""
     if any(parameter.is_inference() for parameter in model.parameters()):
         raise ValueError(
@@ -277,7 +283,7 @@ def _differentiable(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _checked_images(images: Tensor, model: nn.Module) -> Tensor:
+def checked_images(images: Tensor, model: nn.Module) -> Tensor:
     check_images(images, getattr(model, "in_chans", images.shape[1] if getattr(images, "ndim", 0) == 4 else 3))
     if not len(images):
         raise ValueError(f"expected at least one image, got none: their shape is {tuple(images.shape)}")
@@ -286,7 +292,7 @@ def _checked_images(images: Tensor, model: nn.Module) -> Tensor:
     return images.detach().clone() if images.is_inference() else images.detach()
 
 
-def _choose_classes(classes: Any, logits: Tensor, batch: int) -> Tensor:
+def chosen_classes(classes: Any, logits: Tensor, batch: int) -> Tensor:
     """Return the classes to explain (B, k): those that the caller names, or the predicted ones."""
     chosen = choose_classes(classes, 1, batch, logits.shape[1])
     return logits.argmax(dim=1, keepdim=True) if isinstance(chosen, int) else chosen.to(logits.device).clone()

@@ -89,7 +89,9 @@ class _GuidedReLUs(TorchFunctionMode):
         if func not in self.functions:
             return func(*args, **(kwargs or {}))
         self.count += 1
-        inputs = args[0].clone()  # a ReLU may write in place
-        if inputs.requires_grad:
-            inputs.register_hook(lambda slope: slope.clamp_min(0))
-        return func(inputs, *args[1:], **(kwargs or {}))
+        inputs = args[0].clone() if args[0].is_leaf else args[0]  # a ReLU may write in place, but not into a leaf
+        output = func(inputs, *args[1:], **(kwargs or {}))
+        if output.requires_grad:
+            # the slope of a ReLU is 0 or 1, so that the gradient may lose its negative part before or after it
+            output.register_hook(lambda gradient: gradient.clamp_min(0))
+        return output
