@@ -14,6 +14,7 @@ from pathlib import Path
 from benchmarks.alignment.tables import checks_table, real_weights_table, steel_table
 from benchmarks.causal.tables import causal_table
 from benchmarks.hidden_layers import hidden_layers_table
+from benchmarks.patch_shares import patch_shares_table
 from benchmarks.speed.tables import (
     alignment_speed_table,
     explainers_table,
@@ -273,6 +274,7 @@ SPEED_TABLES: dict[str, Table] = {
 }
 FAQ_TABLES: dict[str, Table] = {"methods": (methods_table, ("explainers", "explanations"))}
 OUTPUTS_TABLES: dict[str, Table] = {"kills": (kills_table, ("kills",))}
+EXPLAINERS_TABLES: dict[str, Table] = {"patch_shares": (patch_shares_table, ("patch_shares",))}
 MODELS_TABLES: dict[str, Table] = {"hidden_layers": (hidden_layers_table, ("hidden_layers",))}
 ALIGNMENT_TABLES: dict[str, Table] = {
     "checks": (checks_table, ("alignment_checks",)),
@@ -287,6 +289,7 @@ PAGES: dict[Path, dict[str, Table]] = {
     ROOT / "docs" / "outputs.md": OUTPUTS_TABLES,
     ROOT / "docs" / "faq.md": FAQ_TABLES,
     ROOT / "docs" / "models.md": MODELS_TABLES,
+    ROOT / "docs" / "explainers.md": EXPLAINERS_TABLES,
     ROOT / "docs" / "alignment.md": ALIGNMENT_TABLES,
 }
 """Page -> name between its markers -> table."""

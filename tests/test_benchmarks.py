@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,31 @@ def test_training_benchmark_runs():
     done = run("-m", "benchmarks.speed.training", "--quick")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["ratio"] > 1
+
+
+@pytest.mark.slow
+def test_runtimes_benchmark_runs(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    done = run("-m", "benchmarks.runtimes", "test_resnet", "--output", str(rows))
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in rows.read_text().splitlines()]
+    written = {(row["format"], row["precision"]) for row in found}
+    assert written == {*product(["onnx"], ["fp32", "fp16", "int8"]), *product(["torch"], ["fp32", "fp16"])}
+    exact = [row for row in found if row["precision"] == "fp32"]
+    assert all(row["accepted"] and row["same_predictions"] == row["images"] for row in exact)
+
+
+@pytest.mark.slow
+def test_patch_shares_benchmark_runs():
+    done = run("-m", "benchmarks.patch_shares", "--quick")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [row["method"] for row in rows if "share_of_rest" not in row] == [
+        "grad-cam",
+        "integrated-gradients",
+        "random",
+    ]
+    assert all(row["error"] < 1e-5 and 0 <= row["share_of_rest"] <= 1 for row in rows if "share_of_rest" in row)
 
 
 @pytest.mark.slow

@@ -23,11 +23,13 @@ from .explained_model import Activations
 _SMALLEST_CHANGE = 1e-6
 """Smallest Δin for which Δout / Δin is more than rounding noise; below it the derivative takes its place."""
 
-_ELEMENTWISE = {
+ELEMENTWISE = {
     *(F.relu, F.relu6, F.hardtanh, F.elu, F.leaky_relu, F.gelu, F.silu, F.hardswish, F.hardsigmoid, F.mish, F.softplus),
     *(torch.relu, torch.relu_, torch.sigmoid, torch.sigmoid_, torch.tanh, torch.tanh_, F.sigmoid, F.tanh),
     *(Tensor.relu, Tensor.relu_, Tensor.sigmoid, Tensor.sigmoid_, Tensor.tanh, Tensor.tanh_),
 }
+"""Activations, as functions of torch."""
+
 _MAX_POOLS = {F.max_pool2d, torch.max_pool2d}
 
 
@@ -80,7 +82,7 @@ class _RescaleRule(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _ELEMENTWISE:
+        if func in ELEMENTWISE:
             return _rescaled(lambda values: func(values, *args[1:], **kwargs), args[0])
         if func in _MAX_POOLS:
             return _shared_maximum(*args, **{**kwargs, "return_indices": True})
