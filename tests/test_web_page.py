@@ -133,6 +133,8 @@ def test_choose_a_picture_slide_and_read_the_numbers(visit, lesions_page, tmp_pa
         label = model.labels[explanation.classes[0, rank]]
         expect(captions.nth(rank)).to_contain_text(f"{label}{format_share(float(explanation.probabilities[0, rank]))}")
         expect(captions.nth(rank)).to_contain_text(explanation.regions(0.05).describe(rank=rank))
+    label, share = model.labels[explanation.classes[0, 0]], format_share(float(explanation.probabilities[0, 0]))
+    expect(page.locator("#status")).to_have_text(f"The most probable class is {label}, with {share}.")
     page.locator("#threshold").fill("0.4")
     expect(captions.nth(0)).to_contain_text(explanation.regions(0.4).describe())
     assert explanation.regions(0.4).describe() != explanation.regions(0.05).describe()

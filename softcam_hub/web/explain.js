@@ -160,9 +160,14 @@ function normalise(image) {
 
 // ---- Prediction ----
 
+// Math.max takes as many numbers as a call may have arguments, and large maps have more.
+function largestOf(values) {
+  return values.reduce((a, b) => Math.max(a, b), -Infinity);
+}
+
 function probabilitiesOf(logits) {
   if (settings.multi_label) return logits.map((x) => 1 / (1 + Math.exp(-x)));
-  const largest = Math.max(...logits), powers = logits.map((x) => Math.exp(x - largest));
+  const largest = largestOf(logits), powers = logits.map((x) => Math.exp(x - largest));
   const sum = powers.reduce((a, b) => a + b, 0);
   return powers.map((x) => x / sum);
 }
@@ -212,7 +217,7 @@ function colourOf(value) {
 }
 
 function limitOf(classes) {
-  return Math.max(...classes.flatMap(({ map }) => map.map((x) => (settings.signed ? Math.abs(x) : Math.max(0, x)))));
+  return largestOf(classes.flatMap(({ map }) => map.map((x) => (settings.signed ? Math.abs(x) : Math.max(0, x)))));
 }
 
 // Index between the cells at which a pixel lies along an axis; the cells lie where the network looks.
@@ -223,7 +228,7 @@ function placeOf(pixel, pixels, side, [start, step], count) {
 // Cells above the threshold, and what they carry.
 function regionsOf({ map, probability }, threshold) {
   const values = settings.signed ? map.map((x) => Math.max(0, x)) : map;
-  const largest = Math.max(...values), inside = values.map((x) => x > threshold * largest);
+  const largest = largestOf(values), inside = values.map((x) => x > threshold * largest);
   const total = values.reduce((a, b) => a + b, 0);
   const share = total ? values.reduce((sum, x, i) => sum + (inside[i] ? x : 0), 0) / total : 0;
   const count = inside.filter(Boolean).length, what = settings.adds_up ? `this class's ${percent(probability)}` : "the evidence for this class";
@@ -233,7 +238,7 @@ function regionsOf({ map, probability }, threshold) {
 function draw(canvas, { image, rows, columns }, one, limit, threshold) {
   const scale = Math.max(1, Math.ceil(320 / image.width)), width = image.width * scale, height = image.height * scale;
   const { inside, sentence } = regionsOf(one, threshold), picture = new ImageData(width, height);
-  const least = settings.signed ? 0 : Math.max(0, Math.min(...one.map)) / (limit || 1);
+  const least = settings.signed ? 0 : Math.max(0, -largestOf(one.map.map((x) => -x))) / (limit || 1);
   for (let y = 0; y < height; y++) {
     const row = placeOf(y, height, image.height, settings.grid.rows, rows);
     for (let x = 0; x < width; x++) {
@@ -321,7 +326,8 @@ async function take(file) {
     if (turn !== latest) return; // another picture was chosen meanwhile
     const result = await explain(file);
     if (turn !== latest) return;
-    byId("status").textContent = "";
+    const [first] = result.classes;
+    byId("status").textContent = `The most probable class is ${first.label}, with ${percent(first.probability)}.`;
     show(result);
   } catch (error) {
     if (turn === latest) fail(error);
