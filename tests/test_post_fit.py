@@ -3,7 +3,6 @@
 import json
 import logging
 import random
-import warnings
 from dataclasses import replace
 from functools import partial
 
@@ -14,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from conftest import randomise
 from datasets import Dataset as Table
-from helpers.training import CLASSES, equal, part, settings, train, weights
+from helpers.post_fit import FAST, cape, differences, largest_difference, noise, states, vanilla_model
+from helpers.training import equal, part, settings, train, weights
 from PIL import Image
-from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from transformers import AutoModel
 
@@ -24,8 +23,6 @@ import softcam_hub
 from softcam_hub import (
     CAPE_LESIONS,
     CAPEForImageClassification,
-    EvidenceHead,
-    MapKind,
     SoftCAMForImageClassification,
     post_fit,
 )
@@ -34,43 +31,16 @@ from softcam_hub.data.samples import ImageDataset
 from softcam_hub.data.splits import load_splits
 from softcam_hub.data.transforms import make_transforms
 from softcam_hub.loading import load_classifier
-from softcam_hub.models.heads import HEADS, CAPEHead
+from softcam_hub.models.heads import CAPEHead
 from softcam_hub.models.losses import Bootstrap
-from softcam_hub.models.weights import OffTheShelfWarning
 from softcam_hub.post_fitting import LARGEST_GRADIENT, _divide
-from softcam_hub.training import NotFinite, parse
+from softcam_hub.training import parse
 from softcam_hub.training.config import OptimizationConfig
 from softcam_hub.training.feature_cache import store_features
 from softcam_hub.training.head_fit import HeadFit
 from softcam_hub.training.optimization import EpochSampler
 
 pytestmark = pytest.mark.filterwarnings("ignore::softcam_hub.models.weights.OffTheShelfWarning")
-FAST = {"epochs": 4, "batch_size": 4}
-
-
-def vanilla_model(architecture="test_resnet", **args):
-    torch.manual_seed(0)
-    return randomise(timm.create_model(architecture, num_classes=3, **args)).eval()
-
-
-def cape(architecture="test_resnet", **args):
-    return softcam_hub.convert(vanilla_model(architecture, **args), "cape")
-
-
-def noise(count=10, side=64):
-    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1))
-
-
-def states(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def differences(model, before):
-    return {name for name, value in model.state_dict().items() if not value.equal(before[name])}
-
-
-def largest_difference(found, expected):
-    return max(float((found[name] - expected[name]).abs().max()) for name in expected)
 
 
 @pytest.fixture(scope="module")
@@ -396,124 +366,6 @@ def test_a_second_call_needs_the_teacher():
     assert not differences(model, once)
 
 
-def changed(vanilla):
-    vanilla.layer1[0].conv1.weight.data[0, 0] += 0.1
-    return vanilla
-
-
-def broken(model, name):
-    dict(model.named_parameters())[name].data.view(-1)[0] = torch.nan
-    return model
-
-
-MODELS = {
-    "vanilla": (vanilla_model, TypeError, r"takes a CAPE model, got ResNet: .*convert\(model, 'cape'\)"),
-    "wrapped": (lambda: torch.nn.DataParallel(cape()), TypeError, "got DataParallel.*out of its wrapper"),
-    "softcam": (
-        lambda: softcam_hub.convert(vanilla_model()),
-        ValueError,
-        "fits a head to a vanilla classifier, as CAPE learns from one, and SoftCAM gives its logits anyway",
-    ),
-    "naive": (
-        lambda: timm.create_model("cape_test_resnet", num_classes=3, naive=True),
-        ValueError,
-        "naive CAPE weighs all locations alike, and is not fitted: make cape_test_resnet without naive=True",
-    ),
-    "no classes": (lambda: timm.create_model("cape_test_resnet", num_classes=0), ValueError, "num_classes=0"),
-    "class token": (
-        lambda: timm.create_model("cape_test_vit", num_classes=3),
-        ValueError,
-        "cape_test_vit has no vanilla classifier that can be applied at each location",
-    ),
-    "fresh head": (
-        lambda: timm.create_model("cape_test_resnet", num_classes=3),
-        ValueError,
-        r"the head of this cape_test_resnet is fresh.*convert\(vanilla, 'cape'\)",
-    ),
-    "broken head": (lambda: broken(cape(), "head.weight"), ValueError, "NaN or infinite weights"),
-    "broken backbone": (
-        lambda: broken(cape(), "backbone.layer4.0.conv1.weight"),
-        ValueError,
-        "the features of image 0 are NaN or infinite: check the weights",
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", MODELS)
-def test_models_that_cannot_be_fitted(kind):
-    make, error, message = MODELS[kind]
-    with pytest.raises(error, match=message):
-        post_fit(make(), noise())
-
-
-def test_a_head_of_another_package_cannot_be_fitted(monkeypatch):
-    class MaximumHead(EvidenceHead):
-        family = "maximum"
-        title = "Maximum"
-        map_kinds = (MapKind("maximum"),)
-
-        def compose(self, evidence):
-            return evidence.amax(dim=(2, 3))
-
-    monkeypatch.setitem(HEADS, "maximum", MaximumHead)
-    model = softcam_hub.convert(vanilla_model(), "maximum")
-    with pytest.raises(ValueError, match="and Maximum has no such loss: train it with labels"):
-        post_fit(model, noise())
-
-
-@pytest.mark.parametrize(
-    ("teacher", "error", "message"),
-    [
-        (lambda: cape(), TypeError, "the teacher is a vanilla classifier, got cape_test_resnet"),
-        (
-            lambda: changed(vanilla_model()),
-            ValueError,
-            r"another backbone than the model: layer1.0.conv1.weight differs",
-        ),
-        (lambda: vanilla_model("test_convnext"), ValueError, "a test_convnext, and the backbone .* a test_resnet"),
-        (lambda: timm.create_model("test_resnet", num_classes=5), ValueError, "has 5 classes, and the model 3"),
-        (lambda: vanilla_model(in_chans=1), ValueError, "conv1.0.weight differs"),
-        (lambda: "no/such/folder", FileNotFoundError, "there is no model 'no/such/folder'"),
-        (lambda: 3, TypeError, "expected a model, its folder, its timm name or its Hub id, got int"),
-    ],
-)
-def test_teachers_that_do_not_fit(teacher, error, message):
-    with pytest.raises(error, match=message):
-        post_fit(cape(), noise(), teacher())
-
-
-def test_a_teacher_of_several_labels():
-    vanilla = vanilla_model()
-    vanilla.multi_label = True
-    with pytest.raises(ValueError, match="has several labels per image, and cape_test_resnet one"):
-        post_fit(cape(), noise(), vanilla)
-    with pytest.raises(ValueError, match="CAPE's class probabilities sum to one"):
-        softcam_hub.convert(vanilla, "cape")
-
-
-IMAGES = {
-    "none": ([], ValueError, "there is no image to compute features of"),
-    "empty tensor": (noise(0), ValueError, "there is no image to compute features of"),
-    "two sizes": ([noise(2), noise(2, 96)], ValueError, "images must have one size, got 64x64 and 96x96"),
-    "not finite": (noise() / 0, ValueError, "images with NaN or infinite values"),
-    "one channel": (noise()[:, :1], ValueError, "expected images with 3 channels, got 1"),
-    "labels alone": ([torch.zeros(4, dtype=torch.int64)], ValueError, "expected images of shape"),
-    "other keys": ([{"img": noise()}], ValueError, "'pixel_values', got the keys img"),
-    "number": (3, TypeError, "a loader, data set, folder or list of them, got int"),
-    "missing file": (["missing.png"], ValueError, "missing.png cannot be read"),
-}
-
-
-@pytest.mark.parametrize("kind", IMAGES)
-def test_images_that_cannot_be_used(kind):
-    images, error, message = IMAGES[kind]
-    model = cape()
-    before = states(model)
-    with pytest.raises(error, match=message):
-        post_fit(model, images, **FAST)
-    assert not differences(model, before)
-
-
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 def test_gradients_that_the_caller_has_switched_off(context):
     model, same = cape(), cape()
@@ -546,62 +398,6 @@ def test_images_are_divided_on_the_cpu_whatever_the_default_device_is():
         sampler = EpochSampler(10, 8, seed=0)
         assert len(set(sampler)) == 8
     assert sorted(learnt + held_out) == list(range(10))
-
-
-def test_a_folder_without_images(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no image in folder"):
-        post_fit(cape(), tmp_path)
-
-
-def test_images_of_a_size_that_the_architecture_does_not_take():
-    small = {"embed_dim": 24, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8], "img_size": 64, "window_size": 4}
-    model = cape("swinv2_tiny_window8_256", **small)
-    with pytest.raises(ValueError, match="cape_swinv2_tiny_window8_256 takes no images of 96x96: Input height"):
-        post_fit(model, noise(side=96))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"epochs": 0}, "epochs"),
-        ({"batch_size": 0}, "batch_size"),
-        ({"lr": -1.0}, "lr"),
-        ({"temperature": 0.0}, "temperature must be above 0"),
-        ({"hold_out": 1.0}, "hold_out is a share of the images"),
-        ({"hold_out": -0.1}, "hold_out is a share of the images"),
-    ],
-)
-def test_settings_are_checked_before_the_images_are_read(options, message):
-    def images():
-        pytest.fail("images were read")
-        yield
-
-    with pytest.raises(ValueError, match=message):
-        post_fit(cape(), images(), **options)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"epochs": 1.5}, "epochs must be a whole number, got 1.5"),
-        ({"batch_size": 2.5}, "batch_size must be a whole number, got 2.5"),
-        ({"lr": "fast"}, "lr must be a number, got 'fast'"),
-    ],
-)
-def test_settings_of_another_kind_are_refused_before_the_images_are_read(options, message):
-    with pytest.raises(TypeError, match=message):
-        post_fit(cape(), iter([]), **options)
-
-
-def test_a_rate_at_which_training_fails_leaves_the_model_as_it_was(tmp_path):
-    model = cape().train()
-    before = states(model)
-    with pytest.raises(NotFinite, match=r"the loss is (nan|inf) at update \d+ \(epoch \d+\): lower lr"):
-        post_fit(model, noise(), lr=1e38, cache_dir=tmp_path)
-    assert not differences(model, before)
-    assert model.training
-    assert all(module.training for module in model.modules())
-    assert not list(tmp_path.iterdir()), "the features are deleted"
 
 
 def test_features_lie_in_the_chosen_folder_while_they_are_needed(tmp_path, monkeypatch):
@@ -641,75 +437,3 @@ def test_a_result_that_is_worse_is_told(caplog):
     result = post_fit(model, noise(), vanilla, hold_out=0, epochs=100)
     assert result.disagreement < result.disagreement_before
     assert not caplog.messages
-
-
-# the warning of what is not fitted yet
-
-
-def given(make):
-    """The warnings about a head off the shelf that a call gives."""
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
-        make()
-    return [str(one.message) for one in seen if issubclass(one.category, OffTheShelfWarning)]
-
-
-def pretrained(architecture, folder, **options):
-    """Make a model with weights that timm provides: those of a file."""
-    file = folder / "vanilla.safetensors"
-    save_file(vanilla_model().state_dict(), file)
-    overlay = {"file": str(file), "num_classes": 3}
-    return timm.create_model(
-        architecture, pretrained=True, pretrained_cfg_overlay=overlay, **{"num_classes": 3, **options}
-    )
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda folder: softcam_hub.convert(vanilla_model(), "cape"),
-        lambda folder: pretrained("cape_test_resnet", folder),
-        lambda folder: CAPEForImageClassification.from_timm(vanilla_model()),
-    ],
-)
-def test_cape_off_the_shelf_gives_a_warning_that_names_post_fit(make, tmp_path):
-    messages = given(lambda: make(tmp_path))
-    assert len(messages) == 1
-    assert messages[0].startswith("cape_test_resnet holds the weights of the vanilla classifier as they are")
-    assert "softcam_hub.post_fit(model, images)" in messages[0]
-
-
-def saved(model, folder):
-    CAPEForImageClassification.from_timm(model).save_pretrained(folder)
-    return f"local-dir:{folder}"
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda folder: softcam_hub.convert(vanilla_model()),
-        lambda folder: pretrained("softcam_test_resnet", folder),
-        lambda folder: pretrained("cape_test_resnet", folder, num_classes=5),
-        lambda folder: timm.create_model("cape_test_resnet"),
-        lambda folder: timm.create_model(f"local-dir:{CAPE_LESIONS}", pretrained=True),
-        lambda folder: CAPEForImageClassification.from_timm(vanilla_model(), mode="post-fit"),
-        lambda folder: CAPEForImageClassification.from_timm(vanilla_model(), mode="from-scratch"),
-    ],
-)
-def test_other_models_give_no_such_warning(make, tmp_path):
-    assert not given(lambda: make(tmp_path))
-
-
-def test_a_folder_gives_the_warning_until_its_model_is_fitted(tmp_path):
-    model = cape()
-    name = saved(model, tmp_path / "before")
-    assert len(given(lambda: timm.create_model(name, pretrained=True))) == 1
-    assert not given(lambda: post_fit(model, noise(), vanilla_model(), **FAST))
-    assert not given(lambda: timm.create_model(saved(model, tmp_path / "fitted"), pretrained=True))
-
-
-@pytest.mark.parametrize("mode", ["direct", "post-fit"])
-def test_a_run_that_trains_the_head_gives_no_warning(mode, vanilla_run, tmp_path):
-    options = {"epochs": 1, "init": str(vanilla_run[0] / "model"), "mode": mode, "augment": False}
-    assert not given(lambda: train(tmp_path, **options))
-    assert load_classifier(tmp_path / "model").labels == CLASSES
