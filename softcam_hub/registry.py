@@ -16,7 +16,7 @@ from timm.models._registry import _model_pretrained_cfgs, _model_with_tags
 from torch import nn
 
 from .architectures import architectures
-from .deferred_imports import run_after_import
+from .deferred_imports import AfterImport, run_after_imports
 from .models.classifier import build
 from .models.head_contract import check_head
 from .models.heads import BUILT_IN, HEADS, EvidenceHead
@@ -40,12 +40,16 @@ def register() -> None:
         _register_with_timm(head.family)
     own, auto = f"{__package__}.models", "transformers.models.auto"
     configuration, modeling = f"{own}.configuration", f"{own}.modeling"
-    run_after_import(f"{auto}.configuration_auto", _register_configurations, needs=[configuration])
-    run_after_import(
-        f"{auto}.modeling_auto", _register_models, needs=["transformers.modeling_utils", configuration, modeling]
+    run_after_imports(
+        [
+            AfterImport(f"{auto}.configuration_auto", _register_configurations, needs=[configuration]),
+            AfterImport(
+                f"{auto}.modeling_auto", _register_models, ["transformers.modeling_utils", configuration, modeling]
+            ),
+            AfterImport(f"{auto}.image_processing_auto", _register_image_processors, needs=[configuration]),
+            AfterImport("transformers.pipelines", _register_pipeline, needs=[f"{__package__}.pipeline"]),
+        ]
     )
-    run_after_import(f"{auto}.image_processing_auto", _register_image_processors, needs=[configuration])
-    run_after_import("transformers.pipelines", _register_pipeline, needs=[f"{__package__}.pipeline"])
 
 
 def register_head(

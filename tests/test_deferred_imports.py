@@ -2,15 +2,18 @@
 
 import ast
 import importlib
+import importlib.util
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from softcam_hub import deferred_imports, public
-from softcam_hub.deferred_imports import run_after_import
+from softcam_hub.deferred_imports import AfterImport, run_after_imports
 
 ROOT = Path(__file__).parents[1]
 
@@ -106,13 +109,13 @@ def test_an_action_runs_once_at_the_end_of_an_import_or_at_once(package):
         core = sys.modules["stranger.core"]
         core.done.append(core.value)
 
-    run_after_import("stranger.core", act)
+    run_after_imports([AfterImport("stranger.core", act)])
     core = importlib.import_module("stranger.core")
     assert core.done == [1]  # the module is whole
     assert type(core.__loader__).__name__ == type(core.__spec__.loader).__name__ == "SourceFileLoader"
     importlib.reload(core)
     assert core.done == []
-    run_after_import("stranger.core", act)
+    run_after_imports([AfterImport("stranger.core", act)])
     assert core.done == [1]
 
 
@@ -126,7 +129,7 @@ def test_an_action_waits_while_what_it_needs_is_half_imported(package):
 
         seen.append(Base.__name__)
 
-    run_after_import("stranger.auto", act, needs=["stranger.base"])
+    run_after_imports([AfterImport("stranger.auto", act, needs=["stranger.base"])])
     importlib.import_module("stranger.base")  # imports auto before it has Base
     assert seen == ["Base"]
 
@@ -135,9 +138,10 @@ def test_an_action_imports_what_it_needs(package):
     package("base", "class Base: pass")
     package("auto", "")
     seen = []
-    run_after_import(
-        "stranger.auto", lambda: seen.append(importlib.import_module("stranger.base").Base), needs=["stranger.base"]
+    act = AfterImport(
+        "stranger.auto", lambda: seen.append(importlib.import_module("stranger.base").Base), ["stranger.base"]
     )
+    run_after_imports([act])
     importlib.import_module("stranger.auto")
     assert [each.__name__ for each in seen] == ["Base"]
 
@@ -151,8 +155,69 @@ def test_an_action_that_fails_fails_the_import_and_is_tried_again(package):
         if len(tries) == 1:
             raise ImportError("not yet")
 
-    run_after_import("stranger.core", act)
+    run_after_imports([AfterImport("stranger.core", act)])
     with pytest.raises(ImportError, match="not yet"):
         importlib.import_module("stranger.core")
     importlib.import_module("stranger.core")
     assert tries == [1, 1]
+
+
+def test_a_module_that_another_thread_is_importing_is_waited_for(package):
+    package("core", "import time\nstarted = True\ntime.sleep(1)\nvalue = 1")
+    seen = []
+    other = threading.Thread(target=importlib.import_module, args=["stranger.core"])
+    other.start()
+    while not hasattr(sys.modules.get("stranger.core"), "started"):
+        time.sleep(0.01)
+    run_after_imports([AfterImport("stranger.core", lambda: seen.append(sys.modules["stranger.core"].value))])
+    other.join()
+    assert seen == [1]
+
+
+class Old:
+    """A finder of the kind that Python 3.11 still takes."""
+
+    def find_module(self, *_):
+        return None
+
+
+def test_finders_that_ask_one_another_find_a_module(package, monkeypatch):
+    package("core", "value = 1")
+    seen = []
+    monkeypatch.setattr(sys, "meta_path", [deferred_imports._Finder(), Old(), *sys.meta_path])
+    run_after_imports([AfterImport("stranger.core", lambda: seen.append(1))])
+    assert importlib.util.find_spec("stranger.core").loader.get_source("stranger.core") == "value = 1"
+    assert importlib.import_module("stranger.core").value == 1
+    assert seen == [1]
+
+
+@pytest.mark.slow
+def test_a_package_that_is_imported_anew_registers_its_own_classes():
+    program = """
+import sys, softcam_hub
+for name in [name for name in sys.modules if name.partition(".")[0] == "softcam_hub"]:
+    del sys.modules[name]
+import softcam_hub
+from transformers import AutoConfig
+print(type(AutoConfig.from_pretrained(softcam_hub.CAPE_LESIONS)) is softcam_hub.CAPEConfig)
+"""
+    assert run(program) == ["True"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.5, 1.5, 3])
+def test_models_are_registered_while_another_thread_imports_transformers(delay):
+    program = f"""
+import threading, time
+def other():
+    from transformers import AutoModelForImageClassification, AutoImageProcessor
+thread = threading.Thread(target=other)
+thread.start()
+time.sleep({delay})
+import softcam_hub
+thread.join()
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+model = AutoModelForImageClassification.from_config(softcam_hub.SoftCAMConfig(architecture="softcam_test_vit", num_labels=5))
+print(type(model).__name__, type(AutoImageProcessor.from_pretrained(softcam_hub.CAPE_LESIONS)).__name__)
+"""
+    assert run(program) == ["SoftCAMForImageClassification", "TimmWrapperImageProcessor"]

@@ -1,10 +1,12 @@
 """Logits of class-token transformers divided among patches: against a slow transcription, and over many architectures."""
 
+import copy
 import math
 
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from conftest import randomise
 from torch import nn
 
@@ -148,6 +150,73 @@ def test_the_predicted_class_is_explained_and_nothing_is_left_behind():
     assert not [hook for module in model.modules() for hook in module._forward_hooks]
 
 
+def with_activation(model, activation):
+    model = copy.deepcopy(model)
+    for block in model.blocks:
+        block.mlp.act = activation
+    return model
+
+
+class Computed(nn.Module):
+    """An activation as a function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, hidden):
+        return self.function(hidden)
+
+
+GELUS = {
+    "by tanh": lambda h: 0.5 * h * (1 + torch.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3))),
+    "products": lambda h: 0.5 * h * (1 + torch.tanh(h * 0.7978845608 * (1 + 0.044715 * h * h))),
+    "named": lambda h: F.gelu(input=h, approximate="tanh"),
+    "the gate first": lambda h: (1 + torch.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3))).clone() * h * 0.5,
+}
+
+
+@pytest.mark.parametrize("spelling", GELUS)
+def test_shares_do_not_depend_on_how_an_activation_is_written(spelling):
+    model = make("test_vit", img_size=64)
+    images = torch.randn(2, 3, 64, 64)
+    expected = patch_shares(with_activation(model, nn.GELU("tanh")), images, CLASSES)
+    found = patch_shares(with_activation(model, Computed(GELUS[spelling])), images, CLASSES)
+    assert (found.maps - expected.maps).abs().max() < 1e-4 * expected.maps.abs().max()
+
+
+GATED_UNITS = {
+    "gate first": lambda a, g: F.silu(g) * a,
+    "gate last": lambda a, g: a * F.silu(g),
+    "copied": lambda a, g: a * F.silu(g).clone(),
+    "scaled": lambda a, g: a * (1.0 * F.silu(g))[:, :],
+    "in place": lambda a, g: a.mul_(F.silu(g)),
+}
+
+
+@pytest.mark.parametrize("spelling", GATED_UNITS)
+def test_the_gate_of_a_gated_unit_is_held_wherever_it_stands(spelling):
+    model = make("test_vit", img_size=64)
+    images = torch.randn(2, 3, 64, 64)
+
+    def unit(function):
+        return with_activation(model, Computed(lambda h: function(h, h.flip(-1))))
+
+    first = patch_shares(unit(GATED_UNITS["gate first"]), images, CLASSES)
+    found = patch_shares(unit(GATED_UNITS[spelling]), images, CLASSES)
+    assert torch.allclose(found.maps, first.maps, atol=1e-6)
+
+
+def test_values_that_depend_on_no_token_are_left_as_they_are():
+    options = {"rel_pos_type": "mlp-swin", "depth": 2, "embed_dim": 128, "num_heads": 4}
+    model = make("vit_relpos_base_patch16_cls_224", **options)  # four heads, as many as inputs and zeros
+    images = torch.randn(2, 3, 224, 224)
+    parts = patch_shares(model, images, CLASSES)
+    logits = model(images).gather(1, CLASSES)
+    assert torch.allclose(parts.logits, logits, atol=1e-5)
+    assert torch.allclose(parts.maps.sum(dim=(2, 3)) + parts.rest, logits, atol=1e-4)
+
+
 def test_half_precision():
     model, images = make("test_vit", img_size=64), torch.randn(2, 3, 64, 64)
     exact = patch_shares(model, images, CLASSES)
@@ -155,10 +224,33 @@ def test_half_precision():
     assert (half.maps - exact.maps).abs().max() < 0.05 * exact.maps.abs().max()
 
 
-def test_a_network_that_is_not_linear_in_its_tokens_is_refused():
+REFUSED = {
+    "softplus": (nn.Softplus(), "nobody has said how softplus is linear"),
+    "selu": (nn.SELU(), "nobody has said how selu is linear"),
+    "square": (Computed(lambda h: h * h), "it multiplies two functions of its tokens"),
+    "sigmoid": (nn.Sigmoid(), "mixes values that are held fixed with others"),
+    "softmax": (nn.Softmax(dim=-1), "mixes values that are held fixed with others"),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_network_that_is_not_linear_in_its_tokens_is_refused(name, dtype):
+    activation, reason = REFUSED[name]
+    model = with_activation(make("test_vit", img_size=64), activation).to(dtype)
+    with pytest.raises(ValueError, match=f"^patch shares are not defined for this model: .*{reason}"):
+        patch_shares(model, torch.randn(1, 3, 64, 64, dtype=dtype))
+
+
+def test_a_change_of_the_network_that_nobody_sees_is_found_by_the_sum():
     model = make("test_vit", img_size=64)
-    model.blocks[1].mlp.act = nn.Softplus()
-    with pytest.raises(ValueError, match=r"not defined for this model: nobody has said how softplus is linear"):
+    model.norm.register_forward_hook(lambda module, inputs, output: output.abs())
+    with pytest.raises(ValueError, match="they miss its logits by"):
         patch_shares(model, torch.randn(1, 3, 64, 64))
-    with pytest.raises(ValueError, match="no layer called 'patch_embed'|patch_embed"):
+
+
+def test_layers_without_patches_are_refused():
+    with pytest.raises(ValueError, match="no patch has a share: name an earlier layer, such as 'patch_embed'"):
+        patch_shares(make("test_vit", img_size=64), torch.randn(1, 3, 64, 64), layer="norm")
+    with pytest.raises(ValueError, match="patch_embed"):
         patch_shares(timm.create_model("test_resnet"), torch.randn(1, 3, 64, 64))
