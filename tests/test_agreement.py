@@ -72,6 +72,7 @@ def slow_maps(models):
     return images
 
 
+@pytest.mark.slow
 def test_correlations_are_scipys_and_means_are_over_images_of_one_class(models, compared):
     values = {(line["explainer"], line["index"]): line["agreement"] for line in read_lines(compared / "values.jsonl")}
     rows = {row["explainer"]: row for row in read_lines(compared / "agreement.jsonl")}

@@ -214,6 +214,7 @@ def test_other_settings_or_weights_are_refused_and_overwritten(models, tmp_path)
     assert "localization_precision" not in rows[0]
 
 
+@pytest.mark.slow
 def test_every_explainer(models, tmp_path):
     rows = benchmark(models / "softcam", tmp_path, explainers="all", measures="table", limit=2, **OPTIONS)
     names = [row["explainer"] for row in rows]
@@ -227,6 +228,7 @@ def test_every_explainer(models, tmp_path):
         assert np.isclose(row[name], expected[name], atol=1e-2), name
 
 
+@pytest.mark.slow
 def test_single_deletion_ranks_signed_maps_against_the_drop_of_the_logit(tmp_path):
     model = vanilla_model()
     options = {"explainers": "guided-backprop", "measures": "single_deletion", "limit": 4, **OPTIONS}
@@ -240,6 +242,7 @@ def test_single_deletion_ranks_signed_maps_against_the_drop_of_the_logit(tmp_pat
     assert row["annotated"] == 0  # no measure asked for annotations
 
 
+@pytest.mark.slow
 def test_every_measure(models, tmp_path):
     dear = ("gini", "insertion", "deletion", "road", "single_deletion", "idsds", "max_sensitivity", "grid_pointing")
     options = {**OPTIONS, "eval_count": 4}

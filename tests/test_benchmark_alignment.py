@@ -172,6 +172,7 @@ def test_mosaics_are_drawn_where_the_network_looks(model, samples):
     assert found.tolist() == pytest.approx([np.mean(shares)], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_model_without_alignment_is_measured_on_the_first_images_of_the_split(model, samples, tmp_path):
     pixels = torch.stack([samples[index]["pixel_values"] for index in range(32)])
     expected = softcam_hub.measure_alignment(unmeasured(model), pixels).alignment

@@ -288,6 +288,7 @@ def test_bugs_keep_their_traceback_and_interrupts_end_with_130(monkeypatch, caps
     assert "interrupted" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_list_shows_map_sizes(capsys):
     assert main(["list", "resnet1[08]*", "--map-size"]) == 0
     printed = capsys.readouterr().out

@@ -65,6 +65,7 @@ def seen_without_us(saved, elsewhere):
     return read(READ_WITHOUT_US, {name: saved.place(name) for name in MODELS}, elsewhere)
 
 
+@pytest.mark.slow
 @main_models
 def test_a_folder_loads_where_softcam_hub_is_not_installed(name, seen_without_us, saved):
     check_doors(name, seen_without_us, saved, ELSEWHERE)

@@ -185,6 +185,7 @@ def test_figures_of_signed_maps_of_many_classes_and_without_pictures():
     assert bars(Explanation(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1).long(), torch.zeros(1, 1), "cape").plot())
 
 
+@pytest.mark.slow
 def test_figures_are_written_and_shown_in_notebooks(explanation, tmp_path, monkeypatch):
     for name in ("why.png", "why.JPG", "why.pdf", "why.svg"):
         explanation.save(tmp_path / name)

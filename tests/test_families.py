@@ -105,7 +105,8 @@ COVERED = dict(line.split(": ") for line in MEMBERS.strip().splitlines())
 SLOW = """
 sequencer2d_s halonet_h1 swinv2_tiny_window8_256 efficientvit_m0 swin_tiny_patch4_window7_224 mvitv2_tiny davit_tiny
 mobileone_s0 swinv2_cr_tiny_224 densenet121 repvit_m1 resnet50_mlp resnet50_clip coatnet_0_224 caformer_s18 hgnet_tiny
-lowformer_b0
+lowformer_b0 vitamin_small_224 twins_svt_small hiera_tiny_224 ghostnetv3_050 focalnet_tiny_srf nest_tiny convnext_tiny_hnf
+vit_srelpos_small_patch16_224 inception_v3 sam2_hiera_tiny rdnet_tiny
 """
 """Members that take more than two seconds."""
 

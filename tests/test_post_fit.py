@@ -67,6 +67,7 @@ def lesions():
     return vanilla, pixels["train"], pixels["validation"], labels["validation"]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_it_predicts_the_classes_of_the_vanilla_classifier(lesions):
     vanilla, images, others, labels = lesions

@@ -133,6 +133,7 @@ def test_what_cannot_be_fitted(model, batches, message):
 SMALL = {"data": "lesions", "image_size": 64, "data_size": 64, "train_count": 64, "eval_count": 24, "batch_size": 16}
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_the_temperature_fitted(tmp_path):
     options = {**SMALL, "model": "cape_test_resnet", "epochs": 1, "lr": 0.05}
     plain = run(make_config(**options, output=tmp_path / "plain"))

@@ -52,6 +52,7 @@ def test_the_loss_falls_and_the_maps_compose_the_prediction(name, tmp_path):
     assert right.float().mean() > 0.9
 
 
+@pytest.mark.slow
 def test_elastic_net_makes_maps_small_and_l1_makes_none_of_them_sparser(tmp_path):
     """L1 empties whole maps, of classes that are not there. Within a map it has no preference, and L2 flattens.
 
@@ -70,6 +71,7 @@ def test_elastic_net_makes_maps_small_and_l1_makes_none_of_them_sparser(tmp_path
     assert within["none"] > within["l2"] + 0.1
 
 
+@pytest.mark.slow
 def test_from_scratch_trains_a_teacher_from_which_alone_the_backbone_learns(tmp_path):
     runs = {}
     for beta in (0.5, 2.0):

@@ -264,6 +264,7 @@ def test_the_seed_alone_determines_the_result(from_scratch_run, tmp_path):
     assert not equal(weights(tmp_path / "other"), weights(from_scratch_run[0]))
 
 
+@pytest.mark.slow
 def test_the_best_temperature_becomes_the_result(vanilla_run, tmp_path):
     options = {
         "init": str(vanilla_run[0] / "model"),
@@ -291,6 +292,7 @@ def test_the_best_temperature_becomes_the_result(vanilla_run, tmp_path):
     assert {**again, "seconds": 0} == {**metrics, "seconds": 0}
 
 
+@pytest.mark.slow
 def test_a_model_of_the_same_family_keeps_its_architecture(from_scratch_run, tmp_path):
     start = {"init": str(from_scratch_run[0] / "model"), "epochs": 1}
     with pytest.raises(ValueError, match="holds a test_resnet, but the model to train is cape_test_convnext"):
