@@ -16,7 +16,7 @@ from typing import Any
 
 
 def import_name(package: str, modules: Mapping[str, Sequence[str]], name: str) -> Any:
-    """Return what a package calls `name`: a name from one of its modules, or a module; the package's `__getattr__`.
+    """Import what a package calls `name`, a name from one of its modules or a module itself: for its `__getattr__`.
 
     Args:
         package: Name of the package. It keeps the value, and is asked only once.
@@ -41,8 +41,8 @@ class AfterImport:
     Args:
         module: Whole name of the module.
         run: What to do. If it raises an exception, so does the import.
-        needs: Modules from which `run` imports. It waits while one of them is being imported, which is where an import
-            that leads in a circle would find a part of that module only.
+        needs: Modules from which `run` imports. It waits while one of them is being imported, as it would find only a
+            part of that module.
     """
 
     module: str

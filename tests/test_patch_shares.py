@@ -228,6 +228,7 @@ REFUSED = {
     "softplus": (nn.Softplus(), "nobody has said how softplus is linear"),
     "selu": (nn.SELU(), "nobody has said how selu is linear"),
     "square": (Computed(lambda h: h * h), "it multiplies two functions of its tokens"),
+    "by name": (Computed(lambda h: torch.mul(input=h, other=h + 1)), "it multiplies two functions of its tokens"),
     "sigmoid": (nn.Sigmoid(), "mixes values that are held fixed with others"),
     "softmax": (nn.Softmax(dim=-1), "mixes values that are held fixed with others"),
 }

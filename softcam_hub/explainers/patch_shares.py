@@ -108,8 +108,8 @@ def _check_sum(total: Tensor, logits: Tensor, size: float, precision: float) -> 
         precision: Machine epsilon of the model's dtype.
     """
     missed = float((total - logits).abs().max())
-    allowed = max(5e-6, 2 * precision if precision > 1e-4 else 0) * float(logits.abs().max())
-    if not missed <= allowed + max(1e-4, precision) * size:
+    allowed = max(5e-6, 2 * precision) * float(logits.abs().max()) + max(1e-4, precision) * size
+    if not missed <= allowed:
         _refuse(f"they miss its logits by {missed:.2g}")
 
 
@@ -121,7 +121,10 @@ def _refuse(reason: str) -> NoReturn:
 
 
 LINEAR, GATED, CURVED, FIXED = "linear", "gated", "curved", "fixed"
-"""What a value is: linear in the tokens; so too, and able to gate another; not linear; held fixed."""
+"""What a value is: linear in the tokens; the output of an activation, which is linear too; not linear; held fixed."""
+
+LIKELY_GATES = (LINEAR, GATED, CURVED)
+"""Roles of factors in order: in a product of two, the later one is the gate that is held fixed."""
 
 
 class _Held(Tensor):
@@ -219,9 +222,11 @@ class _Held(Tensor):
             role = CURVED if divides or value.role == CURVED else GATED if value.role == GATED else LINEAR
             role = LINEAR if func in _MATRIX_PRODUCTS and role == GATED else role
             return func(*first, **named), role, value.reason or ("it divides by its tokens" if divides else "")
+        product = "it multiplies two functions of its tokens"
+        if len(factors) != 2:  # arguments by name
+            return func(*first, **named), CURVED, product
         one, other = (factor.role for factor in factors)
         left, right = first[:2]
-        product = "it multiplies two functions of its tokens"
         if FIXED in (one, other) and not (func in _QUOTIENTS and other != FIXED):
             role = other if one == FIXED else one
             return func(*first, **named), LINEAR if role == GATED else role, factors[0].reason or factors[1].reason
@@ -231,11 +236,10 @@ class _Held(Tensor):
             if one in (LINEAR, GATED) and other == CURVED:  # a norm that is written out
                 return func(left, _fixed(right), *first[2:], **named), LINEAR, ""
             return func(*first, **named), CURVED, "it divides by its tokens"
-        held = {(LINEAR, GATED): 1, (GATED, LINEAR): 0, (LINEAR, CURVED): 1, (CURVED, LINEAR): 0}
-        held |= {(GATED, CURVED): 1, (CURVED, GATED): 0}
-        if (one, other) not in held:
+        if one == other:
             return func(*first, **named), CURVED, product
-        pair = (left, _fixed(right)) if held[one, other] else (_fixed(left), right)
+        right_is_gate = LIKELY_GATES.index(other) > LIKELY_GATES.index(one)
+        pair = (left, _fixed(right)) if right_is_gate else (_fixed(left), right)
         return func(*pair, *first[2:], **named), LINEAR, ""
 
     @classmethod
