@@ -87,8 +87,8 @@ def patch_shares(
     maps = torch.stack([activations.layout.to_maps(share).sum(dim=1) for share in shares], dim=1)
     if not any(activations.layout.to_maps(slope).any() for slope in slopes):
         raise ValueError(
-            f"the logits read class tokens only after layer {explained.layer_name!r}, so that no patch has a share: "
-            "name an earlier layer, such as 'patch_embed'"
+            f"the logits depend on no patch in layer {explained.layer_name!r}, as where only class tokens are read, so "
+            "that no patch has a share: name an earlier layer, such as 'patch_embed'"
         )
     whole = torch.stack([share.flatten(1).sum(dim=1) for share in shares], dim=1)
     constant, given = at_least_float32(constant.detach()), at_least_float32(activations.logits.detach())
