@@ -5,11 +5,11 @@ python -m benchmarks.recipes --photographs FOLDER    # a quarter of an hour of t
 - `finetune-medium` learns from all training images of NEU-DET. `finetune-small` learns from the first 50 of every
   class, and is measured on the same test images.
 - ImageNet's weights are those of `benchmarks/imagenet_weights.py`, which are the ones that `--pretrained` downloads.
+- The runs are kept in build/recipes, for `benchmarks.image_sizes`.
 """
 
 import argparse
 import os
-import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from .manifests import read_manifest, write_manifest
 from .timing import Row, environment, replace_rows, rounded
 
 ROWS = Path(__file__).parent / "results" / "recipes.jsonl"
+RUNS = Path(__file__).parents[1] / "build" / "recipes"
 OF_EVERY_CLASS = {"finetune-small": 50, "finetune-medium": None}
 """Recipe -> number of training images of every class; None for all."""
 
@@ -51,11 +52,12 @@ def measure(recipe: str, photographs: Path, folder: Path) -> Row:
         photographs: Folder of NEU-DET, with manifest.csv.
         folder: Folder for the run.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     manifest = folder / f"{recipe}.csv"
     rows = choose(photographs, OF_EVERY_CLASS[recipe])
     write_manifest(rows, manifest)
     options = {"recipe": recipe, "data": manifest, "output": folder / recipe, "init": imagenet_folder()}
-    config = parse([*(f"--{name}={value}" for name, value in options.items()), "--pretrained=False"])
+    config = parse([*(f"--{name}={value}" for name, value in options.items()), "--pretrained=False", "--overwrite"])
     metrics = run(config)
     scores = {name: rounded(value) for name, value in metrics.items() if name.startswith("test_")}
     images = Counter(row["split"] for row in rows)
@@ -75,12 +77,12 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photographs", type=Path, required=True, help="folder of NEU-DET, with manifest.csv")
     parser.add_argument("recipes", nargs="*", default=list(OF_EVERY_CLASS), help="recipes to run; both by default")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the runs")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="number of threads")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     for recipe in args.recipes:
-        with tempfile.TemporaryDirectory() as folder:
-            replace_rows([measure(recipe, args.photographs, Path(folder))], ROWS, ("recipe",))
+        replace_rows([measure(recipe, args.photographs, args.runs)], ROWS, ("recipe",))
 
 
 if __name__ == "__main__":

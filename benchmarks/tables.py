@@ -14,6 +14,7 @@ from pathlib import Path
 from benchmarks.alignment.tables import checks_table, real_weights_table, steel_table
 from benchmarks.causal.tables import causal_table
 from benchmarks.hidden_layers import hidden_layers_table
+from benchmarks.image_sizes import image_sizes_table
 from benchmarks.patch_shares import patch_shares_table
 from benchmarks.speed.tables import (
     alignment_speed_table,
@@ -275,7 +276,10 @@ SPEED_TABLES: dict[str, Table] = {
 FAQ_TABLES: dict[str, Table] = {"methods": (methods_table, ("explainers", "explanations"))}
 OUTPUTS_TABLES: dict[str, Table] = {"kills": (kills_table, ("kills",))}
 EXPLAINERS_TABLES: dict[str, Table] = {"patch_shares": (patch_shares_table, ("patch_shares",))}
-MODELS_TABLES: dict[str, Table] = {"hidden_layers": (hidden_layers_table, ("hidden_layers",))}
+MODELS_TABLES: dict[str, Table] = {
+    "hidden_layers": (hidden_layers_table, ("hidden_layers",)),
+    "image_sizes": (image_sizes_table, ("image_sizes",)),
+}
 ALIGNMENT_TABLES: dict[str, Table] = {
     "checks": (checks_table, ("alignment_checks",)),
     "real_weights": (real_weights_table, ("alignment_real_weights",)),

@@ -8,12 +8,13 @@ import difflib
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import timm
+import torch
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from timm.data import resolve_data_config
@@ -24,8 +25,10 @@ from torch import nn
 from .files import read_mapping
 from .models.backbone import TimmModule
 from .models.classes import Classes, name_classes
+from .models.evaluation_mode import evaluation_mode
 from .models.explanation import Explanation
 from .models.heads import HEADS
+from .models.image_size import ImageSize, at_size, say_which_size_failed
 from .models.inputs import ImageInput
 from .models.label_kind import is_multi_label
 from .models.map_kind import KindName
@@ -62,6 +65,17 @@ class LoadedClassifier:
     def labels(self) -> list[str]:
         """A different name for every class: the model's own names, those of ImageNet, or numbers."""
         return list(name_classes(self.model.num_classes, self.label_names))
+
+    def at_size(self, size: ImageSize | None) -> "LoadedClassifier":
+        """Return the classifier with images of another size, after a trial; None stands for its own size."""
+        if size is None:
+            return self
+        preprocessing = at_size(self.preprocessing, size)
+        weight = next(self.model.parameters())
+        image = torch.zeros(1, *preprocessing["input_size"], dtype=weight.dtype, device=weight.device)
+        with torch.no_grad(), evaluation_mode(self.model), say_which_size_failed(size):
+            self.model(image)
+        return replace(self, preprocessing=preprocessing)
 
     def check_classes(self, classes: Sequence[str], role: str) -> None:
         """Raise ValueError unless the classes of the model are those of the data, in the same order.
@@ -100,6 +114,7 @@ def explain(
     classes: Classes | None = None,
     top_k: int = 1,
     kind: KindName | None = None,
+    size: ImageSize | None = None,
 ) -> Explanation:
     """Explain images with a self-explaining classifier from any source.
 
@@ -114,6 +129,7 @@ def explain(
         classes: Classes to explain, as the model's own `explain` takes them.
         top_k: Number of most probable classes to explain when `classes` is not given.
         kind: Kind of map. The default is the kind that the prediction is made of.
+        size: Side, or height and width, at which the network sees the images, in place of its own.
     """
     model: Any
     if isinstance(source, nn.Module):
@@ -127,7 +143,8 @@ def explain(
         model = load_classifier(source).model
     if not _explains_itself(model):
         raise _no_maps(_architecture_of(model))
-    return model.explain(images, classes, top_k, kind)
+    options = {} if size is None else {"size": size}  # code that came with a folder may be older
+    return model.explain(images, classes, top_k, kind, **options)
 
 
 def _explains_itself(module: nn.Module) -> bool:

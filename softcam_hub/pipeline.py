@@ -9,7 +9,8 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .models.alignment import Grid, sides_of
 from .models.explanation import Explanation
-from .models.inputs import read_image
+from .models.image_size import ImageSize, at_size
+from .models.inputs import as_batch, read_image
 
 TASK = "image-explanation"
 
@@ -36,6 +37,7 @@ class ImageExplanationPipeline(Pipeline):
         top_k: int | None = None,
         classes: int | str | Sequence[int | str] | None = None,
         kind: str | None = None,
+        size: ImageSize | None = None,
         timeout: float | None = None,
         **options: Any,
     ) -> Any:
@@ -46,6 +48,7 @@ class ImageExplanationPipeline(Pipeline):
             top_k: Number of most probable classes to explain, 1 by default.
             classes: Labels or indices of the classes to explain instead.
             kind: Kind of map: `softcam`, `cape`, `mu-cape` or `cam`.
+            size: Side, or height and width, at which the network sees the images, in place of its own.
             timeout: Seconds that the download of a URL may take in all, in place of 60.
             **options: Options that every pipeline takes, such as `batch_size`.
 
@@ -55,13 +58,15 @@ class ImageExplanationPipeline(Pipeline):
         """
         if isinstance(images, list | tuple) and not images:
             raise ValueError("there is no image to explain: expected an image or a list of images, got an empty list")
-        return super().__call__(images, top_k=top_k, classes=classes, kind=kind, timeout=timeout, **options)
+        options |= {"top_k": top_k, "classes": classes, "kind": kind, "size": size, "timeout": timeout}
+        return super().__call__(images, **options)
 
     def _sanitize_parameters(
         self,
         top_k: int | None = None,
         classes: int | str | Sequence[int | str] | None = None,
         kind: str | None = None,
+        size: ImageSize | None = None,
         timeout: float | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """Divide the options of a call among `preprocess`, `_forward` and `postprocess`."""
@@ -72,14 +77,18 @@ class ImageExplanationPipeline(Pipeline):
             )
         if not isinstance(classes, int | str | None):
             classes = [list(classes)]  # the same classes for every image of the batch
-        options = {"top_k": top_k, "classes": classes, "kind": kind}
-        forward_options = {name: value for name, value in options.items() if value is not None}
-        kind_options = {} if kind is None else {"kind": kind}
-        return {} if timeout is None else {"timeout": timeout}, forward_options, kind_options
+        return (
+            _given(size=size, timeout=timeout),
+            _given(top_k=top_k, classes=classes, kind=kind, size=size),
+            _given(kind=kind),
+        )
 
-    def preprocess(self, image: Any, timeout: float | None = None) -> dict[str, Tensor]:
+    def preprocess(self, image: Any, size: ImageSize | None = None, timeout: float | None = None) -> dict[str, Tensor]:
         """Read one image, and transform it to the input of the model."""
-        return {"images": self.image_processor(images=read_image(image, timeout))["pixel_values"]}
+        picture = read_image(image, timeout)
+        if size is not None:
+            return {"images": as_batch(picture, at_size(self.model.preprocessing, size))}
+        return {"images": self.image_processor(images=picture)["pixel_values"]}
 
     def _forward(self, inputs: dict[str, Tensor], **options: Any) -> dict[str, Tensor]:
         explanation = self.model.explain(inputs["images"], **options)
@@ -99,6 +108,11 @@ class ImageExplanationPipeline(Pipeline):
             }
             for rank, label in enumerate(explanation.labels[0])
         ]
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """Return the options that a caller has given, which are not None."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def register() -> None:

@@ -295,6 +295,14 @@ def test_pictures_for_a_model_of_other_channels():
         model.explain(PICTURE)
 
 
+def test_a_tensor_of_bytes_that_are_no_integers_is_warned_of(doors):
+    pixels = torch.from_numpy(ARRAY.copy()).movedim(-1, 0).float()
+    with pytest.warns(UserWarning, match="values up to 254, where normalised images have single digits") as caught:
+        doors.timm.explain(pixels)
+    assert caught[0].filename == __file__
+    assert np.array_equal(doors.timm.explain(pixels.byte()).pixels, doors.timm.explain(PICTURE).pixels)
+
+
 VANILLA = {
     "name": (
         lambda _: "resnet50",

@@ -118,6 +118,7 @@ def test_the_overlay_lies_over_the_picture_that_the_model_saw(explanation):
 
 
 MISTAKES = {
+    "opacity": (lambda e: e.overlay(opacity=7), ValueError, "opacity must be between 0 and 1, got 7"),
     "image": (lambda e: e.overlay(5), IndexError, "image 5 is not among the 3 explained images"),
     "label as an image": (
         lambda e: e.overlay("owl"),

@@ -15,6 +15,7 @@ from transformers import (
 
 import softcam_hub
 from softcam_hub import CAPEForImageClassification, SoftCAMForImageClassification
+from softcam_hub.models.alignment import Alignment
 
 NAMES = {0: "healthy", 1: "drusen", 2: "bleeding"}
 
@@ -41,6 +42,17 @@ def test_a_wrapped_timm_model_is_converted_with_its_logits_and_labels(tmp_path):
     assert model.multi_label is False
     assert list(model.pretrained_cfg["mean"]) == [0.1, 0.2, 0.3]
     assert softcam_hub.convert(vanilla, "cape").family == "cape"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel, lambda model: torch.compile(nn.DataParallel(model))])
+def test_wrappers_of_torch_are_taken_off(wrap):
+    vanilla = timm.create_model("test_resnet", num_classes=3).eval()
+    vanilla.alignment = Alignment((8.0, 8.0), (16.0, 16.0), (96, 96))
+    model = softcam_hub.convert(wrap(vanilla))
+    assert torch.allclose(model(images()), vanilla(images()), atol=1e-6)
+    assert model.alignment == vanilla.alignment
+    assert not [name for name in model.state_dict() if "_orig_mod" in name or "module." in name]
 
 
 @torch.no_grad()

@@ -57,6 +57,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="Draw cells as squares that fill the image, as other libraries do, not where the network looks.",
     )
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs="+",
+        metavar="PIXELS",
+        help="Side, or height and width, at which the network sees the images: larger ones have finer maps and take "
+        "longer. The model's own by default.",
+    )
     parser.add_argument("--batch-size", type=int, default=16, help="Number of images per batch. [16]")
 
 
@@ -71,7 +79,8 @@ def run(arguments: argparse.Namespace) -> int:
         register_models()
         from ..loading import load_classifier
 
-        explainer = ImageExplainer(load_classifier(arguments.model), arguments)
+        size = arguments.size and (arguments.size[0], arguments.size[-1])
+        explainer = ImageExplainer(load_classifier(arguments.model).at_size(size), arguments)
         folder.claim("continue")
         with draft_of(folder.path / LINES) as draft:
             write_explanations(explainer, pictures, draft)
@@ -89,6 +98,8 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     for option, value in {"--top-k": arguments.top_k, "--batch-size": arguments.batch_size}.items():
         if value is not None and value < 1:
             raise ValueError(f"{option} must be at least 1, got {value}")
+    if arguments.size is not None and (len(arguments.size) > 2 or min(arguments.size) < 1):
+        raise ValueError(f"--size must be one or two positive numbers of pixels, got {arguments.size}")
     if arguments.classes and arguments.top_k:
         raise ValueError("--classes and --top-k both choose the classes to explain: give one of them")
     if arguments.kind and arguments.explainer:

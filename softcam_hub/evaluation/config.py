@@ -55,6 +55,9 @@ class BenchmarkConfig:
         f"Split whose images are explained: {', '.join(SPLITS)}. [test or, without a test split, validation]",
     )
     limit: Count | None = flag(None, "Number of images to explain, from the first one on. [all]")
+    image_size: Count | None = flag(
+        None, "Side of the images that the networks see: larger ones have finer maps. [that of the model]"
+    )
     batch_size: Count = flag(16, "Number of images per forward pass.")
     shard_size: Count = flag(32, "Number of images between two savings. Processes divide the work by shards.")
     patch: Count | None = flag(

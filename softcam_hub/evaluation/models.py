@@ -11,7 +11,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +103,8 @@ def pair_models(classifier: LoadedClassifier, vanilla: LoadedClassifier | None) 
             )
         return ModelPair(classifier, vanilla)
     if model.head_class.keeps_logits and model.exact and isinstance(model, Classifier):
-        return ModelPair(classifier, load_classifier(to_vanilla(model).eval()))
+        derived = load_classifier(to_vanilla(model).eval())
+        return ModelPair(classifier, replace(derived, preprocessing=classifier.preprocessing))
     reason = "its predictions differ from those of a pooled linear layer"
     if not model.exact:
         reason = "its head is not the vanilla one"

@@ -128,8 +128,8 @@ def benchmark(
     folder = benchmark_folder(output)
     with ExitStack() as stack:
         in_main_process(state, lambda: stack.enter_context(folder.locked(_use(config))))
-        classifier = load_classifier(model)
-        other = None if vanilla is None else load_classifier(vanilla)
+        classifier = load_classifier(model).at_size(config.image_size)
+        other = None if vanilla is None else load_classifier(vanilla).at_size(config.image_size)
         names = {MODEL: classifier.name, VANILLA: None if other is None else other.name}
         rows = _measure(pair_models(classifier, other), names, folder, config, data, state)
         state.wait_for_everyone()

@@ -51,7 +51,7 @@ def convert(vanilla: nn.Module, family: Family = "softcam", preprocessing: Any =
     model = model.to(weight.device, weight.dtype).train(timm_model.training)
     model.load_state_dict(converted_weights(timm_model, model))
     _check_conversion(timm_model, model)
-    model.alignment = getattr(vanilla, "alignment", None)
+    model.alignment = getattr(timm_model, "alignment", None)
     model._model_args = args  # what timm records when it makes a model, so that it can be saved and rebuilt
     warn_off_the_shelf(model)
     return model

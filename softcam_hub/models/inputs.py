@@ -8,6 +8,7 @@
 
 import base64
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -27,6 +28,9 @@ ACCEPTED = "a PIL image, an array (H, W, 3), the path of a file, an http(s) URL,
 
 PIXELS = "pixel_values"
 """Key of the images in the output of an image processor."""
+
+LARGEST_NORMALISED = 50.0
+"""Size of a value beyond which an image is taken for one that nobody has normalised; bytes reach 255."""
 
 MAX_SHOWN_CHARACTERS = 200
 """Characters of an unknown text that a message shows."""
@@ -65,6 +69,16 @@ def as_batch(images: ImageInput, preprocessing: Mapping[str, Any]) -> Tensor:
             f"{'s' if channels > 1 else ''}: pass a tensor (B, {channels}, H, W), normalised as in training"
         )
     return create_transform(**preprocessing)(read_image(images))[None]
+
+
+def warn_of_bytes(images: Tensor) -> None:
+    """Warn of images whose values look like bytes: a network gives wrong predictions for them, and no error."""
+    if images.numel() and float(images.abs().amax()) > LARGEST_NORMALISED:
+        warnings.warn(
+            f"the images have values up to {float(images.amax()):.4g}, where normalised images have single digits: "
+            "normalise them as in training, or pass the pictures themselves, as uint8 tensors or PIL images",
+            stacklevel=5,  # explain() is wrapped by no_grad
+        )
 
 
 def _as_array(picture: Tensor) -> np.ndarray:

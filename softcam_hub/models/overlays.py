@@ -152,8 +152,10 @@ def tint(image: Image.Image, values: Tensor, scale: Scale, opacity: float = 0.75
         image: Image of H×W pixels.
         values: Map (H, W).
         scale: Colours of the values.
-        opacity: Opacity of values that stand out most.
+        opacity: Opacity of values that stand out most, between 0 and 1.
     """
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"opacity must be between 0 and 1, got {opacity!r}")
     strengths = scale.strengths(values)
     grey = np.asarray(backdrop(image, scale), dtype=float)
     weight = opacity * opacities(strengths)[..., None]

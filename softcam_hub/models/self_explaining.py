@@ -16,7 +16,8 @@ from .evaluation_mode import evaluation_mode
 from .explanation import Explanation
 from .flip_registration import count_cells, measure_on_first_use
 from .heads import HEADS, EvidenceHead, select
-from .inputs import ImageInput, as_batch
+from .image_size import ImageSize, at_size, resize, say_which_size_failed
+from .inputs import ImageInput, as_batch, warn_of_bytes
 from .label_kind import class_probabilities
 from .map_kind import KindName
 from .overlays import restore_pixels
@@ -172,6 +173,7 @@ class SelfExplaining(nn.Module):
         top_k: int = 1,
         kind: KindName | None = None,
         *,
+        size: ImageSize | None = None,
         pixel_values: ImageInput | None = None,
     ) -> Explanation:
         """Return the maps of the given classes, or of the `top_k` most probable ones.
@@ -189,6 +191,8 @@ class SelfExplaining(nn.Module):
                 (1, k), as indices or label names. With a single image, a flat list names several classes of it.
             top_k: Number of classes to explain when `classes` is not given.
             kind: One of `head.kinds`. The default is the kind that the prediction is made of.
+            size: Side, or height and width, at which the network sees the images, in place of its own: larger images
+                have finer maps and take longer. Their prediction is another one, which the maps add up to.
             pixel_values: Images in place of `images`, for `model.explain(**processor(image))`.
         """
         if not self.num_classes:
@@ -197,12 +201,13 @@ class SelfExplaining(nn.Module):
         if given is None or (images is not None and pixel_values is not None):
             raise TypeError("explain() takes images, or pixel_values in their place: give one of the two")
         kind = self.head_class.check_kind(kind)
-        batch = self.as_batch(given)
+        batch = self.as_batch(given, size)
         chosen = choose_classes(classes, top_k, len(batch), self.num_classes, self.labels)
         if self.measures_on_first_use:
             measure_on_first_use(self)
         with evaluation_mode(self):
-            features = self.forward_features(batch)
+            with say_which_size_failed(size):
+                features = self.forward_features(batch)
             some = self.head_class.draws_single_classes  # the maps of thousands of classes can cost more than a network
             logits, maps = (self.head(features), features) if some else self.head(features, kind=kind)
             probabilities = self.probabilities(logits)
@@ -215,12 +220,18 @@ class SelfExplaining(nn.Module):
         grid = Grid(sides_of(batch), sides_of(maps), self.alignment)
         return Explanation(maps, index, probabilities, kind, names=self.labels, pixels=pixels, grid=grid)
 
-    def as_batch(self, images: ImageInput) -> Tensor:
-        """Return images in any form that `explain` takes as a batch (B, C, H, W) on the device of the model."""
-        batch = as_batch(images, self.preprocessing)
+    def as_batch(self, images: ImageInput, size: ImageSize | None = None) -> Tensor:
+        """Return images in any form that `explain` takes as a batch (B, C, H, W) on the device of the model.
+
+        Args:
+            images: Images in any form that `explain` takes.
+            size: Side, or height and width, of the batch in place of the model's own. Tensors are resized to it.
+        """
+        batch = resize(as_batch(images, at_size(self.preprocessing, size)), size)
         check_images(batch, self.in_chans)
         if not torch.isfinite(batch).all():
             raise ValueError("there are images with NaN or infinite values: check the preprocessing")
+        warn_of_bytes(batch)
         devices = (weight.device for weight in self.backbone.parameters())
         device = next(devices, batch.device)
         return batch if device.type == "meta" else batch.to(device)  # accelerate moves the images of offloaded models

@@ -24,6 +24,7 @@ def find_vanilla(source: nn.Module, preprocessing: Any = None) -> tuple[TimmModu
         preprocessing: Image processor of transformers, or transforms or weights of torchvision, for a classifier of
             these libraries.
     """
+    source = _unwrapped(source)
     if isinstance(getattr(source, "timm_model", None), nn.Module):
         cfg, multi_label = read_wrapper(source)
         return source.timm_model, cfg, bool(multi_label)
@@ -43,6 +44,17 @@ def find_vanilla(source: nn.Module, preprocessing: Any = None) -> tuple[TimmModu
             f"{type(source).__name__}{_advise(source)}"
         )
     return counterpart, *_describe(source, counterpart, described)
+
+
+def _unwrapped(source: Any) -> Any:
+    """Return the model inside of `torch.compile` and of the wrappers for several GPUs, or the source itself."""
+    while True:
+        if isinstance(getattr(source, "_orig_mod", None), nn.Module):
+            source = source._orig_mod
+        elif isinstance(source, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            source = source.module
+        else:
+            return source
 
 
 def _describe(
