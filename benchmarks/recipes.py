@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from softcam_hub.arguments import ArgumentParser
+from softcam_hub.memory import keep_freed_memory
 from softcam_hub.training import parse, run
 
 from .imagenet_weights import imagenet_folder
@@ -81,6 +82,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="number of threads")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    keep_freed_memory()
     for recipe in args.recipes:
         replace_rows([measure(recipe, args.photographs, args.runs)], ROWS, ("recipe",))
 

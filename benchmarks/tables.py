@@ -21,6 +21,7 @@ from benchmarks.speed.tables import (
     explainers_table,
     heads_table,
     import_table,
+    memory_table,
     peer_table,
     threads_table,
     three_digits,
@@ -270,6 +271,7 @@ SPEED_TABLES: dict[str, Table] = {
     "alignment_speed": (alignment_speed_table, ("alignment_speed",)),
     "training": (training_table, ("training",)),
     "threads": (threads_table, ("threads",)),
+    "memory": (memory_table, ("memory",)),
     "import": (import_table, ("import",)),
     "notebooks": (notebooks_table, ("notebooks",)),
 }

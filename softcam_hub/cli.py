@@ -14,10 +14,14 @@ from types import ModuleType
 
 from . import __version__
 from .arguments import ArgumentParser
+from .memory import keep_freed_memory
 from .threads import set_up_threads
 
 COMMANDS = ("list", "train", "explain", "benchmark", "compare", "accuracy", "card", "push", "export", "demo")
 """Names of the commands and of their modules in `commands/`."""
+
+COMPUTING = ("train", "explain", "benchmark", "accuracy")
+"""Commands that may compute for minutes and then end."""
 
 PROGRAM = "softcam-hub"
 
@@ -51,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_command(words: Sequence[str]) -> int:
     """Run the command that the first word names, or answer the options that need no command."""
     if words and words[0] in COMMANDS:
+        if words[0] in COMPUTING:
+            keep_freed_memory()
         options = make_parser(words[0]).parse_args(words[1:])
         return load_command(words[0]).run(options) or 0
     parser = make_main_parser()

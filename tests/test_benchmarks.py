@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import hidden_layers
+from benchmarks.image_sizes import image_sizes_table
 from benchmarks.reproduction.claims import document
 from benchmarks.reproduction.findings import NOT_ALIGNED, Findings
 from benchmarks.reproduction.lesions import options_of
@@ -89,6 +90,29 @@ def test_patch_shares_benchmark_runs():
         "random",
     ]
     assert all(row["error"] < 1e-5 and 0 <= row["share_of_rest"] <= 1 for row in rows if "share_of_rest" in row)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no mallopt")
+def test_memory_benchmark_runs():
+    done = run("-m", "benchmarks.speed.memory", "--quick")
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout)
+    assert row["kept_page_faults"] < row["returned_page_faults"] / 10
+
+
+@pytest.mark.slow
+def test_image_sizes_benchmark_runs(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    options = ("--limit", "4", "--runs", str(tmp_path), "--output", str(rows))
+    done = run("-m", "benchmarks.image_sizes", "cape_lesions", *options)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert [(row["size"], row["map_side"]) for row in found] == [(side, side // 8) for side in (96, 128, 160, 192, 256)]
+    assert image_sizes_table(found).count("`cape_lesions`") == 6
+    done = run("-m", "benchmarks.image_sizes")
+    assert done.returncode == 2
+    assert "finetune-medium needs --photographs" in done.stderr
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from tools.house import measure
 PACKAGE = Path(__file__).parents[1] / "softcam_hub"
 
 FLOORS = [
-    {"models", "explanation_scores", "files", "arguments", "threads", "deferred_imports"},
+    {"models", "explanation_scores", "files", "arguments", "threads", "memory", "deferred_imports"},
     {"data", "output_folder", "loading", "figures", "architectures", "precisions", "pipeline"},
     {"hub", "temperature"},
     {"training", "explainers", "export"},

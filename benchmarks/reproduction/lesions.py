@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 from softcam_hub.arguments import ArgumentParser
 from softcam_hub.data import load_lesions
+from softcam_hub.memory import keep_freed_memory
 from softcam_hub.training import parse, recipes, run
 from softcam_hub.training.parsing import read_recipe
 
@@ -69,6 +70,7 @@ def main() -> None:
     parser.add_argument("recipes", nargs="*", default=[MEAN_COLOUR, *known], help="recipes to run; all by default")
     parser.add_argument("--seeds", nargs="*", type=int, default=list(SEEDS), help="seeds of weights and batches")
     arguments = parser.parse_args()
+    keep_freed_memory()
     for seed in arguments.seeds:
         for name in arguments.recipes:
             if name != MEAN_COLOUR:

@@ -35,6 +35,7 @@ from pathlib import Path
 import torch
 
 from softcam_hub.arguments import ArgumentParser
+from softcam_hub.memory import keep_freed_memory
 
 from ..timing import Row, replace_rows
 from ..values import replace_values
@@ -50,6 +51,7 @@ KEY = ("study", "seed")
 def chain_rows(name: str, study: Study, seed: int, photographs: Path | None, threads: int) -> list[Row]:
     """Compute the rows of a chain in a process of its own."""
     torch.set_num_threads(threads)
+    keep_freed_memory()
     if photographs is not None:
         return SteelChain(name, study, seed, photographs).rows()
     return Chain(name, study, seed).rows()

@@ -173,6 +173,35 @@ def threads_table(rows: list[Row]) -> str:
     ) + markdown(["machine", "spinning", "sleeping", "ratio"], body)
 
 
+def memory_table(rows: list[Row]) -> str:
+    """Render one line per case: a step with memory that is returned when it is freed, and with memory that is kept."""
+    body = [
+        [
+            f"{row['case']}: `{row['model']}` at {row['side']} px, batch {row['batch']}",
+            *(f"{row[f'{way}_seconds']:.2f} s" for way in ("returned", "kept")),
+            f"{row['ratio']:.2f} ({row['ratio_quartiles'][0]:.2f} to {row['ratio_quartiles'][1]:.2f})",
+            *(f"{row[f'{way}_page_faults'] / 1000:,.0f}" for way in ("returned", "kept")),
+            *(f"{row[f'{way}_megabytes']:,.0f}" for way in ("returned", "kept")),
+        ]
+        for row in rows
+    ]
+    header = [
+        "case",
+        "returned",
+        "kept",
+        "ratio",
+        "thousand pages, returned",
+        "kept",
+        "most memory (MB), returned",
+        "kept",
+    ]
+    return (
+        "A step with freed memory that is returned to the system, as by default, and with memory that is kept: medians "
+        f"of {rows[0]['pairs']} interleaved pairs of processes, quartiles in brackets. Pages are those that the system "
+        f"handed out in a step. {where(rows[0])}.\n\n"
+    ) + markdown(header, body)
+
+
 def explainers_table(rows: list[Row]) -> str:
     """Render one line per method and batch: its cost here and with each peer, in forward passes."""
     cases: dict[tuple[str, int, str], dict[str, Row]] = {}
