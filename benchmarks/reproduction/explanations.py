@@ -48,16 +48,18 @@ SETTINGS = {
     "limit": 200,
     "batch_size": 25,
     "shard_size": 25,
-    "measures": "table localisation sensitivity gini evidence pxap boxes causal agreement",
     "per_image": True,
 }
+MEASURES = "table localisation sensitivity gini evidence pxap boxes causal"
 
 
 def rows_of(recipe: str, explainers: str) -> tuple[list[Row], list[Row]]:
     """Measure a run; return rows and values of every image, which name the recipe whose model is explained."""
     run = Path("runs") / recipe
     vanilla = run / "vanilla" if recipe == POST_HOC else None
-    rows = benchmark(run / "model", run / "explanations", vanilla=vanilla, explainers=explainers, **SETTINGS)
+    several = explainers == "all" or " " in explainers  # one explainer has none to agree with
+    options = {**SETTINGS, "explainers": explainers, "measures": MEASURES + " agreement" * several}
+    rows = benchmark(run / "model", run / "explanations", vanilla=vanilla, **options)
     values = values_by_explainer(read_rows(run / "explanations" / "values.jsonl"))
     explained = {"model": recipe, "vanilla": VANILLA}
     named = [
