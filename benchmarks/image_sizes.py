@@ -7,7 +7,7 @@ python -m benchmarks.image_sizes cape_lesions                        # the netwo
 - Networks are not trained again: they see the test images larger or smaller than those that they learnt from.
 - The shipped model explains generated images that are drawn at twice the side that it learnt from, so that larger
   sizes show more detail. Photographs of steel have 200 pixels a side, and larger sizes show no more of them.
-- Time is that of `explain`, in turns with the network's own size.
+- Time is CPU time of `explain` on one thread, in turns with the network's own size.
 """
 
 import argparse
@@ -66,8 +66,8 @@ def measure(
             "hit_rate_interval": [rounded(end) for end in row["hit_rate_interval"]],
             "hit_rate_of_small": rounded(row["by_size"]["small"]["hit_rate"]),
             "map_offset": row["map_offset"],
-            "time_ratio": time["ratio"],
-            "time_ratio_quartiles": time["ratio_quartiles"],
+            "time_ratio": time["cpu_ratio"],
+            "time_ratio_quartiles": time["cpu_ratio_quartiles"],
             **environment(),
         }
 
@@ -98,8 +98,8 @@ def image_sizes_table(rows: list[Row]) -> str:
     text = "; ".join(f"`{name}`: {count}" for name, count in counts.items())
     return (
         f"Percent, on test images ({text}). The hit rate is the pointing game with the usual tolerance of 15 pixels at "
-        "224; *small ones* are the third of the images with the smallest annotations; *time* is that of `explain` "
-        "beside the network's own size (median of pairs).\n\n" + markdown(header, body)
+        "224; *small ones* are the third of the images with the smallest annotations; *time* is the CPU time of "
+        "`explain` beside the network's own size (median of pairs).\n\n" + markdown(header, body)
     )
 
 

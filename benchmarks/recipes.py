@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from softcam_hub.arguments import ArgumentParser
+from softcam_hub.evaluation.report import markdown
 from softcam_hub.memory import keep_freed_memory
 from softcam_hub.training import parse, run
 
@@ -72,6 +73,20 @@ def measure(recipe: str, photographs: Path, folder: Path) -> Row:
         "minutes": rounded(metrics["seconds"] / 60),
         **environment(),
     }
+
+
+def recipes_table(rows: list[Row]) -> str:
+    """Write one line for each recipe."""
+    header = ["recipe", "training images", "epochs", "accuracy", "balanced", "minutes"]
+    body = []
+    for row in sorted(rows, key=lambda row: -row["images"]):
+        scores = [f"{row[f'test_{name}']:.1%}" for name in ("accuracy", "balanced_accuracy")]
+        body.append([f"`{row['recipe']}`", str(row["images"]), str(row["epochs"]), *scores, f"{row['minutes']:.0f}"])
+    first = rows[0]
+    return markdown(header, body) + (
+        f"\nOn {first['test_images']} test photographs, with SoftCAM; one run each, seed 0, {first['threads']} thread "
+        f"beside another program, {first['machine']}, torch {first['torch']}.\n"
+    )
 
 
 def main() -> None:

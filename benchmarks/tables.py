@@ -17,6 +17,7 @@ from benchmarks.hidden_layers import hidden_layers_table
 from benchmarks.image_sizes import image_sizes_table
 from benchmarks.measures.tables import measures_table
 from benchmarks.patch_shares import patch_shares_table
+from benchmarks.recipes import recipes_table
 from benchmarks.speed.tables import (
     alignment_speed_table,
     explainers_table,
@@ -290,6 +291,8 @@ ALIGNMENT_TABLES: dict[str, Table] = {
     "steel": (steel_table, ("alignment_steel",)),
 }
 
+FIRST_DATA_SET_TABLES: dict[str, Table] = {"recipes": (recipes_table, ("recipes",))}
+
 PAGES: dict[Path, dict[str, Table]] = {
     ROOT / "README.md": README_TABLES,
     ROOT / "docs" / "scores.md": SCORES_TABLES,
@@ -299,6 +302,7 @@ PAGES: dict[Path, dict[str, Table]] = {
     ROOT / "docs" / "models.md": MODELS_TABLES,
     ROOT / "docs" / "explainers.md": EXPLAINERS_TABLES,
     ROOT / "docs" / "alignment.md": ALIGNMENT_TABLES,
+    ROOT / "docs" / "first_data_set.md": FIRST_DATA_SET_TABLES,
 }
 """Page -> name between its markers -> table."""
 
