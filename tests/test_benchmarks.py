@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import hidden_layers
 from benchmarks.image_sizes import image_sizes_table
+from benchmarks.recipes import choose
 from benchmarks.reproduction.claims import document
 from benchmarks.reproduction.findings import NOT_ALIGNED, Findings
 from benchmarks.reproduction.lesions import options_of
@@ -113,6 +114,19 @@ def test_image_sizes_benchmark_runs(tmp_path):
     done = run("-m", "benchmarks.image_sizes")
     assert done.returncode == 2
     assert "finetune-medium needs --photographs" in done.stderr
+
+
+def test_a_recipe_for_few_images_learns_from_the_first_of_every_class(tmp_path):
+    rows = [("a", "train"), ("b", "train"), ("a", "train"), ("a", "test"), ("b", "validation"), ("a", "train")]
+    lines = [f"images/{number}.jpg,{label},{split}" for number, (label, split) in enumerate(rows)]
+    (tmp_path / "manifest.csv").write_text("\n".join(["image,label,split", *lines]) + "\n")
+
+    def numbers(count):
+        return [int(Path(row["image"]).stem) for row in choose(tmp_path, count)]
+
+    assert numbers(None) == [0, 1, 2, 3, 4, 5]
+    assert numbers(1) == [0, 1, 3, 4]
+    assert numbers(2) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.slow
