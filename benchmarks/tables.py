@@ -59,7 +59,7 @@ LESIONS = {
 }
 
 SUMMARY = {
-    "energy_pointing": "share of the map on lesions ↑",
+    "energy_pointing": "share of the map in boxes ↑",
     "activation_precision": "activation precision ↑",
     "adcc": "ADCC ↑",
 }

@@ -5,6 +5,7 @@
 """
 
 import difflib
+import inspect
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,7 @@ from .models.classes import Classes, name_classes
 from .models.evaluation_mode import evaluation_mode
 from .models.explanation import Explanation
 from .models.heads import HEADS
-from .models.image_size import ImageSize, at_size, say_which_size_failed
+from .models.image_size import ImageSize, at_size, check_takes_size, say_which_size_failed
 from .models.inputs import ImageInput
 from .models.label_kind import is_multi_label
 from .models.map_kind import KindName
@@ -71,8 +72,15 @@ class LoadedClassifier:
         if size is None:
             return self
         preprocessing = at_size(self.preprocessing, size)
+        channels, *own = self.preprocessing["input_size"]
+        _, *sides = preprocessing["input_size"]
+        fixed = bool((getattr(self.model, "pretrained_cfg", None) or {}).get("fixed_input_size"))
+        network: nn.Module = getattr(self.model, "backbone", None) or self.model
+        check_takes_size(network, fixed, size, (own[0], own[1]))
         weight = next(self.model.parameters())
-        image = torch.zeros(1, *preprocessing["input_size"], dtype=weight.dtype, device=weight.device)
+        image = torch.zeros(
+            1, getattr(self.model, "in_chans", channels), *sides, dtype=weight.dtype, device=weight.device
+        )
         with torch.no_grad(), evaluation_mode(self.model), say_which_size_failed(size):
             self.model(image)
         return replace(self, preprocessing=preprocessing)
@@ -143,8 +151,14 @@ def explain(
         model = load_classifier(source).model
     if not _explains_itself(model):
         raise _no_maps(_architecture_of(model))
-    options = {} if size is None else {"size": size}  # code that came with a folder may be older
-    return model.explain(images, classes, top_k, kind, **options)
+    if size is None:
+        return model.explain(images, classes, top_k, kind)
+    if "size" not in inspect.signature(model.explain).parameters:
+        raise ValueError(
+            "the code that came with this model is of an older release, which takes no size: load the folder without "
+            "its code (trust_remote_code=False)"
+        )
+    return model.explain(images, classes, top_k, kind, size=size)
 
 
 def _explains_itself(module: nn.Module) -> bool:

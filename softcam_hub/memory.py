@@ -19,6 +19,12 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 LARGEST_KEPT = 2**30
 """Bytes of the largest block that is kept."""
 
+LARGEST_KEPT_BY_OLD_LIBRARIES = 2**25
+"""The same where the C library is older and refuses more."""
+
+NEVER = -1
+"""Threshold of free memory at which none is returned."""
+
 
 def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
     """Have the C library keep freed memory in this process, unless the user has set how it does; tell whether it does.
@@ -33,4 +39,5 @@ def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not every C library has it
     if mallopt is None:
         return False
-    return bool(mallopt(MMAP_THRESHOLD, LARGEST_KEPT)) and bool(mallopt(TRIM_THRESHOLD, 2**31 - 1))
+    kept = mallopt(MMAP_THRESHOLD, LARGEST_KEPT) or mallopt(MMAP_THRESHOLD, LARGEST_KEPT_BY_OLD_LIBRARIES)
+    return bool(mallopt(TRIM_THRESHOLD, NEVER)) and bool(kept)

@@ -9,7 +9,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .models.alignment import Grid, sides_of
 from .models.explanation import Explanation
-from .models.image_size import ImageSize, at_size
+from .models.image_size import ImageSize
 from .models.inputs import as_batch, read_image
 
 TASK = "image-explanation"
@@ -48,7 +48,8 @@ class ImageExplanationPipeline(Pipeline):
             top_k: Number of most probable classes to explain, 1 by default.
             classes: Labels or indices of the classes to explain instead.
             kind: Kind of map: `softcam`, `cape`, `mu-cape` or `cam`.
-            size: Side, or height and width, at which the network sees the images, in place of its own.
+            size: Side, or height and width, at which the network sees the images, in place of its own. The model's own
+                preprocessing prepares them, whatever image processor the pipeline was given.
             timeout: Seconds that the download of a URL may take in all, in place of 60.
             **options: Options that every pipeline takes, such as `batch_size`.
 
@@ -87,7 +88,7 @@ class ImageExplanationPipeline(Pipeline):
         """Read one image, and transform it to the input of the model."""
         picture = read_image(image, timeout)
         if size is not None:
-            return {"images": as_batch(picture, at_size(self.model.preprocessing, size))}
+            return {"images": as_batch(picture, self.model.preprocessing, size)}
         return {"images": self.image_processor(images=picture)["pixel_values"]}
 
     def _forward(self, inputs: dict[str, Tensor], **options: Any) -> dict[str, Tensor]:

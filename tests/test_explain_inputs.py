@@ -297,7 +297,7 @@ def test_pictures_for_a_model_of_other_channels():
 
 def test_a_tensor_of_bytes_that_are_no_integers_is_warned_of(doors):
     pixels = torch.from_numpy(ARRAY.copy()).movedim(-1, 0).float()
-    with pytest.warns(UserWarning, match="values up to 254, where normalised images have single digits") as caught:
+    with pytest.warns(UserWarning, match="values from 0 to 254, where normalised images have single digits") as caught:
         doors.timm.explain(pixels)
     assert caught[0].filename == __file__
     assert np.array_equal(doors.timm.explain(pixels.byte()).pixels, doors.timm.explain(PICTURE).pixels)

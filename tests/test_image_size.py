@@ -56,7 +56,7 @@ def test_a_picture_is_prepared_for_the_size(size, sides, model):
 
 def test_a_tensor_is_resized(model):
     images = seen_at(model, 160, 160)
-    expected = F.interpolate(images, (320, 320), mode="bicubic", antialias=True)
+    expected = F.interpolate(images, (320, 320), mode="bicubic", antialias=True).clamp(images.min(), images.max())
     assert torch.equal(model.explain(images, size=320).maps, model.explain(expected).maps)
     assert torch.equal(model.explain(images, size=160).maps, model.explain(images).maps)
     assert model.as_batch(images, 160).data_ptr() == images.data_ptr()
@@ -64,9 +64,18 @@ def test_a_tensor_is_resized(model):
 
 def test_the_dtype_of_a_resized_tensor_stays():
     images = torch.rand(1, 3, 8, 8)
-    half = resize(images.bfloat16(), 16)
+    half = resize(images.bfloat16(), (16, 16))
     assert half.dtype == torch.bfloat16
-    assert torch.equal(half, resize(images.bfloat16().float(), 16).bfloat16())
+    assert torch.equal(half, resize(images.bfloat16().float(), (16, 16)).bfloat16())
+
+
+def test_a_list_may_hold_forms_of_different_sizes(model):
+    forms = [PICTURE, torch.zeros(3, 100, 100), {"pixel_values": torch.zeros(1, 3, 160, 160)}]
+    found = model.explain(forms, size=192)
+    assert torch.equal(found.pixels[0], model.explain(PICTURE, size=192).pixels[0])
+    assert found.pixels.shape == (3, 3, 192, 192)
+    with pytest.raises(ValueError, match=r"got 128 in shape \(1, 128, 160, 3\): move the channels to the front"):
+        model.explain(torch.zeros(1, 128, 160, 3), size=192)
 
 
 def test_the_own_size_is_the_default(model):
@@ -86,16 +95,48 @@ def test_sizes_that_are_none_are_refused(size, model):
         model.explain(PICTURE, size=size)
 
 
-@pytest.mark.parametrize("name", ["softcam_vit_tiny_patch16_224", "vit_tiny_patch16_224"])
-def test_a_network_of_one_size_says_how_to_get_another(name):
-    model = timm.create_model(name, num_classes=3).eval()
-    with pytest.raises(ValueError, match=r"cannot compute images of 320x320 px .*img_size=\(320, 320\)"):
-        load_classifier(model).at_size(320)
-    if name.startswith("softcam"):
-        with pytest.raises(ValueError, match="cannot compute images of 320x320 px"):
-            model.explain(PICTURE, size=320)
-        made = timm.create_model(name, num_classes=3, img_size=(320, 320)).eval()
-        assert made.explain(PICTURE).maps.shape[-2:] == (20, 20)
+FIXED = {
+    "vit_tiny_patch16_224": {},
+    "mvitv2_tiny": {},  # computes smaller images, with positions of other places
+    "swin_tiny_patch4_window7_224": {},
+}
+
+
+@pytest.mark.parametrize("family", ["", "softcam_"])
+@pytest.mark.parametrize("name", FIXED)
+def test_a_network_of_one_size_says_how_to_get_another(name, family):
+    model = timm.create_model(family + name, num_classes=3, **FIXED[name]).eval()
+    for size in (192, (448, 448)):
+        with pytest.raises(ValueError, match=r"takes images of 224x224 px only, and not of .*img_size=\(\d+, \d+\)"):
+            load_classifier(model).at_size(size)
+        if family:
+            with pytest.raises(ValueError, match="takes images of 224x224 px only"):
+                model.explain(PICTURE, size=size)
+    assert load_classifier(model).at_size(224).preprocessing["input_size"] == (3, 224, 224)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("softcam_vit_tiny_patch16_224", {"dynamic_img_size": True}),
+        ("softcam_swinv2_tiny_window8_256", {"strict_img_size": False}),
+    ],
+)
+def test_networks_that_adapt_give_what_one_made_for_the_size_gives(name, options, tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=3, **options).eval()
+    images = torch.rand(1, 3, 384, 384)
+    found = model.explain(images, size=384)
+    timm.models.save_for_hf(model, tmp_path)
+    made = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, img_size=384).eval()
+    torch.testing.assert_close(found.maps, made.explain(images).maps, atol=1e-4, rtol=1e-3)
+
+
+def test_sizes_that_a_network_cannot_compute_are_named():
+    model = timm.create_model("softcam_efficientformer_l1", num_classes=3).eval()
+    for explain in (load_classifier(model).at_size, lambda size: model.explain(PICTURE, size=size)):
+        with pytest.raises(ValueError, match=r"(cannot compute|takes) images of"):
+            explain(256)
 
 
 def test_other_errors_keep_their_name():
@@ -128,13 +169,14 @@ def test_the_pipeline_takes_a_size(folder):
 def test_the_command_line_takes_a_size(folder, tmp_path, capsys):
     PICTURE.save(tmp_path / "photo.png")
     options = ["explain", str(tmp_path / "photo.png"), "--model", str(folder), "--output", str(tmp_path / "out")]
-    assert main([*options, "--size", "192", "320"]) == 0
+    assert main([*options, "--size", "192x320"]) == 0
     (line,) = [json.loads(text) for text in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     expected = load_classifier(folder).model.explain(PICTURE, size=(192, 320))
     assert line["score"] == pytest.approx(float(expected.probabilities), abs=1e-6)
-    for wrong in (["0"], ["1", "2", "3"]):
-        assert main([*options, "--size", *wrong]) == 1
-        assert "--size must be one or two positive numbers of pixels" in capsys.readouterr().err
+    for wrong in ("0", "1x2x3", "-5", "large", "192,320"):
+        with pytest.raises(SystemExit):
+            main([*options, "--size", wrong])
+        assert "expected a side such as 448, or height and width such as 448x336" in capsys.readouterr().err
 
 
 def test_a_benchmark_takes_a_size(tmp_path):
@@ -146,6 +188,11 @@ def test_a_benchmark_takes_a_size(tmp_path):
     assert rows[0]["accuracy"] == pytest.approx(100 * np.mean(found.classes[:, 0].numpy() == data["label"]))
     lines = [json.loads(line) for line in (tmp_path / "96" / "values.jsonl").read_text().splitlines()]
     assert [line["confidence"] for line in lines] == pytest.approx(found.probabilities[:, 0].tolist(), abs=1e-5)
+    again = benchmark(CAPE_LESIONS, tmp_path / "96", image_size=np.int64(96), explainers="cape", **options)
+    assert again[0]["image_size"] == 96
+    with pytest.raises(TypeError, match="image_size must be a whole number, got '96 128'"):
+        benchmark(CAPE_LESIONS, tmp_path / "no", image_size=(96, 128), **options)
+    assert not (tmp_path / "no").exists()
     with pytest.raises(ValueError, match="image_size=96, but now it is None"):
         benchmark(CAPE_LESIONS, tmp_path / "96", explainers="cape", per_image=True, **options)
 

@@ -59,13 +59,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--size",
-        type=int,
-        nargs="+",
+        type=read_size,
         metavar="PIXELS",
-        help="Side, or height and width, at which the network sees the images: larger ones have finer maps and take "
-        "longer. The model's own by default.",
+        help="Side (448), or height and width (448x336), at which the network sees the images: larger ones have finer "
+        "maps and take longer. The model's own by default.",
     )
     parser.add_argument("--batch-size", type=int, default=16, help="Number of images per batch. [16]")
+
+
+def read_size(text: str) -> tuple[int, int]:
+    """Read a side, such as 448, or height and width, such as 448x336."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isascii() and side.isdigit() and int(side) for side in sides):
+        raise argparse.ArgumentTypeError(
+            f"expected a side such as 448, or height and width such as 448x336: got {text!r}"
+        )
+    return int(sides[0]), int(sides[-1])
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -79,8 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
         register_models()
         from ..loading import load_classifier
 
-        size = arguments.size and (arguments.size[0], arguments.size[-1])
-        explainer = ImageExplainer(load_classifier(arguments.model).at_size(size), arguments)
+        explainer = ImageExplainer(load_classifier(arguments.model).at_size(arguments.size), arguments)
         folder.claim("continue")
         with draft_of(folder.path / LINES) as draft:
             write_explanations(explainer, pictures, draft)
@@ -98,8 +106,6 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     for option, value in {"--top-k": arguments.top_k, "--batch-size": arguments.batch_size}.items():
         if value is not None and value < 1:
             raise ValueError(f"{option} must be at least 1, got {value}")
-    if arguments.size is not None and (len(arguments.size) > 2 or min(arguments.size) < 1):
-        raise ValueError(f"--size must be one or two positive numbers of pixels, got {arguments.size}")
     if arguments.classes and arguments.top_k:
         raise ValueError("--classes and --top-k both choose the classes to explain: give one of them")
     if arguments.kind and arguments.explainer:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -118,7 +119,9 @@ def make_settings(**settings: Any) -> tuple[BenchmarkConfig, DataConfig]:
     values: dict[type, dict[str, Any]] = {group: {} for group in groups}
     for name, value in settings.items():
         if isinstance(value, list | tuple):
-            value = " ".join(value)
+            value = " ".join(map(str, value))
+        if isinstance(value, Integral) and not isinstance(value, bool):
+            value = int(value)  # JSON knows no integers of numpy
         if isinstance(value, Path):
             value = str(value)
         if value is not None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .alignment import check_sides, sides_of
 from .preprocessing import MAX_SIDE
@@ -16,7 +16,10 @@ ImageSize = int | tuple[int, int]
 
 
 def at_size(preprocessing: Mapping[str, Any], size: ImageSize | None) -> dict[str, Any]:
-    """Return the preprocessing for images of another size, which show the same part of a picture.
+    """Return the preprocessing for images of another size.
+
+    Square images show the same part of a picture as before. Where the model crops, a size of another form shows the
+    middle of the picture in this form.
 
     Args:
         preprocessing: Preprocessing of a model, as timm's `create_transform` takes it.
@@ -30,17 +33,36 @@ def at_size(preprocessing: Mapping[str, Any], size: ImageSize | None) -> dict[st
     return {**preprocessing, "input_size": (preprocessing["input_size"][0], *sides)}
 
 
-def resize(images: Tensor, size: ImageSize | None) -> Tensor:
-    """Resize images (B, C, H, W), unless they have the size already."""
-    if size is None or images.ndim != 4 or sides_of(images) == (sides := check_sides(size)):
+def resize(images: Tensor, sides: tuple[int, int]) -> Tensor:
+    """Resize images (B, C, H, W), which stay within the range of their values."""
+    if sides_of(images) == sides or not images.numel():
         return images
-    larger = F.interpolate(images.float(), sides, mode="bicubic", align_corners=False, antialias=True)
-    return larger.to(images.dtype)
+    resized = F.interpolate(images.float(), sides, mode="bicubic", align_corners=False, antialias=True)
+    return resized.clamp(images.min(), images.max()).to(images.dtype)
+
+
+def check_takes_size(network: nn.Module, fixed: bool, size: ImageSize | None, own: tuple[int, int]) -> None:
+    """Refuse a size for a network of one size: some compute something for other sizes, and it is wrong.
+
+    Args:
+        network: timm network, without or with a classifier.
+        fixed: Whether timm describes the network as one of fixed size.
+        size: Side, or height and width, that the user asks for; None for the network's own.
+        own: Height and width that the network was made for.
+    """
+    if size is None or not fixed or check_sides(size) == own or getattr(network, "dynamic_img_size", False):
+        return
+    height, width = check_sides(size)
+    raise ValueError(
+        f"the network takes images of {own[0]}x{own[1]} px only, and not of {height}x{width} px. Most networks of this "
+        "kind can be made for another size with the same weights: "
+        f"timm.create_model('local-dir:FOLDER', pretrained=True, img_size=({height}, {width}))"
+    )
 
 
 @contextmanager
 def say_which_size_failed(size: ImageSize | None) -> Iterator[None]:
-    """Turn the error of a network that does not take images of a size into a ValueError that says what to do.
+    """Turn the error of a network that cannot compute images of a size into a ValueError that names the size.
 
     Args:
         size: Side, or height and width, that the user asked for; None for the model's own.
@@ -49,12 +71,11 @@ def say_which_size_failed(size: ImageSize | None) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, ValueError, AssertionError) as error:
+    except Exception as error:  # timm's networks raise AssertionError, RuntimeError, IndexError and others
         if size is None:
             raise
         height, width = check_sides(size)
         raise ValueError(
-            f"the model cannot compute images of {height}x{width} px ({error}): leave the size out, try a multiple of "
-            f"its own, or make the network for that size with img_size=({height}, {width}), which most transformers "
-            "of timm take"
+            f"the model cannot compute images of {height}x{width} px ({error}): leave the size out, or try a "
+            "multiple of 32 pixels"
         ) from error

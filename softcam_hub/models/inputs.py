@@ -20,6 +20,7 @@ from timm.data import create_transform
 from torch import Tensor
 
 from .downloads import download
+from .image_size import ImageSize, at_size, resize
 from .images import UnreadableImage, decode, name_image, open_local, read_user_image, to_rgb, turn_upright
 from .text import abbreviate, printable
 
@@ -41,27 +42,31 @@ ImageInput: TypeAlias = (
 """Images as `as_batch` takes them."""
 
 
-def as_batch(images: ImageInput, preprocessing: Mapping[str, Any]) -> Tensor:
+def as_batch(images: ImageInput, preprocessing: Mapping[str, Any], size: ImageSize | None = None) -> Tensor:
     """Return images in any accepted form as one batch (B, C, H, W), or raise an error that says what was expected.
 
     Args:
         images: A batch (B, C, H, W) or an image (C, H, W) as a tensor, the output of an image processor, a picture in
             any form that `read_image` takes, or a list of these.
         preprocessing: Preprocessing of the model, as timm's `create_transform` takes it.
+        size: Side, or height and width, of the batch in place of the model's own. Pictures are prepared for it, and
+            tensors are resized to it.
     """
+    if size is not None:
+        preprocessing = at_size(preprocessing, size)
     if isinstance(images, Mapping):
-        return _processed(images)
+        return _resized(_processed(images), preprocessing, size)
     if isinstance(images, Tensor) and images.dtype == torch.uint8:  # a picture, as torchvision reads it
         images = _as_array(images)
     if isinstance(images, Tensor):
-        return images[None] if images.ndim == 3 else images
+        return _resized(images[None] if images.ndim == 3 else images, preprocessing, size)
     if (isinstance(images, Sequence) and not isinstance(images, str | bytes)) or (
         isinstance(images, np.ndarray) and images.ndim == 4
     ):
         if not len(images):
             raise ValueError("there is no image to explain: expected an image or a list of images, got an empty list")
         pictures: list[Any] = list(images)
-        return _joined([as_batch(picture, preprocessing) for picture in pictures])
+        return _joined([as_batch(picture, preprocessing, size) for picture in pictures])
     channels = preprocessing["input_size"][0]
     if channels != 3:
         raise ValueError(
@@ -71,11 +76,22 @@ def as_batch(images: ImageInput, preprocessing: Mapping[str, Any]) -> Tensor:
     return create_transform(**preprocessing)(read_image(images))[None]
 
 
+def _resized(images: Tensor, preprocessing: Mapping[str, Any], size: ImageSize | None) -> Tensor:
+    """Resize images of a model where a size is asked for; what is no image of it is left for a later check."""
+    channels, height, width = preprocessing["input_size"]
+    if size is None or images.ndim != 4 or images.shape[1] != channels or not images.is_floating_point():
+        return images
+    return resize(images, (height, width))
+
+
 def warn_of_bytes(images: Tensor) -> None:
     """Warn of images whose values look like bytes: a network gives wrong predictions for them, and no error."""
-    if images.numel() and float(images.abs().amax()) > LARGEST_NORMALISED:
+    if not images.numel():
+        return
+    low, high = float(images.amin()), float(images.amax())
+    if max(-low, high) > LARGEST_NORMALISED:
         warnings.warn(
-            f"the images have values up to {float(images.amax()):.4g}, where normalised images have single digits: "
+            f"the images have values from {low:.4g} to {high:.4g}, where normalised images have single digits: "
             "normalise them as in training, or pass the pictures themselves, as uint8 tensors or PIL images",
             stacklevel=5,  # explain() is wrapped by no_grad
         )

@@ -16,7 +16,7 @@ from .evaluation_mode import evaluation_mode
 from .explanation import Explanation
 from .flip_registration import count_cells, measure_on_first_use
 from .heads import HEADS, EvidenceHead, select
-from .image_size import ImageSize, at_size, resize, say_which_size_failed
+from .image_size import ImageSize, check_takes_size, say_which_size_failed
 from .inputs import ImageInput, as_batch, warn_of_bytes
 from .label_kind import class_probabilities
 from .map_kind import KindName
@@ -227,7 +227,10 @@ class SelfExplaining(nn.Module):
             images: Images in any form that `explain` takes.
             size: Side, or height and width, of the batch in place of the model's own. Tensors are resized to it.
         """
-        batch = resize(as_batch(images, at_size(self.preprocessing, size)), size)
+        if size is not None:
+            own, fixed = self.input_size[1:], bool(self.pretrained_cfg.get("fixed_input_size"))
+            check_takes_size(self.backbone, fixed, size, own)
+        batch = as_batch(images, self.preprocessing, size)
         check_images(batch, self.in_chans)
         if not torch.isfinite(batch).all():
             raise ValueError("there are images with NaN or infinite values: check the preprocessing")
