@@ -143,6 +143,8 @@ def test_commands_in_shell_blocks_exist(words, capsys):
         assert find_spec(words[2])
     elif words[:2] == ["python", "-c"]:
         compile(words[2], "<command>", "exec")
+    elif words[0] == "export":
+        assert all("=" in word for word in words[1:])
     elif words[0] == "python":
         assert (ROOT / words[1]).exists()
     else:

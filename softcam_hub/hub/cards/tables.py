@@ -36,6 +36,7 @@ BENCHMARK_DEFAULTS = {
     "measures": "",
     "split": "test",
     "limit": None,
+    "image_size": None,
     "batch_size": 16,
     "shard_size": 32,
     "patch": None,
