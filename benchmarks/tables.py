@@ -17,6 +17,7 @@ from benchmarks.alignment.tables import checks_table, real_weights_table, steel_
 from benchmarks.causal.tables import causal_table
 from benchmarks.hidden_layers import hidden_layers_table
 from benchmarks.image_sizes import image_sizes_table
+from benchmarks.measures.tables import measures_table
 from benchmarks.patch_shares import patch_shares_table
 from benchmarks.recipes import recipes_table
 from benchmarks.speed.tables import (
@@ -275,6 +276,7 @@ SCORES_TABLES: dict[str, Table] = {
     "explanations": (explanations_table, ("explanations",)),
     "alignment": (alignment_table, ("alignment",)),
     "causal": (causal_table, ("causal",)),
+    "measures": (measures_table, ("measures",)),
 }
 SPEED_TABLES: dict[str, Table] = {
     "explainers": (explainers_table, ("explainers",)),
