@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.alignment.tables import checks_table, real_weights_table, steel_table
-from benchmarks.causal.tables import causal_table
+from benchmarks.causal.tables import causal_speed_table, causal_table
 from benchmarks.hidden_layers import hidden_layers_table
 from benchmarks.image_sizes import image_sizes_table
 from benchmarks.measures.tables import measures_table
@@ -276,6 +276,7 @@ SCORES_TABLES: dict[str, Table] = {
     "explanations": (explanations_table, ("explanations",)),
     "alignment": (alignment_table, ("alignment",)),
     "causal": (causal_table, ("causal",)),
+    "causal_speed": (causal_speed_table, ("causal_speed",)),
     "measures": (measures_table, ("measures",)),
 }
 SPEED_TABLES: dict[str, Table] = {

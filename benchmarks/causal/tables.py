@@ -48,3 +48,13 @@ def _cell(row: Row, name: str, factor: int, digits: int) -> str:
         return "-"
     low, high = (f"{factor * end:.{digits}f}" for end in row[f"{name}_interval"])
     return f"{factor * row[name]:.{digits}f} [{low}, {high}]"
+
+
+def causal_speed_table(rows: list[Row]) -> str:
+    """Say in a sentence how long the causal study takes."""
+    row = rows[0]
+    return (
+        f"The causal scores of {row['images']} images with {len(row['explainers'])} explainers of the shipped model "
+        f"and of its vanilla classifier took {row['minutes']:.1f} minutes with {row['threads']} thread "
+        f"({row['machine']}, torch {row['torch']})."
+    )
