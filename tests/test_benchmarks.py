@@ -99,7 +99,7 @@ def test_memory_benchmark_runs():
     done = run("-m", "benchmarks.speed.memory", "--quick")
     assert done.returncode == 0, done.stderr
     row = json.loads(done.stdout)
-    assert row["kept_page_faults"] < row["returned_page_faults"]
+    assert row["kept_page_faults"] < row["returned_page_faults"] / 10
 
 
 @pytest.mark.slow
