@@ -168,6 +168,8 @@ def test_reproduction_runs_and_its_rows_make_a_page():
     runs = {"vanilla", "softcam", "softcam-sparse", "softcam-l1-1", "cape-direct", "cape-ts", "cape-pf"}
     assert trained == runs
     assert {row["run"] for row in rows if row["kind"] == "explanation"} == runs
+    tempered = {(row["run"], row["temperature"]) for row in rows if row["kind"] == "calibration"}
+    assert {("vanilla", "as trained"), ("vanilla", "fitted"), ("cape-ts", "fitted")} < tempered
     explained = {row["run"] for row in tuned if row["kind"] == "explanation"}
     assert explained == {"softcam"}, "the vanilla classifier was trained for fewer epochs, and is not compared"
     names = {"quick": "lesions", "quick fine-tuning": "fine-tuning"}

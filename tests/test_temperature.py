@@ -7,6 +7,7 @@ import timm
 import torch
 
 import softcam_hub
+from benchmarks.reproduction.temperature import fitted_to_logits
 from softcam_hub.data.splits import load_splits
 from softcam_hub.evaluation.shards import make_dataset
 from softcam_hub.loading import load_classifier
@@ -174,3 +175,13 @@ def test_a_run_of_before_there_was_the_setting_goes_on(tmp_path):
     assert run(make_config(**options, resume=True)) == done
     with pytest.raises(ValueError, match="says calibrate=False, but now it is True"):
         run(make_config(**options, resume=True, calibrate=True))
+
+
+def test_the_temperature_of_a_black_box_undoes_a_factor_of_its_logits():
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(4000, 5, generator=generator)
+    labels = logits.softmax(dim=1).multinomial(1, generator=generator)[:, 0]
+    found = fitted_to_logits(3 * logits, labels)
+    assert found == pytest.approx(3, rel=0.1)
+    searched = [torch.nn.functional.cross_entropy(3 * logits / t, labels) for t in torch.arange(2.0, 4.0, 0.01)]
+    assert found == pytest.approx(2 + 0.01 * int(torch.stack(searched).argmin()), abs=0.011)

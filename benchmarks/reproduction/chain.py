@@ -23,7 +23,7 @@ from ..timing import Row, environment, read_rows
 from ..values import values_by_explainer
 from .findings import NOT_ALIGNED
 from .studies import CAPE, Study
-from .temperature import calibrations
+from .temperature import black_box_calibrations, calibrations
 
 RUNS = Path("runs") / "reproduction"
 MEASURES = "table localisation sensitivity gini evidence"
@@ -115,8 +115,9 @@ class Chain:
             yield "training", {**common, "images": len(self.splits.train), **run(config)}
         yield from (("variant", row) for row in self._variants())
         yield from self.explanations()
-        for recipe in (name for name in self.study.runs if name in CAPE):
-            yield from (("calibration", {"run": recipe, **row}) for row in self._calibrations(recipe))
+        bootstrapped = [name for name in self.study.runs if name in CAPE]
+        for run_name in ["vanilla"] * bool(bootstrapped) + bootstrapped:
+            yield from (("calibration", {"run": run_name, **row}) for row in self._calibrations(run_name))
 
     def save_start(self) -> None:
         """Save the vanilla classifier from which all runs start."""
@@ -178,9 +179,11 @@ class Chain:
         return rows, read_rows(output / "values.jsonl")
 
     def _calibrations(self, recipe: str) -> list[Row]:
-        """Measure a CAPE run at several temperatures."""
+        """Measure a CAPE run, or the vanilla classifier, at several temperatures."""
         classifier = load_classifier(self.folder / recipe / "model")
         classifier.model.to(self.device)
+        if recipe == "vanilla":
+            return black_box_calibrations(classifier, self.splits)
         settings = self.config(recipe).model
         return calibrations(classifier, self.splits, None if settings.mode == "direct" else settings.temperature)
 

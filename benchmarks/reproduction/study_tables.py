@@ -190,16 +190,17 @@ def points(findings: Findings, study: str) -> str:
 
 
 def temperatures(findings: Findings, study: str) -> str:
-    """Write a line for each CAPE run and choice of T'."""
+    """Write a line for each run, the vanilla classifier or CAPE, and choice of temperature."""
     names = ("value", "accuracy", "confidence", "calibration_error", "loss", "completeness_error")
     body = []
     for run in findings.runs(study, "calibration"):
         for way in dict.fromkeys(row["temperature"] for row in findings.rows(study, "calibration", run=run)):
             where = {"run": run, "temperature": way}
             *columns, worst = (findings.column(study, "calibration", name, **where) for name in names)
-            body.append([f"`{run}`, {way}", *(spread(one, ".3f") for one in columns), f"{max(worst.values()):.1e}"])
-    header = ["T'", "value", "accuracy", "confidence", "calibration error", "cross-entropy", "completeness error"]
-    return markdown(header, body)
+            error = f"{max(worst.values()):.1e}" if worst else "-"
+            body.append([f"`{run}`, {way}", *(spread(one, ".3f") for one in columns), error])
+    header = ["value", "accuracy", "confidence", "calibration error", "cross-entropy", "completeness error"]
+    return markdown(["temperature", *header], body)
 
 
 def penalties(findings: Findings, study: str) -> str:
