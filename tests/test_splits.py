@@ -118,6 +118,13 @@ def test_a_manifest_that_changed_is_read_again(tmp_path):
     assert load(manifest(tmp_path, manifest_text("b", "a"))).train.labels.tolist() == [1, 0]
 
 
+def test_labels_that_are_the_same_number_are_not_made_one_class_in_silence(tmp_path):
+    path = manifest(tmp_path, manifest_text("0", "01", "1", "2"))
+    with pytest.raises(ValueError, match="has the labels 01 and 1 in column 'label', which are the same number"):
+        load(path)
+    assert load(manifest(tmp_path, manifest_text("00", "01", "01"))).train.labels.tolist() == [0, 1, 1]
+
+
 def test_a_parquet_manifest_with_absolute_paths_boxes_and_lists_of_names(tmp_path):
     paths = [str(paint(tmp_path / f"elsewhere/{number}.png")) for number in range(3)]
     boxes = [[[1.0, 2.0, 3.5, 4.0]], [], None]

@@ -95,7 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
             if len(explainer.problems) == len(pictures):
                 raise unreadable_images(explainer.problems, len(pictures))  # the earlier lines stay
     count = len(pictures) - len(explainer.problems)
-    print("\n".join([f"{count} images explained in {printable(arguments.output)}", *explainer.remarks]))
+    images = f"{count} image{'' if count == 1 else 's'}"
+    print("\n".join([f"{images} explained in {printable(arguments.output)}", *explainer.remarks]))
     if explainer.problems:
         raise unreadable_images(explainer.problems, len(pictures))
     return 0

@@ -6,6 +6,7 @@
 - In a manifest a class may be called "None" or "NA": only an empty cell is a missing value.
 """
 
+import csv
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,6 +114,8 @@ def _read_manifest(path: Path, config: DataConfig) -> "dict[str, Dataset]":
         raise ValueError(f"manifest {printable(path)} cannot be read as {format_name}: {reason}") from error
     if not len(table):
         raise ValueError(f"manifest {printable(path)} lists no image")
+    if format_name == "csv":
+        _refuse_equal_numbers(path, table, config.label_column)
     if "split" not in table.column_names:
         return {config.train_split: table}
     names = table["split"][:]
@@ -122,6 +125,22 @@ def _read_manifest(path: Path, config: DataConfig) -> "dict[str, Dataset]":
     for row, name in enumerate(names):
         rows_of.setdefault(name, []).append(row)
     return {str(name): table.select(rows) for name, rows in rows_of.items()}
+
+
+def _refuse_equal_numbers(path: Path, table: "Dataset", column: str) -> None:
+    """Raise ValueError where two labels that are written differently, such as 007 and 7, were read as one number."""
+    if column not in table.column_names or table.features[column].dtype != "int64":
+        return
+    written: dict[int, str] = {}
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        for row in csv.DictReader(file):
+            label = (row[column] or "").strip()
+            known = written.setdefault(int(label), label) if label else label
+            if known != label:
+                raise ValueError(
+                    f"manifest {printable(path)} has the labels {known} and {label} in column {column!r}, which are "
+                    "the same number: write one class in one way, and begin the names of two with a letter (class-7)"
+                )
 
 
 def _read_folder(path: Path, config: DataConfig) -> "dict[str, Any]":

@@ -90,7 +90,7 @@ def finite(values: dict[str, Any]) -> dict[str, Any]:
 def read_log(file: Path) -> list[dict[str, Any]]:
     """Read the lines of a log, except for lines that a kill has cut off."""
     lines = []
-    for line in file.read_text().splitlines():
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             lines.append(json.loads(line))
         except json.JSONDecodeError:
