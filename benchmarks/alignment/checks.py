@@ -1,6 +1,7 @@
 """Check the measured places of cells by experiments that need no mirror images.
 
-python -m benchmarks.alignment.checks    # trains six networks: an hour and a half of one core
+python -m benchmarks.alignment.checks                          # trains six networks: an hour and a half of one core
+python -m benchmarks.alignment.checks --networks "EfficientNet"    # replaces the row of this network
 
 - *best pointing*: every offset of a grid is applied to the maps of diseased test images. The mass inside the lesion
   is largest at the offset that is true, as far as the lesions tell. A parabola through the largest value and its
@@ -20,14 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import softcam_hub
 from benchmarks.imagenet_weights import imagenet_folder
-from benchmarks.timing import write_rows
+from benchmarks.timing import read_rows, write_rows
 from softcam_hub.arguments import ArgumentParser
 from softcam_hub.data.config import DataConfig
 from softcam_hub.data.lesions import LesionImage, draw
 from softcam_hub.data.splits import load_splits
 from softcam_hub.evaluation.shards import make_dataset, stack_samples
+from softcam_hub.loading import load_classifier
+from softcam_hub.memory import keep_freed_memory
 from softcam_hub.models.alignment import Alignment, Grid
 from softcam_hub.models.flip_registration import measure_alignment
 from softcam_hub.models.heads import select
@@ -54,14 +56,14 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "epochs": 3,
         "channels_last": True,
     },
-    "EfficientNet from ImageNet at stride 16": {
-        "model": "cape_tf_efficientnet_lite0",
-        "model_args": "output_stride=16",
+    "EfficientNet from ImageNet at stride 32": {
+        "model": "softcam_tf_efficientnet_lite0",
         "init": "tf_efficientnet_lite0",
-        "image_size": 256,
-        "data_size": 256,
+        "image_size": 448,
+        "data_size": 448,
+        "train_count": 1000,
         "lr": 5e-4,
-        "epochs": 3,
+        "epochs": 2,
         "channels_last": True,
     },
 }
@@ -85,7 +87,7 @@ def trained(name: str, folder: Path) -> SelfExplaining:
             settings["init"] = imagenet_folder(settings["init"])
         options = [f"--{option}={value}" for option, value in settings.items()]
         run(parse(["--recipe", RECIPE, f"--output={output}", *options, *["--resume"] * output.exists()]))
-    return softcam_hub.CAPEForImageClassification.from_pretrained(output / "model").eval()
+    return load_classifier(output / "model").model
 
 
 @torch.no_grad()
@@ -174,11 +176,13 @@ def _class_evidence(model: SelfExplaining, images: Tensor) -> Tensor:
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=NETWORKS, help="networks to measure")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "alignment", help="folder of the networks")
     parser.add_argument("--output", type=Path, default=ROWS, help="file of the rows")
     arguments = parser.parse_args()
-    rows = []
-    for name, network in NETWORKS.items():
+    keep_freed_memory()
+    for name in arguments.networks:
+        network = NETWORKS[name]
         side = network.get("image_size", SIDE)
         validation = [draw(index, "validation", side).image for index in range(MEASURED)]
         test = [draw(index, "test", side) for index in range(IMAGES)]
@@ -197,8 +201,8 @@ def main() -> None:
             near = [abs(first - second) <= TOLERANCE for first, second, counts in triples if counts]
             row[f"{method}_agrees"] = all(near) if near else None
         print(json.dumps(row))
-        rows.append(row)
-    write_rows(rows, arguments.output)
+        found = {other["network"]: other for other in read_rows(arguments.output)} | {name: row}
+        write_rows([found[one] for one in NETWORKS if one in found], arguments.output)
 
 
 if __name__ == "__main__":
