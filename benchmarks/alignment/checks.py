@@ -58,6 +58,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     },
     "EfficientNet from ImageNet at stride 32": {
         "model": "softcam_tf_efficientnet_lite0",
+        "model_args": "",
         "init": "tf_efficientnet_lite0",
         "image_size": 448,
         "data_size": 448,
