@@ -112,6 +112,7 @@ def _check_names(head: type[EvidenceHead]) -> None:
 def _register_with_timm(family: str) -> None:
     names = {name: name for name in architectures() if timm.is_model(name)}
     names |= {alias: name for alias, name in ALIASES.items() if name in names}
+    module, listed = globals(), globals().get("__all__", [])
     with warnings.catch_warnings():
         # a cell of a notebook that is run again registers its head again, and timm would warn of every name
         warnings.filterwarnings("ignore", "Overwriting .* in registry")
@@ -119,7 +120,9 @@ def _register_with_timm(family: str) -> None:
             name = f"{family}_{short}"
             tags = {f"{name}{tag}": cfg for tag, cfg in _pretrained_tags(architecture).items()}
             default_cfgs.update(generate_default_cfgs(tags))
-            globals()[name] = register_model(_entrypoint(name))
+            module["__all__"] = []  # timm looks for every name in the whole list, which would take a third of the time
+            module[name] = register_model(_entrypoint(name))
+    module["__all__"] = list(dict.fromkeys([*listed, *(f"{family}_{short}" for short in names)]))
 
 
 def _register_configurations() -> None:

@@ -31,6 +31,12 @@ def test_the_table_counts_1093_exact_architectures_of_this_timm():
     assert f"1093 keep their predictions exactly in SoftCAM, and {trained} more have a head to train" in readme
 
 
+def test_the_module_lists_every_name_once_as_modules_of_timm_do():
+    ours = sorted(name for name in registry.__all__ if name.startswith(("softcam_", "cape_")))
+    assert ours == sorted(set(timm.list_models("softcam_*") + timm.list_models("cape_*")))
+    assert all(callable(getattr(registry, name)) for name in ours)
+
+
 def test_tags_are_timms_own_with_the_same_default():
     for architecture in ("resnet50", "convnext_tiny", "vit_base_patch16_224", "swinv2_base_window8_256"):
         tags = {name.removeprefix(architecture) for name in get_arch_pretrained_cfgs(architecture)}
