@@ -16,6 +16,7 @@ import numpy as np
 from benchmarks.alignment.tables import checks_table, real_weights_table, steel_table
 from benchmarks.causal.tables import causal_speed_table, causal_table
 from benchmarks.hidden_layers import hidden_layers_table
+from benchmarks.idsds import idsds_table
 from benchmarks.image_sizes import image_sizes_table
 from benchmarks.measures.tables import measures_table
 from benchmarks.patch_shares import patch_shares_table
@@ -278,6 +279,7 @@ SCORES_TABLES: dict[str, Table] = {
     "causal": (causal_table, ("causal",)),
     "causal_speed": (causal_speed_table, ("causal_speed",)),
     "measures": (measures_table, ("measures",)),
+    "idsds": (idsds_table, ("idsds",)),
 }
 SPEED_TABLES: dict[str, Table] = {
     "explainers": (explainers_table, ("explainers",)),
