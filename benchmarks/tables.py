@@ -21,6 +21,7 @@ from benchmarks.image_sizes import image_sizes_table
 from benchmarks.measures.tables import measures_table
 from benchmarks.patch_shares import patch_shares_table
 from benchmarks.recipes import recipes_table
+from benchmarks.scales import scales_table
 from benchmarks.speed.tables import (
     alignment_speed_table,
     explainers_table,
@@ -298,6 +299,7 @@ EXPLAINERS_TABLES: dict[str, Table] = {"patch_shares": (patch_shares_table, ("pa
 MODELS_TABLES: dict[str, Table] = {
     "hidden_layers": (hidden_layers_table, ("hidden_layers",)),
     "image_sizes": (image_sizes_table, ("image_sizes",)),
+    "scales": (scales_table, ("scales",)),
 }
 ALIGNMENT_TABLES: dict[str, Table] = {
     "checks": (checks_table, ("alignment_checks",)),
