@@ -21,6 +21,7 @@ from benchmarks.image_sizes import image_sizes_table
 from benchmarks.measures.tables import measures_table
 from benchmarks.patch_shares import patch_shares_table
 from benchmarks.recipes import recipes_table
+from benchmarks.runtimes import runtimes_table
 from benchmarks.scales import scales_table
 from benchmarks.speed.tables import (
     alignment_speed_table,
@@ -300,6 +301,7 @@ MODELS_TABLES: dict[str, Table] = {
     "hidden_layers": (hidden_layers_table, ("hidden_layers",)),
     "image_sizes": (image_sizes_table, ("image_sizes",)),
     "scales": (scales_table, ("scales",)),
+    "runtimes": (runtimes_table, ("runtimes",)),
 }
 ALIGNMENT_TABLES: dict[str, Table] = {
     "checks": (checks_table, ("alignment_checks",)),
