@@ -213,16 +213,12 @@ def scales_table(rows: list[Row]) -> str:
     seeds = sorted({row["seed"] for row in rows})
     first = rows[0]
     return (
-        f"Percent, on {first['images']} test photographs of NEU-DET; {_in_words(seeds)}, and in brackets the gain "
-        "beside *plain* on the same images with its 95 % interval. The hit rate is the pointing game with the usual "
-        "tolerance; *small* is the third of the images with the smallest boxes. "
+        f"Percent, on {first['images']} test photographs of NEU-DET; means over the runs with seed "
+        f"{', '.join(map(str, seeds))}, and in brackets the gain beside *plain* on the same images with its 95 % "
+        "interval. The hit rate is the pointing game with the usual tolerance; *small* is the third of the images with "
+        "the smallest boxes. "
         f"{first['machine']}, torch {first['torch']}.\n\n"
     ) + markdown(header, body)
-
-
-def _in_words(seeds: list[int]) -> str:
-    one = len(seeds) == 1
-    return f"one run each with seed {seeds[0]}" if one else f"means over the seeds {', '.join(map(str, seeds))}"
 
 
 def _chosen(row: Row, name: str, small: bool) -> np.ndarray:

@@ -324,3 +324,9 @@ def test_a_compiled_network_learns_the_same(tmp_path):
     train(tmp_path / "start", **{**options, "lr": 0})
     moved = largest_difference(weights(tmp_path / "plain"), weights(tmp_path / "start"))
     assert largest_difference(weights(tmp_path / "plain"), weights(tmp_path / "compiled")) < 1e-3 * moved
+
+
+def test_a_log_that_is_not_utf8_is_read_on(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(b'{"step": 1}\n\xff\xfe{"step"\n{"step": 2, "note": "caf\xe9"}\n')
+    assert [line["step"] for line in read_log(log)] == [1, 2]

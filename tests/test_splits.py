@@ -120,9 +120,12 @@ def test_a_manifest_that_changed_is_read_again(tmp_path):
 
 def test_labels_that_are_the_same_number_are_not_made_one_class_in_silence(tmp_path):
     path = manifest(tmp_path, manifest_text("0", "01", "1", "2"))
-    with pytest.raises(ValueError, match="has the labels 01 and 1 in column 'label', which are the same number"):
+    with pytest.raises(ValueError, match="writes one number in two ways in column 'label', 01 and 1"):
         load(path)
     assert load(manifest(tmp_path, manifest_text("00", "01", "01"))).train.labels.tolist() == [0, 1, 1]
+    long = manifest_text("0", "01", f'1,"{"x" * 200_000}"', header="image,label,notes")
+    with pytest.raises(ValueError, match="01 and 1"):
+        load(manifest(tmp_path, long))
 
 
 def test_a_parquet_manifest_with_absolute_paths_boxes_and_lists_of_names(tmp_path):

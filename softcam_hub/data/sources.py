@@ -6,7 +6,6 @@
 - In a manifest a class may be called "None" or "NA": only an empty cell is a missing value.
 """
 
-import csv
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,19 +127,20 @@ def _read_manifest(path: Path, config: DataConfig) -> "dict[str, Dataset]":
 
 
 def _refuse_equal_numbers(path: Path, table: "Dataset", column: str) -> None:
-    """Raise ValueError where two labels that are written differently, such as 007 and 7, were read as one number."""
+    """Raise ValueError where two labels that are written differently, such as 01 and 1, were read as one number."""
     if column not in table.column_names or table.features[column].dtype != "int64":
         return
+    import pandas  # as `datasets` reads the file
+
     written: dict[int, str] = {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        for row in csv.DictReader(file):
-            label = (row[column] or "").strip()
-            known = written.setdefault(int(label), label) if label else label
-            if known != label:
-                raise ValueError(
-                    f"manifest {printable(path)} has the labels {known} and {label} in column {column!r}, which are "
-                    "the same number: write one class in one way, and begin the names of two with a letter (class-7)"
-                )
+    labels = pandas.read_csv(path, usecols=[column], dtype=str, keep_default_na=False)[column]
+    for label in filter(None, labels.str.strip().unique()):
+        known = written.setdefault(int(label), label)
+        if known != label:
+            raise ValueError(
+                f"manifest {printable(path)} writes one number in two ways in column {column!r}, {known} and {label}: "
+                "write a class in one way, and begin names with a letter (class-01) where they are two classes"
+            )
 
 
 def _read_folder(path: Path, config: DataConfig) -> "dict[str, Any]":
