@@ -1,4 +1,4 @@
-"""Try evidence of several depths, which gives finer maps at hardly any cost, on photographs of steel; write rows.
+"""Try evidence of several depths, which gives finer maps of the same image, on photographs of steel; write rows.
 
 python -m benchmarks.scales --photographs FOLDER                       # two hours of a core
 python -m benchmarks.scales --photographs FOLDER plain --seeds 0       # one variant
@@ -37,6 +37,7 @@ from softcam_hub.memory import keep_freed_memory
 from softcam_hub.models.heads import select
 
 from .imagenet_weights import imagenet_folder
+from .reproduction.steel import missing_manifest
 from .timing import Row, environment, read_rows, replace_rows, rounded
 
 ROWS = Path(__file__).parent / "results" / "scales.jsonl"
@@ -234,6 +235,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="seeds")
     parser.add_argument("--output", type=Path, default=ROWS, help="file of the rows")
     arguments = parser.parse_args()
+    for variant in arguments.variants:
+        if variant not in VARIANTS:
+            parser.error(f"unknown variant {variant!r}: expected some of {', '.join(map(repr, VARIANTS))}")
+    if not (arguments.photographs / "manifest.csv").is_file():
+        parser.error(missing_manifest(arguments.photographs))
     keep_freed_memory()
     torch.set_num_threads(1)
     for seed in arguments.seeds:
