@@ -20,6 +20,7 @@ from softcam_hub.loading import load_classifier
 from softcam_hub.models.image_size import resize
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 400, 3), dtype=np.uint8))
+SMALL_SWIN = {"depths": (1, 1, 1, 1), "embed_dim": 24, "num_heads": (1, 2, 4, 8)}
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +119,8 @@ def test_a_network_of_one_size_says_how_to_get_another(name, family):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("softcam_vit_tiny_patch16_224", {"dynamic_img_size": True}),
-        ("softcam_swinv2_tiny_window8_256", {"strict_img_size": False}),
+        ("softcam_vit_tiny_patch16_224", {"dynamic_img_size": True, "depth": 2}),
+        ("softcam_swinv2_tiny_window8_256", {"strict_img_size": False, **SMALL_SWIN}),
     ],
 )
 def test_networks_that_adapt_give_what_one_made_for_the_size_gives(name, options, tmp_path):

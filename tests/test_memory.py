@@ -13,10 +13,10 @@ PAGES = """
 import resource, torch
 from softcam_hub.memory import keep_freed_memory
 kept = {keep} and keep_freed_memory()
-blocks = lambda: [torch.ones(2**24) for _ in range(3)]  # 64 MB each
-blocks()
+blocks = lambda: [torch.ones(10 * 2**20) for _ in range(3)]  # 40 MB each, more than malloc keeps by itself
+blocks(), blocks()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
+for _ in range(4):
     blocks()
 print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """

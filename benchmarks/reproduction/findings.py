@@ -68,8 +68,8 @@ class Findings:
 
     def rows(self, study: str, kind: str, **where: Any) -> list[Row]:
         """Return the rows of one kind in a study, with the given values in further columns."""
-        wanted = {"study": study, "kind": kind, **where}
-        return [row for row in self.reproduction if all(row.get(name) == value for name, value in wanted.items())]
+        rows = self._by_study_and_kind.get((study, kind), [])
+        return [row for row in rows if all(row.get(name) == value for name, value in where.items())]
 
     def drawn_as_squares(self) -> "Findings":
         """Return the findings with the localisation of maps that fill the image with squares, without alignment.
@@ -136,6 +136,13 @@ class Findings:
         A measure whose values do not have the row's number as their mean is left out: they are rounded too much for it,
         or belong to another run.
         """
+        known = self._images
+        if (study, run, explainer) not in known:
+            known[study, run, explainer] = self._find_images(study, run, explainer)
+        return known[study, run, explainer]
+
+    def _find_images(self, study: str, run: str, explainer: str) -> dict[int, dict[str, Array]]:
+        """Collect the values of the images behind an explanation's numbers."""
         where = {"run": run, "explainer": explainer}
         found = {seed: dict(values) for seed, values in self._values_of.get((study, run, explainer, None), {}).items()}
         placed = self.rows(study, LOCALISED, **where, **{"class": ALL_LOCATED})
@@ -178,6 +185,19 @@ class Findings:
         if ours is None or theirs is None or first.keys() != second.keys():
             return None
         return compare_methods(ours, theirs)
+
+    @cached_property
+    def _by_study_and_kind(self) -> dict[tuple[str, str], list[Row]]:
+        """Study and kind -> rows of reproduction."""
+        found: dict[tuple[str, str], list[Row]] = {}
+        for row in self.reproduction:
+            found.setdefault((row["study"], row["kind"]), []).append(row)
+        return found
+
+    @cached_property
+    def _images(self) -> dict[tuple[str, str, str], dict[int, dict[str, Array]]]:
+        """Study, run and explainer -> values of the images, for those that were asked for."""
+        return {}
 
     @cached_property
     def _values_of(self) -> dict[tuple[Any, ...], dict[int, dict[str, Array]]]:
