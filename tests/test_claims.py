@@ -254,6 +254,7 @@ def test_the_page_has_what_the_rows_have(monkeypatch, tmp_path):
     assert "## Study: lesions" in page
     assert "## Study: marks" not in page
     assert "**Not run yet:** the studies marks, fine-tuning, screening, second backbone." in page
+    assert "The studies on photographs are not run yet." in page
     assert claims.drawn(found) == ["precision", "sensitivity", "sparsity"]
     assert {claims.CURVES[name](found).width for name in claims.drawn(found)} == {450, 900}, "one study or one page"
 
