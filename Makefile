@@ -71,7 +71,7 @@ bench: $(STAMP) ## measure speed side by side, then derive the tables of README 
 	$(RUN) -m benchmarks.tables
 	$(RUN) -m benchmarks.reproduction.claims
 
-reproduce: $(STAMP) ## put the papers' claims to the test (two and a half hours of two cores): docs/reproduction.md
+reproduce: $(STAMP) ## put the papers' claims to the test (six hours of two cores): docs/reproduction.md
 	OMP_NUM_THREADS=1 $(RUN) -m benchmarks.reproduction.reproduce
 	$(RUN) -m benchmarks.reproduction.claims
 
@@ -93,14 +93,14 @@ table: $(STAMP) ## examine every architecture of the installed timm again
 cards: $(STAMP) ## render the model cards from their rows
 	$(RUN) -m tools.render_cards
 
-peer-tests: $(STAMP) ## run the test suites of timm and transformers on our models (an hour): docs/compatibility.md
+peer-tests: $(STAMP) ## run the test suites of timm and transformers on our models (three hours): docs/compatibility.md
 	$(RUN) tools/peer_tests
 
-kills: $(STAMP) ## kill commands at random moments, 50 times in all (ten minutes): table in docs/outputs.md
+kills: $(STAMP) ## kill commands at random moments, 50 times in all (three minutes): table in docs/outputs.md
 	OMP_NUM_THREADS=1 $(RUN) -m tools.kills
 	$(RUN) -m benchmarks.tables
 
-notebooks: $(STAMP) ## run the tutorials, and keep their outputs and the time that they take (ten minutes)
+notebooks: $(STAMP) ## run the tutorials, and keep their outputs and the time that they take (three minutes)
 	$(RUN) -m tools.notebooks
 	$(RUN) -m benchmarks.tables
 

@@ -82,7 +82,7 @@ def image_sizes_table(rows: list[Row]) -> str:
         "pointing game",
         "hit rate",
         "of small ones",
-        "mass in boxes",
+        "activation precision",
         "time",
     ]
     body = []

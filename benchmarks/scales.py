@@ -193,7 +193,11 @@ def scales_table(rows: list[Row]) -> str:
     header = [
         "evidence",
         "accuracy",
-        *(f"{title}{part}" for title in ("hit rate", "pointing game", "mass in boxes") for part in ("", ", small")),
+        *(
+            f"{title}{part}"
+            for title in ("hit rate", "pointing game", "activation precision")
+            for part in ("", ", small")
+        ),
     ]
     body = []
     for name, of in by_variant.items():

@@ -62,7 +62,7 @@ LESIONS = {
 }
 
 SUMMARY = {
-    "energy_pointing": "share of the map in boxes ↑",
+    "energy_pointing": "energy in box ↑",
     "activation_precision": "activation precision ↑",
     "adcc": "ADCC ↑",
 }
@@ -189,9 +189,9 @@ def alignment_table(rows: list[Row]) -> str:
     row = rows[0]
     down, right = row["map_offset"]
     return (
-        f"Percent, for the true class on {row['images']} diseased test images of `lesions`, drawn by habit → aligned, "
-        "and the mean gain on the same images with its 95 % interval. The shipped model looks "
-        f"{down:+.2f} cells down and {right:+.2f} right of where its cells are drawn by habit.\n\n"
+        f"Percent, for the true class on {row['images']} diseased test images of `lesions`, drawn as squares → "
+        "aligned, and the mean gain on the same images with its 95 % interval. The shipped model looks "
+        f"{down:+.2f} cells down and {right:+.2f} right of where its cells are drawn as squares.\n\n"
     ) + markdown(["map", "explains", "pointing game", "activation precision"], body)
 
 

@@ -246,7 +246,7 @@ def all_rows():
 def test_the_page_has_what_the_rows_have(monkeypatch, tmp_path):
     found = Findings(all_rows())
     page = claims.document(found)
-    assert "3.0 hours together" in page
+    assert "add up to 3.0 hours of a core" in page
     assert "a machine, torch 1, timm 2" in page
     for claim in claims.CLAIMS:
         assert f"| {claim.code} | {claim.says} | {verdict(claim.judge(found, claim.studies))} |" in page

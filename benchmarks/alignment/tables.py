@@ -29,8 +29,8 @@ def checks_table(rows: list[Row]) -> str:
             "measured",
             "where most of the heat lies in the lesions",
             "a spot that is moved",
-            "pointing game, habit → best offset",
-            "mass in lesions, habit → best offset",
+            "pointing game, as squares → best offset",
+            "activation precision, as squares → best offset",
         ],
         body,
     )
@@ -57,7 +57,7 @@ def real_weights_table(rows: list[Row]) -> str:
 
 
 def steel_table(rows: list[Row]) -> str:
-    """Render one line per stride and method: scores of maps drawn by habit and of aligned maps."""
+    """Render one line per stride and method: scores of maps drawn as squares and of aligned maps."""
     body = []
     for habit, aligned in zip(rows[::2], rows[1::2], strict=True):
         scores = [_gain(habit, aligned, name) for name in ("pointing_game", "mass")]
@@ -68,8 +68,8 @@ def steel_table(rows: list[Row]) -> str:
     return (
         f"{rows[0]['images']} test photographs of four classes of defects, whose boxes cover {rows[0]['area']:.0f} % "
         f"of the image; `tf_efficientnet_lite0` with frozen ImageNet weights and a fitted classifier (accuracy on six "
-        f"classes at the two strides: {accuracies}). Scores are percentages, drawn by habit → aligned{gain}.\n\n"
-    ) + markdown(["stride", "map", "offset", "pointing game", "mass in boxes"], body)
+        f"classes at the two strides: {accuracies}). Scores are percentages, drawn as squares → aligned{gain}.\n\n"
+    ) + markdown(["stride", "map", "offset", "pointing game", "activation precision"], body)
 
 
 def _gain(habit: Row, aligned: Row, name: str) -> str:

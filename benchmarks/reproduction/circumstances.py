@@ -28,9 +28,9 @@ def circumstances(findings: Findings) -> str:
     seeds = sorted({row["seed"] for row in generated})
     how = (
         f"A *chain* is one study with one seed. `make reproduce` ran {len(generated)} chains (seeds {_list(seeds)}) "
-        f"side by side on all cores, with {_list(threads)} thread each. They took {_hours(generated)} hours together, "
-        f"which includes pauses and interrupted runs. Machine and versions: {'; '.join(where)}. The symbol ± stands "
-        "for the standard deviation over seeds.\n"
+        f"side by side on all cores, with {_list(threads)} thread each. Their times add up to {_hours(generated)} "
+        f"hours of a core, which includes pauses and interrupted runs. Machine and versions: {'; '.join(where)}. The "
+        "symbol ± stands for the standard deviation over seeds.\n"
     )
     missing = [study for study in SMALL if study not in {row["study"] for row in generated}]
     left = [f"**Not run yet:** the studies {_list(missing)}.\n"] if missing else []
@@ -47,7 +47,7 @@ def photographs(chains: list[Row]) -> str:
         return "**Photographs.** The studies on photographs are not run yet.\n"
     seeds = {name: sorted(row["seed"] for row in chains if row["study"] == name) for name in STEEL}
     ran = "; ".join(f"*{name}* with {_counted('seed', found)}" for name, found in seeds.items() if found)
-    sentences = [f"`make reproduce-steel` ran {ran}. That took {_hours(chains)} hours of a core."]
+    sentences = [f"`make reproduce-steel` ran {ran}. Their times add up to {_hours(chains)} hours of a core."]
     if any(0 < len(found) < SEEDS for found in seeds.values()):
         sentences.append(f"A study with fewer than {SEEDS} seeds is shown, and decides nothing.")
     missing = [f"*{name}*" for name, found in seeds.items() if not found]

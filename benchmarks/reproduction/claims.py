@@ -44,9 +44,9 @@ INTRODUCTION = """# The papers' claims, put to the test
 
 This page tests the claims of the SoftCAM and CAPE papers with this implementation. Most studies train small
 networks on generated images, with three seeds. The study *steel* fine-tunes EfficientNet-Lite0 from ImageNet's
-weights on photographs of steel ([NEU-DET](training.md)). `make reproduce` and `make reproduce-steel` train, measure
-and write the page. `make claims` computes every number and every verdict from the rows in `benchmarks/results/`.
-The rules were written before the rows.
+weights on photographs of steel ([NEU-DET](first_data_set.md)). `make reproduce` and `make reproduce-steel` train,
+measure and write the page. `make claims` computes every number and every verdict from the rows in
+`benchmarks/results/`. The rules were written before the rows.
 """
 
 HOW = f"""A claim is judged in parts, such as one study and one measure. A claim *holds* if all of its parts hold, *does

@@ -1,6 +1,6 @@
 """Train and measure everything by which docs/reproduction.md judges the papers' claims.
 
-make reproduce                                       # 2.5 hours of two cores; also writes docs/reproduction.md
+make reproduce                                       # six hours of two cores; also writes docs/reproduction.md
 python -m benchmarks.reproduction.reproduce --study screening --seeds 0
 make reproduce-steel PHOTOGRAPHS=FOLDER              # photographs of NEU-DET: six hours of two cores
 python -m benchmarks.reproduction.reproduce --large  # ResNet-50, VGG-16 and SwinV2 at 224 and 448 px, for a GPU

@@ -26,7 +26,7 @@ COLUMNS = {
     "gini_positive": "Gini of M⁺",
     "precision": "top-k precision",
     "precision_10": "top 10",
-    "mass": "mass inside",
+    "mass": "activation precision",
     "cancellation": "cancellation",
 }
 RATIOS = ("gini", "gini_positive", "cancellation")
@@ -123,11 +123,12 @@ READING = """## How to read it
 **Limits.** One seed, frozen backbones, heads only; dense SoftCAM has {accuracy:dense,0,steel} % on validation images
 of steel, so that a single image decides about 0.4 points. Where a map has fewer patches with evidence than the 30 that
 top-k precision asks for, patches of zeros in reading order fill up: the measure punishes very sparse maps, and the
-columns *top 10* and *mass inside* stand beside it. Maps are drawn without the correction of their place. Score-CAM is
-not among the post-hoc CAMs here. The two candidates that go on are one map, trained in two ways; `attended` is the next
-of another kind. With τ = 0.5 `threshold` is sparse by its Gini coefficient alone: {zeros:threshold,0.5,lesions} and
-{zeros:threshold,0.5,steel} % of its cells are zero. A trial on steel at a stride of 32 was seen before the rows: it led
-to `attended`, to `threshold-annealed` and to narrower grids, and to the choice of the stride of 16 for the ranking.
+columns *top 10* and *activation precision* stand beside it. Maps are drawn without the correction of their place.
+Score-CAM is not among the post-hoc CAMs here. The two candidates that go on are one map, trained in two ways;
+`attended` is the next of another kind. With τ = 0.5 `threshold` is sparse by its Gini coefficient alone:
+{zeros:threshold,0.5,lesions} and {zeros:threshold,0.5,steel} % of its cells are zero.
+A trial on steel at a stride of 32 was seen before the rows: it led to `attended`, to `threshold-annealed` and to
+narrower grids, and to the choice of the stride of 16 for the ranking.
 """
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-HINT = "load_scores() needs the evaluate package: pip install 'softcam-hub[scores]'"
+HINT = "load_scores() needs the evaluate package: pip install evaluate"
 
 
 def load_scores(**kwargs: Any) -> Any:

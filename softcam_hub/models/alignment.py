@@ -84,10 +84,10 @@ class Alignment:
         return start if abs(cells[axis] - length / step) < 1.5 else None
 
     def offset(self, image_size: Sequence[int], cells: Sequence[int]) -> Offset | None:
-        """Return how far the cells look from where they are drawn by habit, (down, right) in cells; None if unknown.
+        """Return how far the cells look from where they are drawn as squares, (down, right) in cells; None if unknown.
 
-        Cells are drawn by habit as squares that fill the image. In images whose sides are no multiples of the step the
-        distance differs from cell to cell, and this is the one in the middle.
+        Other libraries draw cells as squares that fill the image. In images whose sides are no multiples of the step
+        the distance differs from cell to cell, and this is the one in the middle.
 
         Args:
             image_size: Height and width of the image.

@@ -49,7 +49,7 @@ class AlignmentMeasurement:
     """What `measure_alignment` found, for the rows (first) and the columns of the maps.
 
     Args:
-        offset: Distance between where the cells look and where they are drawn by habit, in cells (down, right), at
+        offset: Distance between where the cells look and where they are drawn as squares, in cells (down, right), at
             which the maps of all images agree best.
         spread: Interquartile range of the distance over the images, in cells.
         correlation: Median correlation of the two maps of an image at their best shift, for the predicted class.
@@ -73,7 +73,7 @@ class AlignmentMeasurement:
             f"{self.spread[axis]:.2f}{'' if self.accepted[axis] else ', does not count'})"
             for axis, name in enumerate(("down", "right"))
         ]
-        return f"cells look {' and '.join(parts)} from where they are drawn by habit"
+        return f"cells look {' and '.join(parts)} from where they are drawn as squares"
 
 
 @torch.no_grad()
