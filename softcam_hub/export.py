@@ -83,7 +83,7 @@ def export_onnx(
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError(f"{HINT} ({error.name} is missing)") from error
-    _check_classes(model, "export_onnx")
+    check_exportable(model, "export_onnx")
     with _replacing(path, overwrite) as draft, _copies(model, precision) as (exported, reference):
         run = _write_onnx(exported, draft, precision, _metadata(reference.model, precision))
         _check_outputs(run, reference, precision, tolerance, _has_fixed_size(model, False))
@@ -119,7 +119,7 @@ def export_torch(
     """
     path = Path(path)
     check_choice(path, "torch", precision)
-    _check_classes(model, "export_torch")
+    check_exportable(model, "export_torch")
     with _replacing(path, overwrite) as draft, _copies(model, precision) as (exported, reference):
         shapes = _shapes(exported.model, True)
         program = torch.export.export(exported, (_example(exported.model),), dynamic_shapes=shapes)
@@ -132,7 +132,18 @@ def export_torch(
     return path
 
 
-def _check_classes(model: SelfExplaining, function: str) -> None:
+def check_exportable(model: Any, function: str) -> None:
+    """Raise an error unless a model shows evidence for classes.
+
+    Args:
+        model: Model to export.
+        function: Name of the function that was called.
+    """
+    if not isinstance(model, SelfExplaining):
+        raise TypeError(
+            f"{function}() takes a self-explaining model, got {type(model).__name__}: make one of a timm classifier "
+            "with softcam_hub.convert(model)"
+        )
     if not model.num_classes:
         raise ValueError(f"{function}() needs classes: this model has num_classes=0; call reset_classifier(n) first")
 
@@ -141,6 +152,10 @@ def _check_classes(model: SelfExplaining, function: str) -> None:
 def _replacing(path: Path, overwrite: bool) -> Iterator[Path]:
     """Provide the path of a draft in a folder of its own, and move all files of the folder beside `path` afterwards."""
     check_replaceable(path, overwrite)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {path.parent} to write {path.name} to: create it, or check the path"
+        )
     remove_drafts(path.parent, older_than=ABANDONED)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=DRAFT) as folder:
         draft = Path(folder) / f"{path.stem}-{secrets.token_hex(6)}{path.suffix}"  # its weights are named after it

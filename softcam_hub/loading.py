@@ -18,6 +18,7 @@ import timm
 import torch
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError
 from timm.data import resolve_data_config
 from timm.models import parse_model_name
 from timm.models._hub import download_from_hf
@@ -33,7 +34,7 @@ from .models.image_size import ImageSize, at_size, check_takes_size, say_which_s
 from .models.inputs import ImageInput
 from .models.label_kind import is_multi_label
 from .models.map_kind import KindName
-from .models.preprocessing import check_model_args, check_pretrained_cfg
+from .models.preprocessing import check_model_args, check_pretrained_cfg, check_same_labels
 from .models.saved_format import check_registered
 from .models.vanilla import read_wrapper
 
@@ -268,10 +269,13 @@ def read_config(name: str) -> dict[str, Any]:
     config = read_mapping(file, "write the folder anew with save_pretrained, or mend the file")
     cfg = config.get("pretrained_cfg")
     try:
+        if not isinstance(config.get("architecture", ""), str):
+            raise ValueError(f"architecture must be the name of a timm architecture, got {config['architecture']!r}")
         check_pretrained_cfg({} if cfg is None else cfg)
         # timm reads the classes from the root of the file, and only then from pretrained_cfg
         classes = {key: config[key] for key in ("num_classes", "label_names") if config.get(key) is not None}
         check_pretrained_cfg({**(cfg or {}), **classes})
+        check_same_labels(config.get("label_names"), config.get("id2label"))
         check_model_args(config.get("model_args"))
     except ValueError as error:
         raise ValueError(f"{CONFIG} of {source} describes no model: {error}") from error
@@ -308,5 +312,10 @@ def _create(name: str, source: str | Path, **options: Any) -> TimmModule:
             f"model {str(source)!r} cannot be loaded: its {CONFIG} names no timm architecture, as the configurations "
             "of transformers' own models do not; expected a model of timm or of softcam_hub"
         ) from error
-    except Exception as error:  # the Hub's client, timm and safetensors raise many types
+    except SafetensorError as error:
+        raise ValueError(
+            f"model {str(source)!r} cannot be loaded: its file of weights is damaged or was cut off ({error}); copy or "
+            "download it again"
+        ) from error
+    except Exception as error:  # the Hub's client and timm raise many types
         raise ValueError(f"model {str(source)!r} cannot be loaded: {error or type(error).__name__}") from error

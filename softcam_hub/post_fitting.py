@@ -140,6 +140,10 @@ def post_fit(
     )
     if not 0 <= hold_out < 1:
         raise ValueError(f"hold_out is a share of the images, from 0 to below 1: got {hold_out}")
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}")
+    if cache_dir is not None and not Path(cache_dir).is_dir():
+        raise FileNotFoundError(f"there is no folder {cache_dir} for the features: create it, or leave cache_dir out")
     with fixed_random_state(seed), _gradients(cape.head.weight.device):
         linear = find_teacher(cape, teacher)  # timm draws weights before it loads others
         head = copy.deepcopy(cape.head).float().requires_grad_(True)

@@ -7,6 +7,7 @@
   it.
 """
 
+import logging
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -17,8 +18,14 @@ from torch import Tensor, nn
 
 from .models.evaluation_mode import evaluation_mode
 from .models.heads import EvidenceHead, at_least_float32
+from .models.inputs import warn_of_values
 from .models.losses import check_labels
 from .models.self_explaining import SelfExplaining
+
+logger = logging.getLogger(__name__)
+
+IGNORED = -100
+"""Class index that leaves an image out of a cross-entropy, as in torch."""
 
 GRID = [step / 8 for step in range(-32, 33)]
 """Candidates for log T'. A parabola through the best one and its neighbours finds the minimum."""
@@ -42,14 +49,19 @@ def fit_temperature(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) 
     """
     if not isinstance(model, SelfExplaining) or not model.head_class.has_temperature:
         raise ValueError(f"only CAPE has a temperature to fit, got {type(model).__name__}")
-    device, losses = next(model.parameters()).device, []
+    device, losses, count = next(model.parameters()).device, [], 0
     with evaluation_mode(model):
         for batch in batches:
             images, labels = _check_pair(batch)
+            warn_of_values(images, model.preprocessing, stacklevel=4)
+            count += int((labels != IGNORED).sum())
             _, evidence = model.head(model.forward_features(images.to(device)), kind="evidence")
             losses.append(candidate_losses(model.head, evidence, labels.to(device)).double().cpu())
-    if not losses:
-        raise ValueError("there are no batches to fit the temperature to")
+    if not count:
+        raise ValueError(
+            "there are no labelled images to fit the temperature to: expected batches of images and labels, and labels "
+            f"other than {IGNORED}"
+        )
     return set_temperature(model.head, torch.cat(losses))
 
 
@@ -97,6 +109,12 @@ def set_temperature(head: EvidenceHead, losses: Tensor) -> float:
         raise ValueError("the cross-entropy is not finite: check the weights and the images for NaN and infinity")
     best = int(mean.argmin())
     value = GRID[best]
+    if best in (0, len(GRID) - 1):
+        logger.warning(
+            "T' = %.3g is the end of the range that is tried, so that the best value may lie beyond it: check that the "
+            "labels belong to the images, and that these are normalised",
+            math.exp(value),
+        )
     if 0 < best < len(GRID) - 1:
         left, middle, right = mean[best - 1 : best + 2].tolist()
         value += (GRID[1] - GRID[0]) * (left - right) / (2 * (left - 2 * middle + right))

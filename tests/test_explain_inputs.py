@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -301,6 +302,20 @@ def test_a_tensor_of_bytes_that_are_no_integers_is_warned_of(doors):
         doors.timm.explain(pixels)
     assert caught[0].filename == __file__
     assert np.array_equal(doors.timm.explain(pixels.byte()).pixels, doors.timm.explain(PICTURE).pixels)
+
+
+def test_a_tensor_that_is_not_normalised_is_warned_of(doors):
+    pixels = torch.from_numpy(ARRAY.copy()).movedim(-1, 0).float() / 255
+    with pytest.warns(UserWarning, match="between 0 and 1, as before the normalisation.*use Normalize") as caught:
+        doors.timm.explain(pixels)
+    assert caught[0].filename == __file__
+    plain = timm.create_model("softcam_test_resnet", num_classes=3)
+    plain.pretrained_cfg.update(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plain.explain(pixels)
+        doors.timm.explain(PICTURE)
+        doors.timm.explain(torch.zeros(1, 3, 64, 64))
 
 
 VANILLA = {

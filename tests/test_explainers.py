@@ -161,6 +161,35 @@ def test_names_and_options_are_checked():
         create_explainer(["fd-cam", "smooth-grad-cam++"], model, m=1)
 
 
+@pytest.mark.parametrize("name", ["cam", "grad-cam", "layer-cam", "integrated-gradients", "softcam"])
+def test_maps_that_are_not_finite_are_an_error(name):
+    model, images = network("softcam_test_resnet")
+    model.head.weight.data[0, 0] = torch.nan
+    with pytest.raises(
+        ValueError, match=f"{name} gives maps with NaN or infinity for finite images: check the model's"
+    ):
+        create_explainer(name, model)(images, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (
+            "smooth-grad-cam++",
+            {"sigma": float("nan")},
+            "sigma is the standard deviation .* a number from 0 on, got nan",
+        ),
+        ("smooth-grad-cam++", {"sigma": -1.0}, "a number from 0 on, got -1.0"),
+        ("fd-cam", {"batch": 0}, "batch is the number of images .*at least 1, got 0"),
+        ("score-cam", {"batch": 0}, "batch is the number of images .*at least 1, got 0"),
+    ],
+)
+def test_options_are_checked_where_they_are_used(name, options, message):
+    model, images = network("test_resnet")
+    with pytest.raises(ValueError, match=message):
+        create_explainer(name, model, "layer3", **options)(images, 0)
+
+
 def test_a_norm_of_the_pooled_features_is_noted():
     model = timm.create_model("softcam_convnext_atto", num_classes=5)
     note = "what the head's hidden layers compute from the pooled features counts as a constant"

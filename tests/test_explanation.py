@@ -41,6 +41,20 @@ def test_difference_of_a_class_that_was_not_explained():
         single.difference()
 
 
+def test_difference_to_a_class_takes_the_other_one_by_default():
+    explanation = by_hand()
+    assert torch.equal(explanation.difference(3), explanation.difference(3, 7))
+    assert torch.equal(explanation.difference(b=7), explanation.difference(3, 7))
+    assert torch.equal(explanation.difference(7), explanation.difference(b=3))
+    maps = torch.rand(2, 2, 3, 3)
+    several = Explanation(maps, torch.tensor([[1, 0], [0, 1]]), maps.sum(dim=(2, 3)), "cape")
+    assert torch.equal(several.difference(1), several.difference(1, 0))
+    with pytest.raises(
+        ValueError, match=r"^difference\(\) takes two classes, got class 7 twice: its map less itself is 0"
+    ):
+        explanation.difference(7, 7)
+
+
 def test_regions_carry_their_share():
     regions = by_hand().regions(0.3)
     assert regions.mask[0].tolist() == [[[True, False], [False, False]], [[False, True], [True, True]]]

@@ -15,7 +15,7 @@ import torch
 from conftest import randomise, relative_error
 from torch import nn
 
-from softcam_hub import CAPE_LESIONS, CAPEForImageClassification, export_onnx, export_torch, precisions
+from softcam_hub import CAPE_LESIONS, CAPEForImageClassification, export_onnx, export_torch, export_web, precisions
 from softcam_hub.cli import main
 from softcam_hub.models.alignment import Alignment
 from softcam_hub.precisions import TOLERANCES, store_convolutions_in_8_bits
@@ -288,6 +288,17 @@ def test_a_model_without_classes_or_a_folder_that_is_not_there(tmp_path):
         export_onnx(timm.create_model("cape_test_resnet", num_classes=0), tmp_path / "model.onnx")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         export_onnx(timm.create_model("cape_test_resnet", num_classes=2), tmp_path / "nowhere" / "model.onnx")
+
+
+@pytest.mark.parametrize("export", [export_onnx, export_torch, export_web])
+def test_a_vanilla_classifier_or_a_missing_folder_is_refused(export, tmp_path):
+    name = {export_onnx: "x.onnx", export_torch: "x.pt2", export_web: "x"}[export]
+    with pytest.raises(TypeError, match=rf"{export.__name__}\(\) takes a self-explaining model, got ResNet: .*convert"):
+        export(timm.create_model("test_resnet"), tmp_path / name)
+    if export is not export_web:
+        with pytest.raises(FileNotFoundError, match="there is no folder .*missing to write x"):
+            export(timm.create_model("softcam_test_resnet"), tmp_path / "missing" / name)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_documentation_states_the_tolerances():

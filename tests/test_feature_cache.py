@@ -176,7 +176,9 @@ def test_the_other_cache_of_a_run_is_kept(tmp_path):
 
 def test_features_that_cannot_fit_are_refused_before_anything_is_deleted(tmp_path, monkeypatch):
     folder = folder_of_caches(tmp_path, old=5)
-    with pytest.raises(ValueError, match="would take 3.0 GB, more than cache_limit=2: raise it, or .*--cache-features"):
+    with pytest.raises(
+        ValueError, match="would take 3.0 GB, more than cache_limit=2: raise it, or .*--no-cache-features"
+    ):
         make_room(folder, 3, limit=2)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 5e8})())
     with pytest.raises(

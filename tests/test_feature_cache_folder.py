@@ -109,7 +109,7 @@ def test_a_full_disk_is_reported_and_other_caches_stay(tmp_path):
     other_model, other_images = frozen(tmp_path, seed=1)
     other = cached(other_model, other_images, tmp_path / "features")
     before = content(tmp_path / "features")
-    message = r"could not be written to \S*features \(File too large\): .* --cache-dir, or .*--cache-features False"
+    message = r"could not be written to \S*features \(File too large\): .* --cache-dir, or .*--no-cache-features"
     with full_disk(1000), pytest.raises(OSError, match=message):
         cached(model, images, tmp_path / "features")
     assert content(tmp_path / "features") == before

@@ -208,12 +208,22 @@ def test_random_weights_have_no_place():
     assert softcam_hub.CAPEForImageClassification.from_pretrained(softcam_hub.CAPE_LESIONS).alignment is not None
 
 
-def test_few_or_equal_images_say_nothing(lesions):
+def test_few_or_equal_images_say_nothing(lesions, caplog):
     model = load_shipped()
+    model.alignment = None
     assert softcam_hub.measure_alignment(model, lesions[:7]).accepted == (False, False)
     assert softcam_hub.measure_alignment(model, lesions[:1] * 9).accepted == (False, False)
     with pytest.raises(ValueError, match="no image"):
         softcam_hub.measure_alignment(model, torch.zeros(0, 3, 128, 128))
+
+
+def test_too_few_images_do_not_cost_an_earlier_measurement(lesions, caplog):
+    model = load_shipped()
+    known = model.alignment
+    assert not any(softcam_hub.measure_alignment(model, torch.zeros(1, 3, 128, 128)).accepted)
+    assert model.alignment == known
+    assert "8 different images are needed" in caplog.text
+    assert "the earlier one is kept" in caplog.text
 
 
 def test_a_measurement_that_breaks_off_is_repeated(monkeypatch, tmp_path):

@@ -5,6 +5,7 @@ import ast
 import base64
 import io
 import os
+import warnings
 from pathlib import Path
 
 import datasets
@@ -60,6 +61,16 @@ def test_any_mode_becomes_rgb(image, expected):
     found = to_rgb(image)
     assert found.mode == "RGB"
     assert found.getpixel((1, 1)) == expected
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_a_picture_of_12_bits_in_16_is_warned_of(dtype):
+    with pytest.warns(UserWarning, match="no value above 4,095 of 65,535, so that it becomes almost black: scale"):
+        to_rgb(Image.fromarray(np.full((2, 2), 4095, dtype=dtype)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        to_rgb(Image.fromarray(np.full((2, 2), 4096, dtype=dtype)))
+        to_rgb(Image.fromarray(np.zeros((2, 2), dtype=dtype)))  # a picture that is black
 
 
 def test_a_palette_with_transparency_a_deep_png_and_a_cmyk_jpeg_as_files():

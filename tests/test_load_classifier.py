@@ -1,5 +1,6 @@
 """One function loads every source, and tells the same of the same classifier."""
 
+import json
 import shutil
 
 import pytest
@@ -60,6 +61,38 @@ def test_prefixes_of_timm_choose_between_a_folder_and_the_hub(sources, tmp_path,
     shutil.copytree(sources["folder"], tmp_path / "you" / "lesions")
     assert find_model("you/lesions") == find_model("local-dir:you/lesions") == "local-dir:you/lesions"
     assert find_model("hf-hub:you/lesions") == "hf-hub:you/lesions"
+
+
+@pytest.mark.parametrize("changed", ["label_names", "id2label"])
+def test_class_names_that_contradict_each_other_are_refused(changed, folder):
+    config = json.loads((folder / "config.json").read_text())
+    names = config["label_names"]
+    config[changed] = names[::-1] if changed == "label_names" else dict(enumerate(names[::-1]))
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="label_names .* contradict id2label, which names .*: change both alike"):
+        load_classifier(folder)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: _cut_off(folder / "model.safetensors"), "its file of weights is damaged or was cut off"),
+        (lambda folder: _write(folder, architecture=7), "architecture must be the name of a timm architecture, got 7"),
+    ],
+)
+def test_damaged_folders_are_named(spoil, message, folder):
+    spoil(folder)
+    with pytest.raises(ValueError, match=message):
+        load_classifier(folder)
+
+
+def _cut_off(file):
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+def _write(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
 
 
 def test_the_mode_of_a_module_stays():

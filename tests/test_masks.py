@@ -21,6 +21,11 @@ pytestmark = pytest.mark.usefixtures("dataset_cache")
         ),
         ("[[3, 3, 1, 4]]", r"row 0 of split 'train'.*: \[3, 3, 1, 4\] is not a box: expected"),
         ("[1, 2, 3]", "boxes of row 0 of split 'train'.*expected"),
+        (
+            "[[0.2, 0.3, 0.6, 0.7]]",
+            "boxes of row 0 .* look like shares of the image: expected pixels; multiply by width",
+        ),
+        ("[[0, 0, 1, 1]]", "boxes of row 0 of split 'train'.*which look like shares of the image"),
         ("left", "boxes of row 0 of split 'train'.*expected"),
         ('{"x": 1}', "boxes of row 0 of split 'train'.*expected"),
     ],
@@ -30,6 +35,21 @@ def test_boxes_are_checked(tmp_path, boxes, message):
     found = Samples(data, np.zeros(1, dtype=np.int64), Columns("image", "label", boxes="boxes"))
     with pytest.raises(ValueError, match=message):
         found.mask(0)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_a_mask_in_the_alpha_channel_alone_is_refused(mode, tmp_path):
+    mask = Image.new("L", (12, 10), 0)
+    mask.paste(255, (2, 2, 5, 5))
+    picture = Image.new(mode[:-1] if mode != "LA" else "L", (12, 10), "white")
+    picture.putalpha(mask)
+    picture.save(tmp_path / "mask.png")
+    path = manifest(tmp_path, "image,label,mask\nimages/1.png,a,mask.png\nimages/2.png,b,\n")
+    with pytest.raises(ValueError, match="the mask of row 0 .*only its alpha channel differs.*save the mask as a grey"):
+        load(path).train.mask(0)
+    picture.paste(mask.convert(picture.mode), (0, 0))  # now the colours say the same
+    picture.save(tmp_path / "mask.png")
+    assert np.asarray(load(path).train.mask(0)).sum() == 255 * 9
 
 
 def test_a_mask_of_another_size_is_refused(tmp_path):

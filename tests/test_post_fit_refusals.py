@@ -156,6 +156,7 @@ def test_images_of_a_size_that_the_architecture_does_not_take():
         ({"temperature": 0.0}, "temperature must be above 0"),
         ({"hold_out": 1.0}, "hold_out is a share of the images"),
         ({"hold_out": -0.1}, "hold_out is a share of the images"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
     ],
 )
 def test_settings_are_checked_before_the_images_are_read(options, message):

@@ -116,12 +116,24 @@ def test_batches_that_are_no_pairs(batch):
         fit_temperature(cape(), [batch])
 
 
+def test_images_that_are_bytes_and_a_value_at_the_end_of_the_range_are_told(caplog):
+    model = cape()
+    images, labels = data(model)
+    with pytest.warns(UserWarning, match="where normalised images have single digits"):
+        fit_temperature(model, [(255 * images, labels)])
+    probabilities = model(images).softmax(dim=1)
+    fit_temperature(model, [(images, probabilities.argmin(dim=1))])  # labels that say the contrary
+    assert "is the end of the range that is tried" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("model", "batches", "message"),
     [
         (lambda: timm.create_model("softcam_test_resnet"), [], "only CAPE has a temperature to fit, got Classifier"),
         (lambda: timm.create_model("test_resnet"), [], "only CAPE has a temperature to fit, got ResNet"),
-        (cape, [], "no batches"),
+        (cape, [], "no labelled images"),
+        (cape, [(torch.rand(2, 3, 64, 64), torch.tensor([-100, -100]))], "no labelled images.*labels other than -100"),
+        (cape, [(torch.rand(0, 3, 64, 64), torch.zeros(0, dtype=torch.long))], "no labelled images"),
         (cape, [(torch.rand(2, 3, 64, 64), torch.rand(2, 3))], r"class indices \(B,\), got torch.float32 \(2, 3\)"),
         (cape, [(torch.full((2, 3, 64, 64), torch.nan), torch.tensor([0, 1]))], "not finite"),
     ],

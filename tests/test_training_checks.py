@@ -40,9 +40,18 @@ def test_an_earlier_run_is_overwritten_only_with_overwrite(tmp_path):
     assert (tmp_path / "mine.txt").exists()
 
 
-@pytest.mark.parametrize(
-    "mistake", [{"data": "/no/such/folder"}, {"model": "cape_resnet999"}, {"select": "teacher_accuracy"}], ids=str
-)
+MISTAKES = [
+    {"data": "/no/such/folder"},
+    {"model": "cape_resnet999"},
+    {"select": "teacher_accuracy"},
+    {"auto_augment": "foo"},
+    {"mode": "from-scratch", "temperatures": "2 2.0"},
+    {"freeze_backbone": True, "augment": False, "cache_limit": 1e-9},
+    {"freeze_backbone": True, "augment": False, "cache_dir": __file__},
+]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=str)
 def test_a_mistake_leaves_the_run_that_was_to_be_overwritten(mistake, tmp_path):
     train(tmp_path, epochs=1, lr=0)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}

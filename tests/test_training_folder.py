@@ -12,6 +12,7 @@ import subprocess
 import pytest
 import yaml
 from helpers.crashes import every_crash
+from helpers.data import manifest, manifest_text
 from helpers.outputs import content, fill, full_disk, used_by_another_process
 from helpers.training import SMALL, settings, train
 
@@ -96,6 +97,7 @@ def test_a_settings_file_of_another_program_makes_no_run(text, how, tmp_path):
 def test_overwriting_leaves_files_that_the_run_did_not_write(finished, tmp_path):
     output = shutil.copytree(finished, tmp_path / "copy")
     fill(output, "notes.txt", "model/notes.md", "vanilla/notes.md", "mine/best/a.txt")
+    fill(output, "features/notes.txt", "best/mine.txt", "checkpoints/mine.txt", "T=2/mine.txt")
     mine = {name: data for name, data in content(output).items() if name not in content(finished)}
     train(output, epochs=1, seed=1, overwrite=True)
     after = content(output)
@@ -329,6 +331,21 @@ def test_a_run_that_crashes_at_any_change_of_the_disk_ends_with_the_same_bits(tm
         output, lambda: train(output, draw=True, **options), resume, grouped=True, read=lambda root: result(root)
     )
     assert count > 30
+
+
+def test_a_run_is_not_resumed_on_other_data(tmp_path, monkeypatch, dataset_cache):
+    cells = [f"{'ab'[number % 2]},{split}" for split in ("train", "validation") for number in range(12)]
+    table = manifest(tmp_path, manifest_text(*cells, header="image,label,split"), images=24)
+    options = {**TINY, "data": str(table), "batch_size": 6}
+    monkeypatch.setattr(importlib.import_module("softcam_hub.training.run"), "score_result", _break_off)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run", **options)
+    before = content(tmp_path / "run")
+    table.write_text(table.read_text().replace(",a,train", ",c,train").replace(",b,train", ",a,train"))
+    table.write_text(table.read_text().replace(",c,train", ",b,train"))
+    with pytest.raises(ValueError, match="cannot resume: the training images of .* or their labels are not those"):
+        train(tmp_path / "run", **options, resume=True)
+    assert content(tmp_path / "run") == before
 
 
 def test_the_checkpoints_hold_the_files_that_these_tests_damage(unfinished):

@@ -41,9 +41,7 @@ def find_columns(data: "Dataset | IterableDataset", split: str, config: DataConf
     if data.features is None:
         raise ValueError(f"split {split!r} of {config.data!r} does not declare its columns: use streaming=False")
     names = list(data.features)
-    label = config.label_column
-    if label not in names and label == DEFAULTS["label_column"] and MULTI_LABEL_COLUMN in names:
-        label = MULTI_LABEL_COLUMN
+    label = name_label_column(names, config)
     optional = {}
     for role in ("mask", "boxes"):
         name = getattr(config, f"{role}_column")
@@ -51,6 +49,18 @@ def find_columns(data: "Dataset | IterableDataset", split: str, config: DataConf
             optional[role] = find_column(names, name, role, split)
     image = find_column(names, config.image_column, "image", split)
     return Columns(image, find_column(names, label, "label", split), **optional)
+
+
+def name_label_column(names: list[str], config: DataConfig) -> str:
+    """Return the name of the column of labels, which the table need not have: that of several labels by default.
+
+    Args:
+        names: Names of all columns of the table.
+        config: Configuration that names the column.
+    """
+    label = config.label_column
+    falls_back = label not in names and label == DEFAULTS["label_column"] and MULTI_LABEL_COLUMN in names
+    return MULTI_LABEL_COLUMN if falls_back else label
 
 
 def find_column(names: list[str], name: str, role: str, split: str) -> str:

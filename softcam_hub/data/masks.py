@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..models.images import name_image
+from ..models.images import UndecodableImage, name_image
 from .columns import Columns
 from .locations import ADVICE, Locations
 
@@ -27,6 +27,11 @@ def read_boxes(boxes: Any, name: str) -> list[list[float]]:
         corners = np.asarray(parsed, dtype=np.float64).reshape(-1, 4)
     except (ValueError, TypeError) as error:
         raise ValueError(f"boxes of {name} are {boxes!r}: expected [[x0, y0, x1, y1], ...] in pixels") from error
+    if corners.size and corners.min() >= 0 and corners.max() <= 1:
+        raise ValueError(
+            f"boxes of {name} are {boxes!r}, which look like shares of the image: expected pixels; multiply by width "
+            "and height"
+        )
     for x0, y0, x1, y1 in corners:
         if not (0 <= x0 < x1 and 0 <= y0 < y1):
             raise ValueError(
@@ -86,5 +91,14 @@ def read_mask(
 
 
 def _drop_alpha(mask: Image.Image) -> Image.Image:
-    """Remove the alpha channel, which would make every opaque pixel part of the mask."""
+    """Remove the alpha channel, which would make every opaque pixel part of the mask.
+
+    An image whose alpha channel is the mask, drawn in one colour, is refused: without alpha it would mark everything.
+    """
+    if mask.mode in ("RGBA", "LA"):
+        *colours, alpha = (channel.getextrema() for channel in mask.split())
+        if alpha[0] != alpha[1] and all(low == high for low, high in colours):
+            raise UndecodableImage(
+                "only its alpha channel differs from pixel to pixel: save the mask as a grey image, 0 where nothing is"
+            )
     return mask.convert({"RGBA": "RGB", "LA": "L", "PA": "P"}.get(mask.mode, mask.mode))

@@ -2,11 +2,12 @@
 
 - `datasets` would put an image into the test split because its file name has "test" in it. Image folders are
   therefore passed on with their splits named: by the folders `train`, `validation` and `test`, or all of it
-  as training images.
+  as training images. `split_names.py` has other names of splits.
 - In a manifest a class may be called "None" or "NA": only an empty cell is a missing value.
 """
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,21 +15,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..models.images import FORMAT_NAMES, SUFFIXES
 from ..models.text import as_unicode, printable
 from . import fundus, lesions
+from .columns import name_label_column
 from .config import DataConfig
 from .lesions import LESIONS, VARIANTS
 from .locations import ANY_ADDRESS, Locations
+from .split_names import splits_of_names, usual_split
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 _MANIFEST_FORMATS = {".csv": "csv", ".parquet": "parquet"}
-_SPLIT_OF_FOLDER = {
-    "val": "validation",
-    "valid": "validation",
-    "dev": "validation",
-    "training": "train",
-    "testing": "test",
-}
+
+logger = logging.getLogger(__name__)
 
 
 class Source(NamedTuple):
@@ -114,16 +112,28 @@ def _read_manifest(path: Path, config: DataConfig) -> "dict[str, Dataset]":
     if not len(table):
         raise ValueError(f"manifest {printable(path)} lists no image")
     if format_name == "csv":
-        _refuse_equal_numbers(path, table, config.label_column)
+        _refuse_equal_numbers(path, table, name_label_column(table.column_names, config))
     if "split" not in table.column_names:
         return {config.train_split: table}
     names = table["split"][:]
     if None in names:
         raise ValueError(f"row {names.index(None)} of manifest {printable(path)} has no split: fill in column 'split'")
-    rows_of: dict[Any, list[int]] = {}
+    split_of = splits_of_names(dict.fromkeys(map(str, names)), config)
+    rows_of: dict[str, list[int]] = {}
     for row, name in enumerate(names):
-        rows_of.setdefault(name, []).append(row)
-    return {str(name): table.select(rows) for name, rows in rows_of.items()}
+        rows_of.setdefault(split_of[str(name)], []).append(row)
+    _tell_unused_rows(path, rows_of, config)
+    return {name: table.select(rows) for name, rows in rows_of.items()}
+
+
+def _tell_unused_rows(path: Path, rows_of: dict[str, list[int]], config: DataConfig) -> None:
+    """Warn of rows whose split is none of those that are read, as of a name with a slip of the pen."""
+    for name, rows in rows_of.items():
+        if usual_split(name) is None and name not in (config.train_split, *config.optional_splits):
+            logger.warning(
+                "%d rows of manifest %s are not used, because their split is %r: expected train, validation or test",
+                *(len(rows), printable(path), name),
+            )
 
 
 def _refuse_equal_numbers(path: Path, table: "Dataset", column: str) -> None:
@@ -149,7 +159,7 @@ def _read_folder(path: Path, config: DataConfig) -> "dict[str, Any]":
 
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         saved = load_from_disk(str(path))
-        return dict(saved) if isinstance(saved, DatasetDict) else {config.train_split: saved}
+        return _with_usual_names(dict(saved), config) if isinstance(saved, DatasetDict) else {config.train_split: saved}
     if next(find_images(path), None) is None:
         if next(path.rglob("*.parquet"), None) is None:
             raise ValueError(
@@ -170,6 +180,13 @@ def _read_folder(path: Path, config: DataConfig) -> "dict[str, Any]":
     if splits[config.train_split].column_names == ["image"]:
         _refuse_one_class([path / pattern.removesuffix("**") for pattern in patterns[config.train_split]])
     return splits
+
+
+def _with_usual_names(splits: "dict[str, Any]", config: DataConfig) -> "dict[str, Any]":
+    """Rename splits such as `val`, where the data have none of the usual name."""
+    split_of = splits_of_names(splits, config)
+    taken = [*splits, *(split for name, split in split_of.items() if split != name)]
+    return {split_of[name] if taken.count(split_of[name]) == 1 else name: table for name, table in splits.items()}
 
 
 def _refuse_names(path: Path) -> None:
@@ -199,11 +216,25 @@ def _split_patterns(path: Path, config: DataConfig) -> dict[str, list[str]]:
     """Return split -> glob patterns of the files in an image folder, as `datasets` takes them."""
     splits = (config.train_split, config.validation_split, config.test_split)
     folders = sorted(folder.name for folder in path.iterdir() if folder.is_dir())
-    split_of = {name: name if name in splits else _SPLIT_OF_FOLDER.get(name, name) for name in folders}
+    split_of = splits_of_names(folders, config)
     if config.train_split not in split_of.values():
+        _refuse_splits_without_training(path, split_of)
         return {config.train_split: ["**"]}
     # Folders beside the splits, such as masks, are no splits and need not hold images.
-    return {split: [f"{name}/**"] for name, split in split_of.items() if split in splits}
+    patterns: dict[str, list[str]] = {}
+    for name, split in split_of.items():
+        if split in splits:
+            patterns.setdefault(split, []).append(f"{name}/**")
+    return patterns
+
+
+def _refuse_splits_without_training(path: Path, split_of: dict[str, str]) -> None:
+    """Raise ValueError where all folders are named like splits, which would otherwise be classes."""
+    if len(split_of) > 1 and all(usual_split(name) for name in split_of):
+        raise ValueError(
+            f"image folder {printable(path)} has the splits {', '.join(map(printable, split_of))} and no training "
+            "split: expected a folder 'train', or --train_split with the name of one of them"
+        )
 
 
 def _read_hub(name: str, config: DataConfig) -> "dict[str, Any]":
@@ -212,7 +243,7 @@ def _read_hub(name: str, config: DataConfig) -> "dict[str, Any]":
     from datasets.exceptions import DatasetNotFoundError
 
     try:
-        return dict(load_dataset(name, config.data_name, streaming=config.streaming))
+        return _with_usual_names(dict(load_dataset(name, config.data_name, streaming=config.streaming)), config)
     except (DatasetNotFoundError, ConnectionError) as error:
         raise ValueError(
             f"{name!r} is neither a generated variant ({', '.join(VARIANTS)}), nor a folder or manifest here, "

@@ -77,16 +77,22 @@ def make_transforms(
     evaluation = create_transform(**config)
     if not augmentation.augment:
         return evaluation, evaluation
-    train = create_transform(
-        **{name: config[name] for name in ("input_size", "interpolation", "mean", "std")},
-        is_training=True,
-        scale=(augmentation.crop_scale, 1.0),
-        hflip=augmentation.hflip,
-        vflip=augmentation.vflip,
-        color_jitter=augmentation.color_jitter or None,
-        auto_augment=augmentation.auto_augment,
-        re_prob=augmentation.erase,
-    )
+    try:
+        train = create_transform(
+            **{name: config[name] for name in ("input_size", "interpolation", "mean", "std")},
+            is_training=True,
+            scale=(augmentation.crop_scale, 1.0),
+            hflip=augmentation.hflip,
+            vflip=augmentation.vflip,
+            color_jitter=augmentation.color_jitter or None,
+            auto_augment=augmentation.auto_augment,
+            re_prob=augmentation.erase,
+        )
+    except AssertionError as error:
+        raise ValueError(
+            f"auto_augment={augmentation.auto_augment!r} is no policy of timm: expected one such as rand-m9-mstd0.5, "
+            f"augmix-m5-w4 or 3a ({error})"
+        ) from error
     crop, *changes = train.transforms  # flips, colours, the normalisation, and erased rectangles
     if augmentation.delete_cells:
         changes.append(DeleteCell())

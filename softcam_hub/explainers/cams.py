@@ -14,6 +14,7 @@
   quantile.
 """
 
+import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -75,6 +76,14 @@ def grad_cam_pp(activations: Activations) -> Tensor:
     return combine(_pp_weights(gradient, gradient.square(), gradient.pow(3), features), features)
 
 
+def check_batch(batch: int | None) -> None:
+    """Raise ValueError for a number of images at a time that is none."""
+    if batch is not None and batch < 1:
+        raise ValueError(
+            f"batch is the number of images that run through the network at a time, at least 1, got {batch}"
+        )
+
+
 def smooth_grad_cam_pp(activations: Activations, n: int = 10, sigma: float = 0.3, seed: int = 0) -> Tensor:
     """Smooth Grad-CAM++ (Omeiza et al., 2019): Grad-CAM++ with the mean of derivatives over noisy images x_m.
 
@@ -89,6 +98,8 @@ def smooth_grad_cam_pp(activations: Activations, n: int = 10, sigma: float = 0.3
     """
     if n < 1:
         raise ValueError(f"n is the number of noisy images and must be at least 1, got {n}")
+    if not (sigma >= 0 and math.isfinite(sigma)):
+        raise ValueError(f"sigma is the standard deviation of the noise and must be a number from 0 on, got {sigma}")
     if activations.linear is not None:
         return grad_cam_pp(activations)
     images = activations.images
@@ -135,6 +146,7 @@ def fd_cam(activations: Activations, batch: int = 32) -> Tensor:
         activations: Activations of the images.
         batch: Number of masked copies that run through the rest of the network at a time.
     """
+    check_batch(batch)
     features = activations.features
     if activations.linear is not None:
         slopes = activations.weights / _locations(activations)
@@ -257,6 +269,7 @@ def score_cam(activations: Activations, batch: int | None = None, progress: bool
             64 elsewhere.
         progress: Show a progress bar over the images.
     """
+    check_batch(batch)
     batch = batch or (8 if activations.images.device.type == "cpu" else 64)
     indices = tqdm(range(len(activations.images)), desc="score-cam", disable=not progress)
     scores = torch.stack([_masked_logits(activations, index, batch) for index in indices])  # (B, k, K)

@@ -144,7 +144,7 @@ class Explainers:
                 activations = self.model.record(images)
                 chosen = chosen_classes(classes, activations.logits, len(images))
                 activations = activations.for_classes(chosen)
-            return {name: self._finish(self.maps(name, images, chosen, activations)) for name in self.names}
+            return {name: self._finish(name, self.maps(name, images, chosen, activations)) for name in self.names}
 
     def maps(self, name: str, images: Tensor, classes: Tensor, activations: Activations | None) -> Tensor:
         """Compute the signed maps (B, k, H, W) of one method.
@@ -166,8 +166,13 @@ class Explainers:
         count = getattr(self.model.classifier, "num_classes", None)
         return images.new_empty(0, count) if isinstance(count, int) and count else self.model.logits(images[:1])
 
-    def _finish(self, maps: Tensor) -> Tensor:
+    def _finish(self, name: str, maps: Tensor) -> Tensor:
         maps = at_least_float32(maps)
+        if not maps.isfinite().all():
+            raise ValueError(
+                f"{name} gives maps with NaN or infinity for finite images: check the model's weights for NaN, or "
+                "compute in float32"
+            )
         return maps if self.signed else maps.relu()
 
 

@@ -171,10 +171,22 @@ class ClassMaps:
         For `cape` maps the result sums to the difference of the two probabilities.
 
         Args:
-            a: Class index or label, explained for every image. The default is the first explained class.
-            b: Class index or label, explained for every image. The default is the second explained class.
+            a: Class index or label, explained for every image. The default is the first explained class that is not b.
+            b: Class index or label, explained for every image. The default is the first explained class that is not a.
         """
-        return self._map_of(a, rank=0) - self._map_of(b, rank=1)
+        if self.maps.shape[1] < 2:
+            raise ValueError("difference() needs two explained classes: call explain(..., top_k=2) or name classes")
+        first = self.classes[:, 0] if a is None else self._class_of(a)
+        second = self.classes[:, 1] if b is None else self._class_of(b)
+        if a is None:
+            first = torch.where(first == second, self.classes[:, 1], first)
+        elif b is None:
+            second = torch.where(first != self.classes[:, 0], self.classes[:, 0], second)
+        if (first == second).any():
+            raise ValueError(
+                f"difference() takes two classes, got class {int(second[0])} twice: its map less itself is 0"
+            )
+        return self._map_of(first) - self._map_of(second)
 
     def regions(self, threshold: float | None = None) -> Regions:
         """Find the locations above a fraction of each map's maximum, and the share of the probability they carry.
@@ -211,18 +223,19 @@ class ClassMaps:
             f"explanation is {self.kind!r}. {hint}"
         )
 
-    def _map_of(self, index: int | str | None, rank: int) -> Tensor:
+    def _class_of(self, index: int | str) -> Tensor:
+        """Return an explained class for every image, (B,), or raise ValueError if an image has no map of it."""
         if isinstance(index, str):
             index = find_class(index, self.names or ())
-        if index is None:
-            if self.maps.shape[1] <= rank:
-                raise ValueError("difference() needs two explained classes: call explain(..., top_k=2) or name classes")
-            return self.maps[:, rank]
-        matches = self.classes == index
-        missing = (~matches.any(dim=1)).nonzero().flatten().tolist()
+        missing = (~(self.classes == index).any(dim=1)).nonzero().flatten().tolist()
         if missing:
             raise ValueError(
                 f"class {index} is not explained for image {missing[0]}, which has classes "
                 f"{self.classes[missing[0]].tolist()}: name it in explain(..., classes=...)"
             )
-        return self.maps[torch.arange(len(self.maps), device=self.maps.device), matches.int().argmax(dim=1)]
+        return torch.full_like(self.classes[:, 0], index)
+
+    def _map_of(self, classes: Tensor) -> Tensor:
+        """Return the map of one explained class (B,) for every image, (B, H, W)."""
+        position = (self.classes == classes[:, None]).int().argmax(dim=1)
+        return self.maps[torch.arange(len(self.maps), device=self.maps.device), position]

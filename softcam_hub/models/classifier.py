@@ -171,6 +171,8 @@ class Classifier(SelfExplaining):
             global_pool: `avg`, or "" for features that are not pooled. The default keeps what features are now.
         """
         check_pool(global_pool, num_classes)
+        if num_classes < 0:
+            raise ValueError(f"num_classes must be at least 0, got {num_classes}")
         self.num_classes = num_classes
         if num_classes == 0:
             self.global_pool = self.global_pool if global_pool is None else global_pool

@@ -118,7 +118,8 @@ def _measure(model: TimmModule, images: ImageInput | None) -> AlignmentMeasureme
     spread, correlation = quartiles[1] - quartiles[0], judged.median(dim=0).values
     counts = (correlation >= LEAST_CORRELATION) & (spread <= LARGEST_SPREAD) & (offset.abs() < LARGEST_OFFSET - STEP)
     counts &= not _has_seen_no_image(model)
-    counts &= len(torch.unique(batch.flatten(1), dim=0)) >= FEWEST_IMAGES
+    has_enough = len(torch.unique(batch.flatten(1), dim=0)) >= FEWEST_IMAGES
+    counts &= has_enough
 
     # the places follow from the middle of the map, which looks at the middle of the image and `offset` beyond
     steps = find_steps(model, size, cells)
@@ -127,7 +128,14 @@ def _measure(model: TimmModule, images: ImageInput | None) -> AlignmentMeasureme
     ]
     start = [round(place, 3) if count else None for place, count in zip(places, counts.tolist(), strict=True)]
     alignment = Alignment((start[0], start[1]), steps, size, pads_same(model))
-    model.alignment, model.measures_on_first_use = alignment, False
+    if not has_enough and model.alignment is not None and model.alignment.is_known:
+        logger.warning(
+            "%s: %d different images are needed, so that this measurement does not count and the earlier one is kept",
+            *(model.timm_name, FEWEST_IMAGES),
+        )
+    else:
+        model.alignment = alignment
+    model.measures_on_first_use = False
     return AlignmentMeasurement(_pair(offset), _pair(spread), _pair(correlation), alignment)
 
 

@@ -41,6 +41,9 @@ SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffi
 FORMAT_NAMES = "JPEG, PNG, GIF, BMP, TIFF, WebP or PPM"
 """The formats, as messages list them."""
 
+LARGEST_OF_12_BITS = 4095
+"""Largest value of cameras and scanners with 12 bits per pixel, whose files have 16."""
+
 MAX_USER_BYTES = 20 * 2**20
 MAX_USER_PIXELS = 50_000_000
 MAX_USER_ASPECT = 20
@@ -134,6 +137,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise UndecodableImage("it has more than 16 bits per pixel")
+        if 0 < values.max() <= LARGEST_OF_12_BITS:
+            warnings.warn(
+                f"a picture of 16 bits has no value above {LARGEST_OF_12_BITS:,} of 65,535, so that it becomes almost "
+                "black: scale its values to 0 to 65,535, or save it with 8 bits",
+                stacklevel=2,
+            )
         image = Image.fromarray((values / 257).round().astype(np.uint8))
     elif image.mode == "F":
         raise UndecodableImage("its pixels are floating-point numbers")

@@ -84,16 +84,30 @@ def _resized(images: Tensor, preprocessing: Mapping[str, Any], size: ImageSize |
     return resize(images, (height, width))
 
 
-def warn_of_bytes(images: Tensor) -> None:
-    """Warn of images whose values look like bytes: a network gives wrong predictions for them, and no error."""
+def warn_of_values(images: Tensor, preprocessing: Mapping[str, Any], stacklevel: int = 5) -> None:
+    """Warn of images that do not look normalised: a network gives wrong predictions for them, and no error.
+
+    Args:
+        images: Images as the network gets them.
+        preprocessing: Mean and standard deviation of the model's images, among others.
+        stacklevel: Number of calls to the line that the warning names. The default is for `explain()`, which is wrapped
+            by no_grad.
+    """
     if not images.numel():
         return
     low, high = float(images.amin()), float(images.amax())
+    is_normalised = any(preprocessing["mean"]) or any(value != 1 for value in preprocessing["std"])
+    if is_normalised and 0 <= low < high <= 1:
+        warnings.warn(
+            "all values of the images lie between 0 and 1, as before the normalisation: if they are not normalised, "
+            "use Normalize with the model's mean and std, or pass the pictures themselves",
+            stacklevel=stacklevel,
+        )
     if max(-low, high) > LARGEST_NORMALISED:
         warnings.warn(
             f"the images have values from {low:.4g} to {high:.4g}, where normalised images have single digits: "
             "normalise them as in training, or pass the pictures themselves, as uint8 tensors or PIL images",
-            stacklevel=5,  # explain() is wrapped by no_grad
+            stacklevel=stacklevel,
         )
 
 

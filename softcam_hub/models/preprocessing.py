@@ -66,6 +66,23 @@ def check_classes(num_classes: Any, label_names: Any) -> None:
         )
 
 
+def check_same_labels(label_names: Any, id2label: Any) -> None:
+    """Raise ValueError where the class names that timm reads are not those that transformers reads.
+
+    Args:
+        label_names: Names of all classes in their order, or None.
+        id2label: Class index -> name, with indices as text, or None.
+    """
+    if not label_names or not isinstance(id2label, Mapping):
+        return
+    theirs = {str(index): name for index, name in id2label.items()}
+    if theirs != {str(index): name for index, name in enumerate(label_names)}:
+        raise ValueError(
+            f"label_names {list(label_names)[:10]} contradict id2label, which names {list(theirs.values())[:10]}: "
+            "change both alike"
+        )
+
+
 def check_model_args(model_args: Any) -> None:
     """Raise ValueError if the arguments of an architecture ask for impossible images: `img_size` and `in_chans`."""
     if model_args is None:

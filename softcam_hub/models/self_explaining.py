@@ -17,7 +17,7 @@ from .explanation import Explanation
 from .flip_registration import count_cells, measure_on_first_use
 from .heads import HEADS, EvidenceHead, select
 from .image_size import ImageSize, check_takes_size, say_which_size_failed
-from .inputs import ImageInput, as_batch, warn_of_bytes
+from .inputs import ImageInput, as_batch, warn_of_values
 from .label_kind import class_probabilities
 from .map_kind import KindName
 from .overlays import restore_pixels
@@ -234,7 +234,7 @@ class SelfExplaining(nn.Module):
         check_images(batch, self.in_chans)
         if not torch.isfinite(batch).all():
             raise ValueError("there are images with NaN or infinite values: check the preprocessing")
-        warn_of_bytes(batch)
+        warn_of_values(batch, self.preprocessing)
         devices = (weight.device for weight in self.backbone.parameters())
         device = next(devices, batch.device)
         return batch if device.type == "meta" else batch.to(device)  # accelerate moves the images of offloaded models

@@ -4,6 +4,7 @@
   if it holds nothing else. Drafts are deleted when nobody has written to them for a while.
 """
 
+import os
 import re
 import secrets
 import shutil
@@ -30,7 +31,7 @@ DRAFT_NAME = re.compile(r"[0-9a-f]{32}\.[0-9a-f]{8}\.unfinished")
 FILE_NAME = re.compile(rf"\d+\.bin|{re.escape(INDEX)}|{re.escape(RECORD)}|{re.escape(DRAFT)}.*")
 """Names of the files in a cache, and of their drafts."""
 
-ADVICE = "choose another folder with --cache-dir, or compute features at every epoch with --cache-features False"
+ADVICE = "choose another folder with --cache-dir, or compute features at every epoch with --no-cache-features"
 
 
 def publish(draft: Path, target: Path) -> None:
@@ -60,12 +61,7 @@ def make_room(folder: Path, needed: float, limit: float, keep: Path | None = Non
         raise OSError(f"the features cannot be written to {folder} ({error.strerror}): {ADVICE}") from error
     _delete_abandoned_drafts(folder)
     sizes = {path: _size(path) for path in folder.iterdir() if _is_cache(path)}
-    least = needed + sizes.get(keep, 0.0)
-    if least > limit:
-        raise ValueError(
-            f"the features would take {least:.1f} GB, more than cache_limit={limit:g}: raise it, or compute "
-            "features at every epoch with --cache-features False"
-        )
+    check_limit(needed + sizes.get(keep, 0.0), limit)
     complete = [path for path in sizes if path != keep and CACHE_NAME.fullmatch(path.name)]
     for path in sorted(complete, key=lambda path: path.stat().st_mtime):
         if sum(sizes.values()) + needed > limit:
@@ -74,6 +70,23 @@ def make_room(folder: Path, needed: float, limit: float, keep: Path | None = Non
     free = shutil.disk_usage(folder).free / GB
     if needed > free:
         raise OSError(f"the features would take {needed:.1f} GB, but {folder} has {free:.1f} GB left: {ADVICE}")
+
+
+def check_limit(needed: float, limit: float) -> None:
+    """Refuse features that take more disk space than all caches together may, both in GB."""
+    if needed > limit:
+        raise ValueError(
+            f"the features would take {needed:.1f} GB, more than cache_limit={limit:g}: raise it, or compute "
+            "features at every epoch with --no-cache-features"
+        )
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a path that can be no folder of caches, because it or what it lies in is a file or is not writable."""
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        reason = "it is not writable" if nearest.is_dir() else f"{nearest} is a file"
+        raise OSError(f"the features cannot be written to {folder} ({reason}): {ADVICE}")
 
 
 def _delete_abandoned_drafts(folder: Path) -> None:

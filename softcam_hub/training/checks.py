@@ -20,13 +20,18 @@ from torch import nn
 
 from ..data.samples import Samples
 from ..data.splits import Splits
+from ..data.transforms import make_transforms
 from ..files import read_mapping
+from ..models.evaluation_mode import evaluation_mode
 from ..models.losses import zeroing_l1
 from ..models.modeling import EvidenceForImageClassification
+from .cache_folder import DTYPE, GB, check_folder, check_limit
 from .config import Config
+from .feature_cache import caches_features
 from .folder import SETTINGS_FILE
 from .metrics import score_names
 from .optimization import make_optimizer
+from .results import data_config
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +71,9 @@ def check_run(config: Config, splits: Splits, model: nn.Module, processes: int) 
     make_optimizer(model, config.optimization)  # raises a ValueError for a name that timm does not know
     check_training_images(config, splits, processes)
     check_validation(config, splits, model)
+    make_transforms(data_config(model), config.augmentation)  # raises a ValueError for a policy that timm does not know
+    if caches_features(config, splits):
+        check_cache(config, splits, model)
     if config.model.init is not None:
         check_held_out(config.model.init, config.flat())
     least = zeroing_l1(len(splits.classes), splits.multi_label)
@@ -109,6 +117,16 @@ def check_validation(config: Config, splits: Splits, model: nn.Module) -> None:
     known = score_names(model, splits.multi_label)
     if config.run.select not in known:
         raise ValueError(f"select={config.run.select!r} is not a validation score here: expected {', '.join(known)}")
+
+
+def check_cache(config: Config, splits: Splits, model: nn.Module) -> None:
+    """Refuse features that cannot be cached, for want of room or because of the folder."""
+    if config.run.cache_dir:
+        check_folder(Path(config.run.cache_dir).absolute())
+    with torch.no_grad(), evaluation_mode(model):
+        features = model.forward_features(torch.zeros(1, *data_config(model)["input_size"]))
+    images = len(splits.train) + len(splits.validation or ())
+    check_limit(images * features.numel() * DTYPE.itemsize / GB, config.run.cache_limit)
 
 
 def check_held_out(init: str, settings: dict[str, Any]) -> None:

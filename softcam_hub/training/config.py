@@ -156,6 +156,9 @@ class ModelConfig:
             values = [float(value) for value in self.temperatures.replace(",", " ").split()]
         except ValueError:
             raise ValueError(f"temperatures must be numbers, such as '1 2 4', got {self.temperatures!r}") from None
+        names = [f"{value:g}" for value in values]
+        if len(set(names)) < len(names):
+            raise ValueError(f"temperatures must differ in their first six digits, got {self.temperatures!r}")
         if values and self.mode == "direct":
             raise ValueError("temperatures are an option of CAPE's teacher, and mode 'direct' has none")
         return values

@@ -23,7 +23,8 @@ from accelerate.utils import broadcast_object_list, gather_object, tqdm
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from ..data.samples import ImageDataset
+from ..data.samples import ImageDataset, Samples
+from ..data.splits import Splits
 from ..files import FULL, write_json
 from ..models.evaluation_mode import evaluation_mode
 from ..models.modeling import EvidenceForImageClassification
@@ -42,6 +43,7 @@ from .cache_folder import (
     read_index,
     refuse_foreign,
 )
+from .config import Config
 
 NO_LABEL = -100
 """Class index that leaves an image out of a cross-entropy, as in torch."""
@@ -85,6 +87,13 @@ class CachedFeatures(Dataset):
             features[position] = self.shards[index % self.processes][index // self.processes]
         index = torch.tensor(indices)
         return {"features": torch.from_numpy(features), "labels": self.labels[index], "index": index}
+
+
+def caches_features(config: Config, splits: Splits) -> bool:
+    """Tell whether a run computes its features once: its backbone is frozen, and its images do not change."""
+    has_frozen_backbone = config.model.frozen and config.model.family is not None
+    has_fixed_images = not config.augmentation.augment and isinstance(splits.train, Samples)
+    return has_frozen_backbone and has_fixed_images and config.run.cache_features
 
 
 def cached_features(

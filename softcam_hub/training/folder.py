@@ -12,8 +12,9 @@ from torch import nn
 
 from ..files import read_mapping, write_text
 from ..hub.cards import METRICS, PICTURES, RECIPE
-from ..output_folder import OutputFolder, Use
-from .checkpoint import CHECKPOINT
+from ..output_folder import LOCK, RECORD, OutputFolder, Use
+from .cache_folder import INDEX
+from .checkpoint import AVERAGE, CHECKPOINT, DIGESTS, PROGRESS
 from .config import DEPENDENT, Config, as_recorded
 from .reporting import LOG_FILE, TRACKER_FOLDER
 
@@ -27,6 +28,16 @@ FREE_TO_CHANGE = (
 """Settings that a resumed run may change, because the result does not depend on them."""
 
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+
+CHECKPOINT_FILES = (
+    *(PROGRESS, AVERAGE, DIGESTS, *WEIGHTS),
+    *("optimizer*.bin", "scheduler*.bin", "sampler*.bin", "dl_state_dict*.bin", "random_states_*.pkl", "scaler*.pt"),
+)
+"""Names of our files in a checkpoint, and of those of Accelerate."""
+
+CACHE_FILES = (RECORD, INDEX, "*.bin")
+
+DIGIT, HEX_DIGIT = "[0-9]", "[0-9a-f]"
 
 MODEL_CODE = Path(__file__).parents[1] / "models"
 """Code that every model folder holds a copy of."""
@@ -46,9 +57,12 @@ def output_folder(config: Config) -> OutputFolder:
     names = [SETTINGS_FILE, METRICS, LOG_FILE, *PICTURES]
     names += [f"model/{name}" for name in files_of_model]
     names += [f"vanilla/{name}" for name in ("config.json", *WEIGHTS)]
-    digit = "[0-9]"
-    names += [f"best/epoch-{digit * 6}/*", f"checkpoints/step-{digit * 9}/*", "features/*", f"{TRACKER_FOLDER}/*"]
-    names += [f"T={temperature:g}/*" for temperature in config.model.candidates()]
+    names += [f"best/epoch-{DIGIT * 6}/{name}" for name in (*files_of_model, DIGESTS)]
+    names += [f"checkpoints/step-{DIGIT * 9}/{name}" for name in CHECKPOINT_FILES]
+    names += [f"features/{HEX_DIGIT * 32}/{name}" for name in CACHE_FILES]
+    names += [f"{TRACKER_FOLDER}/*"]
+    tried = [f"T={temperature:g}" for temperature in config.model.candidates()]
+    names += [f"{folder}/{name}" for folder in tried for name in (*names, RECORD, LOCK)]
     # runs from before there were records called the folder of the vanilla classifier `twin`
     older_names = [name.replace("vanilla/", "twin/") for name in names]
     return OutputFolder(config.run.output, "training run", names, recognise=is_older_run, older_names=older_names)

@@ -6,6 +6,7 @@
   with the batch size is the same.
 """
 
+import hashlib
 import math
 import time
 from collections import Counter
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast, tqdm
@@ -85,6 +87,7 @@ class Training:
         self.checkpoints = Checkpoints(output, accelerator, self.average)
         self.epoch, self.step, self.best, self.began = 0, 0, None, time.monotonic()
         self.totals: Counter[str] = Counter()
+        self.data = None if labels is None else digest_of_labels(labels)
 
     def _make_train_loader(self, train: Dataset, frequencies: Tensor | None) -> Any:
         """Prepare the loader of the training split, and set the number of updates in an epoch.
@@ -128,6 +131,11 @@ class Training:
         """Continue from the last checkpoint, or from the beginning if there is none."""
         progress = self.checkpoints.load()
         if progress is not None:
+            if progress.get("data", self.data) != self.data:
+                raise ValueError(
+                    f"cannot resume: the training images of {self.config.data.data} or their labels are not those with "
+                    "which the run began; use the same data, or --overwrite"
+                )
             self.epoch, self.step, self.best = progress["epoch"], progress["step"], progress["best"]
             self.began -= progress["seconds"]
             if self.accelerator.is_main_process:  # totals are sums over all processes: others begin at zero
@@ -260,7 +268,7 @@ class Training:
         self.check_finite("a weight", 0.0 if finite.all() else math.nan)
         totals = self._sum_totals() if self.totals else {}
         progress = {"epoch": self.epoch, "step": self.step, "best": self.best, "seconds": self.seconds}
-        self.checkpoints.save({**progress, "totals": totals})
+        self.checkpoints.save({**progress, "totals": totals, "data": self.data})
 
     def _keep_if_best(self, row: dict[str, Any]) -> None:
         value = row[f"validation_{self.config.run.select}"]
@@ -279,6 +287,12 @@ class Training:
         """Print the most important values of an epoch."""
         shown = {k: v for k, v in row.items() if k.endswith(("loss", "accuracy", "auc", "disagreement"))}
         self.accelerator.print(f"epoch {row['epoch']}/{self.config.optimization.epochs}  {format_scores(shown)}")
+
+
+def digest_of_labels(labels: Any) -> str:
+    """Return a digest of the labels of all training images in their order, by which other data are recognised."""
+    values = np.asarray(labels).astype(np.int64)
+    return hashlib.sha256(f"{values.shape}".encode() + values.tobytes()).hexdigest()
 
 
 def _has_unused_parameters(model: nn.Module) -> bool:

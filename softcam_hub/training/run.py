@@ -31,7 +31,7 @@ from .alignment import align_result
 from .checkpoint import delete_best
 from .checks import check_launcher, check_run
 from .config import Config
-from .feature_cache import cached_features
+from .feature_cache import cached_features, caches_features
 from .folder import (
     METRICS,
     SETTINGS_FILE,
@@ -221,9 +221,7 @@ def prepare_training(config: Config, accelerator: Accelerator, splits: Splits, m
         train, labels = EndlessImageDataset(stream, config.optimization.batch_size), None
     validation = None if splits.validation is None else ImageDataset(splits.validation, eval_transform)
 
-    has_frozen_backbone = config.model.frozen and config.model.family is not None
-    has_fixed_images = not config.augmentation.augment and labels is not None
-    if has_frozen_backbone and has_fixed_images and config.run.cache_features:
+    if caches_features(config, splits):
         folder = Path(config.run.cache_dir or output / "features")
         batch_size, workers = config.optimization.batch_size, config.run.workers
         options = (accelerator, folder, config.run.cache_limit, batch_size, workers)

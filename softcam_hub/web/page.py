@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..export import export_onnx
+from ..export import check_exportable, export_onnx
 from ..files import DRAFT, copy_file, write_text
 from ..hub.publishing import PAGE, PAGE_FILES
 from ..models.flip_registration import measure_on_first_use
@@ -90,6 +90,7 @@ def export_web(
         Path of the folder.
     """
     folder = Path(folder)
+    check_exportable(model, "export_web")
     check_choice(folder / MODEL, "web", precision)
     files = None if runtime is None else find_runtime(Path(runtime))
     settings = page_settings(model, f"./{RUNTIME_FOLDER}/{RUNTIME_FILES[0]}" if files else PUBLIC_RUNTIME)
