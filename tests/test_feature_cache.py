@@ -182,7 +182,7 @@ def test_features_that_cannot_fit_are_refused_before_anything_is_deleted(tmp_pat
         make_room(folder, 3, limit=2)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 5e8})())
     with pytest.raises(
-        OSError, match="would take 1.0 GB, but .* has 0.5 GB left: .* --cache-dir, or .*--cache-features"
+        OSError, match="would take 1.0 GB, but .* has 0.5 GB left: .* --cache-dir, or .*--no-cache-features"
     ):
         make_room(folder, 1, limit=2)
     assert names_in(folder) == keys("old")
