@@ -1,6 +1,7 @@
 """The rules that judge the papers' claims, on rows made by hand; the page is what the rows say; settings of the runs."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -274,6 +275,16 @@ def test_check_tells_a_page_that_differs(monkeypatch, tmp_path):
 def test_the_committed_page_is_that_of_the_rows(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["claims.py", "--check"])
     claims.main()
+
+
+def test_readme_counts_the_verdicts():
+    numbers = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight"]
+    page = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    verdicts = re.findall(r"^\| [SC]\d \| .* \| (holds|does not hold|mixed)", page, re.MULTILINE)
+    assert len(verdicts) == 11
+    counts = [numbers[verdicts.count(word)] for word in ("holds", "mixed", "does not hold")]
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"Of eleven claims, {counts[0]} hold, {counts[1]} hold in part, and {counts[2]} do not hold." in readme
 
 
 def test_rows_of_a_chain_replace_its_earlier_ones(tmp_path):
