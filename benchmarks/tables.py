@@ -113,11 +113,16 @@ def lesions_table(rows: list[Row]) -> str:
 
 
 def _seeds_in_words(rows: list[Row]) -> str:
-    """Say how many runs stand behind a number; rows of earlier releases are of seed 0."""
-    seeds = sorted({row.get("seed", 0) for row in rows})
-    if len(seeds) == 1:
-        return f"one run each with seed {seeds[0]}"
-    return f"means over the seeds {', '.join(map(str, seeds))} with the standard deviation between them"
+    """Say which runs stand behind the numbers, and name the recipes with fewer seeds than the others."""
+    seeds: dict[str, list[int]] = {}
+    for row in rows:
+        seeds.setdefault(row["recipe"], []).append(row["seed"])
+    most = sorted(max(seeds.values(), key=len))
+    if len(most) == 1:
+        return f"one run each with seed {most[0]}"
+    fewer = [f"`{recipe}` ({', '.join(map(str, sorted(of)))})" for recipe, of in seeds.items() if len(of) < len(most)]
+    text = f"means over the seeds {', '.join(map(str, most))} with the standard deviation between them"
+    return f"{text}; fewer seeds: {', '.join(fewer)}" if fewer else text
 
 
 def summary_table(models: list[Row], explanations: list[Row]) -> str:
@@ -126,6 +131,7 @@ def summary_table(models: list[Row], explanations: list[Row]) -> str:
     for model in models:
         accuracies.setdefault(model["recipe"], []).append(model["test_accuracy"])
     rows = {(row["explainer"], row["explains"]): row for row in explanations}
+    shown = {model for _, model in SUMMARISED}
     body = []
     for explainer, model in SUMMARISED:
         row = rows[explainer, model]
@@ -141,8 +147,9 @@ def summary_table(models: list[Row], explanations: list[Row]) -> str:
         )
     return (
         "Networks of 0.4 million parameters on generated lesions: accuracy on 600 test images, "
-        f"{_seeds_in_words(models)}; maps of seed 0 on 200 of them. The completeness error is the difference between "
-        "the sum (CAPE) or mean (SoftCAM) of a map and the prediction. Post-hoc maps explain the vanilla classifier. "
+        f"{_seeds_in_words([row for row in models if row['recipe'] in shown])}; maps of seed 0 on 200 of them. "
+        "The completeness error is the difference between the sum (CAPE) or mean (SoftCAM) of a map and the "
+        "prediction. Post-hoc maps explain the vanilla classifier. "
         f"Measures are in percent{_brackets(explanations)}.\n\n"
     ) + markdown(["map", "accuracy", "completeness error ↓", *SUMMARY.values()], body)
 

@@ -206,6 +206,11 @@ def test_recipes_of_several_seeds_share_a_line_with_their_spread():
     assert "| `lesions-cape` | `m` | 92.0 ± 2.0 % | 0.500 ± 0.000 | - | - | - | - | 10 ± 0 |" in table
     assert "| `mean colour` | `linear` | 30.0 % | - | - | - | - | - | - |" in table
     assert "one run each with seed 0" in lesions_table(rows[:1])
+    assert "fewer seeds" not in table
+    small = {**common, "recipe": "lesions-small", "seed": 0, "test_accuracy": 0.9}
+    assert "0, 1, 2 with the standard deviation between them; fewer seeds: `lesions-small` (0)" in lesions_table(
+        [*rows, small]
+    )
 
 
 def test_runs_of_further_seeds_have_folders_of_their_own_and_start_from_their_own_vanilla_classifier():
