@@ -103,3 +103,21 @@ def test_a_small_run_starts_from_imagenet_and_names_no_path(tmp_path):
     assert placed[0]["annotated"] == 2 * len(SMALL_BOXES)
     values = next(row for row in found if row["kind"] == "values")
     assert values["label"] == [0, 1, 2, 3, 4, 5] * 2
+
+
+def test_places_alone_take_no_further_scores(monkeypatch, tmp_path):
+    chain = SteelChain("steel", STEEL["steel"], 0, tmp_path, tmp_path, places_only=True)
+    monkeypatch.setattr(chain, "benchmark", lambda *_, **__: pytest.fail("it measured more than places"))
+
+    def locate(run_name, explainers):
+        for name in explainers.split():
+            common = {"run": run_name, "explainer": name, "pointing_game": 50.0, "images": 296}
+            yield from (("localised", {**common, "class": one}) for one in (ALL_LOCATED, "scratches"))
+
+    monkeypatch.setattr(chain, "locate", locate)
+    found = list(chain.explanations())
+    shown = [row for kind, row in found if kind == "explanation"]
+    assert {row["run"] for row in shown} == {"vanilla", *STEEL["steel"].runs}
+    assert {"cam", "guided-backprop", "centre"} < {row["explainer"] for row in shown}
+    assert all("class" not in row and row["images"] == 296 for row in shown)
+    assert not [kind for kind, _ in found if kind == "subset"]

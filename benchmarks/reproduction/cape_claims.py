@@ -3,10 +3,8 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from softcam_hub.data.lesions import VARIANTS
-
 from .findings import Column, Findings, Row, best_of, mean, minus, spread
-from .studies import JUDGED
+from .studies import CLASS_COUNTS, JUDGED
 from .verdicts import MAY_LOSE, NOT_MEASURED, Claim, Part, always, part
 
 SAME = 0.5
@@ -74,7 +72,7 @@ def leads(findings: Findings, studies: tuple[str, ...]) -> list[Part]:
             continue
         data = findings.rows(study, "training")[0]["data"]
         parts += _leads_borda(study, table)
-        many, few = len(VARIANTS[data]) >= MANY, len(VARIANTS[data]) == 2
+        many, few = CLASS_COUNTS[data] >= MANY, CLASS_COUNTS[data] == 2
         expected, measure = ("cape",), "CAPE leads mIoU"
         if few:
             expected, measure = ("cam", "lift-cam"), "CAM or LIFT-CAM leads mIoU"

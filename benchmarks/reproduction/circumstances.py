@@ -34,20 +34,22 @@ def circumstances(findings: Findings) -> str:
     )
     missing = [study for study in SMALL if study not in {row["study"] for row in generated}]
     left = [f"**Not run yet:** the studies {_list(missing)}.\n"] if missing else []
-    return "\n".join([how, photographs([row for row in chains if row["study"] in STEEL]), HISTORY, *left])
+    return "\n".join([how, photographs(findings.reproduction), HISTORY, *left])
 
 
-def photographs(chains: list[Row]) -> str:
+def photographs(rows: list[Row]) -> str:
     """Write the paragraph on photographs.
 
     Args:
-        chains: Rows of the chains that were run on photographs.
+        rows: Rows of all studies.
     """
-    if not chains:
+    rows = [row for row in rows if row["study"] in STEEL]
+    if not rows:
         return "**Photographs.** The studies on photographs are not run yet.\n"
-    seeds = {name: sorted(row["seed"] for row in chains if row["study"] == name) for name in STEEL}
+    seeds = {name: sorted({row["seed"] for row in rows if row["study"] == name}) for name in STEEL}
+    trained = [row for row in rows if row["kind"] == "training"]
     ran = "; ".join(f"*{name}* with {_counted('seed', found)}" for name, found in seeds.items() if found)
-    sentences = [f"`make reproduce-steel` ran {ran}. Their times add up to {_hours(chains)} hours of a core."]
+    sentences = [f"`make reproduce-steel` ran {ran}. Training took {_hours(trained)} hours of a core."]
     if any(0 < len(found) < SEEDS for found in seeds.values()):
         sentences.append(f"A study with fewer than {SEEDS} seeds is shown, and decides nothing.")
     missing = [f"*{name}*" for name, found in seeds.items() if not found]

@@ -2,7 +2,8 @@
 
 make reproduce                                       # six hours of two cores; also writes docs/reproduction.md
 python -m benchmarks.reproduction.reproduce --study screening --seeds 0
-make reproduce-steel PHOTOGRAPHS=FOLDER              # photographs of NEU-DET: six hours of two cores
+make reproduce-steel PHOTOGRAPHS=FOLDER              # photographs of NEU-DET: eight hours of two cores
+python -m benchmarks.reproduction.reproduce --photographs FOLDER --study steel --seeds 0 --places-only
 python -m benchmarks.reproduction.reproduce --large  # ResNet-50, VGG-16 and SwinV2 at 224 and 448 px, for a GPU
 python -m benchmarks.reproduction.reproduce --quick               # a smoke test: tiny runs that write nothing
 
@@ -48,20 +49,24 @@ KEY = ("study", "seed")
 """Columns that name a chain."""
 
 
-def chain_rows(name: str, study: Study, seed: int, photographs: Path | None, threads: int) -> list[Row]:
+def chain_rows(
+    name: str, study: Study, seed: int, photographs: Path | None, places_only: bool, threads: int
+) -> list[Row]:
     """Compute the rows of a chain in a process of its own."""
     torch.set_num_threads(threads)
     keep_freed_memory()
     if photographs is not None:
-        return SteelChain(name, study, seed, photographs).rows()
+        return SteelChain(name, study, seed, photographs, places_only=places_only).rows()
     return Chain(name, study, seed).rows()
 
 
-def run_chains(chains: list[tuple[str, Study, int]], photographs: Path | None, processes: int) -> list[str]:
+def run_chains(
+    chains: list[tuple[str, Study, int]], photographs: Path | None, processes: int, places_only: bool = False
+) -> list[str]:
     """Run chains side by side, write the rows of each as it ends, and return the failures."""
     threads, failures = max(1, (os.cpu_count() or 1) // processes), []
     with ProcessPoolExecutor(processes, get_context("spawn"), max_tasks_per_child=1) as pool:
-        jobs = {pool.submit(chain_rows, *chain, photographs, threads): chain for chain in chains}
+        jobs = {pool.submit(chain_rows, *chain, photographs, places_only, threads): chain for chain in chains}
         for job in as_completed(jobs):
             name, _, seed = jobs[job]
             try:
@@ -89,6 +94,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="run tiny studies, and write nothing")
     parser.add_argument("--large", action="store_true", help="run the larger variant, for a GPU")
     parser.add_argument("--photographs", type=Path, help="run the studies on steel, with NEU-DET in this folder")
+    parser.add_argument(
+        "--places-only", action="store_true", help="locate the maps on photographs, without the other scores of maps"
+    )
     names = ", ".join([*SMALL, *STEEL, *LARGE])
     parser.add_argument("--study", nargs="*", help=f"studies to run, of {names}; all by default")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2], help="seeds to run")
@@ -106,7 +114,8 @@ def main() -> None:
         if name not in studies:
             parser.error(f"unknown study {name!r}: expected some of {', '.join(studies)}")
     chains = [(name, studies[name], seed) for name in args.study or studies for seed in args.seeds]
-    failures = run_chains(chains, args.photographs, 1 if args.large else min(args.processes, len(chains)))
+    processes = 1 if args.large else min(args.processes, len(chains))
+    failures = run_chains(chains, args.photographs, processes, args.places_only)
     if failures:
         sys.exit("these chains failed; run the same command again to repeat them:\n" + "\n".join(failures))
 

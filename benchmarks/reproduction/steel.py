@@ -49,11 +49,14 @@ class SteelChain(Chain):
         seed: Seed of the classifier's first weights and of batches.
         photographs: Folder of the photographs, with manifest.csv.
         runs: Folder of all runs.
+        places_only: Locate maps, and leave out the scores for which the network has to run again.
     """
 
-    def __init__(self, name: str, study: Study, seed: int, photographs: Path, runs: Path = RUNS) -> None:
+    def __init__(
+        self, name: str, study: Study, seed: int, photographs: Path, runs: Path = RUNS, places_only: bool = False
+    ) -> None:
         super().__init__(name, study, seed, runs)
-        self.photographs = photographs
+        self.photographs, self.places_only = photographs, places_only
 
     def rows(self) -> list[Row]:
         """Train and measure, and name the data without the path of this machine."""
@@ -93,7 +96,7 @@ class SteelChain(Chain):
             return
         post_hoc = [name for name in (*CLASS_ACTIVATION, *PIXELS) if name not in SUBSETS]
         yield from self.explain("vanilla", " ".join([*post_hoc, *UNINFORMED]))
-        for name, limit in SUBSETS.items():
+        for name, limit in () if self.places_only else SUBSETS.items():
             rows, lines = self.benchmark("vanilla", name, name, LOCALISATION, limit)
             yield SUBSET, {"run": "vanilla", "of": name, **self.located(lines)[name], "images": rows[0]["images"]}
         for run_name in self.study.runs:
@@ -103,6 +106,12 @@ class SteelChain(Chain):
         self, run_name: str, explainers: str | None = None, measures: str = MEASURES
     ) -> Iterator[tuple[str, Row]]:
         """Measure maps of a run on the first images, and locate them on all images."""
+        if self.places_only:
+            for kind, row in self.locate(run_name, explainers):
+                yield kind, row
+                if kind == LOCALISED and row["class"] == ALL_LOCATED:
+                    yield "explanation", {name: value for name, value in row.items() if name != "class"}
+            return
         rows, lines = self.benchmark(run_name, run_name, explainers, measures, self.study.limit)
         places: dict[str, Row] = {}
         for kind, row in self.locate(run_name, explainers):

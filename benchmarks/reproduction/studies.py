@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from softcam_hub.data.lesions import VARIANTS
+
 SOFTCAM = ("softcam", "softcam-sparse")
 CAPE = ("cape-direct", "cape-ts", "cape-pf")
 
@@ -86,6 +88,9 @@ STEEL = {
     "steel, 160 px": _steel(16, 160),
     "steel, 320 px": _steel(16, 320),
 }
+
+CLASS_COUNTS = {**{data: len(classes) for data, classes in VARIANTS.items()}, STEEL["steel"].data: 6}
+"""Data set -> number of classes."""
 
 JUDGED = (*SMALL, "steel")
 """Studies that decide on the claims on all data."""

@@ -74,6 +74,8 @@ def explanations(findings: Findings, study: str) -> str:
     shown = markdown(header, [[one, *(columns[name][one] for name in names)] for one in groups])
     if not any(_strata(findings, study, groups, name) for name in names):
         return shown
+    if len(findings.seeds(study)) == 1:
+        return shown
     every_seed = [[one, *(_each(table[name][one]) for name in names)] for one in groups]
     seeds = ", ".join(map(str, findings.seeds(study)))
     return f"{shown}\nThe same in every seed ({seeds}):\n\n{markdown(header, every_seed)}"
@@ -184,6 +186,8 @@ def points(findings: Findings, study: str) -> str:
     ranked = {one: column for one, column in ranked.items() if column}
     order = sorted(ranked, key=lambda one: -mean(ranked[one]))
     significant = {one: _column(table[one], "significant_borda") for one in order}
+    if not ranked:
+        return ""
     names = ["borda", *(["significant_borda"] if any(significant.values()) else [])]
     body = [[one, spread(ranked[one]), spread(significant[one])][: len(names) + 1] for one in order]
     return markdown(["maps", *(COLUMNS[name][0] for name in names)], body)
