@@ -238,7 +238,8 @@ def over_k(findings: Findings, studies: list[str], name: str, higher: bool) -> I
             if label(row) in shown and f"{name}_curve" in row:
                 groups.setdefault(label(row), []).append(row[f"{name}_curve"])
         lines = {one: _mean_curve(groups[one]) for one in shown if one in groups}
-        panels.append((f"{study}\n{curve_title(name)}", lines))
+        if lines:  # places alone have no curves of sensitivity
+            panels.append((f"{study}\n{curve_title(name)}", lines))
     return curves(panels, "k highest patches")
 
 
