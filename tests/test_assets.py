@@ -35,7 +35,7 @@ def test_the_model_is_small():
 
 
 def test_the_scores_of_the_model_are_those_of_the_committed_row():
-    rows = {row["recipe"]: row for row in map(json.loads, ROWS.read_text().splitlines())}
+    rows = {row["recipe"]: row for row in map(json.loads, ROWS.read_text().splitlines()) if row["seed"] == 0}
     metrics = json.loads((Path(softcam_hub.CAPE_LESIONS) / "metrics.json").read_text())
     assert metrics.items() <= rows["lesions-cape"].items()
     assert metrics["test_accuracy"] > rows["mean colour"]["test_accuracy"] + 0.4
