@@ -58,8 +58,8 @@ def photographs(rows: list[Row]) -> str:
     return f"**Photographs.** {' '.join(sentences)}\n"
 
 
-def _hours(chains: list[Row]) -> str:
-    return f"{sum(row['seconds'] for row in chains) / 3600:.1f}"
+def _hours(rows: list[Row]) -> str:
+    return f"{sum(row['seconds'] for row in rows) / 3600:.1f}"
 
 
 def _list(values: list[str] | list[int]) -> str:
