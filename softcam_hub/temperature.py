@@ -19,13 +19,10 @@ from torch import Tensor, nn
 from .models.evaluation_mode import evaluation_mode
 from .models.heads import EvidenceHead, at_least_float32
 from .models.inputs import warn_of_values
-from .models.losses import check_labels
+from .models.losses import NO_LABEL, check_labels
 from .models.self_explaining import SelfExplaining
 
 logger = logging.getLogger(__name__)
-
-IGNORED = -100
-"""Class index that leaves an image out of a cross-entropy, as in torch."""
 
 GRID = [step / 8 for step in range(-32, 33)]
 """Candidates for log T'. A parabola through the best one and its neighbours finds the minimum."""
@@ -54,13 +51,13 @@ def fit_temperature(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) 
         for batch in batches:
             images, labels = _check_pair(batch)
             warn_of_values(images, model.preprocessing, stacklevel=4)
-            count += int((labels != IGNORED).sum())
+            count += int((labels != NO_LABEL).sum())
             _, evidence = model.head(model.forward_features(images.to(device)), kind="evidence")
             losses.append(candidate_losses(model.head, evidence, labels.to(device)).double().cpu())
     if not count:
         raise ValueError(
             "there are no labelled images to fit the temperature to: expected batches of images and labels, and labels "
-            f"other than {IGNORED}"
+            f"other than {NO_LABEL}"
         )
     return set_temperature(model.head, torch.cat(losses))
 

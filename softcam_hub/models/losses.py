@@ -20,6 +20,9 @@ from torch import Tensor
 from .heads import at_least_float32
 from .modes import MODES, Mode
 
+NO_LABEL = -100
+"""Class index that leaves an image out of a cross-entropy, as in torch."""
+
 
 def elastic_net(maps: Tensor, l1: float = 0.0, l2: float = 0.0) -> Tensor:
     """Compute l1·mean|M'| + l2·mean M'², over classes and locations of each image, then over the batch.
@@ -191,7 +194,7 @@ def check_labels(labels: Tensor, logits: Tensor) -> Tensor:
     Values are looked at on the CPU only: elsewhere it would make the device wait at every step.
 
     Args:
-        labels: Labels; the class index -100 leaves an image out.
+        labels: Labels; the class index `NO_LABEL` leaves an image out.
         logits: Logits of the images, (B, C).
     """
     batch, classes = logits.shape
@@ -207,7 +210,7 @@ def check_labels(labels: Tensor, logits: Tensor) -> Tensor:
     if not indices:
         return labels
     if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        outside = labels[((labels < 0) & (labels != -100)) | (labels >= classes)]
+        outside = labels[((labels < 0) & (labels != NO_LABEL)) | (labels >= classes)]
         if outside.numel():
             known = f"this model has {classes} classes, 0 to {classes - 1}"
             raise ValueError(f"label {int(outside[0])} is out of range: {known}")

@@ -27,6 +27,7 @@ from ..data.samples import ImageDataset, Samples
 from ..data.splits import Splits
 from ..files import FULL, write_json
 from ..models.evaluation_mode import evaluation_mode
+from ..models.losses import NO_LABEL
 from ..models.modeling import EvidenceForImageClassification
 from ..output_folder import RECORD
 from .cache_folder import (
@@ -44,9 +45,6 @@ from .cache_folder import (
     refuse_foreign,
 )
 from .config import Config
-
-NO_LABEL = -100
-"""Class index that leaves an image out of a cross-entropy, as in torch."""
 
 
 class CachedFeatures(Dataset):
