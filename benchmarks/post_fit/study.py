@@ -1,7 +1,8 @@
 """Post-fit CAPE to black boxes of several kinds in several ways, three seeds, and write rows.
 
-python -m benchmarks.post_fit.study --photographs FOLDER    # after `make reproduce` and `make reproduce-steel`
+python -m benchmarks.post_fit.study --photographs FOLDER
 
+- Black boxes of the reproduction are trained if they do not exist.
 - Features are computed once for every black box, and every variant fits its head to them.
 - Beside the variants stand CAPE with the weights of the black box (off the shelf), and naive CAPE.
 """
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from benchmarks.timing import Row, environment, read_rows, replace_rows, rounded
 from softcam_hub.arguments import ArgumentParser
+from softcam_hub.memory import keep_freed_memory
 from softcam_hub.models.heads import CAPEHead
 
 from .black_boxes import BOXES, Learnt, learn
@@ -69,6 +71,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="seeds")
     parser.add_argument("--output", type=Path, default=ROWS, help="file of the rows")
     args = parser.parse_args()
+    keep_freed_memory()
     for name in args.boxes:
         for seed in args.seeds:
             known = {row["variant"] for row in read_rows(args.output) if (row["box"], row["seed"]) == (name, seed)}

@@ -123,6 +123,12 @@ class Chain:
         """Save the vanilla classifier from which all runs start."""
         make_model(self.config("vanilla"), self.splits).save_pretrained(self.start)
 
+    def train_vanilla(self) -> Path:
+        """Return the folder of the trained vanilla classifier; train it now if it does not exist."""
+        if not (self.folder / "vanilla" / "metrics.json").exists():
+            run(self.config("vanilla"))
+        return self.vanilla
+
     def _variants(self) -> list[Row]:
         """Measure the accuracy of the vanilla classifier, and of CAPE with its weights, naive and off the shelf."""
         compared = any(run in CAPE for run in self.study.runs)
