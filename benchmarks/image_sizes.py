@@ -63,7 +63,7 @@ def measure(
             "annotated": row["annotated"],
             "map_side": model.explain(example, size=size).maps.shape[-1],
             **{name: rounded(row[name]) for name in ("accuracy", "pointing_game", "hit_rate", "energy_pointing")},
-            "hit_rate_interval": [rounded(end) for end in row["hit_rate_interval"]],
+            "hit_rate_interval": [rounded(end) for end in row.get("hit_rate_interval", [])],
             "hit_rate_of_small": rounded(row["by_size"]["small"]["hit_rate"]),
             "map_offset": row["map_offset"],
             "time_ratio": time["cpu_ratio"],

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.alignment.tables import checks_table, real_weights_table, steel_table
+from benchmarks.alignment.tables import checks_table, gains_table, real_weights_table, steel_table
 from benchmarks.causal.tables import causal_speed_table, causal_table
 from benchmarks.hidden_layers import hidden_layers_table
 from benchmarks.idsds import idsds_table
@@ -313,6 +313,7 @@ MODELS_TABLES: dict[str, Table] = {
 ALIGNMENT_TABLES: dict[str, Table] = {
     "checks": (checks_table, ("alignment_checks",)),
     "real_weights": (real_weights_table, ("alignment_real_weights",)),
+    "gains": (gains_table, ("reproduction",)),
     "steel": (steel_table, ("alignment_steel",)),
 }
 

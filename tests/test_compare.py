@@ -8,8 +8,10 @@ import pytest
 
 from softcam_hub.cli import main
 from softcam_hub.evaluation.comparison import compare
+from softcam_hub.evaluation.localisation_rows import summarise_localisation
 from softcam_hub.evaluation.shards import write_shard
-from softcam_hub.evaluation.statistics import bootstrap_means, holm
+from softcam_hub.evaluation.significance import holm
+from softcam_hub.evaluation.statistics import bootstrap_means
 
 IMAGES = 40
 
@@ -80,7 +82,7 @@ def test_the_table_shows_means_difference_interval_and_both_p_values(folder, cap
     assert printed[0] == "| measure | images | cape | cam | difference | 95 % interval | p | p (Holm) |"
     row = compare([folder], "cape", "cam")[0]
     means = f"{row['first']:.1f} | {row['second']:.1f} | -2.5 | [{row['low']:.1f}, {row['high']:.1f}]"
-    assert printed[2] == f"| mIoU ↓ | 40 | {means} | 0.001 | 0.002 * |"
+    assert printed[2] == f"| mIoU ↓ | 40 | {means} | 0.001 | 0.001 * |"
 
 
 def test_equal_maps_do_not_differ(folder):
@@ -186,3 +188,31 @@ def test_explainers_without_a_common_measure_are_refused(tmp_path, capsys):
     file = tmp_path / "values.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert "no measure in common" in refused(capsys, file, "cape", "cam")
+
+
+def test_measures_of_sums_are_compared_by_exchanging_whole_images(tmp_path):
+    """PxAP and MaxBoxAccV2 are no means over images: whole histograms and rows of IoUs change sides."""
+    lines, generator = make_lines({"cape": -0.01, "cam": 0.0}), np.random.default_rng(3)
+    for line in lines:
+        good = 0.9 if line["explainer"] == "cape" else 0.4
+        annotated = line["annotated"]
+        line["box_ious"] = (good * generator.uniform(0.5, 1, 20)).round(3).tolist() if annotated else None
+        share = np.arange(1, 102) ** (4 * good)
+        inside = generator.multinomial(50, share / share.sum())
+        outside = generator.multinomial(400, np.full(101, 1 / 101))
+        line["pixel_histogram"] = [*inside.tolist(), *outside.tolist()] if annotated else None
+    folder = write_folder(tmp_path / "results", lines)
+    found = {row["measure"]: row for row in compare([folder], "cape", "cam")}
+    assert list(found) == ["miou", "energy_pointing", "pxap", "max_box_accuracy"]
+    for name in ("pxap", "max_box_accuracy"):
+        of_images = {
+            one: summarise_localisation([line for line in lines if line["explainer"] == one]) for one in ("cape", "cam")
+        }
+        assert found[name]["first"] == pytest.approx(of_images["cape"][name])
+        assert found[name]["second"] == pytest.approx(of_images["cam"][name])
+        assert found[name]["images"] == IMAGES // 2
+        assert found[name]["low"] > 0
+        assert found[name]["significant"]
+    swapped = {row["measure"]: row for row in compare([folder], "cam", "cape")}
+    assert swapped["pxap"]["difference"] == -found["pxap"]["difference"]
+    assert swapped["pxap"]["p"] == pytest.approx(found["pxap"]["p"], abs=0.02)

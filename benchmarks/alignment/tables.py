@@ -1,7 +1,9 @@
 """Render the tables of docs/alignment.md from rows."""
 
+import statistics
+
 from benchmarks.timing import Row
-from softcam_hub.evaluation.report import markdown
+from softcam_hub.evaluation.report import COLUMNS, markdown
 
 
 def checks_table(rows: list[Row]) -> str:
@@ -54,6 +56,27 @@ def real_weights_table(rows: list[Row]) -> str:
         f"of steel (NEU-DET) and {rows[1]['count']} images of noise with the spectrum of photographs. Offsets are in "
         "cells, down and right.\n\n"
     ) + markdown(["stride", "images", "offset", "correlation", "spread", "counts"], body)
+
+
+def gains_table(rows: list[Row]) -> str:
+    """Render one line per study of the reproduction: what its maps gain where their cells look, and how many lose."""
+    names = ("pointing_game", "hit_rate", "activation_precision", "localization_precision")
+    place = ("study", "seed", "run", "explainer")
+    drawn = {tuple(row.get(name) for name in place): row for row in rows if row["kind"] == "explanation"}
+    pairs: dict[str, list[tuple[Row, Row]]] = {}
+    for row in rows:
+        aligned = drawn.get(tuple(row.get(name) for name in place))
+        if row["kind"] == "not aligned" and aligned is not None:
+            pairs.setdefault(row["study"], []).append((row, aligned))
+    body = []
+    for study, maps in pairs.items():
+        gains = [[aligned[name] - squares[name] for squares, aligned in maps] for name in names]
+        cells = [f"{statistics.fmean(gain):+.1f} ({sum(one < 0 for one in gain)})" for gain in gains]
+        body.append([study, str(len(maps)), *cells])
+    return (
+        "Mean gain in points of all maps that were moved in the studies of the reproduction, each run, explainer and "
+        "seed once, and in brackets the number of maps that lose.\n\n"
+    ) + markdown(["study", "maps", *(COLUMNS[name][0] for name in names)], body)
 
 
 def steel_table(rows: list[Row]) -> str:

@@ -122,7 +122,8 @@ def row_of(data: str, recipe: str, lines: Sequence[Line]) -> Row:
     for number, name in enumerate(columns):
         if not np.isnan(found.estimate[number]):
             row[name] = rounded(float(found.estimate[number]))
-            row[f"{name}_interval"] = [rounded(float(low[number])), rounded(float(high[number]))]
+            if low[number] < high[number]:  # images with the same value say nothing about others
+                row[f"{name}_interval"] = [rounded(float(low[number])), rounded(float(high[number]))]
     return {**row, **environment()}
 
 

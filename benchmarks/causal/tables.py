@@ -46,8 +46,8 @@ def _network(row: Row) -> str:
 def _cell(row: Row, name: str, factor: int, digits: int) -> str:
     if name not in row:
         return "-"
-    low, high = (f"{factor * end:.{digits}f}" for end in row[f"{name}_interval"])
-    return f"{factor * row[name]:.{digits}f} [{low}, {high}]"
+    ends = [f"{factor * end:.{digits}f}" for end in row.get(f"{name}_interval", [])]
+    return f"{factor * row[name]:.{digits}f}" + (f" [{', '.join(ends)}]" if ends else "")
 
 
 def causal_speed_table(rows: list[Row]) -> str:

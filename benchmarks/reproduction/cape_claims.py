@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from .findings import Column, Findings, Row, best_of, mean, minus, spread
+from .findings import Column, Findings, Row, best_of, mean, minus, spread, with_seeds
 from .studies import CLASS_COUNTS, JUDGED
 from .verdicts import MAY_LOSE, NOT_MEASURED, Claim, Part, always, part
 
@@ -82,9 +82,9 @@ def leads(findings: Findings, studies: tuple[str, ...]) -> list[Part]:
 
 
 def _leads_borda(study: str, table: Table) -> list[Part]:
-    """Judge whether a µ-CAPE map has the most Borda points, on average and, with values of the images, in every seed.
+    """Judge whether a µ-CAPE map has the most Borda points, on average and in every seed.
 
-    Points of significant ranks must be more than those of every other map.
+    Points of significant ranks must be more than those of every other map, where there are values of the images.
     """
     columns, significant = _columns(table, "borda"), _columns(table, "significant_borda")
     if not columns:
@@ -92,13 +92,21 @@ def _leads_borda(study: str, table: Table) -> list[Part]:
     expected = [one for one in columns if is_map(one, ("mu-cape",))]
     figure, first = _first_three(columns, lambda value: -value)
     holds = any(one in expected for one in first)
+    ahead = _ahead(columns, expected)
+    holds = holds and min(ahead.values(), default=0) >= 0
+    figure += f"; µ-CAPE ahead by {with_seeds(ahead, '+.0f')}" if ahead else ""
     complete = all(significant.get(one, {}).keys() == column.keys() for one, column in columns.items())
     if complete:
         figure += f"; of significant ranks: {_first_three(significant, lambda value: -value)[0]}"
-        gaps = [minus(*(best_of(side) for side in _split(points, expected))) for points in (columns, significant)]
-        holds = holds and min(gaps[0].values(), default=0) >= 0 and min(gaps[1].values(), default=1) > 0
+        holds = holds and min(_ahead(significant, expected).values(), default=1) > 0
     found = part(study, "all maps", "µ-CAPE leads Borda", figure, best_of(columns), lambda _: holds)
     return found if complete else [replace(one, lacks_interval=True) for one in found]
+
+
+def _ahead(columns: dict[str, Column], expected: list[str]) -> Column:
+    """Return by how much the best of the expected maps is above the best of the others, in every seed."""
+    ours, theirs = _split(columns, expected)
+    return minus(best_of(ours), best_of(theirs))
 
 
 def _leads_overlap(findings: Findings, study: str, table: Table, measure: str, kinds: tuple[str, ...]) -> list[Part]:

@@ -117,6 +117,10 @@ LIMITS = """## What this does not show
   first weights it becomes the same network. S1 therefore holds for `softcam` by construction, and S2 and S3
   compare its map with the map of CAM, from which it differs by the bias. The effect of a penalty is shown by
   `softcam-sparse`.
+- A map is drawn where its cells look if that could be measured along an axis. Some of these networks are near the
+  limit of what counts, and then chance decides: `softcam` and the vanilla classifier are the same network, and one is
+  moved where the other is not. Drawn as squares, their maps score alike. Differences between them, and between
+  networks of which one is moved, are therefore no differences between methods.
 - Penalties, learning rates and temperatures are those of the recipes. They are the same for every seed, and
   were not searched for each method. Another choice may change an order that is within the spread.
 - Three seeds can tell a large difference from none, but not a small one. The spread covers images, weights

@@ -14,7 +14,8 @@ from PIL import Image
 
 from softcam_hub.evaluation.report import COLUMNS, UNRANKED, curve_title, markdown
 from softcam_hub.evaluation.results import EVIDENCE_COLUMNS
-from softcam_hub.evaluation.statistics import Array, best_group, bootstrap_means
+from softcam_hub.evaluation.significance import best_group
+from softcam_hub.evaluation.statistics import Array, mean_intervals
 from softcam_hub.figures.charts import Points, curves
 
 from .cape_claims import UNTRAINED
@@ -91,7 +92,7 @@ def _cells(findings: Findings, study: str, groups: dict[str, list[Row]], name: s
         cells = {one: (spread(column), mean(column) == best) for one, column in columns.items()}
     else:
         marked = best_group(strata, COLUMNS[name][1])
-        averages, ends = map(mean, columns.values()), bootstrap_means(strata).interval()
+        averages, ends = map(mean, columns.values()), mean_intervals(strata)
         texts = [_with_interval(*numbers) for numbers in zip(averages, *ends, strict=True)]
         cells = dict(zip(columns, zip(texts, marked, strict=True), strict=True))
     return dict.fromkeys(groups, "-") | {one: f"**{text}**" if bold else text for one, (text, bold) in cells.items()}
@@ -121,7 +122,7 @@ def map_cell(findings: Findings, study: str, run: str, explainer: str, name: str
     strata = findings.strata(study, dict.fromkeys(column, (run, explainer)), name)
     if strata is None:
         return spread(column)
-    low, high = bootstrap_means([values[None] for values in strata]).interval()[:, 0]
+    low, high = mean_intervals([values[None] for values in strata])[:, 0]
     return _with_interval(mean(column), low, high)
 
 

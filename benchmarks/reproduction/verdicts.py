@@ -8,7 +8,7 @@ difference that excludes 0; a verdict says so where there are no values of the i
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from softcam_hub.evaluation.statistics import Difference
+from softcam_hub.evaluation.significance import Difference
 
 from .findings import Column, Findings
 

@@ -16,7 +16,7 @@ from typing import Any
 from ..arguments import did_you_mean
 from .folder import ROWS, SETTINGS, SHARDS, VALUES, read_json, with_current_role
 from .lines import Columns, Line, columns_of, group_lines, is_line, lists_of
-from .statistics import SIGNIFICANT, compare_methods, holm
+from .significance import SIGNIFICANT, compare_methods, compare_sums, holm
 
 Row = dict[str, Any]
 
@@ -154,6 +154,7 @@ def _check_same_images(sides: Sequence[tuple[Measured, tuple[str, str]]]) -> Non
 
 def _compare_columns(first: Columns, second: Columns) -> list[Row]:
     """Compare two explainers, given the entries of all images of each."""
+    from .localisation_rows import SUMS
     from .report import COLUMNS
     from .results import image_values
 
@@ -162,8 +163,13 @@ def _compare_columns(first: Columns, second: Columns) -> list[Row]:
     for name in COLUMNS:
         if all(name in side for side in values):
             found = compare_methods([values[0][name]], [values[1][name]])
-            if found.images:
-                rows.append({"measure": name, **found._asdict()})
+        elif name in SUMS and all(SUMS[name].column in side for side in (first, second)):
+            ours, theirs = (SUMS[name].images_of(side[SUMS[name].column]) for side in (first, second))
+            found = compare_sums(ours, theirs, SUMS[name].score)
+        else:
+            continue
+        if found.images:
+            rows.append({"measure": name, **found._asdict()})
     if not rows:
         raise ValueError("the two explainers have no measure in common: run their benchmarks with the same --measures")
     adjusted = holm([row["p"] for row in rows])

@@ -1,7 +1,7 @@
 """Turn the localisation of all images into what a row says of it: what is no mean over images, and what is in groups.
 
 - `iou_curve` is the mean IoU at each threshold. `iou_tuned` has the threshold that other images chose, see `tuning.py`.
-- `pxap` and `max_box_accuracy` follow from sums over images, which are resampled for their intervals.
+- `pxap` and `max_box_accuracy` follow from sums over images (`SUMS`), which are resampled for their intervals.
   `max_box_accuracies` are the parts of the latter, for an IoU of 0.3, 0.5 and 0.7.
 - `by_size` has the scores of the third of the annotated images with the smallest, middle and largest annotations. The
   area of an image is that of all its annotations together. Equal areas are in one group, so that groups may differ.
@@ -12,6 +12,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,13 +21,46 @@ from torch import Tensor
 from ..explanation_scores.boxes import box_hits, max_box_accuracies
 from ..explanation_scores.calibration import MASS_BORDERS, false_alarms, reliability
 from ..explanation_scores.thresholds import pixel_average_precision
-from .statistics import bootstrap_of_sums
+from .statistics import Array, bootstrap_of_sums
 
 Row = dict[str, Any]
 
 SIZES = ("small", "medium", "large")
 BY_SIZE = ("hit_rate", "iou_otsu", "iou_tuned", "activation_precision")
 """Measures that a row also has for small, medium and large annotations."""
+
+
+@dataclass(frozen=True)
+class ScoreOfSums:
+    """A score that follows from sums over images, in percent.
+
+    Args:
+        column: Name in a line of what an image has.
+        prepare: Function of the entries of all images (images, k) that returns what is added up, (images, ...).
+        share: Function of sums (n, ...) that returns the score (n,) in [0, 1].
+    """
+
+    column: str
+    prepare: Callable[[Tensor], Tensor]
+    share: Callable[[Tensor], Tensor]
+
+    def images_of(self, entries: Sequence[list[float] | None]) -> Array:
+        """Return what is added up, (images, ...), with NaN for an image without an entry."""
+        known = [entry for entry in entries if entry is not None]
+        nothing = [math.nan] * len(known[0]) if known else []
+        filled = [nothing if entry is None else entry for entry in entries]
+        return self.prepare(torch.tensor(filled, dtype=torch.float64)).numpy()
+
+    def score(self, sums: Array) -> Array:
+        """Compute the score of sums (n, ...), (n,)."""
+        return 100 * self.share(torch.from_numpy(sums)).numpy()
+
+
+SUMS = {
+    "pxap": ScoreOfSums("pixel_histogram", lambda entries: entries.unflatten(1, (2, -1)), pixel_average_precision),
+    "max_box_accuracy": ScoreOfSums("box_ious", box_hits, lambda sums: max_box_accuracies(sums).mean(dim=-1)),
+}
+"""Name in a row -> scores that are no means over images."""
 
 
 def summarise_localisation(lines: Sequence[Row]) -> Row:
@@ -39,14 +73,13 @@ def summarise_localisation(lines: Sequence[Row]) -> Row:
     curves = _column(lines, "iou_curve")
     if len(curves):
         row["iou_curve"] = (100 * curves.mean(dim=0)).tolist()
-    histograms = _column(lines, "pixel_histogram")
-    if len(histograms):
-        row |= _of_sums("pxap", histograms.unflatten(1, (2, -1)), pixel_average_precision)
+    for name, score in SUMS.items():
+        entries = [line[score.column] for line in lines if line.get(score.column) is not None]
+        if entries:
+            row |= _of_sums(name, score, score.images_of(entries))
     ious = _column(lines, "box_ious")
     if len(ious):
-        hits = box_hits(ious)
-        row |= _of_sums("max_box_accuracy", hits, lambda sums: max_box_accuracies(sums).mean(dim=-1))
-        row["max_box_accuracies"] = (100 * max_box_accuracies(hits.sum(dim=0))).tolist()
+        row["max_box_accuracies"] = (100 * max_box_accuracies(box_hits(ious).sum(dim=0))).tolist()
     masses = _column(lines, "mass_histogram")
     if len(masses):
         row["reliability"] = _reliability(masses)
@@ -58,18 +91,11 @@ def _column(lines: Sequence[Row], name: str) -> Tensor:
     return torch.tensor([line[name] for line in lines if line.get(name) is not None], dtype=torch.float64)
 
 
-def _of_sums(name: str, images: Tensor, function: Callable[[Tensor], Tensor]) -> Row:
-    """Return the percent of a score that follows from sums over images, and its interval.
-
-    Args:
-        name: Name of the score.
-        images: Histograms or counts of each image, which are added up, (images, ...).
-        function: Function of sums (n, ...) that returns scores (n,).
-    """
-    found = bootstrap_of_sums([images.numpy()], lambda sums: 100 * function(torch.from_numpy(sums)).numpy())
-    low, high = found.interval().tolist()
-    interval = {} if math.isnan(low) else {f"{name}_interval": [low, high]}
-    return {name: float(found.estimate), **interval}
+def _of_sums(name: str, score: ScoreOfSums, images: Array) -> Row:
+    """Return a score that follows from sums over images (images, ...), and its interval where images differ."""
+    found = bootstrap_of_sums([images], score.score)
+    low, high = found.without_bias().interval().clip(0, 100).tolist()
+    return {name: float(found.estimate), **({f"{name}_interval": [low, high]} if low < high else {})}
 
 
 def _reliability(histograms: Tensor) -> Row:

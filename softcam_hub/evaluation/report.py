@@ -1,13 +1,13 @@
 """Write rows for readers: the CAPE paper's Table 1 as Markdown, and curves over k as a picture.
 
 - The best value of a column is bold, and with values of the images every value that cannot be told from it (see
-  `statistics.best_group`). `random` and `centre` are among the candidates: where maps that know nothing of the model
+  `significance.best_group`). `random` and `centre` are among the candidates: where maps that know nothing of the model
   win, the measure or the maps are in doubt, and the table should show it.
 - Explainers earn Borda points among each other; `random` and `centre` take no part. Scores are ranked as they
   are printed: methods with the same maps (CAM and Grad-CAM on a pooled linear head) differ by rounding noise,
   and share a rank.
 - With values of the images, Borda points are also counted from significant ranks, which explainers that cannot be told
-  apart share (see `statistics.significant_ranks`).
+  apart share (see `significance.significant_ranks`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,8 @@ from ..files import draft_of
 from ..models.heads import native_kinds
 from .models import ROLES
 from .results import CURVES, EVIDENCE_COLUMNS, ImageValues, Row
-from .statistics import Array, best_group, significant_ranks
+from .significance import best_group, significant_ranks
+from .statistics import Array
 
 BORDA = ("average_drop", "increase_in_confidence", "average_drop_in_deletion", "adcc", "miou")
 """Measures that earn Borda points."""
@@ -79,10 +80,10 @@ TWO_DIGITS = ("road", "single_deletion", "idsds", "max_sensitivity", "gini", *CA
 """Columns that are no percentages, and are printed with two digits."""
 
 GROUPS = (
-    "Bold are the best value of a column and all that cannot be told from it: in a paired bootstrap over the images, "
-    "the p-value of the difference is above 0.05 after Holm's adjustment for the number of explainers. Of scores that "
-    "are no means over images (PxAP, MaxBoxAccV2, false alarms), only the best value is bold. In *BC, "
-    "significant*, explainers that cannot be told apart share a rank."
+    "Bold are the best value of a column and all that cannot be told from it: in a paired permutation test over the "
+    "images, the p-value of the difference is above 0.05 after Holm's adjustment for the number of explainers. Of "
+    "scores that are no means over images (PxAP, MaxBoxAccV2, false alarms, correlations over all parts), only the "
+    "best value is bold. In *BC, significant*, explainers that cannot be told apart share a rank."
 )
 """Sentences that explain the marks of a table with values of the images."""
 

@@ -3,7 +3,7 @@
 - The scores and their names are those of the `evaluate` module. A mean is taken over the images that have the
   value, which for localisation are those with an annotation.
 - A curve over k is the mean of the images' curves; the number of the same name is the mean over k.
-- `NAME_interval` is the 95 % bootstrap interval of `NAME` over images, where at least two images have the value.
+- `NAME_interval` is the 95 % bootstrap interval of `NAME` over images, where images have different values.
 """
 
 import platform
@@ -20,7 +20,7 @@ from .causal import PART_EVIDENCE
 from .causal_summary import correlate_all_parts
 from .lines import Columns, Line, columns_of, group_lines
 from .localisation_rows import summarise_localisation
-from .statistics import Array, bootstrap_means
+from .statistics import Array, mean_intervals
 
 CURVES = ("localization_precision", "topk_sensitivity")
 EVIDENCE_COLUMNS = ("evidence_precision", "share_of_positive_annotated", "share_of_positive_unannotated")
@@ -115,10 +115,10 @@ def _score_inputs(columns: Columns) -> dict[str, Tensor]:
 
 
 def _intervals(values: dict[str, Array]) -> Row:
-    """Return the 95 % interval of each mean, except of measures that a single image has."""
+    """Return the 95 % interval of each mean, except where one image has the measure, or all the same value."""
     if not values:
         return {}
-    low, high = bootstrap_means([np.stack(list(values.values()))]).interval()
+    low, high = mean_intervals([np.stack(list(values.values()))])
     found = zip(values, low.tolist(), high.tolist(), strict=True)
     return {f"{name}_interval": [lower, upper] for name, lower, upper in found if not np.isnan(lower)}
 

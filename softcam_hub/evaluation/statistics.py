@@ -1,21 +1,20 @@
-"""Intervals, tests and groups of methods: a paired bootstrap over images, conditional on the seeds.
+"""Intervals of means over images: a bootstrap over images, conditional on the seeds.
 
 - Values are given as a list with an array (methods, images) for every seed. A resample draws images with replacement
   within every seed, the same images for all methods. The statistic is the mean over seeds of the mean over images.
 - Seeds are not drawn. An interval says how far a result depends on the images that happened to be measured, and nothing
   about networks of other seeds: three seeds are too few for that.
-- NaN stands for an image without a value, which is left out of means. A difference of two methods is taken on the
-  images that have both values. Where a seed has a single image, or a value is infinite, there is no interval, and
-  nothing is told apart.
-- With 1,999 resamples, 2.5 % of the 2,000 places between them are 50, a whole number. The interval of a difference
-  therefore excludes 0 exactly where the p-value is at most 0.05 (Davison and Hinkley, 1997, sec. 4.2.5).
-- The percentile interval is a little short for few images: it covers about 94 % with 100 skewed values.
+- NaN stands for an image without a value, which is left out of means. Where a seed has a single image, or a value is
+  infinite, there is no interval.
+- With 1,999 resamples, 2.5 % of the 2,000 places between them are 50, a whole number (Davison and Hinkley, 1997, sec.
+  4.2.5). The percentile interval is short for few images: it covers about 94 % with 100 skewed values, and less with
+  fewer.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -26,13 +25,6 @@ RESAMPLES = 1999
 
 TAIL = 40
 """One in 40 resamples lies beyond each end of an interval, which therefore holds 95 % of them."""
-
-SIGNIFICANT = 2 / TAIL
-"""Largest p-value of a difference that counts."""
-
-NEGLIGIBLE = 1e-4
-"""Differences of an image below this fraction of the measure's largest value are rounding noise, and count as none. Two
-methods with the same maps, such as CAM and Grad-CAM on a pooled linear head, would otherwise differ by it reliably."""
 
 ROUNDING = 1e-12
 """Relative error of sums, which depends on the number of methods that are summed together."""
@@ -67,36 +59,14 @@ class Bootstrap:
         values = np.take_along_axis(ordered, ends.clip(0, len(ordered) - 1), axis=0)
         return np.where((beyond > 0) & ~np.isnan(self.estimate), values, np.nan)
 
-    def p_value(self) -> Array:
-        """Return two-sided p-values (...) of the hypothesis that the statistic is 0; NaN where there is no statistic.
+    def without_bias(self) -> "Bootstrap":
+        """Return the statistic for an interval without the bias of resampling.
 
-        p is twice the share of resamples on the other side of 0, 2·(1 + number) / (1 + resamples), and at most 1.
+        A largest value over thresholds is larger in resamples than in the images, and larger in these than in all
+        images that might have been measured. Both biases are about the same, and twice the first is taken away.
         """
-        count = (~np.isnan(self.resampled)).sum(axis=0)
-        beyond = np.minimum((self.resampled <= 0).sum(axis=0), (self.resampled >= 0).sum(axis=0))
-        return np.where(np.isnan(self.estimate), np.nan, np.minimum(2 * (1 + beyond) / (1 + count), 1.0))
-
-
-class Difference(NamedTuple):
-    """The comparison of two methods on the images that have a value of both.
-
-    Args:
-        images: Number of images, of all seeds together.
-        first: Mean of the first method.
-        second: Mean of the second method.
-        difference: Mean of the first minus the second.
-        low: Lower end of the 95 % interval of the difference, NaN for a single image.
-        high: Upper end of the interval.
-        p: Two-sided p-value.
-    """
-
-    images: int
-    first: float
-    second: float
-    difference: float
-    low: float
-    high: float
-    p: float
+        bias = mean_of_known(self.resampled) - self.estimate
+        return Bootstrap(self.estimate, self.resampled - 2 * bias)
 
 
 def means(values: Sequence[Array]) -> Array:
@@ -105,7 +75,7 @@ def means(values: Sequence[Array]) -> Array:
     Args:
         values: Values of every seed, (methods, images).
     """
-    return _mean_of_known(np.stack([_mean_of_known(stratum.T) for stratum in _check_strata(values)]))
+    return mean_of_known(np.stack([mean_of_known(stratum.T) for stratum in check_strata(values)]))
 
 
 def bootstrap_means(values: Sequence[Array], resamples: int = RESAMPLES, seed: int = 0) -> Bootstrap:
@@ -116,7 +86,7 @@ def bootstrap_means(values: Sequence[Array], resamples: int = RESAMPLES, seed: i
         resamples: Number of resamples.
         seed: Seed of the draws. Equal numbers of images are drawn alike, whatever their values are.
     """
-    strata = _check_strata(values)
+    strata = check_strata(values)
     finite = [np.isfinite(stratum) for stratum in strata]
     pairs = zip(strata, finite, strict=True)
     sums = [np.stack([np.where(known, stratum, 0.0).T, known.T], axis=1) for stratum, known in pairs]
@@ -124,6 +94,16 @@ def bootstrap_means(values: Sequence[Array], resamples: int = RESAMPLES, seed: i
     single = np.any([known.sum(axis=1) == 1 for known in finite], axis=0)
     infinite = np.any([np.isinf(stratum).any(axis=1) for stratum in strata], axis=0)
     return Bootstrap(means(strata), np.where(single | infinite, np.nan, found.resampled))
+
+
+def mean_intervals(values: Sequence[Array]) -> Array:
+    """Return both ends of the 95 % interval of the mean of every method, (2, methods); arguments as for `means`.
+
+    Where all images have the same value, such as a hit, so have all resamples, and nothing is known about other images:
+    there is no interval.
+    """
+    ends = bootstrap_means(values).interval()
+    return np.where(ends[0] == ends[1], np.nan, ends)
 
 
 def bootstrap_of_sums(
@@ -153,12 +133,12 @@ def bootstrap_of_sums(
         whole = np.logical_not(np.isnan(flat).any(axis=1))
         flat = np.where(whole[:, None], flat, 0.0)
         with np.errstate(divide="ignore", invalid="ignore"):
-            drawn = _resample_sums(flat, resamples, np.random.default_rng([seed, number]))
+            drawn = drawn_sums(flat, resamples, np.random.default_rng([seed, number]), draw_counts)
             estimates.append(np.asarray(function(flat.sum(axis=0).reshape(1, *shape)))[0])
             found = np.asarray(function(drawn.reshape(resamples, *shape)))
         single = whole.sum() == 1  # draws of one image are all the same
         resampled.append(np.where(single, np.nan, found))
-    return Bootstrap(_mean_of_known(np.stack(estimates)), _mean_of_all(np.stack(resampled), np.stack(estimates)))
+    return Bootstrap(mean_of_known(np.stack(estimates)), _mean_of_all(np.stack(resampled), np.stack(estimates)))
 
 
 def draw_counts(images: int, resamples: int, generator: np.random.Generator) -> Array:
@@ -168,80 +148,7 @@ def draw_counts(images: int, resamples: int, generator: np.random.Generator) -> 
     return np.bincount(places.ravel(), minlength=resamples * images).reshape(resamples, images)
 
 
-def compare_methods(first: Sequence[Array], second: Sequence[Array]) -> Difference:
-    """Compare two methods on the same images.
-
-    Args:
-        first: Values of the first method in every seed, (images,).
-        second: Values of the second method, in the same order.
-    """
-    pairs = _check_strata([np.stack(pair) for pair in zip(first, second, strict=True)])
-    pairs = [np.where(np.isnan(pair).any(axis=0), np.nan, pair) for pair in pairs]
-    differences = bootstrap_means(_differences(pairs, 0))
-    low, high = differences.interval()[:, 1]
-    images = int(sum((~np.isnan(pair[0])).sum() for pair in pairs))
-    numbers = (*means(pairs), differences.estimate[1], low, high, differences.p_value()[1])
-    return Difference(images, *map(float, numbers))
-
-
-def holm(p_values: Sequence[float] | Array) -> Array:
-    """Adjust p-values (tests,) for the number of tests by Holm's method; NaN, no test, stays NaN.
-
-    The k-th smallest of m values is multiplied by m - k + 1, and no value is below a smaller one's (Holm, 1979).
-    """
-    values = np.asarray(p_values, dtype=np.float64)
-    adjusted, tests = np.full(values.shape, np.nan), np.flatnonzero(~np.isnan(values))
-    order = tests[np.argsort(values[tests], kind="stable")]
-    factors = np.arange(len(order), 0, -1)
-    adjusted[order] = np.maximum.accumulate(np.minimum(factors * values[order], 1.0))
-    return adjusted
-
-
-def best_group(values: Sequence[Array], higher_is_better: bool) -> Array:
-    """Tell which methods cannot be told from the best, (methods,) of booleans; the best is one of them.
-
-    The method with the best mean is compared with every other one, and the p-values are adjusted by Holm's method. A
-    method is outside of the group if its adjusted p-value is at most 0.05 and it is the worse of the two, or if it has
-    no values. So chosen, the group is not a proof that its members are equally good: with few images nearly all belong
-    to it.
-
-    Args:
-        values: Values of every seed, (methods, images).
-        higher_is_better: Whether a higher value is better.
-    """
-    strata = _check_strata(values)
-    averages = means(strata)
-    known = ~np.isnan(averages)
-    if known.sum() < 2:
-        return known
-    best = int(np.nanargmax(averages if higher_is_better else -averages))
-    rivals = known & (np.arange(len(averages)) != best)
-    # enough resamples for the smallest p-value to be significant after the adjustment
-    resamples = max(RESAMPLES, 2 * TAIL * int(rivals.sum()) - 1)
-    found = bootstrap_means(_differences(strata, best), resamples)
-    behind = (found.estimate > 0) == higher_is_better  # methods with values of other images may be ahead on common ones
-    worse = (holm(np.where(rivals, found.p_value(), np.nan)) <= SIGNIFICANT) & behind
-    return known & ~worse
-
-
-def significant_ranks(values: Sequence[Array], higher_is_better: bool) -> Array:
-    """Rank methods so that those which cannot be told apart share a rank, (methods,); NaN for one without values.
-
-    Rank 1 is the group of methods that cannot be told from the best. Rank 2 is the group of those among the rest that
-    cannot be told from the best of the rest, and so on. Arguments as for `best_group`.
-    """
-    strata = _check_strata(values)
-    left = np.flatnonzero(~np.isnan(means(strata)))
-    ranks, rank = np.full(len(strata[0]), np.nan), 0
-    while len(left):
-        rank += 1
-        group = best_group([stratum[left] for stratum in strata], higher_is_better)
-        ranks[left[group]] = rank
-        left = left[~group]
-    return ranks
-
-
-def _check_strata(values: Sequence[Array]) -> list[Array]:
+def check_strata(values: Sequence[Array]) -> list[Array]:
     """Return the values of all seeds as numbers, after a check of their shapes."""
     strata = [np.asarray(stratum, dtype=np.float64) for stratum in values]
     shapes = [stratum.shape for stratum in strata]
@@ -252,19 +159,13 @@ def _check_strata(values: Sequence[Array]) -> list[Array]:
     return strata
 
 
-def _differences(strata: list[Array], best: int) -> list[Array]:
-    """Return the values of one method minus those of every method, (methods, images), without rounding noise."""
-    largest = max(float(np.abs(stratum[np.isfinite(stratum)]).max(initial=0.0)) for stratum in strata)
-    with np.errstate(invalid="ignore"):  # of two infinite values
-        differences = [stratum[best] - stratum for stratum in strata]
-    return [np.where(np.abs(one) < NEGLIGIBLE * largest, 0.0, one) for one in differences]
-
-
-def _resample_sums(rows: Array, resamples: int, generator: np.random.Generator) -> Array:
-    """Return the sums (resamples, columns) of resamples of rows (images, columns)."""
+def drawn_sums(
+    rows: Array, resamples: int, generator: np.random.Generator, draw: Callable[[int, int, np.random.Generator], Array]
+) -> Array:
+    """Return sums (resamples, columns) of rows (images, columns), each with the factor that is drawn for it."""
     block = max(1, AT_ONCE // max(len(rows), 1))
     sizes = [min(block, resamples - first) for first in range(0, resamples, block)]
-    return np.concatenate([draw_counts(len(rows), size, generator).astype(np.float64) @ rows for size in sizes])
+    return np.concatenate([draw(len(rows), size, generator).astype(np.float64) @ rows for size in sizes])
 
 
 def _ratio(sums: Array) -> Array:
@@ -272,7 +173,7 @@ def _ratio(sums: Array) -> Array:
     return sums[:, 0] / sums[:, 1]
 
 
-def _mean_of_known(values: Array) -> Array:
+def mean_of_known(values: Array) -> Array:
     """Average over the first axis without NaN; NaN where nothing else is there."""
     known = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
