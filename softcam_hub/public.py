@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 MODULES = {
     "evaluation.placement": ("Placement",),
     "evaluation.run": ("benchmark",),
-    "explainers.methods": ("create_explainer", "list_explainers"),
+    "explainers.create": ("create_explainer",),
+    "explainers.methods": ("list_explainers",),
     "explanation_scores": ("load_scores",),
     "export": ("export_onnx", "export_torch"),
     "hub": ("push",),
@@ -39,7 +40,8 @@ NAMES = tuple(sorted(name for names in MODULES.values() for name in names))
 if TYPE_CHECKING:  # type checkers read statements, no tables
     from .evaluation.placement import Placement as Placement
     from .evaluation.run import benchmark as benchmark
-    from .explainers.methods import create_explainer as create_explainer, list_explainers as list_explainers
+    from .explainers.create import create_explainer as create_explainer
+    from .explainers.methods import list_explainers as list_explainers
     from .explanation_scores import load_scores as load_scores
     from .export import export_onnx as export_onnx, export_torch as export_torch
     from .hub import push as push

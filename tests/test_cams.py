@@ -25,8 +25,8 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 import softcam_hub
 from softcam_hub.explainers import cams
+from softcam_hub.explainers.create import create_explainer
 from softcam_hub.explainers.explained_model import Activations, ExplainedModel
-from softcam_hub.explainers.methods import create_explainer
 
 
 @pytest.fixture(scope="module")

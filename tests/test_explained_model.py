@@ -9,9 +9,9 @@ from helpers.explainers import CAMS, CLASSES, EVERYWHERE, network
 from torch import nn
 
 from softcam_hub import SoftCAMForImageClassification
+from softcam_hub.explainers.create import create_explainer
 from softcam_hub.explainers.explained_model import ExplainedModel
 from softcam_hub.explainers.layouts import Hints, find_layout
-from softcam_hub.explainers.methods import create_explainer
 
 HF = {
     "resnet": lambda: transformers.ResNetForImageClassification(

@@ -7,11 +7,14 @@ import timm
 import torch
 from conftest import relative_error
 from helpers.explainers import CAMS, CLASSES, EVERYWHERE, FEW, PIXELS, network, options_for
+from helpers.shipped_model import load_shipped
 from torch import nn
 
 import softcam_hub
+from softcam_hub.explainers.create import create_explainer
 from softcam_hub.explainers.explained_model import ExplainedModel
-from softcam_hub.explainers.methods import create_explainer, find_grid, list_explainers
+from softcam_hub.explainers.methods import find_grid, list_explainers
+from softcam_hub.figures import comparison
 from softcam_hub.models.alignment import Alignment
 
 
@@ -325,3 +328,38 @@ def test_maps_of_the_features_lie_where_these_look(name):
         ).is_aligned
     timm_model, _ = network("test_resnet")
     assert not find_grid(name, ExplainedModel(timm_model), images, maps).is_aligned
+
+
+def test_explanations_are_those_of_the_model_and_lie_where_the_network_looks():
+    model = load_shipped()
+    images = torch.randn(2, 3, 128, 128)
+    ours = model.explain(images, [[0], [2]])
+    found = create_explainer(["cape", "cam", "random", "integrated-gradients"], model).explain(images, [0, 2])
+    assert torch.equal(found["cape"].maps, ours.maps)
+    assert torch.allclose(found["cape"].probabilities, ours.probabilities)
+    assert torch.equal(found["cape"].heatmaps(128), ours.heatmaps(128))
+    assert found["cape"].labels == ours.labels
+    assert found["cam"].layout().offset == model.map_offset()
+    assert not torch.equal(found["cam"].heatmaps(128), found["cam"].heatmaps(128, aligned=False))
+    for name in ("random", "integrated-gradients"):
+        unmoved = found[name].heatmaps(128, aligned=False)
+        assert torch.equal(found[name].heatmaps(128), unmoved), "they have no cells to move"
+    one = create_explainer("cam", model).explain(images, [0, 2])
+    assert torch.equal(one.maps, found["cam"].maps)
+    assert one.kind == "post-hoc cam"
+    assert one[0].image.size == (128, 128)
+    pictures = ours.images
+    drawn = comparison(pictures, found)
+    plain = comparison(pictures, {name: one.maps for name, one in found.items()})
+    assert drawn.size == plain.size
+    assert drawn.tobytes() != plain.tobytes()
+
+
+def test_explanations_of_a_vanilla_classifier_choose_its_prediction():
+    timm_model, images = network("test_resnet")
+    found = create_explainer("grad-cam", timm_model).explain(images)
+    probabilities = timm_model(images).softmax(dim=1)
+    assert found.classes[:, 0].tolist() == probabilities.argmax(dim=1).tolist()
+    assert torch.allclose(found.probabilities[:, 0], probabilities.amax(dim=1))
+    assert torch.equal(found.maps, create_explainer("grad-cam", timm_model)(images))
+    assert found.heatmaps(images.shape[2:]).shape == (len(images), 1, *images.shape[2:])

@@ -18,7 +18,7 @@ from helpers.cams import (
 )
 
 from softcam_hub.explainers import cams
-from softcam_hub.explainers.methods import create_explainer
+from softcam_hub.explainers.create import create_explainer
 
 
 @pytest.fixture(scope="module")

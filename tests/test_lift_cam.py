@@ -18,8 +18,8 @@ from helpers.cams import (
 )
 
 from softcam_hub.explainers import cams
+from softcam_hub.explainers.create import create_explainer
 from softcam_hub.explainers.explained_model import ExplainedModel
-from softcam_hub.explainers.methods import create_explainer
 
 
 @pytest.fixture(scope="module")

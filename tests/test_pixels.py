@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from conftest import randomise, relative_error
 from torch import nn
 
-from softcam_hub.explainers.methods import create_explainer
+from softcam_hub.explainers.create import create_explainer
 
 CLASSES = torch.tensor([[0, 3], [4, 1]])
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from helpers.processes import finish, start
 from helpers.shipped_model import load_shipped
 from helpers.training import cut_off_at, train, weights
-from transformers import Trainer, TrainingArguments
+from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
 
 import softcam_hub
 from softcam_hub import CAPE_LESIONS, CAPEForImageClassification
@@ -191,23 +191,54 @@ def test_trainer_keeps_the_place_of_a_frozen_backbone(tmp_path):
 def step(model, images, **options):
     loss = F.cross_entropy(model(images, **options).float(), torch.tensor([0, 1]))
     loss.backward()
+    torch.optim.SGD(model.parameters(), 0.01).step()
 
 
-def test_a_loop_over_a_timm_model_makes_the_place_stale():
-    model = load_shipped().train()
-    images = torch.stack([row["pixel_values"] for row in rows(2)])
-    with torch.no_grad():
-        model(images)
-    model(images)  # without a backward pass nothing is learnt
-    step(model.eval(), images)  # as explainers by gradients do
-    assert model.alignment == Alignment.from_dict(SHIPPED)
-    step(model.train(), images)
+def two_images():
+    return torch.stack([row["pixel_values"] for row in rows(2)])
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "with fixed batch norms"])
+def test_a_loop_over_a_timm_model_makes_the_place_stale(training):
+    model = load_shipped().train(training)
+    step(model, two_images())
     assert (model.alignment, model.measures_on_first_use) == (None, True)
 
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_gradients_alone_move_nothing(training):
+    model, images = load_shipped().train(training), two_images().requires_grad_()
+    with torch.no_grad():
+        model(images)
+    model(images)  # without a backward pass
+    torch.autograd.grad(model(images)[:, 0].sum(), images)  # as saliency by gradients
+    model(images)[:, 0].sum().backward()  # as explainers that leave gradients in the weights
+    assert model.alignment == Alignment.from_dict(SHIPPED)
+    torch.optim.SGD(model.head.parameters(), 0.01).step()
+    assert model.alignment == Alignment.from_dict(SHIPPED), "the head alone was trained"
+    torch.optim.SGD(model.parameters(), 0.01).step()
+    assert model.alignment is None
+
+
+def test_a_frozen_backbone_keeps_its_place_in_a_loop():
     model = load_shipped().train()
     model.backbone.requires_grad_(False)
-    step(model, images)
+    step(model, two_images())
     assert model.alignment is not None
+
+
+def test_a_trained_model_is_saved_without_its_old_place(tmp_path):
+    model = CAPEForImageClassification.from_pretrained(CAPE_LESIONS)
+    model(two_images(), labels=torch.tensor([0, 1])).loss.backward()
+    torch.optim.SGD(model.parameters(), 0.01).step()
+    model.save_pretrained(tmp_path / "saved")
+    assert CAPEForImageClassification.from_pretrained(tmp_path / "saved").alignment is None
+
+
+def test_a_configuration_keeps_its_alignment_when_a_model_is_made_of_it():
+    config = CAPEForImageClassification.from_pretrained(CAPE_LESIONS).config
+    assert AutoModelForImageClassification.from_config(config).alignment is None, "its weights are drawn anew"
+    assert config.model_args["alignment"] == SHIPPED
 
 
 @pytest.mark.slow
@@ -222,10 +253,11 @@ def test_a_compiled_model_trains_in_one_graph_and_is_exported_as_before():
 
 
 def test_hidden_states_and_intermediates_are_watched_too():
-    images = torch.stack([row["pixel_values"] for row in rows(2)])
     model = CAPEForImageClassification.from_pretrained(CAPE_LESIONS).train()
-    model(images, labels=torch.tensor([0, 1]), output_hidden_states=True).loss.backward()
+    model(two_images(), labels=torch.tensor([0, 1]), output_hidden_states=True).loss.backward()
+    torch.optim.SGD(model.parameters(), 0.01).step()
     assert model.alignment is None
     model = load_shipped().train()
-    model.forward_intermediates(images)[0].sum().backward()
+    model.forward_intermediates(two_images())[0].sum().backward()
+    torch.optim.SGD(model.parameters(), 0.01).step()
     assert model.alignment is None

@@ -36,7 +36,7 @@ from softcam_hub import (
     SoftCAMForImageClassification,
     create_explainer,
 )
-from softcam_hub.explainers.methods import Explainer, Explainers
+from softcam_hub.explainers.create import Explainer, Explainers
 from torch import Tensor, nn
 from typing_extensions import assert_type
 

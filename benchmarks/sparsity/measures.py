@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from benchmarks.timing import Row, rounded
 from softcam_hub.data.samples import ImageDataset
-from softcam_hub.explainers.methods import CLASS_ACTIVATION, create_explainer
+from softcam_hub.explainers.create import create_explainer
+from softcam_hub.explainers.methods import CLASS_ACTIVATION
 from softcam_hub.explanation_scores.faithfulness import gini_sparseness
 from softcam_hub.explanation_scores.localization import activation_precision, localization_precision
 from softcam_hub.explanation_scores.maps import min_max

@@ -155,7 +155,7 @@ class ImageExplainer:
         import torch
         from timm.data import create_transform
 
-        from ..explainers.methods import create_explainer
+        from ..explainers.create import create_explainer
         from ..models.classes import find_class
         from ..models.flip_registration import measure_on_first_use
         from ..models.heads import native_kinds

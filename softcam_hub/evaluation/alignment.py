@@ -48,8 +48,8 @@ def align_classifiers(pair: ModelPair, roles: Sequence[str], samples: Samples, s
 def _find_alignment(pair: ModelPair, role: str, samples: Samples) -> Alignment | None:
     """Return the alignment of a classifier, and measure it if nobody has."""
     classifier: LoadedClassifier = getattr(pair, role)
-    known = getattr(classifier.model, "alignment", None)
-    if known is not None:
+    known: Alignment | None = getattr(classifier.model, "alignment", None)
+    if known is not None and known.is_known:
         return known
     if (
         pair.model is not None

@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from ..explainers.create import Explainers
 from ..explainers.explained_model import Activations, ExplainedModel
-from ..explainers.methods import UNINFORMED, Explainers, list_explainers, reads_features
+from ..explainers.methods import UNINFORMED, list_explainers, reads_features
 from ..explanation_scores.maps import heat, min_max
 from ..loading import LoadedClassifier, load_classifier
 from ..models.alignment import Alignment, Grid, sides_of

@@ -23,7 +23,7 @@ from ..models.heads import at_least_float32
 from ..models.pooled_layers import gelu_gate, gelu_tanh_gate, hardswish_gate, relu6_gate, relu_gate, tanh_gate
 from .deep_lift import ELEMENTWISE
 from .explained_model import ExplainedModel
-from .methods import checked_images, chosen_classes, differentiable
+from .inputs import checked_images, chosen_classes, differentiable
 
 Function = Callable[..., Any]
 

@@ -79,7 +79,7 @@ def comparison(
     image stand its activation precision (share of the heat inside the annotation) and sensitivity (mean heat
     inside it). Methods are named above the first row, or above every row if the images differ in width.
 
-        comparison(pictures, create_explainer(["grad-cam", "cape"], model)(images, labels), masks)
+        comparison(pictures, create_explainer(["grad-cam", "cape"], model).explain(images, labels), masks)
 
     Args:
         images: B images. An image of which two classes are shown is passed twice.

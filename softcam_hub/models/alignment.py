@@ -233,5 +233,6 @@ class Grid:
             maps: Maps, (..., h, w).
             size: Height and width of the picture.
         """
-        rows, columns = (self.kernels(axis, size[axis]).to(maps.device) for axis in (0, 1))
-        return (rows @ maps.double() @ columns.T).to(at_least_float32(maps).dtype)
+        exact = torch.float32 if maps.device.type == "mps" else torch.float64  # which not every device has
+        rows, columns = (self.kernels(axis, size[axis]).to(maps.device, exact) for axis in (0, 1))
+        return (rows @ maps.to(exact) @ columns.T).to(at_least_float32(maps).dtype)

@@ -52,6 +52,7 @@ def convert(vanilla: nn.Module, family: Family = "softcam", preprocessing: Any =
     model.load_state_dict(converted_weights(timm_model, model))
     _check_conversion(timm_model, model)
     model.alignment = getattr(timm_model, "alignment", None)
+    model.measures_on_first_use = model.alignment is None
     model._model_args = args  # what timm records when it makes a model, so that it can be saved and rebuilt
     warn_off_the_shelf(model)
     return model

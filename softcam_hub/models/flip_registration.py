@@ -38,7 +38,7 @@ LEAST_CORRELATION, LARGEST_SPREAD = 0.75, 0.2
 _IMAGES_AT_ONCE = 8
 
 _FAR = 960
-"""Pixels by which a larger image is larger, to count the pixels for a cell: a multiple of all usual strides."""
+"""Pixels by which a larger image is larger, to count the pixels for a cell: a multiple of nearly all strides."""
 
 _LOCK = threading.Lock()
 """Lets one thread alone measure where several explain with one model."""
@@ -218,7 +218,13 @@ def find_steps(model: TimmModule, size: tuple[int, int], cells: tuple[int, int])
     far = count_cells(model, (size[0] + _FAR, size[1] + _FAR))
     if far is None or far[0] <= cells[0] or far[1] <= cells[1]:
         return even
-    return (_FAR / (far[0] - cells[0]), _FAR / (far[1] - cells[1]))
+    steps = (_FAR / (far[0] - cells[0]), _FAR / (far[1] - cells[1]))
+    whole = (round(steps[0]), round(steps[1]))
+    if whole == steps:
+        return steps
+    # a stride of 14 does not divide 960: 60 strides make 60 cells more if it is the stride
+    far = count_cells(model, (size[0] + 60 * whole[0], size[1] + 60 * whole[1]))
+    return whole if far == (cells[0] + 60, cells[1] + 60) else steps
 
 
 def count_cells(model: TimmModule, size: tuple[int, int]) -> tuple[int, int] | None:

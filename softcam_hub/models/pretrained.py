@@ -5,6 +5,7 @@
 - A checkpoint that lacks weights is refused, where transformers would draw them at random.
 """
 
+import copy
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -48,6 +49,7 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"^teacher\."]  # noqa: RUF012
 
     def __init__(self, config: EvidenceConfig, classifier: Classifier | None = None) -> None:
+        config = copy.copy(config)  # the alignment is kept in it, and the caller's one stays as it is
         super().__init__(config)
         config.validate_settings()
         if classifier is not None and classifier.num_classes != config.num_labels:
@@ -89,13 +91,12 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
         return self.config.problem_type == MULTI_LABEL
 
     @property
-    def alignment(self) -> Alignment | None:  # kept in the configuration, to be saved
-        """Where the cells of the maps lie in the image."""
+    def _alignment(self) -> Alignment | None:  # kept in the configuration, to be saved
         content = (self.config.model_args or {}).get("alignment")
         return None if content is None else Alignment.from_dict(content)
 
-    @alignment.setter
-    def alignment(self, alignment: Alignment | None) -> None:
+    @_alignment.setter
+    def _alignment(self, alignment: Alignment | None) -> None:
         args = {name: value for name, value in (self.config.model_args or {}).items() if name != "alignment"}
         self.config.model_args = args if alignment is None else {**args, "alignment": alignment.as_dict()}
 
@@ -236,6 +237,7 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
             args: Further arguments of `transformers.PreTrainedModel.save_pretrained`.
             kwargs: Further arguments of `transformers.PreTrainedModel.save_pretrained`.
         """
+        self._forget_if_trained()  # a place that is not true any more is not saved
         target = Path(save_directory)
         target.mkdir(parents=True, exist_ok=True)
         if kwargs.get("push_to_hub"):

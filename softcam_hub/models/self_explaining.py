@@ -22,6 +22,9 @@ from .label_kind import class_probabilities
 from .map_kind import KindName
 from .overlays import restore_pixels
 
+SAMPLED_WEIGHTS = 8
+"""Number of weights by which it is seen that a backbone was trained."""
+
 
 class SelfExplaining(nn.Module):
     """A classifier that holds `backbone` and `head` and explains itself."""
@@ -38,11 +41,25 @@ class SelfExplaining(nn.Module):
     pretrained_cfg: dict[str, Any]
     backbone_args: dict[str, Any]
     multi_label: bool
-    alignment: Alignment | None
-    """Where the cells of the maps lie in the image, as `softcam_hub.measure_alignment` found it; None before that."""
+    _alignment: Alignment | None
+    _weights_before: list[float] | None = None
+    """Some weights of the backbone as they were when a gradient first flowed into it; None before that."""
     measures_on_first_use: bool
     """Whether `explain` measures the alignment first: the weights come from elsewhere and bring none, or the backbone
     was trained since."""
+
+    @property
+    def alignment(self) -> Alignment | None:
+        """Where the cells of the maps lie in the image, as `softcam_hub.measure_alignment` found it.
+
+        None before that, and after the backbone was trained.
+        """
+        self._forget_if_trained()
+        return self._alignment
+
+    @alignment.setter
+    def alignment(self, alignment: Alignment | None) -> None:
+        self._alignment, self._weights_before = alignment, None
 
     @property
     def head_class(self) -> type[EvidenceHead]:
@@ -103,20 +120,29 @@ class SelfExplaining(nn.Module):
         return features
 
     def _watch_training(self, features: Tensor) -> None:
-        """Have the alignment forgotten as soon as a gradient flows through features into a backbone that trains.
+        """Have some weights of the backbone noted when a gradient flows through features.
 
         Args:
             features: Output of the backbone. Compiled graphs are left alone, and so are those of `torch.fx`.
         """
-        if not self.training or self.measures_on_first_use or torch.compiler.is_compiling():
+        if self._weights_before is not None or self.measures_on_first_use or torch.compiler.is_compiling():
             return
         if isinstance(features, Tensor) and features.requires_grad:
-            features.register_hook(self._forget_alignment)
+            features.register_hook(self._note_weights)
 
-    def _forget_alignment(self, _: Tensor) -> None:
-        """Have the next `explain` measure the alignment again, unless the backbone is frozen."""
-        if not self.measures_on_first_use and any(weight.requires_grad for weight in self.backbone.parameters()):
-            self.alignment, self.measures_on_first_use = None, True
+    def _note_weights(self, _: Tensor) -> None:
+        """Note some weights of the backbone, before the first update that this gradient may lead to."""
+        if self._weights_before is None:
+            self._weights_before = _sample_weights(self.backbone)
+
+    def _forget_if_trained(self) -> None:
+        """Have the next `explain` measure the alignment again if the backbone was updated after a gradient flowed.
+
+        A gradient alone moves nothing: attributions of the input have one, too, and so have heads that are trained on a
+        frozen backbone.
+        """
+        if self._weights_before is not None and self._weights_before != _sample_weights(self.backbone):
+            self._alignment, self._weights_before, self.measures_on_first_use = None, None, True
 
     def prepare_images(self, images: Tensor) -> Tensor:
         """Check images (B, C, H, W), and cast them to the dtype of the backbone, as transformers' models do."""
@@ -203,6 +229,7 @@ class SelfExplaining(nn.Module):
         kind = self.head_class.check_kind(kind)
         batch = self.as_batch(given, size)
         chosen = choose_classes(classes, top_k, len(batch), self.num_classes, self.labels)
+        self._forget_if_trained()
         if self.measures_on_first_use:
             measure_on_first_use(self)
         with evaluation_mode(self):
@@ -289,3 +316,11 @@ def check_images(images: Any, channels: int) -> None:
         )
     if not images.is_floating_point():
         raise TypeError(f"expected floating-point images, got {images.dtype}: scale to [0, 1] and normalise them first")
+
+
+def _sample_weights(backbone: nn.Module) -> list[float]:
+    """Return the sums of a few weights of a backbone, which training changes, on whatever device they are."""
+    weights = [weight for weight in backbone.parameters() if weight.is_floating_point() and not weight.is_meta]
+    chosen = weights[:: max(1, len(weights) // SAMPLED_WEIGHTS)]
+    own = [weight.to_local() if hasattr(weight, "to_local") else weight for weight in chosen]  # of a sharded model
+    return [float(weight.detach().cpu().double().sum()) for weight in own]
