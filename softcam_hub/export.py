@@ -7,6 +7,7 @@
 
 import copy
 import json
+import logging
 import os
 import secrets
 import tempfile
@@ -27,7 +28,12 @@ from .precisions import TOLERANCES, Precision, check_choice, write_int8
 
 HINT = "ONNX export needs extra packages: pip install 'softcam-hub[onnx]'"
 
+logger = logging.getLogger(__name__)
+
 OUTPUTS = ("logits", "maps")
+
+SMALLEST = 0.01
+"""Size of an output below which a difference is not relative to it: logits may all be zero."""
 
 METADATA = "metadata.json"
 """Name of the extra file of an archive that holds what the metadata of an ONNX file hold."""
@@ -121,15 +127,28 @@ def export_torch(
     check_choice(path, "torch", precision)
     check_exportable(model, "export_torch")
     with _replacing(path, overwrite) as draft, _copies(model, precision) as (exported, reference):
-        shapes = _shapes(exported.model, True)
-        program = torch.export.export(exported, (_example(exported.model),), dynamic_shapes=shapes)
+        fixed_size = _has_fixed_size(exported.model, True)
+        try:
+            program = _export(exported, fixed_size)
+        except NotImplementedError:  # torch cannot solve the conditions on the size that some networks make
+            logger.warning(
+                "%s: torch.export cannot keep its size open, so that the archive takes images of the model's own size; "
+                "an ONNX file takes any",
+                model.timm_name,
+            )
+            fixed_size = True
+            program = _export(exported, fixed_size)
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)  # it names folders of this machine
         content = json.dumps(_metadata(reference.model, precision), indent=2)
         torch.export.save(program, draft, extra_files={METADATA: content})
         run = torch.export.load(draft).module()
-        _check_outputs(run, reference, precision, tolerance, _has_fixed_size(model, True))
+        _check_outputs(run, reference, precision, tolerance, fixed_size)
     return path
+
+
+def _export(exported: "_LogitsAndMaps", fixed_size: bool) -> torch.export.ExportedProgram:
+    return torch.export.export(exported, (_example(exported.model),), dynamic_shapes=_shapes(fixed_size))
 
 
 def check_exportable(model: Any, function: str) -> None:
@@ -213,9 +232,9 @@ def _has_fixed_size(model: SelfExplaining, archive: bool) -> bool:
     return bool(model.pretrained_cfg.get("fixed_input_size", False)) or computed
 
 
-def _shapes(model: SelfExplaining, archive: bool) -> dict[str, Any]:
+def _shapes(fixed_size: bool) -> dict[str, Any]:
     """Return which dimensions of the images are dynamic, as `torch.export` takes it."""
-    sides = {} if _has_fixed_size(model, archive) else {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    sides = {} if fixed_size else {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     return {"pixel_values": {0: torch.export.Dim("batch", min=1, max=4096), **sides}}
 
 
@@ -230,7 +249,7 @@ def _write_onnx(
         kwargs={"pixel_values": _example(exported.model)},
         dynamo=True,
         output_names=list(OUTPUTS),
-        dynamic_shapes=_shapes(exported.model, False),
+        dynamic_shapes=_shapes(_has_fixed_size(exported.model, False)),
         opset_version=18,
         verbose=False,
     )
@@ -287,7 +306,7 @@ def _check_outputs(
     sides = (height, width) if fixed_size else (height + 32, width + 64)
     images = torch.randn(3, channels, *sides)
     for name, expected, output in zip(OUTPUTS, reference(images), run(images), strict=True):
-        error = float((expected - output).abs().max() / expected.abs().max())
+        error = float((expected - output).abs().max() / expected.abs().max().clamp_min(SMALLEST))
         if not error <= tolerance:
             advice = "" if precision == "fp32" else "; fp32 differs least"
             raise RuntimeError(

@@ -53,6 +53,7 @@ class OutputFolder:
             purpose, made before there were records.
         older_names: Patterns of the paths that such an earlier output may have written, if they differ from
             `names`. Other files in it are not replaced.
+        resumes: Whether the command has `--resume`.
     """
 
     def __init__(
@@ -62,9 +63,10 @@ class OutputFolder:
         names: list[str],
         recognise: Callable[[Path], bool] = lambda path: False,
         older_names: list[str] | None = None,
+        resumes: bool = False,
     ) -> None:
         self.path, self.purpose, self.names = Path(path), purpose, list(names)
-        self.recognise = recognise
+        self.recognise, self.resumes = recognise, resumes
         self.older_names = self.names if older_names is None else list(older_names)
 
     @contextmanager
@@ -105,9 +107,10 @@ class OutputFolder:
         is_recorded = _matcher(recorded)
         earlier = next(filter(is_recorded, self._paths_below()), None)
         if use == "new" and earlier:
+            advice = "continue it with --resume, delete" if self.resumes else "delete"
             raise FileExistsError(
-                f"{self.path} holds an earlier {self.purpose} ({earlier}): continue it with --resume, delete "
-                f"it with --overwrite, or choose another --output"
+                f"{self.path} holds an earlier {self.purpose} ({earlier}): {advice} it with --overwrite, or choose "
+                "another --output"
             )
         self._refuse_foreign_files(recorded)
 

@@ -71,6 +71,11 @@ LARGE = {
         lambda: hugging_face("Swinv2", window_size=8, image_size=256),
         "swinv2_tiny_window8_256",
     ),
+    "transformers Swin V2 as it comes": (lambda: hugging_face("Swinv2"), "swinv2_tiny_window8_256"),
+    "transformers Swin with windows of 8": (
+        lambda: hugging_face("Swin", window_size=8, image_size=256),
+        "swin_tiny_patch4_window7_224",
+    ),
     "transformers EfficientNet": (
         lambda: hugging_face("EfficientNet", width_coefficient=1.0, depth_coefficient=1.0, hidden_dim=1280),
         "tf_efficientnet_b0",

@@ -177,6 +177,32 @@ def test_a_network_that_pads_as_tensorflow_has_the_size_of_the_model(tmp_path):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["softcam_test_resnet", "cape_test_resnet"])
+def test_logits_that_are_all_zero_are_exported(name, tmp_path):
+    """A new head may start with zeros, and one class of CAPE always has the logarithm of 1."""
+    model = timm.create_model(name, num_classes=1 if name.startswith("cape") else 3).eval()
+    if name.startswith("softcam"):
+        model.head.weight.zero_()
+        model.head.bias.zero_()
+    images = torch.randn(2, 3, 64, 64)
+    logits, maps = run_archive(export_torch(model, tmp_path / "model.pt2"), images)
+    assert torch.allclose(logits, model(images), atol=1e-5)
+    assert torch.allclose(
+        maps, model.head(model.forward_features(images), kind=model.head_class.kinds[0])[1], atol=1e-5
+    )
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_an_archive_whose_size_torch_cannot_keep_open_has_the_size_of_the_model(tmp_path, caplog):
+    model = randomise(timm.create_model("softcam_cpubone_nano", num_classes=3)).eval()
+    path = export_torch(model, tmp_path / "model.pt2")
+    assert "takes images of the model's own size" in caplog.text
+    images = torch.randn(2, *model.input_size)
+    assert relative_error(run_archive(path, images)[0], model(images)) < 1e-4
+
+
+@torch.no_grad()
 def test_a_model_in_half_precision_is_exported_in_the_precision_that_was_asked_for(tmp_path):
     model = timm.create_model("softcam_test_resnet", num_classes=3).bfloat16()
     images = torch.randn(2, 3, 64, 64)

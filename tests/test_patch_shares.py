@@ -250,6 +250,13 @@ def test_a_change_of_the_network_that_nobody_sees_is_found_by_the_sum():
         patch_shares(model, torch.randn(1, 3, 64, 64))
 
 
+def test_models_that_need_no_shares_or_have_no_classes_are_refused():
+    with pytest.raises(TypeError, match="the maps of softcam_test_vit add up to its prediction already"):
+        patch_shares(timm.create_model("softcam_test_vit", num_classes=3), torch.randn(1, 3, 160, 160))
+    with pytest.raises(ValueError, match="num_classes=0"):
+        patch_shares(timm.create_model("test_vit", num_classes=0), torch.randn(1, 3, 160, 160))
+
+
 def test_layers_without_patches_are_refused():
     with pytest.raises(ValueError, match="no patch has a share: name an earlier layer, such as 'patch_embed'"):
         patch_shares(make("test_vit", img_size=64), torch.randn(1, 3, 64, 64), layer="norm")

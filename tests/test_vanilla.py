@@ -83,6 +83,14 @@ def test_from_timm_keeps_the_class_names_of_a_timm_model(tmp_path):
     assert SoftCAMForImageClassification.from_timm(loaded).config.id2label == NAMES
 
 
+@torch.no_grad()
+def test_a_classifier_that_starts_with_zeros_is_converted():
+    vanilla = timm.create_model("test_resnet", num_classes=3).eval()
+    vanilla.fc.weight.zero_()
+    vanilla.fc.bias.zero_()
+    assert not softcam_hub.convert(vanilla)(torch.randn(2, 3, 64, 64)).any()
+
+
 def test_a_wrapper_without_classes_is_refused():
     features = TimmWrapperModel(TimmWrapperConfig(architecture="test_resnet"))
     with pytest.raises(ValueError, match="num_classes=0: there is no classifier to convert"):

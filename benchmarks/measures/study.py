@@ -2,6 +2,7 @@
 
 python -m benchmarks.measures.study            # rows go to benchmarks/results/measures.jsonl; 15 minutes of a core
 python -m benchmarks.measures.study --quick    # a smoke test on four images, nothing written
+python -m benchmarks.measures.study --measures "hit rate"    # measure some again, and replace their rows
 
 Every measure scores every map of every image. Its share of right decisions against one kind of wrong map is the share
 of images on which the right map scores better, where equal scores count half.
@@ -17,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.timing import Row, environment, rounded, write_rows
-from softcam_hub.arguments import ArgumentParser
+from benchmarks.timing import Row, environment, read_rows, rounded, write_rows
+from softcam_hub.arguments import ArgumentParser, check_names
+from softcam_hub.evaluation.localisation import bounding_boxes
 from softcam_hub.evaluation.statistics import bootstrap_means
 from softcam_hub.explanation_scores.faithfulness import (
     average_drop,
@@ -29,6 +31,7 @@ from softcam_hub.explanation_scores.idsds import cell_drops, cell_sums
 from softcam_hub.explanation_scores.localization import (
     activation_precision,
     activation_sensitivity,
+    energy_pointing_game,
     hit_rate,
     localization_precision,
     pointing_game,
@@ -79,6 +82,7 @@ class Measures:
             "IoU, Otsu": (lambda name: iou_otsu(self.maps(name), cases.masks), True),
             "top-k precision": (lambda name: localization_precision(self.maps(name), cases.masks).mean(dim=1), True),
             "activation precision": (lambda name: activation_precision(self.maps(name), cases.masks), True),
+            "energy in box": (self._energy_in_box, True),
             "activation sensitivity": (lambda name: activation_sensitivity(self.maps(name), cases.masks), True),
         }
 
@@ -115,6 +119,9 @@ class Measures:
     def _patch_drops(self) -> Tensor:
         images = self.cases.images
         return patch_drops(self.logits, images, patch_side(images, None), classes=self.cases.labels)
+
+    def _energy_in_box(self, name: str) -> Tensor:
+        return energy_pointing_game(self.maps(name), bounding_boxes(self.cases.masks))
 
     def _single_deletion(self, name: str) -> Tensor:
         means = patch_means(self.maps(name), patch_side(self.cases.images, None))
@@ -167,14 +174,19 @@ def main() -> None:
     """Score all maps with all measures, and write the rows."""
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="measure four images, and write nothing")
-    quick = parser.parse_args().quick
+    parser.add_argument("--measures", nargs="*", help="names of measures to measure again; all by default")
+    args = parser.parse_args()
     model = load_model()
-    cases = make_cases(model, 4 if quick else IMAGES)
+    by_name = Measures(model, make_cases(model, 4 if args.quick else IMAGES)).by_name
+    check_names(args.measures or [], list(by_name), "measure")
     rows: list[Row] = []
-    for name, (score, higher_is_better) in Measures(model, cases).by_name.items():
+    for name, (score, higher_is_better) in by_name.items():
+        if args.measures and name not in args.measures:
+            rows += [row for row in read_rows(ROWS) if row["measure"] == name]
+            continue
         rows += rows_of(name, score, higher_is_better)
         print(json.dumps(rows[-1]), flush=True)
-    if not quick:
+    if not args.quick:
         write_rows(rows, ROWS)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..models.classes import Classes
 from ..models.heads import at_least_float32
 from ..models.pooled_layers import gelu_gate, gelu_tanh_gate, hardswish_gate, relu6_gate, relu_gate, tanh_gate
+from ..models.self_explaining import SelfExplaining
 from .deep_lift import ELEMENTWISE
 from .explained_model import ExplainedModel
 from .inputs import checked_images, chosen_classes, differentiable
@@ -67,6 +68,13 @@ def patch_shares(
         layer: Module whose tokens are divided, or its dotted path: the embeddings of the patches, or a block, whose
             tokens have seen one another already (`blocks.8`).
     """
+    if isinstance(model, SelfExplaining):
+        raise TypeError(
+            f"patch_shares() takes a vision transformer as timm makes it, and the maps of {model.timm_name} add up to "
+            "its prediction already: call its explain()"
+        )
+    if getattr(model, "num_classes", None) == 0:
+        raise ValueError("patch_shares() needs classes: this model has num_classes=0")
     explained = ExplainedModel(model, layer)
     with differentiable(explained.classifier):
         images = checked_images(images, explained.classifier)

@@ -48,7 +48,7 @@ def find_counterpart(source: nn.Module, size: tuple[int, int] | None = None) -> 
     wanted = size or getattr(getattr(source, "config", None), "image_size", None)
     with torch.random.fork_rng(devices=[]):  # making models draws random numbers
         for name in counterpart_names(source):
-            for options in ({"img_size": wanted}, {}) if wanted else ({},):  # most networks have no such option
+            for options in _options(source, wanted):
                 try:
                     model = _copy_to_timm(source, name, options, size)
                 except TypeError:
@@ -56,6 +56,13 @@ def find_counterpart(source: nn.Module, size: tuple[int, int] | None = None) -> 
                 if model is not None:
                     return model
     return None
+
+
+def _options(source: nn.Module, size: Any) -> list[dict[str, Any]]:
+    """Return arguments to try for a timm architecture: most have none of these, and Swins have both."""
+    window = getattr(getattr(source, "config", None), "window_size", None)
+    sizes: list[dict[str, Any]] = [{"img_size": size}, {}] if size else [{}]
+    return [*({**options, "window_size": window} for options in sizes if window), *sizes]
 
 
 def takes_one_size(model: TimmModule) -> bool:
@@ -68,10 +75,15 @@ def counterpart_names(source: nn.Module) -> Iterator[str]:
     shape = _image_and_classes(source)
     size = _size(source)
     for name in islice(similar_names(source), _MOST_CANDIDATES if shape else 0):
-        with torch.device("meta"):
-            candidate = timm.create_model(name, **shape)
-        if _size(candidate) == size:
-            yield name
+        for options in reversed(_options(source, None)):
+            try:
+                with torch.device("meta"):
+                    candidate = timm.create_model(name, **shape, **options)
+            except TypeError:
+                continue
+            if _size(candidate) == size:
+                yield name
+                break
 
 
 def _size(model: nn.Module) -> int:

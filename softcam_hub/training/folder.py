@@ -65,7 +65,9 @@ def output_folder(config: Config) -> OutputFolder:
     names += [f"{folder}/{name}" for folder in tried for name in (*names, RECORD, LOCK)]
     # runs from before there were records called the folder of the vanilla classifier `twin`
     older_names = [name.replace("vanilla/", "twin/") for name in names]
-    return OutputFolder(config.run.output, "training run", names, recognise=is_older_run, older_names=older_names)
+    return OutputFolder(
+        config.run.output, "training run", names, recognise=is_older_run, older_names=older_names, resumes=True
+    )
 
 
 def is_older_run(path: Path) -> bool:
