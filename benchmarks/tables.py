@@ -37,6 +37,7 @@ from benchmarks.speed.tables import (
 from benchmarks.timing import Row, read_rows
 from benchmarks.values import image_values_by_explainer, read_values
 from softcam_hub.arguments import ArgumentParser
+from softcam_hub.evaluation.localisation_rows import SIZES
 from softcam_hub.evaluation.report import (
     CAUSAL_COLUMNS,
     COLUMNS,
@@ -213,6 +214,22 @@ def _gain(habit: Row, aligned: Row, name: str) -> str:
     return f"{text} ({found.estimate[0]:+.1f} [{low:+.1f}, {high:+.1f}])"
 
 
+def sizes_table(rows: list[Row]) -> str:
+    """Render one line per explainer: localisation of small, medium and large lesions."""
+    names = ("hit_rate", "activation_precision")
+    body = []
+    for row in rows:
+        groups = [row["by_size"][size] for size in SIZES]
+        cells = [f"{group[name]:.1f}" for name in names for group in groups]
+        body.append([row["explainer"], row["explains"], *cells])
+    limits, groups = rows[0]["by_size"]["limits"], [rows[0]["by_size"][size]["images"] for size in SIZES]
+    header = ["explainer", "explains", *(f"{COLUMNS[name][0][:-2]}, {size}" for name in names for size in SIZES)]
+    return (
+        f"Percent, for images with small lesions (up to {limits[0]:.1f} % of the image, {groups[0]} images), medium "
+        f"ones (up to {limits[1]:.1f} %, {groups[1]}) and large ones ({groups[2]}).\n\n"
+    ) + markdown(header, body)
+
+
 def methods_table(costs: list[Row], explanations: list[Row]) -> str:
     """Render one line per post-hoc method: its cost, and its maps of the vanilla classifier on lesions."""
     ours = {row["method"]: row for row in costs if row["side"] == "ours" and row["batch"] == 1}
@@ -283,6 +300,7 @@ def _score(values: list[float], name: str) -> str:
 README_TABLES: dict[str, Table] = {"summary": (summary_table, ("lesions", "explanations"))}
 SCORES_TABLES: dict[str, Table] = {
     "lesions": (lesions_table, ("lesions",)),
+    "sizes": (sizes_table, ("explanations",)),
     "explanations": (explanations_table, ("explanations",)),
     "alignment": (alignment_table, ("alignment",)),
     "causal": (causal_table, ("causal",)),
