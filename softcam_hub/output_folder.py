@@ -96,6 +96,8 @@ class OutputFolder:
 
     def check(self, use: Use) -> None:
         """Refuse a folder that belongs to somebody else, or whose content does not admit the intended use."""
+        if self.path.exists() and not self.path.is_dir():
+            raise NotADirectoryError(f"{self.path} is a file: name a folder with --output, which may be new")
         recorded = self._recorded_names()
         if recorded is None:
             foreign = self._first_entry()

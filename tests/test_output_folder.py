@@ -203,8 +203,17 @@ def test_a_folder_that_was_not_claimed_leaves_no_trace(tmp_path):
 
 def test_an_output_that_is_a_file_is_refused(tmp_path):
     fill(tmp_path, "out")
-    with pytest.raises(OSError, match="cannot be written: File exists; choose another --output"):
+    with pytest.raises(NotADirectoryError, match="out is a file: name a folder with --output"):
         use(tmp_path / "out", "new")
+
+
+@pytest.mark.parametrize("resumes", [True, False])
+def test_a_refusal_names_only_options_that_the_command_has(resumes, tmp_path):
+    use(tmp_path / "out", "new")
+    fill(tmp_path / "out", "result.json")
+    with pytest.raises(FileExistsError, match="--overwrite") as refusal:
+        use(tmp_path / "out", "new", resumes=resumes)
+    assert ("--resume" in str(refusal.value)) == resumes
 
 
 # --- one process at a time -------------------------------------------------------------------------------------------
