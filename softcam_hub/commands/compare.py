@@ -56,6 +56,6 @@ def format_comparison(rows: list[dict[str, Any]], first: str, second: str) -> st
     header = ["measure", "images", first, second, "difference", "95 % interval", "p", "p (Holm)"]
     return (
         f"{markdown(header, body)}\n* The difference is significant after Holm's adjustment for the number of "
-        "measures. Means and differences are of the images that have both values, and the interval is that of a "
-        "bootstrap over them."
+        "measures. Means and differences are of the images that have both values. The interval is that of a bootstrap "
+        "over them, and p that of a permutation test, which exchanges the two explainers in some of the images."
     )
