@@ -134,7 +134,10 @@ def test_rows_have_the_interval_of_every_mean_and_the_table_shows_it(table):
         precisions = [np.nan if value["pointing_game"] is None else 100 * value["pointing_game"] for value in own]
         low, high = bootstrap_means([np.array([drops, precisions])]).interval()
         assert np.allclose(row["average_drop_interval"], [low[0], high[0]])
-        assert np.allclose(row["pointing_game_interval"], [low[1], high[1]])
+        if low[1] < high[1]:
+            assert np.allclose(row["pointing_game_interval"], [low[1], high[1]])
+        else:
+            assert "pointing_game_interval" not in row, "the same value in all images says nothing about others"
         assert not {"adcc_of_means_interval", "borda_interval", "images_interval"} & row.keys()
     assert rows[0]["completeness_error_interval"][1] < 1e-6
     low, high = rows[0]["average_drop_interval"]
