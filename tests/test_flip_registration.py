@@ -255,3 +255,16 @@ def test_the_noise_is_seeded_and_normalised():
     assert noise.shape == (12, 1, 160, 160)
     assert torch.equal(noise, noise_images(model))
     assert math.isclose(float(noise.std()), 1, abs_tol=0.01)
+
+
+@pytest.mark.parametrize("name", ["test_nfnet", "test_convnext", "test_vit", "test_resnet"])
+def test_random_weights_are_never_measured(name, caplog):
+    """The maps of a random network may agree with those of mirror images, as those of test_nfnet with seed 3 do."""
+    torch.manual_seed(3)
+    model = timm.create_model(f"softcam_{name}", num_classes=10).eval()
+    measurement = softcam_hub.measure_alignment(model)
+    assert measurement.accepted == (False, False)
+    model.measures_on_first_use = True
+    model.explain(torch.randn(1, *model.input_size))
+    assert "measuring once" not in caplog.text
+    assert model.map_offset() is None

@@ -140,15 +140,19 @@ def _measure(model: TimmModule, images: ImageInput | None) -> AlignmentMeasureme
 
 
 def _has_seen_no_image(model: TimmModule) -> bool:
-    """Tell whether the batch norms of a model hold the statistics that they start with, as with random weights.
+    """Tell whether a model has random weights: its batch norms hold the statistics that they start with or, without
+    such norms, the biases of its other norms, or all biases, are still zero.
 
     Some random networks are so smooth that their maps of mirror images agree. They look where the geometry of their
     layers says, and training moves that.
     """
-    means = [
-        norm.running_mean for norm in model.backbone.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)
-    ]
-    return bool(means) and not any(mean is None or bool(mean.any()) for mean in means)
+    norms = [norm for norm in model.backbone.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)]
+    if norms:
+        first = [norm.running_mean for norm in norms]
+        return not any(mean is None or bool(mean.any()) for mean in first)
+    biases = {name: weight for name, weight in model.backbone.named_parameters() if name.endswith("bias")}
+    chosen = [weight for name, weight in biases.items() if "norm" in name] or list(biases.values())
+    return bool(chosen) and not any(bool(bias.any()) for bias in chosen)
 
 
 def measure_on_first_use(model: TimmModule) -> None:
