@@ -1,6 +1,7 @@
 """Where the cells of a trained model lie: measured at the end of a run, kept with a frozen backbone, and forgotten when
 another loop trains the backbone."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -218,6 +219,22 @@ def test_gradients_alone_move_nothing(training):
     assert model.alignment == Alignment.from_dict(SHIPPED), "the head alone was trained"
     torch.optim.SGD(model.parameters(), 0.01).step()
     assert model.alignment is None
+
+
+def test_loaded_weights_look_where_they_look(tmp_path):
+    model = load_shipped()
+    model.load_state_dict(copy.deepcopy(model.state_dict()))
+    assert model.alignment == Alignment.from_dict(SHIPPED), "they are the same weights"
+    others = {
+        name: value + 0.01 * value.abs() for name, value in model.state_dict().items() if value.is_floating_point()
+    }
+    model.load_state_dict({**model.state_dict(), **others})
+    assert (model.alignment, model.measures_on_first_use) == (None, True)
+
+    torch.save(load_shipped().state_dict(), tmp_path / "weights.pth")
+    path = str(tmp_path / "weights.pth")
+    fresh = timm.create_model("cape_test_resnet", num_classes=4, output_stride=8, avg_down=False, checkpoint_path=path)
+    assert (fresh.alignment, fresh.measures_on_first_use) == (None, True), "they bring no place"
 
 
 def test_a_frozen_backbone_keeps_its_place_in_a_loop():

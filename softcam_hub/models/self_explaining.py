@@ -43,7 +43,7 @@ class SelfExplaining(nn.Module):
     multi_label: bool
     _alignment: Alignment | None
     _weights_before: list[float] | None = None
-    """Some weights of the backbone as they were when a gradient first flowed into it; None before that."""
+    """Some weights of the backbone as they were before a gradient flowed into it or others were loaded; else None."""
     measures_on_first_use: bool
     """Whether `explain` measures the alignment first: the weights come from elsewhere and bring none, or the backbone
     was trained since."""
@@ -130,13 +130,18 @@ class SelfExplaining(nn.Module):
         if isinstance(features, Tensor) and features.requires_grad:
             features.register_hook(self._note_weights)
 
-    def _note_weights(self, _: Tensor) -> None:
-        """Note some weights of the backbone, before the first update that this gradient may lead to."""
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load weights as every module does; other weights of the backbone look elsewhere."""
+        self._note_weights()
+        return super().load_state_dict(*args, **kwargs)
+
+    def _note_weights(self, _: Tensor | None = None) -> None:
+        """Note some weights of the backbone, before they may be changed."""
         if self._weights_before is None:
             self._weights_before = _sample_weights(self.backbone)
 
     def _forget_if_trained(self) -> None:
-        """Have the next `explain` measure the alignment again if the backbone was updated after a gradient flowed.
+        """Have the next `explain` measure the alignment again if the backbone has changed since its weights were noted.
 
         A gradient alone moves nothing: attributions of the input have one, too, and so have heads that are trained on a
         frozen backbone.
