@@ -75,7 +75,7 @@ def counterpart_names(source: nn.Module) -> Iterator[str]:
     shape = _image_and_classes(source)
     size = _size(source)
     for name in islice(similar_names(source), _MOST_CANDIDATES if shape else 0):
-        for options in reversed(_options(source, None)):
+        for options in reversed(_options(source, getattr(getattr(source, "config", None), "image_size", None))):
             try:
                 with torch.device("meta"):
                     candidate = timm.create_model(name, **shape, **options)
