@@ -4,6 +4,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+from helpers.random_values import skewed
 from scipy.stats import false_discovery_control, permutation_test
 from statsmodels.stats.multitest import multipletests
 
@@ -18,11 +19,6 @@ from softcam_hub.evaluation.significance import (
 from softcam_hub.evaluation.statistics import means
 
 NAN = np.nan
-
-
-def skewed(generator, *shape):
-    """Values in [0, 1] with a skewness of about 1.3, as shares of a map in a small lesion have."""
-    return generator.beta(0.7, 3, size=shape)
 
 
 # --- the permutation test ----------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 import pytest
+from helpers.random_values import skewed
 
 from softcam_hub.evaluation.statistics import (
     RESAMPLES,
@@ -16,11 +17,6 @@ from softcam_hub.evaluation.statistics import (
 )
 
 NAN = np.nan
-
-
-def skewed(generator, *shape):
-    """Values in [0, 1] with a skewness of about 1.3, as shares of a map in a small lesion have."""
-    return generator.beta(0.7, 3, size=shape)
 
 
 # --- intervals and p-values, by hand -----------------------------------------------------------------------------------
@@ -112,15 +108,11 @@ def test_the_interval_of_a_largest_value_over_thresholds_covers_without_its_bias
     for _ in range(300):
         hits = (generator.uniform(size=(100, 21)) < 0.1).astype(float)
         found = bootstrap_of_sums([hits], lambda sums: sums.max(axis=1) / 100, resamples=399)
-        covered.append([np.less_equal(*pair).all() for pair in _around(0.1, found, found.without_bias())])
+        ends = [one.interval() for one in (found, found.without_bias())]
+        covered.append([low <= 0.1 <= high for low, high in ends])
     plain, corrected = np.mean(covered, axis=0)
     assert plain < 0.1
     assert corrected > plain + 0.3
-
-
-def _around(true, *found):
-    """Lower ends and the truth, the truth and upper ends."""
-    return [(np.array([low, true]), np.array([true, high])) for low, high in (one.interval() for one in found)]
 
 
 @pytest.mark.parametrize("seeds", [1, 3])

@@ -92,9 +92,9 @@ These sentences are not computed either. They are read from the study *steel*, w
   444 test images; one image is 0.2 %.
 - **SoftCAM's map is that of CAM**, as on generated images. The penalty takes a point of its activation precision.
 - **CAPE has more of its map in the boxes** than every class activation map (activation precision 53 to 54 beside at
-  most 48 %), at about the same top-k precision (70 to 74 beside 73 %) and pointing game (59 to 62 beside 62 %). Among
-  the variants nothing is decided: **CAPE trained directly**, which led by far on generated lesions, has 48 % with one
-  seed and 60 % with the other, and a teacher makes it steady.
+  most 48 %), at about the same top-k precision (70 to 74 beside 73 %) and pointing game (59 to 62 beside 61 to 63 %).
+  Among the variants nothing is decided: **CAPE trained directly**, which led by far on generated lesions, has 48 % with
+  one seed and 60 % with the other, and a teacher makes it steady.
 - **The selective divergence can ruin a map**: with the second seed its CAPE map lies in the boxes no better than a bump
   in the middle of the image, at an accuracy of 99 %.
 - **Where boxes fill the image** (crazing, pitted surfaces), a map that knows nothing has a top-k precision of 61 to
