@@ -231,7 +231,7 @@ def test_images_are_resized_to_the_input_of_the_model_when_they_are_read(images)
         (["explain", "{image}", "--output", "{out}", "--top-k", "2", "--classes", "0"], "give one of them"),
         (["explain", "{image}", "--output", "{out}", "--kind", "softcam"], "unknown map kind 'softcam'"),
         (["explain", "{image}", "--output", "{out}", "--explainer", "gradcam"], "did you mean grad-cam?"),
-        (["explain", "{image}", "--output", "{image}"], "cannot be written"),
+        (["explain", "{image}", "--output", "{image}"], "plain.png is a file: name a folder"),
         (["explain", "{empty}", "--output", "{out}"], "there is no image in folder"),
         (["explain", "{image}", "--output", "{out}", "--model", "no/such/model"], "there is no model 'no/such/model'"),
         (
@@ -248,7 +248,7 @@ def test_images_are_resized_to_the_input_of_the_model_when_they_are_read(images)
         (["export", "--output", "{empty}/below/model.onnx"], "there is no folder"),
         (["export", "--output", "{out}", "--model", "{empty}"], "there is no config.json in"),
         (["train", "--output", "{out}", "--data", "./nowhere"], "there is no folder"),
-        (["train", "--output", "{image}", "--model", "test_resnet"], "cannot be written"),
+        (["train", "--output", "{image}", "--model", "test_resnet"], "plain.png is a file: name a folder"),
         (["accuracy", "{empty}/run", "--output", "{out}"], "is no finished run"),
         (["accuracy", "{foreign}/model", "--output", "{out}"], "foreign/model is no finished run: did you mean "),
         (["card", "{empty}"], "is not a model folder, because it has no config.json"),

@@ -16,9 +16,10 @@ from softcam_hub.training.reporting import check_trackers, read_log
 
 def test_an_output_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    for output in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(OSError, match="cannot be written: .*; choose another --output"):
-            train(output)
+    with pytest.raises(NotADirectoryError, match="file is a file: name a folder with --output"):
+        train(tmp_path / "file")
+    with pytest.raises(OSError, match="cannot be written: .*; choose another --output"):
+        train(tmp_path / "file" / "below")
 
 
 def test_a_full_disk_is_noticed_before_training(tmp_path, monkeypatch):

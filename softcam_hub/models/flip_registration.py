@@ -144,15 +144,15 @@ def _has_seen_no_image(model: TimmModule) -> bool:
     such norms, the biases of its other norms, or all biases, are still zero.
 
     Some random networks are so smooth that their maps of mirror images agree. They look where the geometry of their
-    layers says, and training moves that.
+    layers says, and training moves that. Weights that accelerate keeps elsewhere come from a checkpoint.
     """
     norms = [norm for norm in model.backbone.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)]
     if norms:
         first = [norm.running_mean for norm in norms]
-        return not any(mean is None or bool(mean.any()) for mean in first)
+        return not any(mean is None or mean.is_meta or bool(mean.any()) for mean in first)
     biases = {name: weight for name, weight in model.backbone.named_parameters() if name.endswith("bias")}
     chosen = [weight for name, weight in biases.items() if "norm" in name] or list(biases.values())
-    return bool(chosen) and not any(bool(bias.any()) for bias in chosen)
+    return bool(chosen) and not any(bias.is_meta or bool(bias.any()) for bias in chosen)
 
 
 def measure_on_first_use(model: TimmModule) -> None:
