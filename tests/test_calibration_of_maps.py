@@ -2,9 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from softcam_hub.evaluation.localisation_rows import count_false_alarms
+from softcam_hub.evaluation.statistics import bootstrap_of_counts, draw_counts
 from softcam_hub.explanation_scores.calibration import (
     MASS_BORDERS,
     cell_masses,
@@ -62,6 +65,33 @@ def test_histograms_are_the_definition():
 def test_evidence_by_hand():
     assert mean_evidence(MAPS).tolist() == pytest.approx([10 / 6, 0])
     assert largest_evidence(MAPS).tolist() == [4, 0]
+
+
+def test_false_alarms_of_resamples_against_a_slow_transcription():
+    """The images of a resample are written out, and scored by the function that takes images."""
+    generator = np.random.default_rng(0)
+    largest, annotated = generator.integers(12, size=40).astype(float), generator.uniform(size=40) < 0.4
+    counts = draw_counts(40, 50, generator)
+    counts[0] = annotated  # no healthy image
+    counts[1] = ~annotated  # no diseased one
+    found = count_false_alarms(largest, annotated)(counts)
+    for number, row in enumerate(counts):
+        drawn = np.repeat(np.arange(40), row)
+        expected = false_alarms(torch.from_numpy(largest[drawn]), torch.from_numpy(annotated[drawn]))
+        assert found[number] == pytest.approx(float(expected), nan_ok=True)
+    assert np.isnan(found[:2]).all()
+    assert len(np.unique(found[2:])) > 20
+
+
+def test_intervals_of_false_alarms_cover_the_truth():
+    """Of 60 diseased and 60 healthy images; a healthy one is above the median of all diseased ones in 16 %."""
+    generator, covered = np.random.default_rng(1), []
+    annotated = np.arange(120) < 60
+    for _ in range(400):
+        largest = generator.normal(size=120) + annotated
+        low, high = bootstrap_of_counts(120, count_false_alarms(largest, annotated), resamples=399).interval()
+        covered.append(low <= 0.158655 <= high)
+    assert 0.93 <= np.mean(covered) <= 0.98
 
 
 def test_false_alarms_by_hand():

@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from softcam_hub.explanation_scores import boxes, faithfulness, load_scores, localization as places, thresholds
+from softcam_hub.explanation_scores import (
+    boxes,
+    calibration,
+    causal,
+    faithfulness,
+    load_scores,
+    localization as places,
+    thresholds,
+)
 
 FOLDER = Path(faithfulness.__file__).parent
 FAITHFUL = {
@@ -148,6 +156,63 @@ def test_scores_of_the_data_set_are_no_means_of_images(metric):
     assert found["iou_otsu"] == pytest.approx(100 * (1 / 2 + 0 / 3) / 2)  # the lower class is what is 0
 
 
+# two images of 2x2 pixels with three parts and a pixel of none; nothing speaks for the class of the third
+PARTS = {
+    "maps": torch.tensor([[[0.4, 0.3], [0.2, 0.1]], [[0.0, 0.5], [0.5, 0.0]], [[1.0, 0.0], [0.0, 0.0]]]),
+    "regions": torch.tensor([[[0, 1], [2, -1]]]).expand(3, 2, 2),
+    "effects": torch.tensor([[3.0, 0.05, 0.5], [-1.0, 2.0, 2.0], [0.05, -2.0, -1.0]]),
+}
+
+
+def test_causal_scores_by_hand(metric):
+    found = metric.compute(**PARTS)
+    ranked = (0.5 + 1) / 2  # of 3, 0, 0.5 beside 0.4, 0.3, 0.2: ranks 3, 1, 2 and 3, 2, 1; the second is exact
+    assert found["causal_rank"] == pytest.approx(ranked)
+    shares, effects = np.array([0.4, 0.3, 0.2]), np.array([3, 0, 0.5])
+    assert found["causal_linear"] == pytest.approx((np.corrcoef(shares, effects)[0, 1] + 1) / 2)
+    assert found["idle_share"] == pytest.approx(100 * (0.3 + 1.0) / 2)  # the second image has no idle part
+    assert metric.compute(causal_rank=[-0.5, 1.0], idle_share=[0.2, 0.4]) == close(
+        {"causal_rank": 0.25, "idle_share": 30.0}
+    )
+
+
+CELLS = {
+    "cells": torch.tensor([[[3.0, 1.0], [-2.0, 0.0]], [[1.0, 1.0], [0.0, 2.0]], [[4.0, 0.0], [0.0, 0.0]]]),
+    "touched": torch.tensor([[[1, 0], [0, 0]], [[0, 0], [0, 1]], [[0, 0], [0, 0]]]),
+    "cell_probability": [0.8, 0.04, 0.2],
+}
+
+
+def test_scores_of_cells_by_hand(metric):
+    found = metric.compute(**CELLS)
+    # masses 0.6 and 0.2; 0.01, 0.01 and 0.02; 0.2: the bins end at 0.0001, ..., 0.01, 0.03, 0.1, 0.3, 1
+    assert found["reliability"][4:] == pytest.approx([0.0, 100.0, np.nan, 0.0, 100.0], nan_ok=True)
+    assert found["false_alarms"] == 100.0  # the healthy image has 4, the others 3 and 2
+    assert set(found) == {"reliability", "false_alarms"}
+    one_by_one = (
+        {name: values[:1] for name, values in CELLS.items()},
+        {name: values[1:] for name, values in CELLS.items()},
+    )
+    for part in one_by_one:
+        metric.add_batch(**part)
+    assert metric.compute() == {"reliability": pytest.approx(found["reliability"], nan_ok=True), "false_alarms": 100.0}
+    assert metric.compute(largest_evidence=[4.0, 3.0, 1.0], annotated=[1, 1, 0]) == {"false_alarms": 0.0}
+    masses = calibration.cell_masses(CELLS["cells"], torch.tensor(CELLS["cell_probability"]))
+    sums = calibration.mass_histograms(masses, CELLS["touched"].bool()).sum(dim=0)
+    assert found["reliability"] == pytest.approx((100 * calibration.reliability(sums)).tolist(), nan_ok=True)
+
+
+def test_causal_scores_of_a_benchmark_are_those_of_the_functions(metric):
+    torch.manual_seed(0)
+    maps, regions, effects = torch.rand(4, 16, 16), torch.randint(-1, 5, (4, 16, 16)), torch.randn(4, 6)
+    effects[:, 5] = torch.nan
+    found = metric.compute(maps=maps, regions=regions, effects=effects)
+    shares = causal.share_of_map(maps, regions, 6)
+    counted = effects.double().masked_fill(causal.idle_parts(effects), 0)
+    expected = causal.rank_agreement(shares, counted)[causal.speaks_for_class(effects)]
+    assert found["causal_rank"] == pytest.approx(float(expected.nanmean()), abs=1e-6)
+
+
 @pytest.mark.parametrize("name", ["maps", "kept_maps", "second_maps"])
 def test_a_broken_map_is_refused(name, metric):
     given = {name: values.clone() for name, values in arrays().items()}
@@ -165,7 +230,7 @@ def test_half_precision_and_gradients(metric):
 def test_the_cache_holds_numbers_only(metric):
     assert {getattr(feature, "feature", feature).dtype for feature in metric.features.values()} == {"float32"}
     lengths = {name: feature.length for name, feature in metric.features.items() if hasattr(feature, "length")}
-    assert lengths == {"pixel_histogram": 202, "box_ious": 20}
+    assert lengths == {"pixel_histogram": 202, "box_ious": 20, "mass_histogram": 27}
 
 
 def test_in_memory_and_again():
@@ -203,6 +268,27 @@ ERRORS = {
     ),
     "raw maps": ({"maps": 5 * MAP}, r"^expected maps in \[0, 1\], got"),
     "twice": ({"maps": MAP, "complexity": [0.5, 0.5]}, r"^complexity would come from the arrays too: give either"),
+    "regions alone": ({"maps": MAP, "regions": MASK.long()}, r"^regions and effects belong together: give both$"),
+    "one effect": (
+        {"maps": MAP, "regions": MASK.long(), "effects": [0.5, 1.0]},
+        r"^expected effects as a row of numbers per image, got shape \(2,\)$",
+    ),
+    "few effects": (
+        {"maps": MAP, "regions": 3 * MASK.long(), "effects": torch.rand(2, 2)},
+        r"^there are 2 parts, numbered from 0, but regions hold 3$",
+    ),
+    "cells alone": (
+        {"cells": MAP, "touched": MASK},
+        r"^cells, touched, cell_probability belong together: give cell_probability too$",
+    ),
+    "broken cells": (
+        {"cells": MAP / MAP.new_tensor([1, 0])[:, None, None], "touched": MASK, "cell_probability": [1, 1]},
+        r"^cells of images \[1\] hold NaN or infinity",
+    ),
+    "correlation in percent": (
+        {"causal_rank": [60.0]},
+        r"^causal_rank must lie in \[-1, 1\], but number 0 is 60: leave out images without one$",
+    ),
     "useless": ({"kept": [0.5]}, r"^no score has all of its inputs: average drop, for one, needs confidence and kept$"),
 }
 
@@ -223,7 +309,7 @@ def test_a_missing_package_is_named(monkeypatch):
 
 def test_the_card_names_every_score(metric):
     card = (FOLDER / "README.md").read_text()
-    found = metric.compute(**FAITHFUL) | metric.compute(**arrays())
+    found = metric.compute(**FAITHFUL) | metric.compute(**arrays()) | metric.compute(**PARTS) | metric.compute(**CELLS)
     named = set(re.findall(r"^\| `(\w+)` \|", card, flags=re.MULTILINE))
     assert named == set(found)
     assert set(found) <= set(re.findall(r"\w+", metric.inputs_description))

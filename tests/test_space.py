@@ -59,6 +59,8 @@ def test_the_page_scores_a_csv(elsewhere):
         rows = "confidence,kept\n0.8,0.4\n0.5,0.6\n"
         assert ask(port, rows) == [["average_drop", 25.0], ["increase_in_confidence", 50.0]]
         assert ask(port, "hit_rate,iou_otsu\n1,0.25\n0,0.5\n") == [["hit_rate", 50.0], ["iou_otsu", 37.5]]
+        causal = "causal_rank,largest_evidence,annotated\n0.5,3,1\n-0.25,4,0\n"
+        assert ask(port, causal) == [["causal_rank", 0.12], ["false_alarms", 100.0]]
         assert "row 1, column kept: 'x' is not a number" in str(ask(port, "confidence,kept\n0.8,x\n"))
         assert "unknown input 'y'" in str(ask(port, "y\n0.8\n"))
     finally:

@@ -10,6 +10,7 @@ from softcam_hub.evaluation.statistics import (
     RESAMPLES,
     Bootstrap,
     bootstrap_means,
+    bootstrap_of_counts,
     bootstrap_of_sums,
     draw_counts,
     mean_intervals,
@@ -243,5 +244,7 @@ def test_thirty_methods_and_five_hundred_images_take_well_under_a_second():
 def test_blocks_of_draws_change_nothing(monkeypatch):
     values = [skewed(np.random.default_rng(15), 3, 40)]
     expected = bootstrap_means(values).resampled
+    of_counts = bootstrap_of_counts(40, lambda counts: counts @ values[0][0]).resampled
     monkeypatch.setattr("softcam_hub.evaluation.statistics.AT_ONCE", 999)
     assert np.allclose(bootstrap_means(values).resampled, expected, rtol=1e-12)
+    assert np.allclose(bootstrap_of_counts(40, lambda counts: counts @ values[0][0]).resampled, of_counts, rtol=1e-12)

@@ -19,8 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..explanation_scores.faithfulness import normalise
-from ..explanation_scores.perturbation import ranks
+from ..explanation_scores.faithfulness import normalise, ranks
 from ..figures.charts import matrix
 from ..files import draft_of, write_json_lines
 from .batch import Batch

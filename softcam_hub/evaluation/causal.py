@@ -34,6 +34,7 @@ from ..explanation_scores.causal import (
     removal_effects,
     share_of_map,
     signed_evidence,
+    speaks_for_class,
     total_share,
 )
 from ..explanation_scores.maps import patch_side
@@ -220,7 +221,7 @@ def _score(evidence: Tensor, shares: Tensor, effects: dict[str, Tensor], squares
     is_square = torch.zeros(shares.shape, dtype=torch.bool)
     is_square[:, squares.start : squares.stop] = True
     idle, found = idle_parts(effects[ODDS]), {}
-    no_reason = ~((effects[ODDS] > 0) & ~idle).any(dim=1)
+    no_reason = ~speaks_for_class(effects[ODDS])
     for output, ending in CORRELATED.items():
         counted = effects[output].masked_fill(idle, 0)
         found["causal_rank" + ending] = rank_agreement(evidence, counted).masked_fill(no_reason, torch.nan)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..explanation_scores.causal import idle_parts, linear_agreement, rank_agreement
-from ..explanation_scores.perturbation import ranks
+from ..explanation_scores.faithfulness import ranks
 from .causal import CORRELATED, ODDS, PART_EVIDENCE
 from .lines import Line
 from .statistics import Array, bootstrap_of_sums

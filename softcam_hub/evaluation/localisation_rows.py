@@ -15,13 +15,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..explanation_scores.boxes import box_hits, max_box_accuracies
-from ..explanation_scores.calibration import MASS_BORDERS, false_alarms, reliability
+from ..explanation_scores.calibration import MASS_BORDERS, reliability
 from ..explanation_scores.thresholds import pixel_average_precision
-from .statistics import Array, bootstrap_of_sums
+from .statistics import Array, bootstrap_of_counts, bootstrap_of_sums
 
 Row = dict[str, Any]
 
@@ -122,8 +123,43 @@ def _evidence(lines: Sequence[Row]) -> Row:
         some = [line for line in lines if line["annotated"] is annotated]
         means = {name: _mean(some, f"{name}_evidence") for name in ("mean", "largest") if some}
         found[group] = {"images": len(some), **means}
-    alarms = false_alarms(_column(lines, "largest_evidence"), torch.tensor([line["annotated"] for line in lines]))
-    return {"evidence": found} | ({} if alarms.isnan() else {"false_alarms": 100 * float(alarms)})
+    return {"evidence": found} | _false_alarms([line["largest_evidence"] for line in lines], lines)
+
+
+def _false_alarms(largest: Sequence[float], lines: Sequence[Row]) -> Row:
+    """Return the share of false alarms in percent and its interval; nothing where one kind of images is missing."""
+    shares = count_false_alarms(np.array(largest), np.array([line["annotated"] for line in lines]))
+    found = bootstrap_of_counts(len(lines), shares)
+    if np.isnan(found.estimate):
+        return {}
+    low, high = (100 * found.interval()).tolist()
+    return {
+        "false_alarms": 100 * float(found.estimate),
+        **({"false_alarms_interval": [low, high]} if low < high else {}),
+    }
+
+
+def count_false_alarms(largest: Array, annotated: Array) -> Callable[[Array], Array]:
+    """Return the function by which false alarms follow from how often every image is drawn, (n, images) -> (n,).
+
+    Args:
+        largest: Largest evidence of each image, (images,).
+        annotated: Booleans, (images,), true for images with an annotation.
+    """
+    order = np.argsort(largest)
+    values, diseased = largest[order], annotated[order]
+
+    def shares(counts: Array) -> Array:
+        """Compute `explanation_scores.calibration.false_alarms` of every resample."""
+        counts = counts[:, order]
+        below, healthy = np.cumsum(counts * diseased, axis=1), counts * ~diseased
+        total = below[:, -1:]
+        middle = [(below >= rank).argmax(axis=1) for rank in ((total + 1) // 2, total // 2 + 1)]
+        median = (values[middle[0]] + values[middle[1]])[:, None] / 2
+        above = (healthy * ((values > median) + (values == median) / 2)).sum(axis=1)
+        return np.where(total[:, 0] > 0, above / healthy.sum(axis=1), np.nan)
+
+    return shares
 
 
 def _by_size(lines: Sequence[Row]) -> Row:

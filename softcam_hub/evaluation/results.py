@@ -16,11 +16,12 @@ import timm
 import torch
 from torch import Tensor
 
+from ..explanation_scores.faithfulness import adcc, average_drop
 from .causal import PART_EVIDENCE
 from .causal_summary import correlate_all_parts
 from .lines import Columns, Line, columns_of, group_lines
 from .localisation_rows import summarise_localisation
-from .statistics import Array, mean_intervals
+from .statistics import Array, bootstrap_of_sums, mean_intervals
 
 CURVES = ("localization_precision", "topk_sensitivity")
 EVIDENCE_COLUMNS = ("evidence_precision", "share_of_positive_annotated", "share_of_positive_unannotated")
@@ -34,7 +35,6 @@ PERCENT = (
     "insertion",
     "deletion",
     *EVIDENCE_COLUMNS,
-    "idle_share",
     "background_share",
 )
 PLAIN = ("completeness_error", "gini", "road", "single_deletion", "idsds", "max_sensitivity", *CAUSAL_CORRELATIONS)
@@ -71,9 +71,8 @@ def _means(lines: list[Line]) -> Row:
     columns = columns_of(lines)
     values = image_values(columns)
     row: Row = {"images": len(lines), "annotated": sum(line["annotated"] for line in lines)}
-    if not isinstance(lines[0]["label"], list):
-        row["accuracy"] = 100 * _mean([line["predicted"] == line["label"] for line in lines])
-    row |= scores(_score_inputs(columns))
+    inputs = _score_inputs(columns)
+    row |= scores(inputs) | _interval_of_mean_adcc(inputs)
     for name in (*PERCENT, *PLAIN, *CURVES):
         if name in values and name not in row:
             row[name] = float(np.nanmean(values[name]))
@@ -85,6 +84,9 @@ def _means(lines: list[Line]) -> Row:
         curves = _present(lines, name)
         if curves:
             row[f"{name}_curve"] = [100 * _mean(values) for values in zip(*curves, strict=True)]
+    if not isinstance(lines[0]["label"], list):
+        values["accuracy"] = np.array([100.0 * (line["predicted"] == line["label"]) for line in lines])
+        row["accuracy"] = float(values["accuracy"].mean())
     return row | _intervals(values)
 
 
@@ -112,6 +114,23 @@ def _score_inputs(columns: Columns) -> dict[str, Tensor]:
     missing = [None] * len(next(iter(columns.values())))
     numbers = {name: [_number(value) for value in columns.get(name, missing)] for name in COLUMNS}
     return {name: torch.tensor(column, dtype=torch.float64) for name, column in numbers.items()}
+
+
+def _interval_of_mean_adcc(inputs: dict[str, Tensor]) -> Row:
+    """Return the 95 % interval of the ADCC of means over images; nothing where images have no ADCC, or all the same."""
+    from ..explanation_scores.explanation_scores import ADCC_PARTS, select_complete
+
+    coherencies, complexities, *confidences = select_complete(inputs, ADCC_PARTS)
+    if len(coherencies) == 0:
+        return {}
+    parts = torch.stack([coherencies, complexities, average_drop(*confidences), torch.ones_like(coherencies)], dim=1)
+
+    def of_sums(sums: Array) -> Array:
+        first, second, third, images = torch.from_numpy(sums).unbind(dim=1)
+        return 100 * adcc(first / images, second / images, third / images).numpy()
+
+    low, high = bootstrap_of_sums([parts.double().numpy()], of_sums).interval().tolist()
+    return {"adcc_of_means_interval": [low, high]} if low < high else {}
 
 
 def _intervals(values: dict[str, Array]) -> Row:

@@ -141,6 +141,24 @@ def bootstrap_of_sums(
     return Bootstrap(mean_of_known(np.stack(estimates)), _mean_of_all(np.stack(resampled), np.stack(estimates)))
 
 
+def bootstrap_of_counts(
+    images: int, function: Callable[[Array], Array], resamples: int = RESAMPLES, seed: int = 0
+) -> Bootstrap:
+    """Bootstrap a statistic of one seed that does not follow from sums, such as one with a median.
+
+    Args:
+        images: Number of images.
+        function: Function of how often every image is drawn, (n, images), that returns numbers (n,).
+        resamples: Number of resamples.
+        seed: Seed of the draws, as for `bootstrap_means`.
+    """
+    generator, block = np.random.default_rng([seed, 0]), max(1, AT_ONCE // max(images, 1))
+    sizes = [min(block, resamples - first) for first in range(0, resamples, block)]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        drawn = np.concatenate([function(draw_counts(images, size, generator)) for size in sizes])
+        return Bootstrap(function(np.ones((1, images), dtype=int))[0], drawn)
+
+
 def draw_counts(images: int, resamples: int, generator: np.random.Generator) -> Array:
     """Draw how often every image is in each resample, (resamples, images)."""
     drawn = generator.integers(images, size=(resamples, images)) if images else np.zeros((resamples, 0), dtype=int)

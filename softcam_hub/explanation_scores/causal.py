@@ -23,9 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .faithfulness import ranks
 from .maps import at_least_float32, blur, check_maps, require, unscored, without_broken
-from .perturbation import ranks
-from .predictions import select_class
 
 FEWEST = 3
 """Smallest number of parts that a correlation is computed from."""
@@ -59,8 +58,9 @@ def removal_effects(before: Tensor, after: Tensor, owners: Tensor, classes: Tens
         owners: Position of the whole image of each of the N, (N,).
         classes: Class of each whole image, (B,).
     """
-    chosen = classes[owners]
-    return select_class(at_least_float32(before)[owners], chosen) - select_class(at_least_float32(after), chosen)
+    chosen = classes[owners][:, None]
+    drops = at_least_float32(before)[owners].gather(1, chosen) - at_least_float32(after).gather(1, chosen)
+    return drops[:, 0]
 
 
 def signed_evidence(maps: Tensor, regions: Tensor, count: int) -> Tensor:
@@ -162,6 +162,18 @@ def idle_parts(effects: Tensor, tolerance: float = TOLERANCE) -> Tensor:
     """
     require(tolerance > 0, f"tolerance must be above 0, got {tolerance}")
     return effects.abs() < tolerance
+
+
+def speaks_for_class(effects: Tensor, tolerance: float = TOLERANCE) -> Tensor:
+    """Return booleans (B,), true for images in which the removal of some part makes the class less likely.
+
+    In any other image, such as a healthy one, there is no reason that a map could find.
+
+    Args:
+        effects: Effect of each part on the log-odds, (B, n), NaN where there is no such part.
+        tolerance: Smallest effect of a part that is not idle.
+    """
+    return ((effects > 0) & ~idle_parts(effects, tolerance)).any(dim=1)
 
 
 def total_share(shares: Tensor, chosen: Tensor) -> Tensor:

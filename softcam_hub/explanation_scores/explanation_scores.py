@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from .boxes import annotation_boxes, box_hits, box_ious, max_box_accuracies
+from .calibration import MASS_BORDERS, cell_masses, false_alarms, largest_evidence, mass_histograms, reliability
+from .causal import idle_parts, linear_agreement, rank_agreement, share_of_map, speaks_for_class, total_share
 from .faithfulness import (
     adcc,
     average_drop,
@@ -50,14 +52,30 @@ COLUMNS = (
     "pointing_game",
     "hit_rate",
     "iou_otsu",
+    "idle_share",
+    "annotated",
+    "causal_rank",
+    "causal_linear",
+    "largest_evidence",
 )
-"""Inputs with one number per image, in [0, 1]."""
+"""Inputs with one number per image, in [0, 1] but for those of `RANGES`."""
 
-LISTS = {"pixel_histogram": 2 * (len(FINE_THRESHOLDS) + 1), "box_ious": len(THRESHOLDS)}
+RANGES = {"causal_rank": (-1.0, 1.0), "causal_linear": (-1.0, 1.0), "largest_evidence": (0.0, float("inf"))}
+"""Input -> smallest and largest number."""
+
+LISTS = {
+    "pixel_histogram": 2 * (len(FINE_THRESHOLDS) + 1),
+    "box_ious": len(THRESHOLDS),
+    "mass_histogram": 3 * (len(MASS_BORDERS) + 1),
+}
 """Columns with some numbers per image, which only arrays are reduced to -> how many."""
 
-ARRAYS = ("maps", "kept_maps", "second_maps", "masks")
-"""Inputs with an array (H, W) per image, which are reduced to columns."""
+AT_IMAGE_SIZE = ("maps", "kept_maps", "second_maps", "masks", "regions")
+AT_CELL_SIZE = ("cells", "touched", "cell_probability")
+DIMENSIONS = {**dict.fromkeys((*AT_IMAGE_SIZE, "cells", "touched"), 3), "effects": 2, "cell_probability": 1}
+"""Inputs that are reduced to columns -> number of their dimensions."""
+
+ARRAYS = tuple(DIMENSIONS)
 
 PIXELS_AT_ONCE = 200_000
 """Number of pixels of maps that are reduced together; with more than a processor's cache it takes longer."""
@@ -84,15 +102,30 @@ Args:
     iou: Overlap of the two top classes' regions.
     localization_precision, activation_precision, activation_sensitivity, pointing_game, hit_rate, iou_otsu: Scores of
         maps against annotations.
+    causal_rank, causal_linear: Correlations, in [-1, 1], of what a map holds on the parts of the image with what
+        changes when each part is gone.
+    idle_share: Share of the map on parts whose removal changes nothing.
+    largest_evidence: Largest evidence of the map, in its own unit; together with annotated it gives false_alarms.
+    annotated: 1 for an image with an annotation, 0 for one without.
     maps: Maps E in [0, 1] at image size, (B, H, W), for complexity. Maps that hold NaN or infinity are refused.
     kept_maps: Maps of E⊙x for the same classes, (B, H, W); together with maps they give coherency.
     second_maps: Maps of the second classes, (B, H, W); together with maps they give iou.
     masks: Masks, (B, H, W), true on the annotation; together with maps they give the localisation scores.
+    regions: Number of the part of every pixel, (B, H, W), from 0, negative for none; together with maps and effects
+        they give the causal scores.
+    effects: Drop of the log-odds of the class when a part is gone, (B, parts), NaN for a part that the image lacks.
+    cells: Maps at their own resolution, (B, h, w), before they are scaled to [0, 1].
+    touched: True for cells that touch the annotation, (B, h, w), false everywhere in an image without one.
+    cell_probability: Probability of the class whose map `cells` is, (B,); together with cells and touched it gives
+        reliability and false_alarms.
 Returns:
     Percent of every score whose inputs are there: average_drop, increase_in_confidence, average_drop_in_deletion,
     coherency, complexity, adcc (mean over images), adcc_of_means, miou, localization_precision (mean over the 1 to 30
     highest patches), activation_precision, activation_sensitivity, pointing_game, hit_rate (with a tolerance of 15/224
-    of the side), iou_otsu, and from maps and masks alone pxap and max_box_accuracy (MaxBoxAccV2).
+    of the side), iou_otsu, idle_share, false_alarms (share of images without an annotation whose largest evidence is
+    above the median of the others), and from arrays alone pxap, max_box_accuracy (MaxBoxAccV2) and reliability (a list:
+    share of cells that touch the annotation, by mass, NaN for no cells). causal_rank and causal_linear are means of
+    correlations, from -1 to 1.
 Examples:
     >>> scores.compute(confidence=[0.8, 0.5], kept=[0.4, 0.6])
     {'average_drop': 25.0, 'increase_in_confidence': 50.0}
@@ -128,7 +161,7 @@ class ExplanationScores(evaluate.Metric):  # type: ignore[misc]  # evaluate has 
             columns.setdefault(name, torch.full((count, length), torch.nan))
         super().add_batch(**{name: column.numpy() for name, column in columns.items()})
 
-    def compute(self, **inputs: Any) -> dict[str, float] | None:
+    def compute(self, **inputs: Any) -> dict[str, Any] | None:
         """Return the scores of all images added so far and of these; None on all processes but the first."""
         if any(value is not None for value in inputs.values()):
             self.add_batch(**inputs)
@@ -141,7 +174,7 @@ class ExplanationScores(evaluate.Metric):  # type: ignore[misc]  # evaluate has 
         require(results != {}, "no score has all of its inputs: average drop, for one, needs confidence and kept")
         return results
 
-    def _compute(self, **columns: list[Any]) -> dict[str, float]:
+    def _compute(self, **columns: list[Any]) -> dict[str, Any]:
         return scores({name: torch.tensor(np.asarray(values, dtype=np.float32)) for name, values in columns.items()})
 
 
@@ -155,8 +188,8 @@ def to_tensor(values: Any, name: str) -> Tensor:
         require(len(sizes) <= 1, f"all of {name} must have one size, got {sizes}: add other sizes as another batch")
         values = torch.stack(items) if items else torch.zeros(0)
     values = torch.as_tensor(values).detach().cpu()
-    axes = 3 if name in ARRAYS else 1
-    wanted = "arrays (H, W), one per image" if name in ARRAYS else "one number per image"
+    axes = DIMENSIONS.get(name, 1)
+    wanted = ("one number per image", "a row of numbers per image", "arrays (H, W), one per image")[axes - 1]
     require(values.ndim == axes and len(values) > 0, f"expected {name} as {wanted}, got shape {tuple(values.shape)}")
     return values
 
@@ -174,23 +207,35 @@ def make_columns(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def check_range(values: Tensor, name: str) -> Tensor:
-    """Check that values lie in [0, 1], but for rounding, and return them in float32."""
+    """Check that values lie in their range, but for rounding, and return them in float32."""
     values = values.float()
-    wrong = (~((values >= -1e-4) & (values <= 1 + 1e-4))).nonzero().flatten().tolist()
+    low, high = RANGES.get(name, (0.0, 1.0))
+    wrong = (~((values >= low - 1e-4) & (values <= high + 1e-4) & values.isfinite())).nonzero().flatten().tolist()
     if wrong:
-        value = f"{name} must lie in [0, 1], but number {wrong[0]} is {float(values[wrong[0]]):.6g}"
-        raise ValueError(f"{value}: give probabilities, neither logits nor percent nor NaN")
-    return values.clamp(0, 1)
+        value = f"{name} must lie in [{low:g}, {high:g}], but number {wrong[0]} is {float(values[wrong[0]]):.6g}"
+        advice = (
+            "leave out images without one"
+            if name in RANGES
+            else "give probabilities, neither logits nor percent nor NaN"
+        )
+        raise ValueError(f"{value}: {advice}")
+    return values.clamp(low, high)
 
 
 def reduce_arrays(arrays: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Reduce arrays (B, H, W) to columns (B,), a few images at a time."""
-    if not arrays:
-        return {}
+    """Reduce arrays to columns (B,), a few images at a time."""
+    at_cells = {name: values for name, values in arrays.items() if name in AT_CELL_SIZE}
+    at_image = {name: values for name, values in arrays.items() if name not in AT_CELL_SIZE}
+    return (reduce_cells(**at_cells) if at_cells else {}) | (reduce_large(at_image) if at_image else {})
+
+
+def reduce_large(arrays: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Reduce arrays at image size (B, H, W), and effects of parts (B, n), to columns (B,)."""
     require("maps" in arrays, f"{', '.join(arrays)} can only be scored against maps: give maps too")
-    for name, values in arrays.items():
-        check_same_size(arrays["maps"], values, f"maps and {name}")
-    for name in [name for name in arrays if name != "masks"]:
+    require(("regions" in arrays) == ("effects" in arrays), "regions and effects belong together: give both")
+    for name in arrays.keys() & set(AT_IMAGE_SIZE):
+        check_same_size(arrays["maps"], arrays[name], f"maps and {name}")
+    for name in arrays.keys() & {"maps", "kept_maps", "second_maps"}:
         images = broken(arrays[name]).nonzero().flatten().tolist()
         require(
             not images, f"{name} of images {images} hold NaN or infinity, which has no score: leave these images out"
@@ -203,14 +248,39 @@ def reduce_arrays(arrays: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.cat([part[name] for part in parts]).float() for name in parts[0]}
 
 
+def reduce_cells(
+    cells: Tensor | None = None, touched: Tensor | None = None, cell_probability: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Reduce maps at their own resolution to columns."""
+    missing = [
+        name for name, values in zip(AT_CELL_SIZE, (cells, touched, cell_probability), strict=True) if values is None
+    ]
+    if cells is None or touched is None or cell_probability is None:
+        raise ValueError(f"{', '.join(AT_CELL_SIZE)} belong together: give {' and '.join(missing)} too")
+    check_same_size(cells, touched, "cells and touched")
+    images = broken(cells).nonzero().flatten().tolist()
+    require(not images, f"cells of images {images} hold NaN or infinity, which has no score: leave these images out")
+    require(bool(((touched == 0) | (touched == 1)).all()), "touched must be boolean or hold only 0 and 1")
+    masses = cell_masses(cells, check_range(cell_probability, "cell_probability"))
+    return {
+        "mass_histogram": mass_histograms(masses, touched.bool()).flatten(1).float(),
+        "largest_evidence": largest_evidence(cells).float(),
+        "annotated": touched.bool().flatten(1).any(dim=1).float(),
+    }
+
+
 def reduce_part(
     maps: Tensor,
     kept_maps: Tensor | None = None,
     second_maps: Tensor | None = None,
     masks: Tensor | None = None,
+    regions: Tensor | None = None,
+    effects: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Reduce the arrays of a few images to columns."""
     columns = {"complexity": complexity(maps)}
+    if regions is not None and effects is not None:
+        columns |= causal_columns(share_of_map(maps, regions, effects.shape[1]), effects)
     if kept_maps is not None:
         columns["coherency"] = coherency(maps, kept_maps)
     if second_maps is not None:
@@ -225,6 +295,20 @@ def reduce_part(
         columns["pixel_histogram"] = pixel_histograms(maps, masks).flatten(1)
         columns["box_ious"] = box_ious(maps, annotation_boxes(masks))
     return columns
+
+
+def causal_columns(shares: Tensor, effects: Tensor) -> dict[str, Tensor]:
+    """Compare the shares of maps on parts with the effects of their removal, both (B, n).
+
+    Effects that are too small to count are 0. An image in which no part speaks for the class has no correlation.
+    """
+    idle, no_reason = idle_parts(effects), ~speaks_for_class(effects)
+    counted = effects.double().masked_fill(idle, 0)
+    return {
+        "causal_rank": rank_agreement(shares, counted).masked_fill(no_reason, torch.nan),
+        "causal_linear": linear_agreement(shares, counted).masked_fill(no_reason, torch.nan),
+        "idle_share": total_share(shares, idle),
+    }
 
 
 def identity(values: Tensor) -> Tensor:
@@ -245,9 +329,11 @@ MEASURES: dict[str, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
     "pointing_game": (identity, ("pointing_game",)),
     "hit_rate": (identity, ("hit_rate",)),
     "iou_otsu": (identity, ("iou_otsu",)),
+    "idle_share": (identity, ("idle_share",)),
 }
 """Score -> function that computes it for every image, and the columns that the function takes."""
 
+CORRELATIONS = ("causal_rank", "causal_linear")
 ADCC_PARTS = ("coherency", "complexity", "confidence", "kept")
 
 
@@ -268,9 +354,9 @@ OF_LISTS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 """Score that is no mean over images -> function of the lists of all images, and the column of lists."""
 
 
-def scores(columns: dict[str, Tensor]) -> dict[str, float]:
-    """Compute the percent of every score that some image has all inputs of."""
-    results = {}
+def scores(columns: dict[str, Tensor]) -> dict[str, Any]:
+    """Compute every score that some image has all inputs of: in percent, but for correlations."""
+    results: dict[str, Any] = {}
     for score, values in scores_of_images(columns).items():
         known = values[~values.isnan()]
         if len(known):
@@ -283,6 +369,18 @@ def scores(columns: dict[str, Tensor]) -> dict[str, float]:
         lists = columns[name][~columns[name].isnan().any(dim=1)] if name in columns else torch.zeros(0)
         if len(lists):
             results[score] = percent(function(lists))
+    for name in CORRELATIONS:
+        known = columns[name][~columns[name].isnan()]
+        if len(known):
+            results[name] = float(known.double().mean())
+    largest, annotated = select_complete(columns, ("largest_evidence", "annotated"))
+    alarms = false_alarms(largest.double(), annotated > 0)
+    if not alarms.isnan():
+        results["false_alarms"] = percent(alarms)
+    if "mass_histogram" in columns:
+        masses = columns["mass_histogram"][~columns["mass_histogram"].isnan().any(dim=1)].double()
+        if len(masses):
+            results["reliability"] = (100 * reliability(masses.sum(dim=0).unflatten(0, (3, -1)))).tolist()
     return results
 
 

@@ -104,6 +104,14 @@ def pearson(first: Tensor, second: Tensor) -> Tensor:
     return unscored((pair[0] * pair[1]).sum(dim=1).clamp(-1, 1), first, second)
 
 
+def ranks(rows: Tensor) -> Tensor:
+    """Rank every row of (B, N), from 1 for the lowest; equal values share the mean of their ranks."""
+    ordered = rows.sort(dim=1).values.contiguous()
+    below = torch.searchsorted(ordered, rows.contiguous())
+    not_above = torch.searchsorted(ordered, rows.contiguous(), right=True)
+    return (below + not_above + 1) / 2
+
+
 def normalise(rows: Tensor) -> Tensor:
     """Subtract the mean of every row (B, N) and scale it to length 1; a constant row becomes zero."""
     constant = rows.amin(dim=1, keepdim=True) == rows.amax(dim=1, keepdim=True)

@@ -10,7 +10,7 @@
 import torch
 from torch import Tensor
 
-from .faithfulness import coherency, complexity, pearson
+from .faithfulness import coherency, complexity, pearson, ranks
 from .localization import top_k
 from .maps import (
     at_least_float32,
@@ -235,14 +235,6 @@ def patch_drops(
 def spearman(first: Tensor, second: Tensor) -> Tensor:
     """Compute the rank correlation of the rows of two (B, N), in [-1, 1]; 0 where a row is constant."""
     return unscored(pearson(ranks(at_least_float32(first)), ranks(at_least_float32(second))), first, second)
-
-
-def ranks(rows: Tensor) -> Tensor:
-    """Rank every row of (B, N), from 1 for the lowest; equal values share the mean of their ranks."""
-    ordered = rows.sort(dim=1).values.contiguous()
-    below = torch.searchsorted(ordered, rows.contiguous())
-    not_above = torch.searchsorted(ordered, rows.contiguous(), right=True)
-    return (below + not_above + 1) / 2
 
 
 def max_sensitivity(
