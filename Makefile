@@ -83,9 +83,10 @@ reproduce-large: $(STAMP) ## the same with ResNet-50, VGG-16 and SwinV2, for a G
 	$(RUN) -m benchmarks.reproduction.reproduce --large
 	$(RUN) -m benchmarks.reproduction.claims
 
-claims: $(STAMP) ## derive docs/reproduction.md, docs/sparsity.md and their curves from the rows
+claims: $(STAMP) ## derive docs/reproduction.md, docs/sparsity.md, docs/post_fitting.md and their curves from the rows
 	$(RUN) -m benchmarks.reproduction.claims
 	$(RUN) -m benchmarks.sparsity.page
+	$(RUN) -m benchmarks.post_fit.page
 
 table: $(STAMP) ## examine every architecture of the installed timm again
 	$(RUN) -m tools.probe_timm

@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.post_fit import page
 from benchmarks.post_fit.black_boxes import thin_out
 from benchmarks.post_fit.page import document
 from benchmarks.post_fit.rule import helps, passes
-from benchmarks.post_fit.study import score, untrained
+from benchmarks.post_fit.study import ROWS, score, untrained
 from benchmarks.post_fit.variants import VARIANTS, class_weights, divergence, fit, rate
+from benchmarks.timing import read_rows
 from softcam_hub.models.losses import distillation
 
 
@@ -156,4 +158,19 @@ def test_the_page_tells_what_passes_and_what_was_lost():
     assert "| steel, linear probe | no | 94.0 | -44.0 | -14.0 | -4.0 | -3.0 |" in page
     assert "| balanced | 91.0 | 91.0 | 9.0 | +1.0, +1.0, +1.0 | +1.0, +1.0, +1.0 |" in page
     nothing = document([row for row in found if row["variant"] in ("naive", "off the shelf", "paper")])
-    assert "none pass the rule. The paper's own variant stays the default." in nothing
+    assert "None of 17 variants passes the rule. The paper's own variant stays the default." in nothing
+
+
+def test_the_committed_page_follows_from_the_rows():
+    assert page.DOCUMENT.read_text(encoding="utf-8") == document(read_rows(ROWS)), "run benchmarks.post_fit.page"
+
+
+def test_a_black_box_without_mistakes_decides_against_every_variant():
+    perfect = [*rows("paper", steel=1.0, lesions=0.8, marks=0.8), *rows("alpha 1", steel=1.0, lesions=0.9, marks=0.9)]
+    perfect = [row | {"images": 100} for row in perfect]
+    said = page._nearly_perfect(perfect, "steel")
+    assert said.startswith("On steel the paper's variant is wrong in none of 300 validation images of 3 seeds together")
+    assert not passes(perfect, "alpha 1", ["steel", "lesions", "marks"])
+    perfect[0]["accuracy"] = 0.96
+    assert "is wrong in 4 of 300 validation images" in page._nearly_perfect(perfect, "steel")
+    assert page._nearly_perfect(perfect, "lesions") == ""
