@@ -22,12 +22,12 @@ image and a header naming its columns; any subset will do. `confidence`, `kept` 
 the predicted class on the image x, on E⊙x and on (1 - E)⊙x, for a heat map E in [0, 1]. `coherency` and `complexity`
 complete ADCC; `iou` is the overlap of the two top classes' regions. `pointing_game`, `hit_rate`, `iou_otsu`,
 `localization_precision`, `activation_precision` and `activation_sensitivity` compare a map with an annotation. All of
-them lie in [0, 1]; the scores are in percent. `causal_rank` and `causal_linear` are correlations of a map with what changes
-when parts of the image are gone, and `idle_share` is the share of the map on parts whose removal changes nothing.
-`largest_evidence` and `annotated` (1 or 0) give the share of false alarms.
+them lie in [0, 1]; the scores are in percent. `causal_rank` and `causal_linear` are correlations of a map with what
+changes when parts of the image are gone, and `idle_share` is the share of the map on parts whose removal changes
+nothing. `largest_evidence` and `annotated` (1 or 0) give the share of false alarms.
 
-In Python, the same module takes the maps themselves, and computes these numbers, PxAP, MaxBoxAccV2 and the reliability of
-cells from them:
+In Python, the same module takes the maps themselves, and computes these numbers, PxAP, MaxBoxAccV2 and the reliability
+of cells from them:
 `evaluate.load("<this space>").compute(maps=maps, second_maps=second_maps, masks=masks)`.
 """
 
