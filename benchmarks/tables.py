@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.agreement import agreement_table
 from benchmarks.alignment.tables import checks_table, gains_table, real_weights_table, steel_table
 from benchmarks.causal.tables import causal_speed_table, causal_table
 from benchmarks.hidden_layers import hidden_layers_table
@@ -307,6 +308,7 @@ SCORES_TABLES: dict[str, Table] = {
     "causal_speed": (causal_speed_table, ("causal_speed",)),
     "measures": (measures_table, ("measures",)),
     "idsds": (idsds_table, ("idsds",)),
+    "agreement": (agreement_table, ("agreement_steel",)),
 }
 SPEED_TABLES: dict[str, Table] = {
     "explainers": (explainers_table, ("explainers",)),
