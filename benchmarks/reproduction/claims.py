@@ -91,7 +91,7 @@ These sentences are not computed either. They are read from the study *steel*, w
 - **Accuracy tells nothing apart here.** All runs, also naive CAPE and CAPE off the shelf, are between 99 and 100 % on
   444 test images; one image is 0.2 %.
 - **SoftCAM's map is that of CAM**, as on generated images. The penalty changes its activation precision by -1.5 to
-  +0.6 points, and its order of places no more than another seed does.
+  +0.6 points, which is less than seeds differ.
 - **CAPE has more of its map in the boxes** than every class activation map, in every seed: 52 to 53 % with a teacher
   beside at most 47 % (activation precision, means). Top-k precision (72 beside 72 to 73 %) and pointing game (60 to 62
   beside 61 to 62 %) are about the same: CAPE's peaks are no better placed, but less of its map lies beside the boxes.

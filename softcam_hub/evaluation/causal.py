@@ -25,16 +25,14 @@ from ..data.lesions import LesionImage, draw_twins, list_distractors
 from ..data.samples import Samples
 from ..data.transforms import make_transforms, region_transform
 from ..explanation_scores.causal import (
+    causal_correlations,
     choose_background,
     fill_from_surroundings,
     idle_parts,
-    linear_agreement,
     log_odds,
-    rank_agreement,
     removal_effects,
     share_of_map,
     signed_evidence,
-    speaks_for_class,
     total_share,
 )
 from ..explanation_scores.maps import patch_side
@@ -221,11 +219,9 @@ def _score(evidence: Tensor, shares: Tensor, effects: dict[str, Tensor], squares
     is_square = torch.zeros(shares.shape, dtype=torch.bool)
     is_square[:, squares.start : squares.stop] = True
     idle, found = idle_parts(effects[ODDS]), {}
-    no_reason = ~speaks_for_class(effects[ODDS])
     for output, ending in CORRELATED.items():
-        counted = effects[output].masked_fill(idle, 0)
-        found["causal_rank" + ending] = rank_agreement(evidence, counted).masked_fill(no_reason, torch.nan)
-        found["causal_linear" + ending] = linear_agreement(evidence, counted).masked_fill(no_reason, torch.nan)
+        rank, linear = causal_correlations(evidence, effects[output], effects[ODDS])
+        found |= {"causal_rank" + ending: rank, "causal_linear" + ending: linear}
     found["idle_share"] = total_share(shares, idle & ~is_square)
     found["background_share"] = total_share(shares, is_square)
     return found

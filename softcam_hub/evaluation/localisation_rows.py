@@ -6,7 +6,7 @@
 - `by_size` has the scores of the third of the annotated images with the smallest, middle and largest annotations. The
   area of an image is that of all its annotations together. Equal areas are in one group, so that groups may differ.
 - `evidence` has the mean and the largest evidence in the unit of the map, on images with an annotation and on those
-  without one, of which `false_alarms` makes a score without unit.
+  without one, of which `false_alarms` makes a score without unit. Its value is that of the `evaluate` module.
 - `reliability` has, for every bin of mass, the number of cells, their mean mass, and the share that is annotated.
 """
 
@@ -123,24 +123,18 @@ def _evidence(lines: Sequence[Row]) -> Row:
         some = [line for line in lines if line["annotated"] is annotated]
         means = {name: _mean(some, f"{name}_evidence") for name in ("mean", "largest") if some}
         found[group] = {"images": len(some), **means}
-    return {"evidence": found} | _false_alarms([line["largest_evidence"] for line in lines], lines)
+    return {"evidence": found} | _interval_of_false_alarms(lines)
 
 
-def _false_alarms(largest: Sequence[float], lines: Sequence[Row]) -> Row:
-    """Return the share of false alarms in percent and its interval; nothing where one kind of images is missing."""
-    shares = count_false_alarms(np.array(largest), np.array([line["annotated"] for line in lines]))
-    found = bootstrap_of_counts(len(lines), shares)
-    if np.isnan(found.estimate):
-        return {}
-    low, high = (100 * found.interval()).tolist()
-    return {
-        "false_alarms": 100 * float(found.estimate),
-        **({"false_alarms_interval": [low, high]} if low < high else {}),
-    }
+def _interval_of_false_alarms(lines: Sequence[Row]) -> Row:
+    """Return the 95 % interval in percent; nothing where one kind of images is missing, or resamples are alike."""
+    largest, annotated = (np.array([line[name] for line in lines]) for name in ("largest_evidence", "annotated"))
+    low, high = (100 * bootstrap_of_counts(len(lines), count_false_alarms(largest, annotated)).interval()).tolist()
+    return {"false_alarms_interval": [low, high]} if low < high else {}
 
 
 def count_false_alarms(largest: Array, annotated: Array) -> Callable[[Array], Array]:
-    """Return the function by which false alarms follow from how often every image is drawn, (n, images) -> (n,).
+    """Return the function (n, images) -> (n,) by which false alarms follow from how often every image is drawn.
 
     Args:
         largest: Largest evidence of each image, (images,).

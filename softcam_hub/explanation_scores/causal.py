@@ -176,6 +176,21 @@ def speaks_for_class(effects: Tensor, tolerance: float = TOLERANCE) -> Tensor:
     return ((effects > 0) & ~idle_parts(effects, tolerance)).any(dim=1)
 
 
+def causal_correlations(evidence: Tensor, effects: Tensor, odds: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the rank and the linear correlation of evidence and effects over the parts of each image, (B,) each.
+
+    Effects of idle parts count as 0. An image in which no part speaks for the class has no correlation, but NaN.
+
+    Args:
+        evidence: Evidence on each part, (B, n), NaN where there is no such part.
+        effects: Effect of each part on an output, (B, n).
+        odds: Effect of each part on the log-odds, (B, n), which may be `effects`.
+    """
+    counted, no_reason = effects.masked_fill(idle_parts(odds), 0), ~speaks_for_class(odds)
+    rank, linear = rank_agreement(evidence, counted), linear_agreement(evidence, counted)
+    return rank.masked_fill(no_reason, torch.nan), linear.masked_fill(no_reason, torch.nan)
+
+
 def total_share(shares: Tensor, chosen: Tensor) -> Tensor:
     """Add up the shares of chosen parts, (B,); NaN for an image that has none of them.
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .boxes import annotation_boxes, box_hits, box_ious, max_box_accuracies
 from .calibration import MASS_BORDERS, cell_masses, false_alarms, largest_evidence, mass_histograms, reliability
-from .causal import idle_parts, linear_agreement, rank_agreement, share_of_map, speaks_for_class, total_share
+from .causal import causal_correlations, idle_parts, share_of_map, total_share
 from .faithfulness import (
     adcc,
     average_drop,
@@ -226,6 +226,8 @@ def reduce_arrays(arrays: dict[str, Tensor]) -> dict[str, Tensor]:
     """Reduce arrays to columns (B,), a few images at a time."""
     at_cells = {name: values for name, values in arrays.items() if name in AT_CELL_SIZE}
     at_image = {name: values for name, values in arrays.items() if name not in AT_CELL_SIZE}
+    missing = [name for name in AT_CELL_SIZE if name not in at_cells] if at_cells else []
+    require(not missing, f"{', '.join(AT_CELL_SIZE)} belong together: give {' and '.join(missing)} too")
     return (reduce_cells(**at_cells) if at_cells else {}) | (reduce_large(at_image) if at_image else {})
 
 
@@ -248,15 +250,8 @@ def reduce_large(arrays: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.cat([part[name] for part in parts]).float() for name in parts[0]}
 
 
-def reduce_cells(
-    cells: Tensor | None = None, touched: Tensor | None = None, cell_probability: Tensor | None = None
-) -> dict[str, Tensor]:
-    """Reduce maps at their own resolution to columns."""
-    missing = [
-        name for name, values in zip(AT_CELL_SIZE, (cells, touched, cell_probability), strict=True) if values is None
-    ]
-    if cells is None or touched is None or cell_probability is None:
-        raise ValueError(f"{', '.join(AT_CELL_SIZE)} belong together: give {' and '.join(missing)} too")
+def reduce_cells(cells: Tensor, touched: Tensor, cell_probability: Tensor) -> dict[str, Tensor]:
+    """Reduce maps at their own resolution (B, h, w) to columns."""
     check_same_size(cells, touched, "cells and touched")
     images = broken(cells).nonzero().flatten().tolist()
     require(not images, f"cells of images {images} hold NaN or infinity, which has no score: leave these images out")
@@ -280,7 +275,9 @@ def reduce_part(
     """Reduce the arrays of a few images to columns."""
     columns = {"complexity": complexity(maps)}
     if regions is not None and effects is not None:
-        columns |= causal_columns(share_of_map(maps, regions, effects.shape[1]), effects)
+        shares = share_of_map(maps, regions, effects.shape[1])
+        columns["causal_rank"], columns["causal_linear"] = causal_correlations(shares, effects, effects)
+        columns["idle_share"] = total_share(shares, idle_parts(effects))
     if kept_maps is not None:
         columns["coherency"] = coherency(maps, kept_maps)
     if second_maps is not None:
@@ -295,20 +292,6 @@ def reduce_part(
         columns["pixel_histogram"] = pixel_histograms(maps, masks).flatten(1)
         columns["box_ious"] = box_ious(maps, annotation_boxes(masks))
     return columns
-
-
-def causal_columns(shares: Tensor, effects: Tensor) -> dict[str, Tensor]:
-    """Compare the shares of maps on parts with the effects of their removal, both (B, n).
-
-    Effects that are too small to count are 0. An image in which no part speaks for the class has no correlation.
-    """
-    idle, no_reason = idle_parts(effects), ~speaks_for_class(effects)
-    counted = effects.double().masked_fill(idle, 0)
-    return {
-        "causal_rank": rank_agreement(shares, counted).masked_fill(no_reason, torch.nan),
-        "causal_linear": linear_agreement(shares, counted).masked_fill(no_reason, torch.nan),
-        "idle_share": total_share(shares, idle),
-    }
 
 
 def identity(values: Tensor) -> Tensor:
