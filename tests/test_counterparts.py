@@ -199,7 +199,14 @@ REFUSED = {
         "resnet18 has as many weights",
     ),
     "class token": (lambda: tv.vit_b_16(num_classes=3), "vit_base_patch16_224 has as many weights"),
-    "unknown": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(2)), "got Sequential$"),
+    "unknown": (
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(2)),
+        "got Sequential. timm has no",
+    ),
+    "unknown to timm": (
+        lambda: tv.squeezenet1_1(num_classes=3),
+        r"SqueezeNet. timm has no .* build\('softcam_resnet50'",
+    ),
 }
 
 

@@ -278,3 +278,24 @@ def test_a_wrapper_cannot_be_given_another_kind_of_labels(tmp_path):
     wrapper = TimmWrapperForImageClassification.from_pretrained(tmp_path, problem_type=MULTI_LABEL)
     with pytest.raises(ValueError, match="was trained with one label per image: leave problem_type out"):
         load_classifier(wrapper)
+
+
+@pytest.mark.parametrize("family", ["softcam", "cape"])
+def test_one_class_has_no_softmax_in_either_door(family):
+    sentence = "num_classes=1 can neither predict nor learn, as a softmax over one class is always 1"
+    with pytest.raises(ValueError, match=sentence):
+        timm.create_model(f"{family}_test_resnet", num_classes=1)
+    model = timm.create_model(f"{family}_test_resnet", num_classes=3)
+    with pytest.raises(ValueError, match=sentence):
+        model.reset_classifier(1)
+    assert model.num_classes == 3
+
+
+def test_one_class_by_itself_has_a_sigmoid():
+    model = timm.create_model("softcam_test_resnet", num_classes=1, multi_label=True).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(images).sigmoid()
+    probabilities = model.explain(images).probabilities
+    torch.testing.assert_close(probabilities, expected)
+    assert bool((probabilities < 1).all())

@@ -128,6 +128,22 @@ def test_labels_that_are_the_same_number_are_not_made_one_class_in_silence(tmp_p
         load(manifest(tmp_path, long))
 
 
+def test_labels_in_the_tables_of_an_image_folder_that_are_the_same_number_are_refused(tmp_path):
+    def write(split, *labels):
+        lines = ["file_name,label"]
+        for number, label in enumerate(labels):
+            paint(tmp_path / f"data/{split}/{number}.png")
+            lines.append(f"{number}.png,{label}")
+        (tmp_path / "data" / split / "metadata.csv").write_text("\n".join(lines))
+
+    write("train", "00", "01", "01")
+    write("test", "00", "01")
+    assert load(tmp_path / "data").train.labels.tolist() == [0, 1, 1]
+    write("test", "0", "1")
+    with pytest.raises(ValueError, match="writes one number in two ways in column 'label', 0.* and 0"):
+        load(tmp_path / "data")
+
+
 def test_a_parquet_manifest_with_absolute_paths_boxes_and_lists_of_names(tmp_path):
     paths = [str(paint(tmp_path / f"elsewhere/{number}.png")) for number in range(3)]
     boxes = [[[1.0, 2.0, 3.5, 4.0]], [], None]

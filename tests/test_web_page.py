@@ -208,7 +208,7 @@ def test_eight_bits_and_several_labels(visit, runtime, tmp_path):
 
 @pytest.mark.slow
 def test_the_folder_has_a_page_that_pushes_as_a_static_space(tmp_path):
-    folder = export_web(small_model(), tmp_path / "page", title='Steel: <1> "new"')
+    folder = export_web(small_model(), tmp_path / "page", title='Steel:\n  <1> "new"\n')
 
     files = space_files(str(folder), "you/steel")
 

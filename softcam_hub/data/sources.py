@@ -8,7 +8,7 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -112,7 +112,7 @@ def _read_manifest(path: Path, config: DataConfig) -> "dict[str, Dataset]":
     if not len(table):
         raise ValueError(f"manifest {printable(path)} lists no image")
     if format_name == "csv":
-        _refuse_equal_numbers(path, table, name_label_column(table.column_names, config))
+        _refuse_equal_numbers([path], table, name_label_column(table.column_names, config))
     if "split" not in table.column_names:
         return {config.train_split: table}
     names = table["split"][:]
@@ -136,21 +136,29 @@ def _tell_unused_rows(path: Path, rows_of: dict[str, list[int]], config: DataCon
             )
 
 
-def _refuse_equal_numbers(path: Path, table: "Dataset", column: str) -> None:
-    """Raise ValueError where two labels that are written differently, such as 01 and 1, were read as one number."""
+def _refuse_equal_numbers(files: Iterable[Path], table: "Dataset", column: str) -> None:
+    """Raise ValueError where two labels that are written differently, such as 01 and 1, were read as one number.
+
+    Args:
+        files: CSV files of which the table was made.
+        table: What was read.
+        column: Column of the labels.
+    """
     if column not in table.column_names or table.features[column].dtype != "int64":
         return
-    import pandas  # as `datasets` reads the file
+    import pandas  # as `datasets` reads the files
 
     written: dict[int, str] = {}
-    labels = pandas.read_csv(path, usecols=[column], dtype=str, keep_default_na=False)[column]
-    for label in filter(None, labels.str.strip().unique()):
-        known = written.setdefault(int(label), label)
-        if known != label:
-            raise ValueError(
-                f"manifest {printable(path)} writes one number in two ways in column {column!r}, {known} and {label}: "
-                "write a class in one way, and begin names with a letter (class-01) where they are two classes"
-            )
+    for file in files:
+        rows = pandas.read_csv(file, dtype=str, keep_default_na=False)
+        labels = rows[column].str.strip().unique() if column in rows else []
+        for label in filter(None, labels):
+            known = written.setdefault(int(label), label)
+            if known != label:
+                raise ValueError(
+                    f"{printable(file)} writes one number in two ways in column {column!r}, {known} and {label}: "
+                    "write a class in one way, and begin names with a letter (class-01) where they are two classes"
+                )
 
 
 def _read_folder(path: Path, config: DataConfig) -> "dict[str, Any]":
@@ -177,7 +185,9 @@ def _read_folder(path: Path, config: DataConfig) -> "dict[str, Any]":
             f"image folder {printable(path)} cannot be read: {reason}. "
             "If it has a file metadata.csv, each file_name in it is a path inside this folder"
         ) from error
-    if splits[config.train_split].column_names == ["image"]:
+    train = splits[config.train_split]
+    _refuse_equal_numbers(sorted(path.rglob("metadata.csv")), train, name_label_column(train.column_names, config))
+    if train.column_names == ["image"]:
         _refuse_one_class([path / pattern.removesuffix("**") for pattern in patterns[config.train_split]])
     return splits
 

@@ -18,7 +18,7 @@ from .anatomy import examine_or_explain, examine_pruned
 from .backbone import make_backbone
 from .features import OPTIONS, extract_features
 from .heads import BUILT_IN, HEADS
-from .label_kind import recorded_multi_label
+from .label_kind import check_class_count, recorded_multi_label
 from .names import split_name
 from .preprocessing import check_model_args, check_pretrained_cfg
 from .saved_format import plain_args, read_saved_args, written_args
@@ -173,6 +173,7 @@ class Classifier(SelfExplaining):
         check_pool(global_pool, num_classes)
         if num_classes < 0:
             raise ValueError(f"num_classes must be at least 0, got {num_classes}")
+        check_class_count(num_classes, self.multi_label, "num_classes=1", "multi_label=True")
         self.num_classes = num_classes
         if num_classes == 0:
             self.global_pool = self.global_pool if global_pool is None else global_pool

@@ -12,7 +12,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from .heads import HEADS
-from .label_kind import MULTI_LABEL, PROBLEM_TYPES, written_multi_label
+from .label_kind import MULTI_LABEL, PROBLEM_TYPES, check_class_count, written_multi_label
 from .losses import Bootstrap
 from .modes import Mode
 from .names import split_name
@@ -114,11 +114,8 @@ class EvidenceConfig(PreTrainedConfig):
                 f"{HEADS[family].title}'s class probabilities sum to one, so problem_type={self.problem_type!r} is not "
                 "possible: use SoftCAM for several labels per image"
             )
-        if self.num_labels == 1 and self.problem_type != MULTI_LABEL:
-            raise ValueError(
-                "num_labels=1 can neither predict nor learn, as a softmax over one class is always 1: name two "
-                f"classes, or for SoftCAM set problem_type={MULTI_LABEL!r}, which asks for each class by itself"
-            )
+        several = self.problem_type == MULTI_LABEL
+        check_class_count(self.num_labels, several, "num_labels=1", f"problem_type={MULTI_LABEL!r}")
 
     def _check_timms_labels(self, num_classes: int | None, label_names: list[str] | None) -> None:
         """Refuse `num_classes` or `label_names`, which timm reads, where they contradict `id2label`."""

@@ -28,6 +28,22 @@ def class_probabilities(logits: Tensor, multi_label: bool) -> Tensor:
     return logits.float().sigmoid() if multi_label else logits.float().softmax(dim=1)
 
 
+def check_class_count(count: int, multi_label: bool, given: str, remedy: str) -> None:
+    """Refuse a single class whose probability would be a softmax.
+
+    Args:
+        count: Number of classes.
+        multi_label: Whether an image may have several labels.
+        given: The argument that says how many classes there are.
+        remedy: The argument that asks for each class by itself.
+    """
+    if count == 1 and not multi_label:
+        raise ValueError(
+            f"{given} can neither predict nor learn, as a softmax over one class is always 1: name two classes, or for "
+            f"SoftCAM set {remedy}, which asks for each class by itself"
+        )
+
+
 def is_multi_label(model: nn.Module, default: bool | None = False) -> bool | None:
     """Tell whether an image may have several labels for this model.
 

@@ -131,4 +131,9 @@ def _advise(source: Any) -> str:
             f"softcam_hub.build('softcam_{name}', pretrained={timm.is_model_pretrained(name)})"
         )
     name = next(similar_names(source), None)
-    return f". timm has architectures of that name, such as {name}: train one of them, and convert it" if name else ""
+    if name is not None:
+        return f". timm has architectures of that name, such as {name}: train one of them, and convert it"
+    return (
+        ". timm has no architecture of that name: start from one of softcam_hub.architectures(), such as "
+        "softcam_hub.build('softcam_resnet50', pretrained=True)"
+    )

@@ -84,7 +84,7 @@ def export_web(
             default is the public address of the package.
         overwrite: Replace an earlier page in the folder.
         precision: Precision of the model, `fp32`, or `int8` for weights in 8 bits.
-        title: Heading of the page. The default is the name of the architecture.
+        title: Heading of the page, on one line. The default is the name of the architecture.
 
     Returns:
         Path of the folder.
@@ -94,7 +94,7 @@ def export_web(
     check_choice(folder / MODEL, "web", precision)
     files = None if runtime is None else find_runtime(Path(runtime))
     settings = page_settings(model, f"./{RUNTIME_FOLDER}/{RUNTIME_FILES[0]}" if files else PUBLIC_RUNTIME)
-    title = title or f"{model.family}_{model.architecture}"
+    title = " ".join((title or "").split()) or f"{model.family}_{model.architecture}"
     output = OutputFolder(folder, "web page", list(PAGE_FILES))
     use: Use = "replace" if overwrite else "new"
     with output.locked(use), TemporaryDirectory(prefix=DRAFT) as draft:

@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
 from ...files import ABANDONED, check_replaceable, remove_drafts, write_text
-from ...models.heads import BUILT_IN, HEADS
+from ...models.heads import BUILT_IN, HEADS, native_kinds
 from ...models.label_kind import written_multi_label
 from ...models.modeling import model_class
 from .checks import check_card
@@ -35,6 +35,10 @@ from .tables import (
 
 MUCH = 2 / 3
 """Share of cancelled evidence from which a card warns: the terms are three times as large as their sum."""
+
+
+CAUSAL = "causal_linear"
+"""Score by which a card tells whether such maps follow what the network uses."""
 
 
 def write_card(folder: str | Path, license: str | None = None, overwrite: bool = False) -> Path:
@@ -105,6 +109,7 @@ def render_trained_card(record: ModelRecord, name: str = "", note: str = "") -> 
         "error": None if error is None else format_score("completeness_error", error),
         **_family_text(family),
         "cancelled": _percent_that_cancels(scores),
+        "causal": _what_removal_says(record.explanations),
         **_imports(family, str((record.config.get("model_args") or {}).get("head", ""))),
         **_model_text(record),
         **explanation_table(record.explanations),
@@ -136,6 +141,16 @@ def _percent_that_cancels(scores: Row) -> str:
     """Return the percentage of the evidence that cancels where it is most of it, and nothing otherwise."""
     share = scores.get("cancelled_share")
     return format_score("cancelled_share", share) if share is not None and share > MUCH else ""
+
+
+def _what_removal_says(rows: list[Row]) -> Row | None:
+    """Return the correlation of evidence and the effect of removal with its interval, or None where it is unknown."""
+    for row in rows:
+        value, ends = row.get(CAUSAL), row.get(f"{CAUSAL}_interval")
+        if row.get("explains") == "model" and row.get("explainer") in native_kinds() and value is not None and ends:
+            texts = [f"{number:.2f}" for number in (value, *ends)]
+            return dict(zip(("value", "low", "high"), texts, strict=True)) | {"follows": ends[0] > 0}
+    return None
 
 
 def _place_of_cells(record: ModelRecord) -> str:
@@ -178,6 +193,7 @@ def render_family_card(row: Row, timings: list[Row]) -> str:
         **_imports(row["family"]),
         "trained": False,
         "cancelled": "",
+        "causal": None,
         "place_of_cells": "",
         "title": row["model"],
         "cls": model_class(row["family"]).__name__,
