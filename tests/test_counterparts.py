@@ -205,7 +205,7 @@ REFUSED = {
     ),
     "unknown to timm": (
         lambda: tv.squeezenet1_1(num_classes=3),
-        r"SqueezeNet. timm has no .* build\('softcam_resnet50'",
+        r"SqueezeNet. timm has no .*build\('softcam_resnet50'",
     ),
 }
 
