@@ -229,6 +229,9 @@ def test_localisation_on_photographs_is_of_all_images_of_the_classes_that_count(
     assert list(values) == [0, 1, 2]
     assert np.allclose(values[1]["localization_precision"], [10, 20, 30, np.nan], equal_nan=True)
     assert np.allclose(values[1]["topk_sensitivity"], [50, 70])
+    strata = found.strata("steel", dict.fromkeys(values, ("softcam", "softcam")), "localization_precision")
+    assert len(strata) == 1, "photographs are the same in every seed"
+    assert np.allclose(strata[0], [10, 20, 30, np.nan], equal_nan=True)
 
 
 def test_values_of_another_run_are_not_used():

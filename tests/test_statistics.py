@@ -13,6 +13,7 @@ from softcam_hub.evaluation.statistics import (
     bootstrap_of_counts,
     bootstrap_of_sums,
     draw_counts,
+    join_seeds,
     mean_intervals,
     means,
 )
@@ -124,6 +125,30 @@ def test_intervals_cover_the_true_mean_in_95_of_100_data_sets(seeds):
     values = [skewed(generator, simulations, 100) + shift for shift in np.linspace(0, 0.2, seeds)]
     low, high = bootstrap_means(values).interval()
     assert 0.93 <= ((low <= true) & (true <= high)).mean() <= 0.97
+
+
+def test_seeds_with_the_same_images_are_no_further_images():
+    """What is easy for one network is easy for the others: each value is that of its image, and some noise."""
+    generator, simulations = np.random.default_rng(4), 2000
+    of_images = generator.normal(size=(simulations, 60))
+    values = [of_images + 0.3 * generator.normal(size=of_images.shape) for _ in range(3)]
+    covered = []
+    for given in (values, join_seeds(values)):
+        low, high = bootstrap_means(given).interval()
+        covered.append(((low <= 0) & (high >= 0)).mean())
+    assert covered[0] < 0.8
+    assert 0.92 <= covered[1] <= 0.97
+
+
+def test_joined_seeds_are_the_mean_of_every_image():
+    first, second = np.array([[1.0, 2.0, NAN], [5.0, NAN, NAN]]), np.array([[3.0, NAN, NAN], [6.0, 7.0, NAN]])
+    (found,) = join_seeds([first, second])
+    np.testing.assert_array_equal(found, [[2, 2, NAN], [5.5, 7, NAN]])
+    one = bootstrap_means([first[:, :2]])
+    twice = bootstrap_means(join_seeds([first[:, :2], first[:, :2]]))
+    np.testing.assert_array_equal(one.resampled, twice.resampled)
+    with pytest.raises(ValueError, match=r"different numbers of images, \[3, 2\]: only values of the same images"):
+        join_seeds([first, second[:, :2]])
 
 
 # --- one image, constant values, missing values, ties ------------------------------------------------------------------

@@ -55,9 +55,10 @@ parts on top-k precision hold. A claim is *not tested here* if no part has rows 
 
 That one map is better than another holds if it is better in every seed, and if the 95 % interval of the difference
 excludes 0. The interval is a bootstrap over the images of every seed, on which both maps are compared
-([Scores](scores.md#intervals-and-which-methods-can-be-told-apart)). It takes the seeds as they are: three seeds are
-too few for an interval over seeds, and none is given. A part {WITHOUT_INTERVAL} has no values of the images, and is
-judged by its seeds alone; a verdict counts such parts.
+([Scores](scores.md#intervals-and-which-methods-can-be-told-apart)). Every seed of generated images has test images of
+its own; the photographs are the same in all seeds, and are drawn in all of them at once. The interval takes the seeds
+as they are: three seeds are too few for an interval over seeds, and none is given. A part {WITHOUT_INTERVAL} has no
+values of the images, and is judged by its seeds alone; a verdict counts such parts.
 """
 
 LEARNT = """## What follows for the defaults

@@ -2,7 +2,8 @@
 
 - A column is a dictionary seed -> number. Accuracies are in percent; areas under a curve and errors are not.
 - Values of every image belong to rows of explanations. Intervals and comparisons come from these: they resample the
-  images within each seed. Where a seed has no values, there is neither.
+  images within each seed, and photographs, which are the same in all seeds, in all of them at once. Where a seed has no
+  values, there is neither.
 """
 
 import statistics
@@ -18,7 +19,7 @@ from softcam_hub.evaluation.lines import lists_of
 from softcam_hub.evaluation.report import with_borda
 from softcam_hub.evaluation.results import image_values
 from softcam_hub.evaluation.significance import Difference, compare_methods
-from softcam_hub.evaluation.statistics import Array
+from softcam_hub.evaluation.statistics import Array, join_seeds
 from softcam_hub.explainers.methods import UNINFORMED
 
 from ..timing import Row, read_rows
@@ -163,13 +164,17 @@ class Findings:
     def strata(self, study: str, maps: Mapping[int, Map], name: str) -> list[Array] | None:
         """Return the values of the images in every seed, or None if a seed has none.
 
+        Photographs are the same in every seed, and are joined to one.
+
         Args:
             study: Name of the study.
             maps: Run and explainer in every seed.
             name: Name of the measure.
         """
         columns = [self.images(study, *maps[seed]).get(seed, {}).get(name) for seed in sorted(maps)]
-        return None if not columns or any(column is None for column in columns) else columns
+        if not columns or any(column is None for column in columns):
+            return None
+        return [join_seeds([column[None] for column in columns])[0][0]] if study in STEEL else columns
 
     def difference(
         self, study: str, name: str, first: Mapping[int, Map], second: Mapping[int, Map]

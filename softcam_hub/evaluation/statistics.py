@@ -2,6 +2,8 @@
 
 - Values are given as a list with an array (methods, images) for every seed. A resample draws images with replacement
   within every seed, the same images for all methods. The statistic is the mean over seeds of the mean over images.
+- Where the seeds have the same images, as networks of several seeds that are tested on one data set, `join_seeds` makes
+  them one seed with the mean of every image, so that an image is drawn in all seeds at once.
 - Seeds are not drawn. An interval says how far a result depends on the images that happened to be measured, and nothing
   about networks of other seeds: three seeds are too few for that.
 - NaN stands for an image without a value, which is left out of means. Where a seed has a single image, or a value is
@@ -76,6 +78,24 @@ def means(values: Sequence[Array]) -> Array:
         values: Values of every seed, (methods, images).
     """
     return mean_of_known(np.stack([mean_of_known(stratum.T) for stratum in check_strata(values)]))
+
+
+def join_seeds(values: Sequence[Array]) -> list[Array]:
+    """Average the values of the same images over the seeds; return them as the only seed, (methods, images).
+
+    Seeds that were measured on the same images are no further images. If each of them drew its own images, an interval
+    would be too narrow, as what is easy for one network is easy for another.
+
+    Args:
+        values: Values of every seed, (methods, images), of the same methods and images in the same order.
+    """
+    strata = check_strata(values)
+    if len({stratum.shape for stratum in strata}) > 1:
+        raise ValueError(
+            f"the seeds have different numbers of images, {[stratum.shape[1] for stratum in strata]}: only values of "
+            "the same images can be joined"
+        )
+    return [mean_of_known(np.stack(strata))]
 
 
 def bootstrap_means(values: Sequence[Array], resamples: int = RESAMPLES, seed: int = 0) -> Bootstrap:
