@@ -65,6 +65,7 @@ bench: $(STAMP) ## measure speed side by side, then derive the tables of README 
 	$(RUN) -m benchmarks.speed.alignment
 	$(RUN) -m benchmarks.speed.import_time
 	$(RUN) -m benchmarks.speed.training
+	$(RUN) -m benchmarks.speed.training_steps
 	$(RUN) -m benchmarks.speed.memory
 	$(RUN) -m benchmarks.speed.explainers
 	$(RUN) -m benchmarks.speed.peer_table

@@ -16,6 +16,7 @@ import numpy as np
 from benchmarks.agreement import agreement_table
 from benchmarks.alignment.tables import checks_table, gains_table, real_weights_table, steel_table
 from benchmarks.causal.tables import causal_speed_table, causal_table
+from benchmarks.fine.tables import fine_table
 from benchmarks.hidden_layers import hidden_layers_table
 from benchmarks.idsds import idsds_table
 from benchmarks.image_sizes import image_sizes_table
@@ -23,7 +24,6 @@ from benchmarks.measures.tables import measures_table
 from benchmarks.patch_shares import patch_shares_table
 from benchmarks.recipes import recipes_table
 from benchmarks.runtimes import runtimes_table
-from benchmarks.scales import scales_table
 from benchmarks.speed.tables import (
     alignment_speed_table,
     explainers_table,
@@ -327,7 +327,7 @@ EXPLAINERS_TABLES: dict[str, Table] = {"patch_shares": (patch_shares_table, ("pa
 MODELS_TABLES: dict[str, Table] = {
     "hidden_layers": (hidden_layers_table, ("hidden_layers",)),
     "image_sizes": (image_sizes_table, ("image_sizes",)),
-    "scales": (scales_table, ("scales",)),
+    "fine": (fine_table, ("fine",)),
     "runtimes": (runtimes_table, ("runtimes",)),
 }
 ALIGNMENT_TABLES: dict[str, Table] = {

@@ -15,6 +15,7 @@ from benchmarks.recipes import choose
 from benchmarks.reproduction.claims import document
 from benchmarks.reproduction.findings import NOT_ALIGNED, Findings
 from benchmarks.reproduction.lesions import options_of
+from benchmarks.speed.tables import training_steps_table
 from benchmarks.tables import lesions_table
 from benchmarks.timing import read_rows
 
@@ -66,6 +67,17 @@ def test_training_benchmark_runs():
     done = run("-m", "benchmarks.speed.training", "--quick")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["ratio"] > 1
+
+
+@pytest.mark.slow
+def test_benchmark_of_training_steps_runs():
+    done = run("-m", "benchmarks.speed.training_steps", "--quick", "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    rows = {row["comparison"]: row for row in map(json.loads, done.stdout.splitlines())}
+    assert list(rows) == ["control", "softcam", "cape"]
+    assert all(row["cpu_ratio"] > 0 for row in rows.values())
+    text = training_steps_table(list(rows.values()))
+    assert f"| `test_resnet`, batch 4 | {rows['softcam']['ratio']:.3g} (" in text
 
 
 @pytest.mark.slow

@@ -156,6 +156,23 @@ def training_table(rows: list[Row]) -> str:
     ) + markdown(["model", "computed anew", "cached", "ratio"], body)
 
 
+def training_steps_table(rows: list[Row]) -> str:
+    """Render one line per model: a training step of both heads, and of a copy of the vanilla model."""
+    by_model: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        by_model.setdefault(row["model"], {})[row["comparison"]] = row
+    names = {"softcam": "SoftCAM", "cape": "CAPE", "control": "vanilla again (control)"}
+    body = []
+    for model, of in by_model.items():
+        cells = [with_quartiles(of[name], "ratio", ".3g") for name in names]
+        body.append([f"`{model}`, batch {of['cape']['batch']}", *cells])
+    return (
+        "Time of a training step (forward, loss, backward, update of all weights) as a multiple of that of the vanilla "
+        f"timm model: medians of {rows[0]['pairs']} interleaved pairs, quartiles in brackets. The control is a copy of "
+        f"the vanilla model: its difference from 1 is noise. {where(rows[0])}.\n\n"
+    ) + markdown(["model", *names.values()], body)
+
+
 def threads_table(rows: list[Row]) -> str:
     """Render one line per number of busy processes: an update with threads that spin, and with threads that sleep."""
     body = [

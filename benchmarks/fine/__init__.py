@@ -1,0 +1,1 @@
+"""Ways to finer evidence maps, tried side by side (see study.py)."""

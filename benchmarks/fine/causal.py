@@ -1,0 +1,55 @@
+"""How well the evidence of a network follows what the removal of parts of generated images changes."""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from softcam_hub.data.samples import Samples
+from softcam_hub.evaluation.causal import Twins
+from softcam_hub.evaluation.shards import make_dataset
+from softcam_hub.explanation_scores.causal import causal_correlations, log_odds, removal_effects, signed_evidence
+
+from ..timing import rounded
+from .network import ScaledEvidence, enlarge
+from .tasks import Task
+
+IMAGES = 100
+"""Number of test images, of which three in four have lesions."""
+
+
+@torch.no_grad()
+def causal_agreement(
+    network: ScaledEvidence, task: Task, samples: Samples, preprocessing: dict[str, Any], side: int
+) -> list[float | None]:
+    """Correlate evidence and effects over the parts of every image; None where no part speaks for the class.
+
+    Args:
+        network: Network in eval mode.
+        task: Generated images.
+        samples: Test images.
+        preprocessing: How images are prepared.
+        side: Side of the images that the network sees.
+    """
+    images, twins = make_dataset(preprocessing, samples), Twins(task.data, samples, preprocessing)
+    found: list[float | None] = []
+    for index in range(min(IMAGES, len(images))):
+        parts = twins.read(index)
+        numbers = list(parts.twins)
+        pictures = torch.stack([images[index]["pixel_values"], *parts.twins.values()])
+        evidence = network(enlarge(pictures, side))
+        odds = log_odds(evidence.mean(dim=(2, 3)))
+        predicted = odds[:1].argmax(dim=1)
+        count = max(numbers, default=0) + 1
+        effects = torch.full((1, count), torch.nan).double()
+        owners = torch.zeros(len(numbers), dtype=torch.long)
+        effects[0, numbers] = removal_effects(odds[:1], odds[1:], owners, predicted).double()
+        own = evidence[:1, predicted]
+        size = parts.regions.shape
+        large = F.interpolate(own, size=size, mode="bilinear", align_corners=False)[:, 0]
+        of_parts = signed_evidence(large, parts.regions[None], count)
+        _, linear = causal_correlations(of_parts.masked_fill(effects.isnan(), torch.nan), effects, effects)
+        value = float(linear)
+        found.append(None if math.isnan(value) else rounded(value))
+    return found

@@ -1,0 +1,171 @@
+"""SoftCAM whose evidence is the sum of that of several depths, and its training.
+
+A 1x1 convolution on finer features adds its evidence to that of the last ones, on the finest grid. The coarse evidence
+is enlarged to equal squares, so that the mean of the sum is the logit as ever. The fine weights are zero at the start,
+where the logits are those of the plain network, and the fine features are normalised without parameters.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .tasks import Task
+
+TAUGHT_AFTER = 2
+"""Number of epochs after which a network begins to learn from its own maps of larger images."""
+
+STRIDE = 32
+"""Stride of the last features of a network that nothing makes finer."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to finer maps.
+
+    Args:
+        fine: Whether there is evidence of strides 16 and 8 as well.
+        dropped: Share of the images of a batch whose coarse evidence a second term of the loss leaves out.
+        taught: Whether maps learn from those of the same network for larger images.
+        stride: Stride of the last features.
+        enlarged: Whether the network is trained and explained with larger images.
+    """
+
+    fine: bool = False
+    dropped: float = 0.0
+    taught: bool = False
+    stride: int = STRIDE
+    enlarged: bool = False
+
+
+VARIANTS = {
+    "plain": Variant(),
+    "scales": Variant(fine=True),
+    "scales, coarse dropped": Variant(fine=True, dropped=0.5),
+    "self-taught": Variant(taught=True),
+    "scales, self-taught": Variant(fine=True, taught=True),
+    "stride 16": Variant(stride=16),
+    "stride 8": Variant(stride=8),
+    "larger images": Variant(enlarged=True),
+}
+
+
+class ScaledEvidence(nn.Module):
+    """SoftCAM whose evidence is the sum of that of several depths.
+
+    Args:
+        model: SoftCAM of timm.
+        strides: Strides of the finer features, the finest first; none for the plain network.
+    """
+
+    def __init__(self, model: nn.Module, strides: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.model = model
+        found = {entry["reduction"]: number for number, entry in enumerate(model.backbone.feature_info)}
+        self.indices = [found[stride] for stride in strides]
+        channels = [model.backbone.feature_info[index]["num_chs"] for index in self.indices]
+        self.norms = nn.ModuleList(nn.BatchNorm2d(count, affine=False) for count in channels)
+        self.heads = nn.ModuleList(nn.Conv2d(count, model.num_classes, 1, bias=False) for count in channels)
+        for head in self.heads:
+            nn.init.zeros_(head.weight)
+
+    def terms(self, pixels: Tensor) -> list[Tensor]:
+        """Return the evidence (B, C, H, W) of every depth, the finest first and the coarse one last."""
+        if not self.indices:
+            return [self.model.head(self.model.forward_features(pixels), kind="evidence")[1]]
+        last, finer = self.model.backbone.forward_intermediates(pixels, indices=self.indices)
+        fine = [head(norm(one)) for head, norm, one in zip(self.heads, self.norms, finer, strict=True)]
+        return [*fine, self.model.head(last, kind="evidence")[1]]
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return the evidence (B, C, H, W), whose mean over the locations is the logits."""
+        return add(self.terms(pixels))
+
+
+def add(terms: list[Tensor], kept: Tensor | None = None) -> Tensor:
+    """Add evidence on the finest grid.
+
+    Args:
+        terms: Evidence of every depth, the coarse one last.
+        kept: Weight (B, 1, 1, 1) of the coarse evidence of every image; 1 by default.
+    """
+    size = terms[0].shape[-2:]
+    *finer, coarse = (F.interpolate(term, size=size, mode="nearest") for term in terms)
+    return sum(finer, coarse if kept is None else coarse * kept)
+
+
+def make_network(task: Task, variant: Variant) -> ScaledEvidence:
+    """Make the network of a variant, which begins with the weights of its task."""
+    network = ScaledEvidence(task.make_model(variant.stride), task.fine_strides if variant.fine else ())
+    return network.to(memory_format=torch.channels_last)
+
+
+def enlarge(pixels: Tensor, side: int) -> Tensor:
+    """Enlarge images (B, 3, H, W) to a side; images of that side are returned as they are."""
+    if pixels.shape[-1] == side:
+        return pixels
+    return F.interpolate(pixels, size=(side, side), mode="bicubic", align_corners=False)
+
+
+def difference_to_larger(network: ScaledEvidence, evidence: Tensor, larger: Tensor) -> Tensor:
+    """Compare maps with those of the same network for larger images, relative to the variance of these.
+
+    Means are left out, so that the logits learn nothing from the larger images.
+
+    Args:
+        network: Network in training mode.
+        evidence: Evidence (B, C, H, W).
+        larger: The same images, larger.
+    """
+    network.eval()  # larger images change no statistics
+    with torch.no_grad():
+        target = F.interpolate(network(larger), size=evidence.shape[-2:], mode="area")
+    network.train()
+    target, ours = (maps - maps.mean(dim=(2, 3), keepdim=True) for maps in (target, evidence))
+    return (ours - target).square().mean() / target.square().mean().clamp_min(1e-12)
+
+
+def train(
+    network: ScaledEvidence,
+    task: Task,
+    variant: Variant,
+    batches: Callable[[int], Iterator[tuple[Tensor, Tensor]]],
+    steps: int,
+) -> None:
+    """Train all weights with AdamW and a cosine.
+
+    Args:
+        network: Network, which is changed.
+        task: Images and settings.
+        variant: Way to finer maps.
+        batches: Function from the number of an epoch to its images and labels.
+        steps: Number of updates of an epoch.
+    """
+    groups = [
+        {"params": [*network.model.parameters()], "lr": task.lr},
+        {"params": [*network.heads.parameters()], "lr": task.fine_lr},
+    ]
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.02)
+    total, warmup = task.epochs * steps, task.warmup_epochs * steps
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * min(step, total) / total))
+    )
+    network.train()
+    for epoch in range(task.epochs):
+        for pixels, labels in batches(epoch):
+            seen = enlarge(pixels, task.larger_side) if variant.enlarged else pixels
+            terms = network.terms(seen)
+            evidence = add(terms)
+            loss = F.cross_entropy(evidence.mean(dim=(2, 3)), labels)
+            if variant.dropped:
+                kept = (torch.rand(len(labels), 1, 1, 1) >= variant.dropped).float()
+                loss = 0.5 * loss + 0.5 * F.cross_entropy(add(terms, kept).mean(dim=(2, 3)), labels)
+            if variant.taught and epoch >= TAUGHT_AFTER:
+                loss = loss + difference_to_larger(network, evidence, enlarge(pixels, task.larger_side))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()

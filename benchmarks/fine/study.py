@@ -1,0 +1,181 @@
+"""Try ways to finer evidence maps of the same image; write rows.
+
+python -m benchmarks.fine.study lesions                          # an hour and a half of a core
+python -m benchmarks.fine.study steel --photographs FOLDER       # five hours of a core
+python -m benchmarks.fine.study lesions --variants plain --seeds 0
+
+- *plain*: evidence of stride 32 alone.
+- *scales*: evidence of strides 32, 16 and 8 is added (see `network.py`), and trained with the plain loss alone.
+- *scales, coarse dropped*: for half of the images of a batch, the loss is computed without the coarse evidence as well.
+- *self-taught*: after two epochs, maps also learn from those of the same network for larger images.
+- *scales, self-taught*: both.
+- *stride 16*, *stride 8*: dilated backbones. *larger images*: training and test with larger images. They are rivals
+  at a cost of their own. Stride 8 is left out on steel, where it would take longer than all others together.
+
+The rule was written before the rows: a way is adopted if, on both tasks, the hit rate on the third of the images with
+the smallest annotations rises by ten points, the accuracy falls by half a point at most, and a forward pass costs 1.10
+times that of the plain network at most.
+"""
+
+import argparse
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from softcam_hub.arguments import ArgumentParser
+from softcam_hub.evaluation.shards import make_dataset, stack_samples
+from softcam_hub.explanation_scores.localization import (
+    activation_precision,
+    hit_rate,
+    localization_precision,
+    pointing_game,
+)
+from softcam_hub.explanation_scores.thresholds import iou_otsu
+from softcam_hub.memory import keep_freed_memory
+from softcam_hub.models.heads import select
+
+from ..reproduction.steel import missing_manifest
+from ..timing import Row, environment, measure as measure_in_turn, read_rows, replace_rows, rounded
+from .causal import causal_agreement
+from .network import VARIANTS, ScaledEvidence, Variant, enlarge, make_network, train
+from .tasks import Task, lesions, steel
+
+ROWS = Path(__file__).parents[1] / "results" / "fine.jsonl"
+KEY = ("task", "variant", "seed")
+BATCH, TIMED, PAIRS = 32, 8, 9
+"""Numbers of images of a batch, of images of a timed forward pass, and of pairs of these."""
+
+TOO_SLOW = (("steel", "stride 8"),)
+
+SCORES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "hit_rate": hit_rate,
+    "pointing_game": pointing_game,
+    "activation_precision": activation_precision,
+    "localization_precision": lambda maps, masks: localization_precision(maps, masks).mean(dim=1),
+    "iou_otsu": iou_otsu,
+}
+
+
+@torch.no_grad()
+def score(network: ScaledEvidence, images: Any, side: int) -> Row:
+    """Return accuracy, and the scores of the map of the true class for every annotated image.
+
+    Args:
+        network: Trained network.
+        images: Test images with their annotations.
+        side: Side of the images that the network sees.
+    """
+    network.eval()
+    values: dict[str, list[float]] = {name: [] for name in (*SCORES, "area")}
+    right = 0
+    for first in range(0, len(images), BATCH):
+        some = [images[index] for index in range(first, min(first + BATCH, len(images)))]
+        pixels, labels, masks = stack_samples(some, ("pixel_values", "labels", "mask"), torch.device("cpu"))
+        evidence = network(enlarge(pixels, side))
+        right += int((evidence.mean(dim=(2, 3)).argmax(dim=1) == labels).sum())
+        known = masks.flatten(1).any(dim=1)
+        maps = select(evidence, labels[:, None]).relu()[known]
+        maps = F.interpolate(maps, size=masks.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+        for name, function in SCORES.items():
+            values[name] += [rounded(value) for value in function(maps, masks[known]).tolist()]
+        values["area"] += [rounded(value) for value in masks[known].float().mean(dim=(1, 2)).tolist()]
+    return {"accuracy": rounded(right / len(images)), "images": len(images), "values": values}
+
+
+def measure_cost(task: Task, variant: Variant) -> Row:
+    """Return the CPU time of a forward pass with maps beside that of the plain network, a ratio."""
+    pixels = torch.randn(TIMED, 3, task.side, task.side)
+    networks = [make_network(task, one).eval() for one in (variant, VARIANTS["plain"])]
+    seen = [enlarge(pixels, task.larger_side) if variant.enlarged else pixels, pixels]
+
+    def forward(number: int) -> Callable[[], None]:
+        @torch.no_grad()
+        def step() -> None:
+            networks[number](seen[number])
+
+        return step
+
+    timed = measure_in_turn(forward(0), forward(1), PAIRS)
+    return {"cost": timed["cpu_ratio"], "cost_quartiles": timed["cpu_ratio_quartiles"]}
+
+
+def measure(task: Task, name: str, seed: int) -> Row:
+    """Train a variant with a seed, and score it on the test images.
+
+    Args:
+        task: Images and network.
+        name: Name of the variant.
+        seed: Seed of fresh weights and of batches.
+    """
+    variant = VARIANTS[name]
+    torch.manual_seed(seed)
+    network, splits = make_network(task, variant), task.splits()
+    size = (3, task.side, task.side)
+    preprocessing = {**network.model.preprocessing, "input_size": size, "crop_pct": 1.0}  # whole images
+    known = make_dataset(preprocessing, splits.train)  # a small data set, which fits into memory
+    pixels, labels = stack_samples(
+        [known[index] for index in range(len(known))], ("pixel_values", "labels"), torch.device("cpu")
+    )
+
+    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.Generator().manual_seed(1000 * seed + epoch)
+        for chosen in torch.randperm(len(labels), generator=order).split(BATCH):
+            images = pixels[chosen]
+            for axis in (-1, -2) if task.upside_down else (-1,):
+                flipped = torch.rand(len(chosen), 1, 1, 1, generator=order) < 0.5
+                images = torch.where(flipped, images.flip(axis), images)
+            yield images.contiguous(memory_format=torch.channels_last), labels[chosen]
+
+    train(network, task, variant, batches, math.ceil(len(labels) / BATCH))
+    side = task.larger_side if variant.enlarged else task.side
+    row = score(network, make_dataset(preprocessing, splits.test, masks=True), side)
+    if task.name == "lesions":
+        row["values"]["causal"] = causal_agreement(network, task, splits.test, preprocessing, side)
+    trained = {"task": task.name, "variant": name, "seed": seed, "trained_on": len(labels)}
+    return {**trained, **row, **measure_cost(task, variant), **environment()}
+
+
+def make_task(name: str, photographs: Path | None, parser: ArgumentParser) -> Task:
+    """Make a task, or end the program where its images are missing."""
+    if name == "lesions":
+        return lesions()
+    if photographs is None:
+        parser.error("the photographs of steel are missing: name the folder of NEU-DET with --photographs")
+    if not (photographs / "manifest.csv").is_file():
+        parser.error(missing_manifest(photographs))
+    return steel(photographs / "manifest.csv")
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=["lesions", "steel"], help="images to train on")
+    parser.add_argument("--variants", nargs="*", default=list(VARIANTS), help="variants to train; all by default")
+    parser.add_argument("--photographs", type=Path, help="folder of NEU-DET, with manifest.csv")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="seeds")
+    arguments = parser.parse_args()
+    for variant in arguments.variants:
+        if variant not in VARIANTS:
+            parser.error(f"unknown variant {variant!r}: expected some of {', '.join(map(repr, VARIANTS))}")
+    task = make_task(arguments.task, arguments.photographs, parser)
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    for seed in arguments.seeds:
+        for variant in arguments.variants:
+            known = {tuple(row[name] for name in KEY) for row in read_rows(ROWS) if "cost" in row}
+            if (task.name, variant, seed) in known or (task.name, variant) in TOO_SLOW:
+                continue
+            row = measure(task, variant, seed)
+            replace_rows([row], ROWS, KEY)
+            arrays = {name: np.array(values, dtype=float) for name, values in row["values"].items()}  # None is NaN
+            means = {name: rounded(float(np.nanmean(values))) for name, values in arrays.items()}
+            print(task.name, variant, seed, row["accuracy"], row["cost"], means, flush=True)
+
+
+if __name__ == "__main__":
+    main()
