@@ -13,7 +13,7 @@ __all__ = ["EXACT", "architectures", "read_table"]
 @cache
 def read_table() -> dict[str, Any]:
     """Read the table: version of timm, our families, and the architectures by the type of their head."""
-    return json.loads(files(__package__).joinpath("architectures.json").read_text())
+    return json.loads(files(__package__).joinpath("architectures.json").read_text(encoding="utf-8"))
 
 
 @cache

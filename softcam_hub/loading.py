@@ -93,11 +93,12 @@ class LoadedClassifier:
             classes: Class names of the data.
             role: Name of the model in the message, such as "the model".
         """
-        count, names = self.model.num_classes, self.label_names
+        count, names, first = self.model.num_classes, self.label_names, list(classes)[:10]
+        advice = "name a model of these classes, or the data that it was trained on"
         if count != len(classes):
-            raise ValueError(f"{role} has {count} classes, but the data has {len(classes)}: {list(classes)[:10]}")
+            raise ValueError(f"{role} has {count} classes, but the data has {len(classes)}, {first}: {advice}")
         if names is not None and names != list(classes):
-            raise ValueError(f"{role} was trained on the classes {names[:10]}, but the data has {list(classes)[:10]}")
+            raise ValueError(f"{role} was trained on the classes {names[:10]}, but the data has {first}: {advice}")
 
 
 def load_classifier(source: str | Path | nn.Module, timm_names: bool = True, **options: Any) -> LoadedClassifier:
@@ -113,7 +114,9 @@ def load_classifier(source: str | Path | nn.Module, timm_names: bool = True, **o
         return _describe_module(source)
     model = _create(find_model(source, timm_names), source, **options)
     if not model.num_classes:
-        raise ValueError(f"model {str(source)!r} has no classes: there is no prediction to explain")
+        raise ValueError(
+            f"model {str(source)!r} has no classes, and so no prediction to explain: name one with a classifier"
+        )
     return _describe(model.eval(), str(source), model.pretrained_cfg)
 
 

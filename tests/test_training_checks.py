@@ -74,7 +74,7 @@ def test_every_process_must_see_the_output_folder(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"num_classes": 7}, "num_classes=7, but the data has 4 classes: \\['healthy'"),
+        ({"num_classes": 7}, "num_classes=7, but the data has 4 classes, \\['healthy'"),
         ({"batch_size": 64}, "has 50 images, fewer than one update takes: 64 x 1 accumulated x 1 processes"),
         ({"select": "teacher_accuracy"}, "'teacher_accuracy' is not a validation score here: expected loss, accuracy"),
         ({"model": "cape_resnet999"}, "resnet999"),
@@ -82,7 +82,7 @@ def test_every_process_must_see_the_output_folder(tmp_path):
         ({"optimizer": "sgdd"}, "sgdd"),
         ({"model_args": "no_such_thing=3"}, "no_such_thing"),
         ({"trackers": "tensorbord"}, "unknown tracker 'tensorbord': did you mean tensorboard\\?"),
-        ({"trackers": "xyz"}, "unknown tracker 'xyz': expected some of aim, clearml, comet_ml, .*, trackio, wandb"),
+        ({"trackers": "xyz"}, "unknown tracker 'xyz': expected one of aim, clearml, comet_ml, .*, trackio, wandb"),
         ({"data": "/no/such/folder"}, "there is no folder /no/such/folder"),
         ({"train_split": "all"}, "there is no training split 'all'"),
         ({"init": "/no/such/model"}, "/no/such/model"),

@@ -146,7 +146,9 @@ def test_an_invalid_recipe_is_refused(tmp_path):
     for text, expected in {
         "epocs: 3": "sets 'epocs', which is not a setting: did you mean epochs\\?",
         "epochs: [": "is not valid YAML",
-        "- epochs": "must hold `name: value` lines, got list",
+        "- epochs": "must hold names and values, but holds a list: a recipe has a line `name: value` for every",
+        "1: x": "must hold names and values, but holds names that are no text",
+        "base: 3": "'base' in .*broken.yaml must be the name of a recipe or of a YAML file, got 3",
     }.items():
         broken.write_text(text)
         with pytest.raises(ValueError, match=expected):

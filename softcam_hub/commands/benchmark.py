@@ -49,4 +49,4 @@ def show_table(output: str, name: str) -> None:
     from accelerate import PartialState
 
     if PartialState().is_main_process:
-        print((Path(output) / name).read_text() + f"\nwritten to {output}")
+        print((Path(output) / name).read_text(encoding="utf-8") + f"\nwritten to {output}")

@@ -45,11 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Load the model, and write the file."""
     file, precision = arguments.output, arguments.precision
-    if not file.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {file.parent} to write {file.name} to")
-    if arguments.runtime and arguments.format != "web":
-        raise ValueError("--runtime belongs to --format web")
     if arguments.format != "web":
+        if arguments.runtime:
+            raise ValueError("--runtime belongs to --format web: leave it out, or export a page")
+        if not file.parent.is_dir():
+            raise FileNotFoundError(
+                f"there is no folder {file.parent} to write {file.name} to: create it, or check the path"
+            )
         check_replaceable(file, arguments.overwrite)
     check_choice(file, arguments.format, precision)
     register_models()
@@ -66,7 +68,10 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"{file}: a page for the browser. Look at it with: python -m http.server --directory {file}")
         return
     export = export_torch if arguments.format == "torch" else export_onnx
-    export(model, file, overwrite=arguments.overwrite, precision=precision)
+    try:
+        export(model, file, overwrite=arguments.overwrite, precision=precision)
+    except RuntimeError as error:  # the file computes other numbers than torch
+        raise ValueError(str(error)) from error
     runtime, size = "torch.export" if arguments.format == "torch" else "onnxruntime", file.stat().st_size / 1e6
     if precision == "fp32":
         print(f"{file}: {size:.1f} MB, with the same outputs in {runtime} as in torch")

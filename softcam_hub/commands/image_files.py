@@ -5,7 +5,7 @@ import unicodedata
 from pathlib import Path
 
 from ..files import DRAFT, is_draft
-from ..models.images import SUFFIXES
+from ..models.images import FORMAT_NAMES, find_images_in
 from ..models.text import printable
 
 MAX_NAME_BYTES = 200
@@ -24,11 +24,11 @@ def find_images(paths: list[Path], out: Path) -> list[Path]:
         if not os.path.isdir(path):  # unlike Path.is_dir, isdir is False for a name that is too long
             images.append(path)
             continue
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-        files = [file for file in files if not is_draft(file)]
+        files = [file for file in sorted(find_images_in(path)) if not is_draft(file)]
         outside = [file for file in files if _resolve(out) not in _resolve(file).parents]
         if not outside:
-            place = f" outside of --output {printable(out)}: choose another --output" if files else ""
+            advice = f"expected files of the formats {FORMAT_NAMES}"
+            place = f" outside of --output {printable(out)}: choose another --output" if files else f": {advice}"
             raise FileNotFoundError(f"there is no image in folder {printable(path)}{place}")
         images += outside
     return list(dict.fromkeys(images))

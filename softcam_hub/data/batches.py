@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..models.images import FORMAT_NAMES, find_images_in
 from ..models.inputs import PIXELS, ImageInput
 from ..models.text import printable
 from .columns import DEFAULTS
-from .sources import find_images
 
 IMAGE = str(DEFAULTS["image_column"])
 """Key of the image in the rows of a data set."""
@@ -55,9 +55,11 @@ def read_batches(
 def _items(images: Any) -> Iterable[Any]:
     """Return the images or batches of a source, one after another."""
     if isinstance(images, str | os.PathLike) and os.path.isdir(images):
-        files = sorted(find_images(Path(images)))
+        files = sorted(find_images_in(Path(images)))
         if not files:
-            raise FileNotFoundError(f"there is no image in folder {printable(images)}")
+            raise FileNotFoundError(
+                f"there is no image in folder {printable(images)}: expected files of the formats {FORMAT_NAMES}"
+            )
         return files
     if isinstance(images, str | bytes | os.PathLike | Image.Image | Mapping):
         return [images]

@@ -73,10 +73,10 @@ def find_column(names: list[str], name: str, role: str, split: str) -> str:
         split: Name of the split in the message.
     """
     if name not in names:
+        folders = "; an image folder has labels if it has one folder per class, all at one depth"
         raise ValueError(
             f"split {split!r} has no column {name!r} for the {role}: it has {abbreviate(names, 20)}. "
-            f"Name the column with {role}_column; an image folder has labels if it has one folder per class, all at "
-            "one depth"
+            f"Name the column with {role}_column{folders if role == 'label' else ''}"
         )
     return name
 

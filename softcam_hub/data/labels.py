@@ -134,7 +134,7 @@ def _read_indices(cells: pa.ChunkedArray, classes: list[str] | None, split: str)
     if not (types.is_integer(cells.type) or types.is_boolean(cells.type)):
         raise ValueError(
             f"labels of split {split!r} are of type {cells.type}: expected class names, whole numbers from 0, "
-            "or lists of 0 and 1 (several labels per image)"
+            "or, for several labels per image, lists of names or of 0 and 1"
         )
     values = cells.to_pylist()
     if not classes and max(values) >= MAX_CLASSES:

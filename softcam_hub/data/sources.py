@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..models.images import FORMAT_NAMES, SUFFIXES
+from ..models.images import FORMAT_NAMES, find_images_in
 from ..models.text import as_unicode, printable
 from . import fundus, lesions
 from .columns import name_label_column
@@ -101,7 +101,7 @@ def _read_manifest(path: Path, config: DataConfig) -> "dict[str, Dataset]":
     from datasets import load_dataset
 
     if not path.is_file():
-        raise FileNotFoundError(f"there is no manifest {printable(path)}")
+        raise FileNotFoundError(f"there is no manifest {printable(path)}: check the path of --data")
     format_name = _MANIFEST_FORMATS[path.suffix.lower()]
     options: dict[str, Any] = {"keep_default_na": False, "na_values": [""]} if format_name == "csv" else {}
     try:
@@ -110,7 +110,7 @@ def _read_manifest(path: Path, config: DataConfig) -> "dict[str, Dataset]":
         reason = error.__cause__ or error
         raise ValueError(f"manifest {printable(path)} cannot be read as {format_name}: {reason}") from error
     if not len(table):
-        raise ValueError(f"manifest {printable(path)} lists no image")
+        raise ValueError(f"manifest {printable(path)} lists no image: expected a row for every image")
     if format_name == "csv":
         _refuse_equal_numbers([path], table, name_label_column(table.column_names, config))
     if "split" not in table.column_names:
@@ -168,7 +168,7 @@ def _read_folder(path: Path, config: DataConfig) -> "dict[str, Any]":
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         saved = load_from_disk(str(path))
         return _with_usual_names(dict(saved), config) if isinstance(saved, DatasetDict) else {config.train_split: saved}
-    if next(find_images(path), None) is None:
+    if next(find_images_in(path), None) is None:
         if next(path.rglob("*.parquet"), None) is None:
             raise ValueError(
                 f"folder {printable(path)} has no image in it: expected <class>/<image>, or "
@@ -201,7 +201,7 @@ def _with_usual_names(splits: "dict[str, Any]", config: DataConfig) -> "dict[str
 
 def _refuse_names(path: Path) -> None:
     """Raise ValueError for a file with a name that keeps `datasets` from reading the folder."""
-    for file in find_images(path):
+    for file in find_images_in(path):
         if as_unicode(file) != str(file):
             raise ValueError(f"the name of {printable(file)} is not UTF-8, and tables of images hold UTF-8: rename it")
         if "::" in str(file):
@@ -212,14 +212,9 @@ def _refuse_names(path: Path) -> None:
 
 def _refuse_one_class(roots: list[Path]) -> None:
     """Raise ValueError where all images are of one class. `datasets` then gives no labels."""
-    folders = {file.parent for root in roots for file in find_images(root)}
+    folders = {file.parent for root in roots for file in find_images_in(root)}
     if len(folders) == 1 and not folders & set(roots):
         raise ValueError(f"the data has one class, the folder {printable(folders.pop())}: at least two are needed")
-
-
-def find_images(path: Path) -> Iterator[Path]:
-    """Yield the images in a folder, at any depth."""
-    return (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
 
 
 def _split_patterns(path: Path, config: DataConfig) -> dict[str, list[str]]:

@@ -102,7 +102,9 @@ def _choose_splits(splits: dict[str, Any], config: DataConfig) -> dict[str, Any]
             raise ValueError(f"there is no split {name!r} in {config.data!r}: it has {names}")
     for name, table in chosen.items():
         if hasattr(table, "__len__") and not len(table):
-            raise ValueError(f"split {name!r} of {config.data!r} is empty")
+            raise ValueError(
+                f'split {name!r} of {config.data!r} is empty: add images to it, or name another split ("" for none)'
+            )
     return chosen
 
 
@@ -139,7 +141,8 @@ def _divide(table: "Dataset", labels: np.ndarray, config: DataConfig, hold_out: 
             units = "images" if groups is None else f"groups of column {config.group_column!r}"
             count = len(labels) if groups is None else len(set(groups))
             raise ValueError(
-                f"folds={config.folds} and hold_out={hold_out} of {count} {units} leave nothing for {name}"
+                f"folds={config.folds} and hold_out={hold_out} of {count} {units} leave nothing for {name}: choose "
+                "fewer folds or a smaller hold_out"
             )
     return parts
 

@@ -178,7 +178,10 @@ class EndlessImageDataset(IterableDataset):
                     if pass_length > to_skip:
                         yield sample
             if not pass_length:
-                raise ValueError(f"split {self.images.samples.split!r} has no image for worker {worker} of {workers}")
+                raise ValueError(
+                    f"split {self.images.samples.split!r} has no image for worker {worker} of {workers}: choose fewer "
+                    "workers or processes"
+                )
             to_skip = max(0, to_skip - pass_length)
 
 

@@ -109,10 +109,14 @@ def render_notice(text: str, is_error: bool = False) -> str:
     return f'<p class="notice" role="{"alert" if is_error else "status"}">{html.escape(text)}</p>' if text else ""
 
 
-def render_prediction(explained: ExplainedImage, count: int = 5) -> str:
-    """Render the input of the model, and a table of its `count` most probable classes."""
+CLASSES = 5
+"""Largest number of classes in the table of a prediction."""
+
+
+def render_prediction(explained: ExplainedImage) -> str:
+    """Render the input of the model, and a table of its most probable classes."""
     labels = explained.labels
-    values, indices = explained.probabilities.topk(min(count, len(labels)))
+    values, indices = explained.probabilities.topk(min(CLASSES, len(labels)))
     rows = [
         f'<tr><th scope="row">{html.escape(labels[index])}</th><td>{html.escape(format_share(value))}</td>'
         f'<td class="bar"><div style="width: {100 * value:.1f}%"></div></td></tr>'

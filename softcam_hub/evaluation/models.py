@@ -40,7 +40,10 @@ DEFAULT_POST_HOC = ("cam", "grad-cam", "grad-cam++", "smooth-grad-cam++", "layer
 
 def one_label_message(head: type[EvidenceHead]) -> str:
     """Say that the models of a family cannot be measured on images with several labels."""
-    return f"{head.title} gives one label per image, and these data have several"
+    return (
+        f"{head.title} gives one label per image, and these data have several: measure a SoftCAM model, or name data "
+        "with one label per image"
+    )
 
 
 @contextmanager

@@ -76,7 +76,7 @@ def score(text: str) -> list[list[str | float]]:
 
 def read_file(path: str | None) -> str:
     """Read an uploaded file."""
-    return Path(path).read_text() if path else ""
+    return Path(path).read_text(encoding="utf-8") if path else ""
 
 
 with gr.Blocks(title="Explanation scores") as demo:

@@ -69,6 +69,11 @@ class UnreadableImage(ValueError):
         super().__init__(sentence.rpartition(f"{__name__}.UnreadableImage: ")[2].rstrip())
 
 
+def find_images_in(folder: Path) -> Iterator[Path]:
+    """Yield the files in a folder, at any depth, whose suffix is that of an image."""
+    return (file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+
+
 def unreadable(name: str, reason: object, advice: str = "") -> UnreadableImage:
     """Make the error for an image that cannot be read.
 

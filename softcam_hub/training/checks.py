@@ -178,7 +178,10 @@ def check_reloads(model: nn.Module, args: dict[str, Any]) -> None:
                         f"model_args: a model made with {name}={args[name]!r} can be saved, but not loaded "
                         f"again: {problem}. Leave {name} out"
                     )
-        raise ValueError(f"a model made with model_args {args!r} can be saved, but not loaded again: {problem}")
+        raise ValueError(
+            f"a model made with model_args {args!r} can be saved, but not loaded again ({problem}): choose another "
+            "model, or fewer model_args"
+        )
 
 
 def _copy_config_without(folder: Path, target: Path, name: str) -> None:

@@ -110,7 +110,7 @@ class ModelConfig:
                     raise ValueError(f"{name} is an option of {family}_* models, but the model is {self.model!r}")
         for temperature in self.candidates() or [self.temperature]:
             self._bootstrap(temperature)  # raises an error if options do not fit
-        for name in ("temperature", "selective"):
+        for name in ("temperature", "temperatures", "selective"):
             if name in changed and self.mode == "direct":
                 raise ValueError(f"{name} is an option of CAPE's teacher, and mode 'direct' has none: leave it out")
 
@@ -159,8 +159,6 @@ class ModelConfig:
         names = [f"{value:g}" for value in values]
         if len(set(names)) < len(names):
             raise ValueError(f"temperatures must differ in their first six digits, got {self.temperatures!r}")
-        if values and self.mode == "direct":
-            raise ValueError("temperatures are an option of CAPE's teacher, and mode 'direct' has none")
         return values
 
     @property

@@ -41,7 +41,10 @@ def make_model(config: Config, splits: Splits, start: Start | None = None) -> nn
     """
     settings, classes = config.model, splits.classes
     if settings.num_classes not in (None, len(classes)):
-        raise ValueError(f"num_classes={settings.num_classes}, but the data has {len(classes)} classes: {classes[:10]}")
+        raise ValueError(
+            f"num_classes={settings.num_classes}, but the data has {len(classes)} classes, {classes[:10]}: leave "
+            "num_classes out"
+        )
     torch.manual_seed(config.run.seed)
     try:
         start = start or find_start(settings, classes)

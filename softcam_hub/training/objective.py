@@ -25,7 +25,7 @@ class Step(NamedTuple):
     Args:
         loss: Scalar loss.
         logits: Logits (B, C).
-        maps: Maps (B, C, H, W) of a model that has some, before the loss is computed.
+        maps: None, as a vanilla classifier has no maps; the output of a model has some at this place.
         teacher_logits: Logits (B, C) of CAPE's teacher, if there is one.
     """
 

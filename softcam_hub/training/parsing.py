@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..arguments import ArgumentParser, add_fields, did_you_mean
+from ..files import read_mapping
 from .config import Config, as_recorded
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -124,14 +123,11 @@ def read_recipe(name: str, dependents: tuple[Path, ...] = ()) -> dict[str, Any]:
     if file in dependents:
         chain = " -> ".join(str(each) for each in (*dependents, file))
         raise ValueError(f"recipe {file} is based on itself, {chain}: change its {BASE!r}")
-    try:
-        settings = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"recipe {file} is not valid YAML: {error}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"recipe {file} must hold `name: value` lines, got {type(settings).__name__}")
-    settings = as_recorded(settings)
-    inherited = read_recipe(settings[BASE], (*dependents, file)) if BASE in settings else {}
+    settings = as_recorded(read_mapping(file, "a recipe has a line `name: value` for every setting"))
+    base = settings.get(BASE)
+    if not isinstance(base, str | None):
+        raise ValueError(f"{BASE!r} in {file} must be the name of a recipe or of a YAML file, got {base!r}")
+    inherited = read_recipe(base, (*dependents, file)) if base else {}
     return inherited | {name: value for name, value in settings.items() if name not in (NOTES, BASE)}
 
 

@@ -4,7 +4,6 @@
 - A picture or card that cannot be made is skipped with a warning: it must not cost the run.
 """
 
-import difflib
 import json
 import logging
 import math
@@ -17,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers, on_main_process
 from accelerate.utils import LoggerType
 
+from ..arguments import check_names
 from ..data.samples import ImageDataset
 from ..figures import captioned_row, denormalise, outline, overlay, stack_vertically
 from ..figures.charts import curves
@@ -67,7 +67,7 @@ class JSONLines(GeneralTracker):
     @on_main_process
     def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
         try:
-            with self.file.open("a") as file:
+            with self.file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **finite(values)}) + "\n")
         except OSError as error:
             raise OSError(
@@ -101,11 +101,8 @@ def read_log(file: Path) -> list[dict[str, Any]]:
 def check_trackers(names: str) -> list[str]:
     """Return the trackers that a setting names, or refuse trackers that are unknown or not installed."""
     chosen, known = names.replace(",", " ").split(), sorted(LOGGER_TYPE_TO_CLASS)
+    check_names(chosen, known, "tracker")
     for name in chosen:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"expected some of {', '.join(known)}"
-            raise ValueError(f"unknown tracker {name!r}: {hint}")
         if name in LoggerType and LoggerType(name) not in get_available_trackers():
             raise ImportError(f"tracker {name!r} is not installed: pip install {PACKAGES.get(name, name)}")
     return chosen
@@ -167,9 +164,11 @@ def draw_curve(log_file: Path, file: Path) -> None:
         curves(panels, "epoch").save(draft)
 
 
-def draw_examples(
-    model: EvidenceForImageClassification, images: ImageDataset, classes: list[str], file: Path, count: int = 4
-) -> None:
+EXAMPLES = 4
+"""Largest number of images in the picture of examples."""
+
+
+def draw_examples(model: EvidenceForImageClassification, images: ImageDataset, classes: list[str], file: Path) -> None:
     """Draw one image of each of the first classes, with the maps of its two most probable classes.
 
     The ground truth is outlined where there is any.
@@ -179,13 +178,12 @@ def draw_examples(
         images: Images, with masks where they have some.
         classes: Names of the classes.
         file: Picture to write.
-        count: Largest number of images.
     """
     labels = images.samples.labels
     has_class = labels.T == 1 if labels.ndim == 2 else labels == np.arange(len(classes))[:, None]  # (C, N)
     first = dict.fromkeys(int(row.argmax()) for row in has_class if row.any())
     data, rows = model.pretrained_cfg, []
-    for index in list(first)[:count]:
+    for index in list(first)[:EXAMPLES]:
         sample = images[index]
         pixels = sample["pixel_values"]
         image = denormalise(pixels, data["mean"], data["std"])

@@ -9,6 +9,9 @@ output/
   log.jsonl       every logged value
   settings.yaml   a recipe that repeats the run
   checkpoints/    the last checkpoints, for --resume
+  features/       the features of a frozen backbone, unless --cache-dir names another folder
+  T=1/, T=2/, ... one run for each of --temperatures, of which the best one becomes the result
+  best/           the best weights so far, while the run goes on
 """
 
 import time

@@ -75,7 +75,7 @@ def _find_init(settings: ModelConfig, init: str, classes: list[str]) -> Start:
     if list(names) != classes and sorted(names) == sorted(classes):
         raise ValueError(
             f"{init} was trained on the classes {list(names)[:10]}, but the data has {classes[:10]}: the same "
-            "classes in another order"
+            "classes in another order. Give the classes of the data that order, or start without --init"
         )
     source = init if list(names) == classes else f"{init} (classes {abbreviate(names, 3)})"
     return Start(source, list(names) == classes, config=config)

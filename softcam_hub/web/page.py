@@ -128,8 +128,6 @@ def page_settings(model: SelfExplaining, runtime: str) -> dict[str, Any]:
         model: Model with classes.
         runtime: Address of the runtime.
     """
-    if not model.num_classes:
-        raise ValueError("export_web() needs classes: this model has num_classes=0; call reset_classifier(n) first")
     size = sum(weight.numel() * 4 for weight in model.parameters())
     if size > LARGE:
         raise ValueError(f"a page cannot hold a model of {size / 1e9:.1f} GB: export it to ONNX and serve it")

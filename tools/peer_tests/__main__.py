@@ -18,6 +18,8 @@ from download import download
 from report import Row, compare, page, read_rows, write_rows
 from suites import SUBJECTS, Subject, run, run_failed
 
+from softcam_hub.arguments import ArgumentParser
+
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / ".peers"
 ROWS = ROOT / "benchmarks" / "results" / "peer_tests.jsonl"
@@ -48,9 +50,7 @@ def measure(subjects: list[Subject], jobs: int, failed: bool) -> None:
 
 def main() -> int:
     names = [subject.name for subject in SUBJECTS]
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="SUBJECT", help=", ".join(names))
     parser.add_argument("--failed", action="store_true", help="run only the tests that failed in the rows")
     parser.add_argument("--page", action="store_true", help="derive the page from the rows, without running anything")
