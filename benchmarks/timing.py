@@ -124,9 +124,14 @@ def read_rows(path: Path) -> list[Row]:
 
 def replace_rows(new: list[Row], path: Path, key: Sequence[str]) -> None:
     """Write rows in place of earlier rows that have the same values in the columns of `key`, sorted by these."""
+    write_rows(merge(read_rows(path), new, key), path)
+
+
+def merge(old: list[Row], new: list[Row], key: Sequence[str]) -> list[Row]:
+    """Return the new rows, and the old ones that differ from them in some column of `key`, sorted by these."""
     replaced = {tuple(row[name] for name in key) for row in new}
-    kept = [row for row in read_rows(path) if tuple(row[name] for name in key) not in replaced]
-    write_rows(sorted([*kept, *new], key=lambda row: tuple(row[name] for name in key)), path)
+    kept = [row for row in old if tuple(row[name] for name in key) not in replaced]
+    return sorted([*kept, *new], key=lambda row: tuple(row[name] for name in key))
 
 
 def write_rows(rows: list[Row], path: Path) -> None:

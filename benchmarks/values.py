@@ -17,7 +17,7 @@ from softcam_hub.evaluation.config import AGREEMENT
 from softcam_hub.evaluation.lines import lists_of
 from softcam_hub.evaluation.results import ImageValues, image_values
 
-from .timing import Row
+from .timing import Row, merge
 
 VALUES = Path(__file__).parent / "results" / "values"
 CONFIDENCES = ("confidence", "kept", "removed")
@@ -61,10 +61,7 @@ def _number(value: Any, digits: int) -> float | None:
 
 def replace_values(new: list[Row], name: str, key: Sequence[str]) -> None:
     """Write rows in place of earlier rows that have the same values in the columns of `key`, sorted by these."""
-    replaced = {tuple(row[column] for column in key) for row in new}
-    kept = [row for row in read_values(name) if tuple(row[column] for column in key) not in replaced]
-    rows = sorted([*kept, *new], key=lambda row: tuple(row[column] for column in key))
-    text = "".join(json.dumps(row) + "\n" for row in rows)
+    text = "".join(json.dumps(row) + "\n" for row in merge(read_values(name), new, key))
     VALUES.mkdir(parents=True, exist_ok=True)
     (VALUES / f"{name}.jsonl.gz").write_bytes(gzip.compress(text.encode(), mtime=0))  # equal rows give equal files
 

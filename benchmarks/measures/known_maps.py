@@ -16,6 +16,7 @@ from torch import Tensor
 
 import softcam_hub
 from softcam_hub.data.lesions import draw_twins
+from softcam_hub.explainers.uninformed import bump
 from softcam_hub.explanation_scores.maps import heat
 from softcam_hub.explanation_scores.randomisation import randomise
 from softcam_hub.models.modeling import EvidencePreTrainedModel
@@ -106,12 +107,6 @@ def others(labels: Tensor) -> Tensor:
         same = (labels == label).nonzero().flatten()
         chosen[same] = same.roll(-1)
     return chosen
-
-
-def bump(height: int, width: int) -> Tensor:
-    """Return a Gaussian in the middle whose deviation is a quarter of each side."""
-    rows, columns = (((torch.arange(n) + 0.5) / n - 0.5) / 0.25 for n in (height, width))
-    return torch.exp(-(rows[:, None] ** 2 + columns**2) / 2)
 
 
 def map_of_randomised_head(model: EvidencePreTrainedModel, images: Tensor, labels: Tensor) -> Tensor:

@@ -21,10 +21,13 @@ def random_maps(activations: Activations, seed: int = 0) -> Tensor:
 
 def centre(activations: Activations) -> Tensor:
     """Return a Gaussian in the middle of the image, whose deviation is a quarter of each side."""
-    height, width = activations.features.shape[2:]
+    return bump(*activations.features.shape[2:]).expand(_map_shape(activations)).to(activations.features)
+
+
+def bump(height: int, width: int) -> Tensor:
+    """Return a Gaussian (H, W) in the middle whose deviation is a quarter of each side."""
     rows, columns = (((torch.arange(n) + 0.5) / n - 0.5) / 0.25 for n in (height, width))
-    bump = torch.exp(-(rows[:, None] ** 2 + columns**2) / 2)
-    return bump.expand(_map_shape(activations)).to(activations.features)
+    return torch.exp(-(rows[:, None] ** 2 + columns**2) / 2)
 
 
 def _map_shape(activations: Activations) -> tuple[int, ...]:
