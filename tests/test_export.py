@@ -177,13 +177,11 @@ def test_a_network_that_pads_as_tensorflow_has_the_size_of_the_model(tmp_path):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["softcam_test_resnet", "cape_test_resnet"])
-def test_logits_that_are_all_zero_are_exported(name, tmp_path):
-    """A new head may start with zeros, and one class of CAPE always has the logarithm of 1."""
-    model = timm.create_model(name, num_classes=1 if name.startswith("cape") else 3).eval()
-    if name.startswith("softcam"):
-        model.head.weight.zero_()
-        model.head.bias.zero_()
+def test_logits_that_are_all_zero_are_exported(tmp_path):
+    """A new head may start with zeros."""
+    model = timm.create_model("softcam_test_resnet", num_classes=3).eval()
+    model.head.weight.zero_()
+    model.head.bias.zero_()
     images = torch.randn(2, 3, 64, 64)
     logits, maps = run_archive(export_torch(model, tmp_path / "model.pt2"), images)
     assert torch.allclose(logits, model(images), atol=1e-5)
@@ -288,7 +286,8 @@ def test_a_deviating_export_is_refused_and_leaves_the_old_file(tmp_path):
     model = timm.create_model("softcam_test_resnet", num_classes=2)
     model.backbone.maxpool = Drifting()
     (tmp_path / "model.onnx").write_text("the old one")
-    with pytest.raises(RuntimeError, match=r"^the exported logits differ from torch's by .*: no file was written$"):
+    sentence = r"^the exported logits differ from torch's by .*, and no file was written: allow more in Python with"
+    with pytest.raises(RuntimeError, match=sentence):
         export_onnx(model, tmp_path / "model.onnx", overwrite=True)
     assert (tmp_path / "model.onnx").read_text() == "the old one"
     assert len(list(tmp_path.iterdir())) == 1
@@ -371,7 +370,7 @@ def test_an_archive_does_not_replace_a_file_of_somebody_else(tmp_path, capsys):
 
 def test_a_lower_precision_that_deviates_too_far_is_refused_with_advice(tmp_path):
     model = timm.create_model("softcam_test_resnet", num_classes=2)
-    with pytest.raises(RuntimeError, match=r"more than 1e-07: no file was written; fp32 differs least$"):
+    with pytest.raises(RuntimeError, match="than 1e-07, and no file was written: export in fp32, which differs least"):
         export_torch(randomise(model), tmp_path / "model.pt2", tolerance=1e-7, precision="fp16")
     assert not list(tmp_path.iterdir())
 
