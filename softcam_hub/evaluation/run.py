@@ -50,6 +50,7 @@ from .config import (
 )
 from .deletion_training import warn_of_unseen_deletions
 from .folder import CURVES, LOCALISATION_TABLES, ROWS, TABLE1, VALUES, benchmark_folder, claim_folder
+from .lines import Line
 from .localisation_report import localisation_tables
 from .models import (
     MODEL,
@@ -185,16 +186,27 @@ def _measure(
     rows = make_rows(lines, common, own)
     if state.is_main_process:
         _warn_of_missing_values(rows, shards)
-        write_json_lines(folder.path / ROWS, rows)
-        write_text(folder.path / TABLE1, report.table1(rows, values_of_explainers(lines)))
-        report.draw_curves(rows, folder.path / CURVES)
-        if tables := localisation_tables(rows):
-            write_text(folder.path / LOCALISATION_TABLES, tables)
+        _write_results(folder.path, rows, lines)
         if AGREEMENT in shards.measures:
             write_agreement(folder.path, mean_agreement(lines, classifiers, common), shards.count)
         if config.per_image:
             write_json_lines(folder.path / VALUES, lines)
     return rows
+
+
+def _write_results(folder: Path, rows: list[Row], lines: list[Line]) -> None:
+    """Write rows, tables and curves.
+
+    Args:
+        folder: Folder of the benchmark.
+        rows: Rows of all explainers.
+        lines: Values of all images and explainers.
+    """
+    write_json_lines(folder / ROWS, rows)
+    write_text(folder / TABLE1, report.table1(rows, values_of_explainers(lines)))
+    report.draw_curves(rows, folder / CURVES)
+    if tables := localisation_tables(rows):
+        write_text(folder / LOCALISATION_TABLES, tables)
 
 
 def _log_left_out(left_out: dict[str, str]) -> None:
