@@ -18,6 +18,7 @@ from softcam_hub.evaluation.report import markdown
 from softcam_hub.explainers.methods import CLASS_ACTIVATION, PIXELS, UNINFORMED
 from softcam_hub.files import copy_file
 
+from .averages import SEEDS, average_over_seeds
 from .reproduction.chain import RUNS
 from .reproduction.steel import SUBSETS
 from .timing import Row, read_rows, rounded, write_rows
@@ -53,22 +54,44 @@ def measure(folder: Path, output: Path) -> list[Row]:
     )
     rows = [{**row, "data": "neu-det"} for row in read_rows(output / AGREEMENT_ROWS)]
     write_agreement(output, rows, IMAGES)  # once more, without the path of this machine
+    return kept_agreement(rows)
+
+
+def kept_agreement(rows: list[Row]) -> list[Row]:
+    """Return rows of a benchmark's agreement.jsonl with the columns that are committed."""
     kept = [{name: row[name] for name in KEPT} for row in rows]
     return [
         {**row, "correlation": {name: rounded(value) for name, value in row["correlation"].items()}} for row in kept
     ]
 
 
-def agreement_table(rows: list[Row]) -> str:
-    """Render a line for every explainer, with its correlation with some of the others."""
+def average_agreement(rows: list[Row]) -> list[Row]:
+    """Average the correlations over the seeds.
+
+    A correlation that some seed does not have is None. Of the numbers of compared images, the smallest is kept.
+    """
+    found = []
+    for row in average_over_seeds(rows)[0]:
+        counts = [one["compared_images"] for one in row[SEEDS]]
+        found.append({**row, "compared_images": {name: min(one[name] for one in counts) for name in counts[0]}})
+    return found
+
+
+def agreement_table(rows: list[Row], images: str = f"{IMAGES} test photographs of steel") -> str:
+    """Render a line for every explainer, with its correlation with some of the others.
+
+    Args:
+        rows: Rows of all explainers.
+        images: What the maps are of, in words.
+    """
     body = [
         [f"`{row['explainer']}`", *("-" if name == row["explainer"] else _number(row, name) for name in COMPARED)]
         for row in rows
     ]
     fewest = min(row["compared_images"][name] for row in rows for name in COMPARED)
     return (
-        f"Rank correlation over the pixels, means over {IMAGES} test photographs of steel ({fewest} at least, where "
-        "model and vanilla classifier predict the same class).\n\n"
+        f"Rank correlation over the pixels, means over {images} ({fewest} at least, where model and vanilla classifier "
+        "predict the same class).\n\n"
     ) + markdown(["map", *(f"`{name}`" for name in COMPARED)], body)
 
 

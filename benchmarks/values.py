@@ -24,6 +24,9 @@ CONFIDENCES = ("confidence", "kept", "removed")
 """Measures with all digits of single precision: whether one is larger than another may show in the last one only."""
 
 HISTOGRAMS = ("iou_curve", "pixel_histogram", "box_ious", "mass_histogram")
+CELLS = "mass_histogram"
+"""Histogram that is kept: the cells of each map that touch the annotation, and all of its cells, by their mass."""
+
 LISTS = (PART_EVIDENCE, ODDS, LOGIT, PROBABILITY, AGREEMENT)
 """Columns of lists whose mean says nothing about an image: histograms, values of parts, correlations of pairs."""
 
@@ -45,13 +48,19 @@ def values_by_explainer(lines: list[Row]) -> list[Row]:
         measures = [name for name in group[0] if name not in NO_MEASURES]
         values = {name: [_number(line[name], 9 if name in CONFIDENCES else 4) for line in group] for name in measures}
         labels = [line["label"] for line in group]
-        rows.append({"explainer": explainer, "explains": explains, "label": labels, **values})
+        cells = {CELLS: [_count_cells(line[CELLS]) for line in group]} if CELLS in group[0] else {}
+        rows.append({"explainer": explainer, "explains": explains, "label": labels, **values, **cells})
     return rows
 
 
 def image_values_by_explainer(rows: list[Row]) -> ImageValues:
     """Compute the measures of all images for every explainer and model, given rows of values of one benchmark."""
     return {(row["explainer"], row["explains"]): image_values(lists_of(row)) for row in rows}
+
+
+def _count_cells(histogram: list[float] | None) -> list[int] | None:
+    """Return the two thirds of a histogram of masses that are numbers of cells; the rest are sums of masses."""
+    return None if histogram is None else [int(count) for count in histogram[: 2 * len(histogram) // 3]]
 
 
 def _number(value: Any, digits: int) -> float | None:

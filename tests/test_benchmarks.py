@@ -11,12 +11,12 @@ import pytest
 
 from benchmarks import hidden_layers
 from benchmarks.image_sizes import image_sizes_table
+from benchmarks.lesions_table import lesions_table
 from benchmarks.recipes import choose
 from benchmarks.reproduction.claims import document
 from benchmarks.reproduction.findings import NOT_ALIGNED, Findings
 from benchmarks.reproduction.lesions import options_of
 from benchmarks.speed.tables import training_steps_table
-from benchmarks.tables import lesions_table
 from benchmarks.timing import read_rows
 
 ROOT = Path(__file__).parents[1]

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from benchmarks import tables, values
-from softcam_hub.evaluation.statistics import bootstrap_means
+from benchmarks import values
 
 
 def line(index, explainer, explains="model", **measures):
@@ -22,6 +21,13 @@ def test_lines_become_a_row_for_every_explainer_and_model():
         {"explainer": "cam", "explains": "model", "label": [1, 1], "iou": [0.1235, None], "precision": [0.5, 1.0]},
         {"explainer": "cam", "explains": "vanilla", "label": [1, 1], "iou": [0.9, 0.8], "precision": [None, None]},
     ]
+
+
+def test_of_the_histogram_of_masses_the_numbers_of_cells_are_kept():
+    lines = [line(0, "cape", mass_histogram=[2.0, 0.0, 15.0, 1.0, 0.25, 0.125]), line(1, "cape", mass_histogram=None)]
+    (row,) = values.values_by_explainer(lines)
+    assert row["mass_histogram"] == [[2, 0, 15, 1], None]
+    assert values.image_values_by_explainer([row]) == {("cape", "model"): {}}
 
 
 def test_an_increase_of_the_confidence_in_its_last_digits_is_kept():
@@ -51,34 +57,3 @@ def test_rows_of_values_give_the_measures_of_all_images():
     assert list(found) == [("cam", "model"), ("cape", "model")]
     assert np.allclose(found["cape", "model"]["miou"], np.arange(30, 60))
     assert list(found["cape", "model"]) == ["miou"]
-
-
-def test_the_table_of_explanations_marks_all_that_cannot_be_told_from_the_best(monkeypatch):
-    measured = rows_of(cam=1, cape=0, random=30)
-    measured[1]["iou"] = measured[1]["iou"][15:] + measured[1]["iou"][:15]  # better by 1 on average, on other images
-    found = values.image_values_by_explainer(measured)
-    common = {
-        "images": 30,
-        "annotated": 0,
-        "data": "d",
-        "split": "test",
-        "seed": 0,
-        "torch": "1",
-        "timm": "2",
-        "device": "cpu",
-    }
-    rows = []
-    for (explainer, explains), measures in found.items():
-        ends = bootstrap_means([measures["miou"][None]]).interval()[:, 0].tolist()
-        rows.append({"explainer": explainer, "explains": explains, "miou": measures["miou"].mean(), **common})
-        rows[-1]["miou_interval"] = ends
-    monkeypatch.setattr(tables, "read_values", lambda name: [])
-    assert "| cam | model | 15.5 |\n| cape | model | **14.5** |" in tables.explanations_table(rows)
-    monkeypatch.setattr(tables, "read_values", lambda name: measured)
-    text = tables.explanations_table(rows)
-    assert "| cam | model | **15.5** |\n| cape | model | **14.5** |\n| random | model | 44.5 |" in text
-    low, high = rows[0]["miou_interval"]
-    assert f"| cam | model | [{low:.1f}, {high:.1f}] |" in text
-    assert "cannot be told from it" in text
-    assert tables.with_interval(rows[0], "miou") == f"15.5 [{low:.1f}, {high:.1f}]"
-    assert tables.with_interval({"miou": 15.5}, "miou") == "15.5"

@@ -57,8 +57,6 @@ def _reliability(rows: list[Row]) -> str:
     rows = [row for row in rows if "reliability" in row]
     if not rows:
         return ""
-    borders = [0, *rows[0]["reliability"]["borders"], 1]
-    bins = [f"{low:g} to {high:g}" for low, high in pairwise(borders)]
     body = []
     for row in rows:
         found = row["reliability"]
@@ -69,7 +67,12 @@ def _reliability(rows: list[Row]) -> str:
         "## Annotated cells by their mass\n\n"
         "Percent of the cells of a bin that touch the annotation, and the number of cells. The mass of a cell is its "
         "share of the map times the probability of the class.\n\n"
-    ) + markdown(["explainer", "explains", *bins], body)
+    ) + markdown(["explainer", "explains", *format_bins(rows[0]["reliability"])], body)
+
+
+def format_bins(reliability: Row) -> list[str]:
+    """Return the headings of the bins of mass."""
+    return [f"{low:g} to {high:g}" for low, high in pairwise([0, *reliability["borders"], 1])]
 
 
 def _heading(name: str) -> str:

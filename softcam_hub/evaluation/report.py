@@ -145,12 +145,21 @@ def stack_values(seeds: Sequence[ImageValues], keys: Sequence[tuple[str, str]], 
 
 
 def table1(rows: list[Row], values: ImageValues | None = None) -> str:
-    """Format all scores of all explainers with their intervals, the best of a column in bold.
+    """Format all scores of all explainers with their intervals, and describe images and models below.
 
     Args:
         rows: Rows of a benchmark.
         values: Values of all images. Without them, only the best value of a column is bold.
     """
+    intervals = interval_table(rows)
+    parts = [scores_table(rows, values), caption(rows, bool(values))]
+    if intervals:
+        parts += ["95 % intervals of these means, by a bootstrap over the images.\n", intervals]
+    return "\n".join(parts)
+
+
+def scores_table(rows: list[Row], values: ImageValues | None = None) -> str:
+    """Format all scores of all explainers, the best of a column in bold; arguments as for `table1`."""
     seeds = [values] if values else []
     rows = with_borda(rows, seeds)
     names = [name for name in COLUMNS if any(row.get(name) is not None for row in rows)]
@@ -159,12 +168,7 @@ def table1(rows: list[Row], values: ImageValues | None = None) -> str:
     for row in rows:
         cells = [_cell(row.get(name), name, _key(row) in best[name]) for name in names]
         body.append([row["explainer"], row["explains"], *cells])
-    table = markdown(["explainer", "explains", *(COLUMNS[name][0] for name in names)], body)
-    intervals = interval_table(rows)
-    parts = [table, caption(rows, bool(seeds))]
-    if intervals:
-        parts += ["95 % intervals of these means, by a bootstrap over the images.\n", intervals]
-    return "\n".join(parts)
+    return markdown(["explainer", "explains", *(COLUMNS[name][0] for name in names)], body)
 
 
 def interval_table(rows: list[Row]) -> str:
