@@ -2,7 +2,7 @@
 
 - A number becomes its mean over the seeds, and a curve or a group of numbers is averaged entry by entry. Other columns
   are kept where all seeds agree.
-- The interval of a mean resamples the images, each in all seeds at once (see `join_seeds`). A score that is no mean
+- The interval of a mean resamples the images, each in all seeds at once. A score that is no mean
   over images has no values of the images: with several seeds there is no interval of its mean, but one in the row of
   every seed.
 """
@@ -59,17 +59,20 @@ def average_over_seeds(rows: list[Row], values: ValuesOfSeeds | None = None) -> 
                 f"{key[0]} of {key[1]} was measured with the seeds {seeds_of(group)}, and others with {seeds_of(rows)}"
             )
         group.sort(key=lambda row: row["seed"])
-        joined[key] = _join_values(group, [(values or {}).get(row["seed"], {}).get(key, {}) for row in group])
-        found.append(_average(group, joined[key]))
+        columns = _values_behind(group, [(values or {}).get(row["seed"], {}).get(key, {}) for row in group])
+        joined[key] = {
+            name: join_seeds([of_seed[None] for of_seed in column])[0][0] for name, column in columns.items()
+        }
+        found.append(_average(group, columns))
     return found, {key: measures for key, measures in joined.items() if measures}
 
 
-def _average(group: list[Row], values: Mapping[str, Array]) -> Row:
+def _average(group: list[Row], values: Mapping[str, list[Array]]) -> Row:
     """Average the rows of one explainer and model.
 
     Args:
         group: A row for every seed.
-        values: Measure -> values of the images.
+        values: Measure -> values of the images for every seed.
     """
     if len(group) == 1:
         return {**group[0], SEEDS: group}
@@ -79,28 +82,27 @@ def _average(group: list[Row], values: Mapping[str, Array]) -> Row:
             mean = _mean([row[name] for row in group])
             found |= {} if mean is None else {name: mean}
     if values:
-        low, high = mean_intervals([np.stack(list(values.values()))]).tolist()
+        strata = [np.stack(of_seed) for of_seed in zip(*values.values(), strict=True)]
+        low, high = mean_intervals(strata, same_images=True).tolist()
         ends = zip(values, low, high, strict=True)
         found |= {f"{name}{INTERVAL}": [lower, upper] for name, lower, upper in ends if not np.isnan(lower)}
     return found
 
 
-def _join_values(group: list[Row], values: list[Mapping[str, Array]]) -> dict[str, Array]:
-    """Average the values of every image over the seeds, for measures whose numbers are the means of these values.
+def _values_behind(group: list[Row], values: list[Mapping[str, Array]]) -> dict[str, list[Array]]:
+    """Return the values of the images for every seed, of the measures whose numbers are the means of these values.
 
     Args:
         group: A row for every seed.
         values: Measure -> values of the images, for every seed.
     """
-    names = [
-        name for name in group[0] if all(name in row and name in seed for row, seed in zip(group, values, strict=True))
-    ]
     found = {}
-    for name in names:
-        columns = [seed[name] for seed in values]
-        pairs = zip(group, columns, strict=True)
-        if all(abs(np.nanmean(column) - row[name]) <= ROUNDING * np.nanmean(abs(column)) for row, column in pairs):
-            found[name] = join_seeds([column[None] for column in columns])[0][0]
+    for name in values[0]:
+        if all(name in seed for seed in values) and all(name in row for row in group):
+            columns = [seed[name] for seed in values]
+            pairs = zip(group, columns, strict=True)
+            if all(abs(np.nanmean(column) - row[name]) <= ROUNDING * np.nanmean(abs(column)) for row, column in pairs):
+                found[name] = columns
     return found
 
 

@@ -240,3 +240,20 @@ def test_the_agreement_over_seeds_keeps_the_fewest_compared_images():
     (found,) = average_agreement(rows)
     assert found["correlation"] == {"cam": 1.0, "cape": pytest.approx(0.6), "random": None}
     assert found["compared_images"] == {"cam": 200, "cape": 190, "random": 0}
+
+
+def test_an_interval_is_that_of_the_mean_over_seeds_where_seeds_lack_values_of_different_images():
+    """One image of ten has a value in one seed only, and would weigh as much as the others if seeds were joined first."""
+    first = np.array([0.1, 0.2, 0.1, 0.2, 0.1, 0.2, 0.1, 0.2, 0.1, np.nan])
+    second = np.full(10, np.nan)
+    second[[0, 9]] = 0.9, 1.0
+    rows = [
+        {"explainer": "cam", "explains": "m", "seed": seed, "causal_rank": float(np.nanmean(of_seed))}
+        for seed, of_seed in enumerate((first, second))
+    ]
+    values = {seed: {("cam", "m"): {"causal_rank": of_seed}} for seed, of_seed in enumerate((first, second))}
+    (row,), joined = averages.average_over_seeds(rows, values)
+    low, high = row["causal_rank_interval"]
+    assert row["causal_rank"] == pytest.approx((first[:9].mean() + 0.95) / 2)
+    assert low < row["causal_rank"] < high
+    assert np.nanmean(joined["cam", "m"]["causal_rank"]) < low

@@ -98,36 +98,46 @@ def join_seeds(values: Sequence[Array]) -> list[Array]:
     return [mean_of_known(np.stack(strata))]
 
 
-def bootstrap_means(values: Sequence[Array], resamples: int = RESAMPLES, seed: int = 0) -> Bootstrap:
+def bootstrap_means(
+    values: Sequence[Array], resamples: int = RESAMPLES, seed: int = 0, same_images: bool = False
+) -> Bootstrap:
     """Bootstrap the mean over seeds of the means over images, (methods,).
 
     Args:
         values: Values of every seed, (methods, images). The methods are the same, the numbers of images may differ.
         resamples: Number of resamples.
         seed: Seed of the draws. Equal numbers of images are drawn alike, whatever their values are.
+        same_images: Whether all seeds have the same images, so that an image is drawn in all of them at once. Unlike
+            `join_seeds`, this leaves the mean of every seed as it is where seeds lack values of different images.
     """
     strata = check_strata(values)
     finite = [np.isfinite(stratum) for stratum in strata]
     pairs = zip(strata, finite, strict=True)
     sums = [np.stack([np.where(known, stratum, 0.0).T, known.T], axis=1) for stratum, known in pairs]
-    found = bootstrap_of_sums(sums, _ratio, resamples, seed)
+    found = bootstrap_of_sums(sums, _ratio, resamples, seed, same_images)
     single = np.any([known.sum(axis=1) == 1 for known in finite], axis=0)
     infinite = np.any([np.isinf(stratum).any(axis=1) for stratum in strata], axis=0)
     return Bootstrap(means(strata), np.where(single | infinite, np.nan, found.resampled))
 
 
-def mean_intervals(values: Sequence[Array]) -> Array:
-    """Return both ends of the 95 % interval of the mean of every method, (2, methods); arguments as for `means`.
+def mean_intervals(values: Sequence[Array], same_images: bool = False) -> Array:
+    """Return both ends of the 95 % interval of the mean of every method, (2, methods).
+
+    Arguments are those of `bootstrap_means`.
 
     Where all images have the same value, such as a hit, so have all resamples, and nothing is known about other images:
     there is no interval.
     """
-    ends = bootstrap_means(values).interval()
+    ends = bootstrap_means(values, same_images=same_images).interval()
     return np.where(ends[0] == ends[1], np.nan, ends)
 
 
 def bootstrap_of_sums(
-    histograms: Sequence[Array], function: Callable[[Array], Array], resamples: int = RESAMPLES, seed: int = 0
+    histograms: Sequence[Array],
+    function: Callable[[Array], Array],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    same_images: bool = False,
 ) -> Bootstrap:
     """Bootstrap a statistic that follows from sums over images, such as the area under a pooled curve.
 
@@ -142,6 +152,7 @@ def bootstrap_of_sums(
             The statistic is the mean of its results over the seeds.
         resamples: Number of resamples.
         seed: Seed of the draws, as for `bootstrap_means`.
+        same_images: Whether all seeds have the same images, as for `bootstrap_means`.
     """
     if not histograms:
         raise ValueError("there is no seed to resample: expected an array for every seed, got none")
@@ -153,7 +164,8 @@ def bootstrap_of_sums(
         whole = np.logical_not(np.isnan(flat).any(axis=1))
         flat = np.where(whole[:, None], flat, 0.0)
         with np.errstate(divide="ignore", invalid="ignore"):
-            drawn = drawn_sums(flat, resamples, np.random.default_rng([seed, number]), draw_counts)
+            generator = np.random.default_rng([seed, 0 if same_images else number])
+            drawn = drawn_sums(flat, resamples, generator, draw_counts)
             estimates.append(np.asarray(function(flat.sum(axis=0).reshape(1, *shape)))[0])
             found = np.asarray(function(drawn.reshape(resamples, *shape)))
         single = whole.sum() == 1  # draws of one image are all the same
