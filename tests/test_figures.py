@@ -232,10 +232,10 @@ def test_odd_shapes_and_maps_of_zeros_are_drawn(shape, size, fill):
 
 
 def test_maps_of_one_class_in_half_precision_and_with_gradients_are_drawn():
-    explanation = explained("cape_test_resnet", 1, top_k=1)
-    per_class(GREY, explanation, ["only"])
+    explanation = explained("cape_test_resnet", 2, top_k=1)
+    per_class(GREY, explanation, ["one", "other"])
     with pytest.raises(ValueError, match="top_k=2"):
-        top_two(GREY, explanation, ["only"])
+        top_two(GREY, explanation, ["one", "other"])
     half = probabilities(0.6, 0.4)
     maps = half.maps.bfloat16().requires_grad_()
     top_two(GREY, Explanation(maps, half.classes, half.probabilities, "cape"), NAMES)

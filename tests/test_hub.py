@@ -56,7 +56,7 @@ def test_local_paths_are_removed_from_published_records(hub, folder):
     assert json.loads(there["metrics.json"]) == {**metrics, "data": "patients"}
     pushed = yaml.safe_load(there["recipe.yaml"])
     assert {**pushed, "output": recipe["output"]} == {**recipe, **told}
-    expected = [{**row, **told, "model": "model"} for row in rows]
+    expected = [{**row, **told, "model": "model", "thresholds_from": "tuning"} for row in rows]
     assert [json.loads(line) for line in there["rows.jsonl"].splitlines()] == expected
     assert yaml.safe_load((folder / "recipe.yaml").read_text())["data"] == local["data"]
 
