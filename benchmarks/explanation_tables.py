@@ -221,7 +221,8 @@ def _cells_of(rows: list[Row]) -> str:
 
 def lesions_agreement_table(rows: list[Row]) -> str:
     """Render a line for every explainer, with its correlation with some of the others on generated lesions."""
-    return agreement_table(average_agreement(in_order(rows)), f"200 generated test images, {_seeds_of_maps(rows)}")
+    images = f"200 generated test images and the runs of seed {', '.join(map(str, seeds_of(rows)))}"
+    return agreement_table(average_agreement(in_order(rows)), images)
 
 
 def methods_table(costs: list[Row], explanations: list[Row]) -> str:

@@ -27,9 +27,10 @@ def find_images(paths: list[Path], out: Path) -> list[Path]:
         files = [file for file in sorted(find_images_in(path)) if not is_draft(file)]
         outside = [file for file in files if _resolve(out) not in _resolve(file).parents]
         if not outside:
-            advice = f"expected files of the formats {FORMAT_NAMES}"
-            place = f" outside of --output {printable(out)}: choose another --output" if files else f": {advice}"
-            raise FileNotFoundError(f"there is no image in folder {printable(path)}{place}")
+            why = f": expected files of the formats {FORMAT_NAMES}"
+            if files:
+                why = f" outside of --output {printable(out)}: choose another --output"
+            raise FileNotFoundError(f"there is no image in folder {printable(path)}{why}")
         images += outside
     return list(dict.fromkeys(images))
 

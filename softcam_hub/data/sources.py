@@ -186,7 +186,8 @@ def _read_folder(path: Path, config: DataConfig) -> "dict[str, Any]":
             "If it has a file metadata.csv, each file_name in it is a path inside this folder"
         ) from error
     train = splits[config.train_split]
-    _refuse_equal_numbers(sorted(path.rglob("metadata.csv")), train, name_label_column(train.column_names, config))
+    tables = sorted(path.rglob("metadata.csv"))
+    _refuse_equal_numbers(tables, train, name_label_column(train.column_names, config))
     if train.column_names == ["image"]:
         _refuse_one_class([path / pattern.removesuffix("**") for pattern in patterns[config.train_split]])
     return splits
