@@ -82,7 +82,7 @@ def image_sizes_table(rows: list[Row]) -> str:
         "pointing game",
         "hit rate",
         "of small ones",
-        "activation precision",
+        "energy in box",
         "time",
     ]
     body = []
@@ -115,7 +115,10 @@ def main() -> None:
         parser.error(f"{STEEL} needs --photographs, the folder of NEU-DET")
     timing.prepare(1)
     sources: dict[str, tuple[str | Path, dict[str, Any]]] = {
-        LESIONS: (softcam_hub.CAPE_LESIONS, {"data": "lesions", "data_size": 2 * 128, "eval_count": 480}),
+        LESIONS: (
+            softcam_hub.CAPE_LESIONS,
+            {"data": "lesions", "data_size": 2 * 128, "eval_count": arguments.limit or 480},
+        ),
         STEEL: (arguments.runs / STEEL / "model", {"data": f"{arguments.photographs}/manifest.csv"}),
     }
     for name in arguments.networks:

@@ -40,6 +40,7 @@ from benchmarks.speed.tables import (
     memory_table,
     peer_table,
     threads_table,
+    training_steps_table,
     training_table,
 )
 from benchmarks.timing import Row, read_rows
@@ -135,6 +136,7 @@ SPEED_TABLES: dict[str, Table] = {
     "heads": (heads_table, ("heads",)),
     "alignment_speed": (alignment_speed_table, ("alignment_speed",)),
     "training": (training_table, ("training",)),
+    "training_steps": (training_steps_table, ("training_steps",)),
     "threads": (threads_table, ("threads",)),
     "memory": (memory_table, ("memory",)),
     "import": (import_table, ("import",)),

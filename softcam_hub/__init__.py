@@ -1,4 +1,4 @@
-"""Any timm image classifier, made self-explaining. Importing this registers its models with timm and transformers.
+"""timm image classifiers, made self-explaining. Importing this registers its models with timm and transformers.
 
 transformers is not imported for that: its models are registered when a program imports it, or uses a public name that
 needs it. The program `softcam-hub` leaves timm and torch, too, to those of its commands that need models: they take

@@ -8,6 +8,9 @@ import torch
 from torch import nn
 
 import softcam_hub
+from softcam_hub.memory import keep_freed_memory
+
+keep_freed_memory()  # as the commands do
 
 
 def pytest_collection_modifyitems(items):

@@ -16,6 +16,7 @@ from benchmarks.recipes import choose
 from benchmarks.reproduction.claims import document
 from benchmarks.reproduction.findings import NOT_ALIGNED, Findings
 from benchmarks.reproduction.lesions import options_of
+from benchmarks.speed import heads
 from benchmarks.speed.tables import training_steps_table
 from benchmarks.timing import read_rows
 
@@ -45,10 +46,10 @@ def test_readme_tells_the_gain_of_the_rows():
 
 
 @pytest.mark.slow
-def test_heads_benchmark_runs(tmp_path):
-    done = run("-m", "benchmarks.speed.heads", "--quick", "--threads", "1", "--output", str(tmp_path / "rows.jsonl"))
+def test_heads_benchmark_runs():
+    done = run("-m", "benchmarks.speed.heads", "--quick", "--threads", "1")
     assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert {row["comparison"] for row in rows} == {
         "softcam logits",
         "softcam explained",
@@ -60,6 +61,17 @@ def test_heads_benchmark_runs(tmp_path):
         "many classes: all maps",
     }
     assert all(row["ratio"] > 0 for row in rows)
+
+
+def test_a_part_of_the_heads_benchmark_keeps_the_rows_of_the_others(tmp_path, monkeypatch):
+    old = [{"comparison": name} for name in ("cape formula", "control", "many classes: explain")]
+    (tmp_path / "heads.jsonl").write_text("".join(json.dumps(row) + "\n" for row in old))
+    monkeypatch.setattr(heads, "ROWS", tmp_path / "heads.jsonl")
+    monkeypatch.setitem(heads.PARTS, "many-classes", lambda: iter([{"comparison": "many classes: control"}]))
+    monkeypatch.setattr("sys.argv", ["heads", "--parts", "many-classes", "--threads", "1"])
+    heads.main()
+    found = [json.loads(line)["comparison"] for line in (tmp_path / "heads.jsonl").read_text().splitlines()]
+    assert found == ["cape formula", "control", "many classes: control"]
 
 
 @pytest.mark.slow

@@ -38,10 +38,13 @@ ABSENT = "import sys\nsys.modules['softcam_hub'] = None\n"
 
 
 def run_blocks(cards, hub, home):
-    """All blocks in one process, and the last one that needs nothing of ours in another, without our package."""
-    found = [block for card in cards for block in blocks(card)]
-    told = run("\n".join(found), hub, home)
-    return told, run(ABSENT + [block for block in found if "trust_remote_code" in block][-1], hub, home)
+    """Run all blocks in one process."""
+    return run("\n".join(block for card in cards for block in blocks(card)), hub, home)
+
+
+def run_without_us(card, hub, home):
+    """Run the block of a card that needs nothing of ours, without our package."""
+    return run(ABSENT + [block for block in blocks(card) if "trust_remote_code" in block][-1], hub, home)
 
 
 @pytest.mark.slow
@@ -50,22 +53,26 @@ def test_the_blocks_of_the_shipped_models_card_run(tmp_path):
         files = model_files(Path(softcam_hub.CAPE_LESIONS), "tester/tiny")
         content = {name: made if isinstance(made, bytes) else made.read_bytes() for name, made in files.items()}
         hub.add_repo("tester/tiny", content)
-        told, alone = run_blocks([content["README.md"].decode()], hub, tmp_path / "home")
+        card = content["README.md"].decode()
+        told, alone = run_blocks([card], hub, tmp_path / "home"), run_without_us(card, hub, tmp_path / "home")
     assert told.count("microaneurysm") >= 1
     assert "torch.Size([1, 4]) torch.Size([1, 4, 16, 16])" in alone
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backbone", ["resnet50", "vgg16", "swinv2_b"])
-def test_the_blocks_of_the_families_cards_run(backbone, tmp_path):
+@pytest.mark.parametrize(
+    ("backbone", "families"), [("resnet50", ["softcam", "cape"]), ("vgg16", ["softcam"]), ("swinv2_b", ["cape"])]
+)
+def test_the_blocks_of_the_families_cards_run(backbone, families, tmp_path):
     row = FAMILIES[f"cape_{backbone}"]
     weights = timm.create_model(row["base_model"].removeprefix("timm/")).state_dict()
     with HubServer() as hub:
         content = save({key: value.contiguous() for key, value in weights.items()})
         hub.add_repo(row["base_model"], {"model.safetensors": content})
-        cards = [CARDS[f"{family}_{backbone}"] for family in ("softcam", "cape")]
-        told, alone = run_blocks(cards, hub, tmp_path / "home")
+        cards = [CARDS[f"{family}_{backbone}"] for family in families]
+        told = run_blocks(cards, hub, tmp_path / "home")
+        alone = run_without_us(cards[-1], hub, tmp_path / "home") if backbone == "resnet50" else None
     maps = f"torch.Size([1, 2, {row['map_size'][0]}, {row['map_size'][1]}])"
-    assert told.count(f"{maps}\ntensor") == 2  # of timm's weights
-    assert told.count(f"torch.Size([1, 2]) {maps}") == 2  # of the Auto classes
-    assert f"torch.Size([1, 2]) {maps}" in alone
+    assert told.count(f"{maps}\ntensor") == len(families)  # of timm's weights
+    assert told.count(f"torch.Size([1, 2]) {maps}") == len(families)  # of the Auto classes
+    assert alone is None or f"torch.Size([1, 2]) {maps}" in alone

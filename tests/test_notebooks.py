@@ -1,4 +1,4 @@
-"""The notebooks of the documentation: what is committed has run, and they run as they stand."""
+"""The notebooks of the documentation: what is committed has run, and they run, here with fewer images."""
 
 import re
 
@@ -10,6 +10,16 @@ from tools.notebooks import NOTEBOOKS, execute
 
 PRIVATE = re.compile(r"/(home|tmp|root|work|Users)/")
 """Paths of the machine on which a notebook ran."""
+
+
+SHORTER = {
+    "own_images": {
+        '{"train": 400, "test": 100}': '{"train": 100, "test": 20}',
+        "--epochs 3": "--epochs 1",
+        "--limit 60": "--limit 12",
+    }
+}
+"""Notebook -> what the test replaces in it, as no number of its outputs is read."""
 
 
 @pytest.fixture(params=NOTEBOOKS)
@@ -34,7 +44,12 @@ def test_a_notebook_holds_the_outputs_of_one_run(name):
 
 @pytest.mark.slow
 def test_a_notebook_runs_from_its_first_cell_to_its_last(name, tmp_path):
-    folder = tmp_path / "empty"
+    folder, shorter = tmp_path / "empty", tmp_path / f"{name}.ipynb"
     folder.mkdir()
+    notebook = nbformat.read(NOTEBOOKS[name], as_version=4)
+    for old, new in SHORTER.get(name, {}).items():
+        (cell,) = (cell for cell in notebook.cells if old in cell.source and cell.cell_type == "code")
+        cell.source = cell.source.replace(old, new)
+    nbformat.write(notebook, shorter)
     with HubServer() as hub:
-        execute(NOTEBOOKS[name], folder, hub.env(tmp_path / "home"))
+        execute(shorter, folder, hub.env(tmp_path / "home"))

@@ -1,4 +1,4 @@
-"""Variants of post-fitting, the rule that chooses among them, and the black boxes that they are fitted to."""
+"""Variants of post-fitting, the rule that chooses among them, and the vanilla classifiers that they are fitted to."""
 
 import csv
 from dataclasses import replace
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from benchmarks.post_fit import page
-from benchmarks.post_fit.black_boxes import thin_out
+from benchmarks.post_fit.classifiers import thin_out
 from benchmarks.post_fit.page import document
 from benchmarks.post_fit.rule import helps, passes
 from benchmarks.post_fit.study import ROWS, score, untrained
@@ -18,7 +18,7 @@ from softcam_hub.models.losses import distillation
 
 
 @pytest.fixture(scope="module")
-def black_box():
+def vanilla():
     torch.manual_seed(0)
     features, teacher = torch.randn(48, 6, 3, 3), nn.Linear(6, 4)
     teacher.weight.data *= 8
@@ -47,15 +47,15 @@ def test_balanced_weights_give_every_predicted_class_the_same_sum():
     assert weights[3] == 0
 
 
-def test_the_centred_start_is_naive_cape(black_box):
-    teacher, features, labels = black_box
+def test_the_centred_start_is_naive_cape(vanilla):
+    teacher, features, labels = vanilla
     start = fit(replace(VARIANTS["centred"]), teacher, features, labels, 0, 0)
     assert torch.allclose(start(features), untrained(teacher, naive=True)(features), atol=1e-5)
     assert not torch.allclose(start(features), untrained(teacher, naive=False)(features), atol=1e-3)
 
 
-def test_a_shared_vector_moves_the_saliency_alone(black_box):
-    teacher, features, labels = black_box
+def test_a_shared_vector_moves_the_saliency_alone(vanilla):
+    teacher, features, labels = vanilla
     before = probabilities(fit(VARIANTS["shared only"], teacher, features, labels, 0, 0), features)
     after = probabilities(fit(VARIANTS["shared only"], teacher, features, labels, 3, 0), features)
     assert torch.allclose(after[0], before[0], atol=1e-5)
@@ -65,8 +65,8 @@ def test_a_shared_vector_moves_the_saliency_alone(black_box):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_variant_comes_nearer_to_the_black_box(black_box, name):
-    teacher, features, labels = black_box
+def test_every_variant_comes_nearer_to_the_vanilla(vanilla, name):
+    teacher, features, labels = vanilla
     targets, weights = teacher(features.mean(dim=(2, 3))).detach(), torch.ones(4)
     before, after = (fit(VARIANTS[name], teacher, features, labels, epochs, 0) for epochs in (0, 20))
     temperature = VARIANTS[name].temperature
@@ -81,33 +81,33 @@ def test_the_learning_rate_rises_for_an_epoch_and_falls_to_nothing():
     assert rates[-1] < 0.02
 
 
-def test_scores_of_a_model_and_of_its_black_box():
-    logits, black_box = torch.eye(3)[torch.tensor([0, 0, 1, 2])], torch.eye(3)[torch.tensor([0, 0, 0, 2])]
-    row = score(logits, black_box, torch.tensor([0, 0, 1, 1]))
+def test_scores_of_a_model_and_of_its_vanilla():
+    logits, vanilla = torch.eye(3)[torch.tensor([0, 0, 1, 2])], torch.eye(3)[torch.tensor([0, 0, 0, 2])]
+    row = score(logits, vanilla, torch.tensor([0, 0, 1, 1]))
     assert (row["accuracy"], row["balanced_accuracy"]) == (0.75, 0.75)
-    assert (row["black_box_accuracy"], row["black_box_balanced_accuracy"]) == (0.5, 0.5)
+    assert (row["vanilla_accuracy"], row["vanilla_balanced_accuracy"]) == (0.5, 0.5)
     assert row["disagreement"] == 0.25
 
 
 def rows(variant, **accuracies):
     return [
-        {"box": box.replace("_", ", "), "seed": seed, "variant": variant, "split": "validation"}
+        {"kind": kind.replace("_", ", "), "seed": seed, "variant": variant, "split": "validation"}
         | {"accuracy": value, "balanced_accuracy": value}
-        for box, value in accuracies.items()
+        for kind, value in accuracies.items()
         for seed in range(3)
     ]
 
 
 def test_the_rule():
-    boxes = ["steel", "lesions", "marks", "steel, probe"]
+    kinds = ["steel", "lesions", "marks", "steel, probe"]
     paper = rows("paper", steel=0.9, lesions=0.9, marks=0.9, steel_probe=0.7)
     better = rows("better", steel=0.92, lesions=0.91, marks=0.91, steel_probe=0.696)
     option = rows("option", steel=0.9, lesions=0.91, marks=0.91, steel_probe=0.73)
     harmful = rows("harmful", steel=0.92, lesions=0.92, marks=0.92, steel_probe=0.69)
     found = [*paper, *better, *option, *harmful]
-    assert [passes(found, one, boxes) for one in ("better", "option", "harmful")] == [True, False, False]
-    assert [helps(found, one, boxes) for one in ("better", "option", "paper")] == [True, True, False]
-    assert not passes(paper + rows("new", steel=1.0), "new", boxes)
+    assert [passes(found, one, kinds) for one in ("better", "option", "harmful")] == [True, False, False]
+    assert [helps(found, one, kinds) for one in ("better", "option", "paper")] == [True, True, False]
+    assert not passes(paper + rows("new", steel=1.0), "new", kinds)
 
 
 def test_unbalanced_images(tmp_path):
@@ -124,8 +124,8 @@ def test_unbalanced_images(tmp_path):
     assert sum(row["split"] == "test" for row in found) == 24
 
 
-def test_clipped_and_longer(black_box):
-    teacher, features, labels = black_box
+def test_clipped_and_longer(vanilla):
+    teacher, features, labels = vanilla
     steps = 2  # 48 images in batches of 32
     longer = replace(VARIANTS["clipped, longer"], updates=7 * steps - 1)
     as_long = fit(VARIANTS["clipped"], teacher, features, labels, 7, 0)
@@ -142,19 +142,19 @@ def test_the_page_tells_what_passes_and_what_was_lost():
         "balanced": 0.91,
         "alpha 1": 0.93,
     }.items():
-        for box in ("steel", "lesions", "marks", "steel, linear probe"):
-            loss = 0.1 * (variant == "alpha 1" and box == "marks")
+        for kind in ("steel", "lesions", "marks", "steel, linear probe"):
+            loss = 0.1 * (variant == "alpha 1" and kind == "marks")
             found += [
-                {"box": box, "seed": seed, "variant": variant, "split": split, "trained_on": 40, "images": 20}
+                {"kind": kind, "seed": seed, "variant": variant, "split": split, "trained_on": 40, "images": 20}
                 | {"accuracy": accuracy - loss, "balanced_accuracy": accuracy - loss, "disagreement": 1 - accuracy}
-                | {"black_box_accuracy": 0.94, "black_box_balanced_accuracy": 0.92}
+                | {"vanilla_accuracy": 0.94, "vanilla_balanced_accuracy": 0.92}
                 for seed in range(3)
                 for split in ("validation", "test")
             ]
     page = document(found)
     assert "*balanced* passes the rule" in page
     assert "*balanced* has the highest mean accuracy" in page
-    assert "*alpha 1* helped by two points on some black box and stays as an option" in page
+    assert "*alpha 1* helped by two points on some vanilla classifier and stays as an option" in page
     assert "| steel, linear probe | no | 94.0 | -44.0 | -14.0 | -4.0 | -3.0 |" in page
     assert "| balanced | 91.0 | 91.0 | 9.0 | +1.0, +1.0, +1.0 | +1.0, +1.0, +1.0 |" in page
     nothing = document([row for row in found if row["variant"] in ("naive", "off the shelf", "paper")])
@@ -165,7 +165,7 @@ def test_the_committed_page_follows_from_the_rows():
     assert page.DOCUMENT.read_text(encoding="utf-8") == document(read_rows(ROWS)), "run benchmarks.post_fit.page"
 
 
-def test_a_black_box_without_mistakes_decides_against_every_variant():
+def test_a_vanilla_without_mistakes_decides_against_every_variant():
     perfect = [*rows("paper", steel=1.0, lesions=0.8, marks=0.8), *rows("alpha 1", steel=1.0, lesions=0.9, marks=0.9)]
     perfect = [row | {"images": 100} for row in perfect]
     said = page._nearly_perfect(perfect, "steel")

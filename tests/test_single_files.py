@@ -199,10 +199,10 @@ def test_saving_deletes_weights_of_an_earlier_save_only(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ours", "black box"])
+@pytest.mark.parametrize("kind", ["ours", "vanilla classifier"])
 def test_a_model_that_is_killed_while_it_is_saved_can_be_saved_again(kind, tmp_path):
     model = SoftCAMForImageClassification.from_timm(vanilla_model())
-    if kind == "black box":
+    if kind == "vanilla classifier":
         model = VanillaForTraining(vanilla_model(), False, CLASSES)
     model.save_pretrained(tmp_path / "out")
 

@@ -269,7 +269,7 @@ def test_measures_of_maps_worked_out_by_hand():
     assert (row["mass"], row["precision_1"]) == (1, 1)
 
 
-def test_post_hoc_cam_of_the_black_box_is_its_positive_evidence():
+def test_post_hoc_cam_of_the_vanilla_is_its_positive_evidence():
     generator = torch.Generator().manual_seed(4)
     values, labels = torch.rand(6, 9, 5, generator=generator).half(), torch.arange(6) % 2
     features = Features(values, labels, 3, torch.empty(6, 0, 0), torch.ones(6, dtype=torch.bool))

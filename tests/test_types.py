@@ -1,7 +1,6 @@
 """Types of the public names, as a type checker shows them to a user who writes a script."""
 
 import inspect
-import os
 import re
 import subprocess
 import sys
@@ -98,16 +97,9 @@ def train_and_push(folder: Path) -> None:
 @pytest.mark.slow  # a minute and a half, until mypy has cached the types of torch
 def test_the_script_of_a_user_has_no_type_errors(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--follow-imports=silent"]
-    cache = f"--cache-dir={ROOT / '.mypy_cache' / 'script'}"  # kept, as torch takes mypy a minute
+    command = [sys.executable, "-m", "mypy", tmp_path / "script.py"]
 
-    run = subprocess.run(
-        [*command, cache, "script.py"],
-        cwd=tmp_path,
-        env={**os.environ, "MYPYPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)  # with the settings and the cache of lint
 
     assert run.returncode == 0, run.stdout + run.stderr
 

@@ -115,7 +115,10 @@ OTHERS = {
         lambda: "resnet18",
         "an architecture of timm computes, got str: make it with timm.create_model\\('resnet18",
     ),
-    "a layer": (lambda: nn.Linear(2, 2), "an architecture of timm computes, got Linear$"),
+    "a layer": (
+        lambda: nn.Linear(2, 2),
+        "got Linear. timm has no architecture of that name: start from one of softcam_hub.architectures",
+    ),
     "a model that explains itself": (
         lambda: softcam_hub.build("cape_test_resnet", num_classes=3),
         "got Classifier: it explains itself already, and to_vanilla",

@@ -25,7 +25,7 @@ class Variant:
             changes the saliency, and no probability at a location.
         temperature: Temperature T of the teacher.
         clipped: Scale gradients down to a norm of `LARGEST_GRADIENT`, as `softcam_hub.post_fit` does.
-        updates: Smallest number of updates; more epochs are run where those of the black box make fewer.
+        updates: Smallest number of updates; more epochs are run where those of the vanilla classifier make fewer.
     """
 
     alpha: float = 0.0

@@ -23,7 +23,7 @@ from ..timing import Row, environment, read_rows
 from ..values import values_by_explainer
 from .findings import NOT_ALIGNED
 from .studies import CAPE, Study
-from .temperature import black_box_calibrations, calibrations
+from .temperature import calibrations, vanilla_calibrations
 
 RUNS = Path("runs") / "reproduction"
 MEASURES = "table localisation sensitivity gini evidence"
@@ -189,7 +189,7 @@ class Chain:
         classifier = load_classifier(self.folder / recipe / "model")
         classifier.model.to(self.device)
         if recipe == "vanilla":
-            return black_box_calibrations(classifier, self.splits)
+            return vanilla_calibrations(classifier, self.splits)
         settings = self.config(recipe).model
         return calibrations(classifier, self.splits, None if settings.mode == "direct" else settings.temperature)
 

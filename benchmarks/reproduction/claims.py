@@ -87,7 +87,7 @@ These sentences are not computed. They are conclusions from the tables above.
 
 PHOTOGRAPHS = """## What photographs changed
 
-These sentences are not computed either. They are read from the study *steel*, which has three seeds.
+These sentences are not computed. They are read from the study *steel*, which has three seeds.
 
 - **Accuracy tells nothing apart here.** All runs, also naive CAPE and CAPE off the shelf, are between 99 and 100 % on
   444 test images; one image is 0.2 %.
@@ -103,8 +103,8 @@ These sentences are not computed either. They are read from the study *steel*, w
   better than a bump in the middle of the image, at an accuracy of 99 % and more. Its µ-CAPE map is not harmed.
 - **Where boxes fill the image** (crazing, pitted surfaces), a map that knows nothing has a top-k precision of 61 to
   88 %, and one that only knows the middle 74 to 97 %.
-- **Place.** All maps are drawn as squares, since the place of the cells of dilated EfficientNets cannot be measured
-  ([Place of maps](alignment.md)).
+- **Place.** All maps are drawn as squares, since no place could be measured for these fine-tuned networks. With frozen
+  ImageNet weights the same architecture can be measured ([Place of maps](alignment.md)).
 - **Confidence.** CAPE's is too low on photographs, too. A fitted T' corrects it, at a cost of a tenth of a point on
   average at most.
 """

@@ -95,7 +95,7 @@ def calibration(head: nn.Module, value: float, evidence: Tensor, labels: Tensor)
     return {**_scores(logits, labels), "completeness_error": error}
 
 
-def black_box_calibrations(classifier: LoadedClassifier, splits: Splits) -> list[Row]:
+def vanilla_calibrations(classifier: LoadedClassifier, splits: Splits) -> list[Row]:
     """Return a row for the vanilla classifier as it was trained, and one with a fitted temperature.
 
     Args:

@@ -202,4 +202,4 @@ CANDIDATES: dict[str, Candidate] = {
     "cape-sparsemax": _cape("saliency sparsemax(κ·mean_c M')", sparsemax, mean_evidence),
     "cape-contrast": _cape("saliency entmax-1.5(κ·(logsumexp_c M' − mean_c M'))", entmax15, contrast),
 }
-"""Name -> candidate. The first one is the reference, whose predictions are those of the black box."""
+"""Name -> candidate. The first one is the reference, whose predictions are those of the vanilla classifier."""

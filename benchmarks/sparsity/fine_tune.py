@@ -3,15 +3,16 @@
 python -m benchmarks.sparsity.fine_tune --data-folder DATA                   # an estimate: six hours of one core
 python -m benchmarks.sparsity.fine_tune --studies lesions --seeds 0 --quick  # a smoke test that writes no row
 
-- The package trains a black box for every study and seed, with ordinary settings. Dense SoftCAM and the candidates
-  start from it and are fine-tuned with their backbones, for as many epochs, on the same batches. BatchNorm keeps its
-  statistics.
-- Dense SoftCAM *is* the black box after the same training: it has its predictions, and post-hoc CAMs explain it.
+- The package trains a vanilla classifier for every study and seed, with ordinary settings. Dense SoftCAM and the
+  candidates start from it and are fine-tuned with their backbones, for as many epochs, on the same batches. BatchNorm
+  keeps its statistics.
+- Dense SoftCAM *is* the vanilla classifier after the same training: it has its predictions, and post-hoc CAMs explain
+  it.
   Score-CAM runs the network once per channel, and explains the first images only; it is compared on these.
 - Maps are drawn where their cells look, measured on 32 validation images of every fine-tuned network, along the axes
   on which the measurement counts for all networks of a seed, so that none of them is drawn in another way.
 - Rows hold the hits and the top-k precision of every image. A finished network is not trained again, and training of
-  a black box that was interrupted goes on.
+  a vanilla classifier that was interrupted goes on.
 """
 
 import argparse
@@ -42,7 +43,17 @@ from softcam_hub.training import parse, run
 
 from .features import RUNS, STUDIES, Features, compute, file_name
 from .heads import Heads, Setting, predict
-from .measures import BlackBox, first_located, hits, locate, measure, post_hoc, precisions, rounded_row, score_cam
+from .measures import (
+    VanillaClassifier,
+    first_located,
+    hits,
+    locate,
+    measure,
+    post_hoc,
+    precisions,
+    rounded_row,
+    score_cam,
+)
 from .rule import choose, is_screened
 from .screen import DENSE, KEY, ROWS, add_data_arguments
 
@@ -54,13 +65,13 @@ class FineTuning:
     """How a study is fine-tuned.
 
     Args:
-        black_box: Settings of the package's training of the black box.
+        vanilla: Settings of the package's training of the vanilla classifier.
         epochs: Epochs of fine-tuning.
         lr: Learning rate of fine-tuning.
         score_cam: Number of located images that Score-CAM explains.
     """
 
-    black_box: dict[str, Any] = field(default_factory=dict)
+    vanilla: dict[str, Any] = field(default_factory=dict)
     epochs: int = 4
     lr: float = 1e-3
     score_cam: int = 64
@@ -94,7 +105,7 @@ class Experiment:
 
     Args:
         name: Name of the study.
-        seed: Seed of the black box, of its data where they are generated, and of the order of images.
+        seed: Seed of the vanilla classifier, of its data where they are generated, and of the order of images.
         data_folder: Folder of all data.
         quick: Train and measure a few images only.
     """
@@ -115,12 +126,12 @@ class Experiment:
         return self.study.splits(self.data_folder)
 
     @cached_property
-    def black_box(self) -> Path:
-        """Folder of the black box, which is trained where it does not exist."""
-        output = self.folder / "black-box"
+    def vanilla(self) -> Path:
+        """Folder of the vanilla classifier, which is trained where it does not exist."""
+        output = self.folder / "vanilla"
         if (output / "metrics.json").exists():
             return output / "model"
-        settings = {**self.plan.black_box, "output": output, "seed": self.seed, **self.study.counts}
+        settings = {**self.plan.vanilla, "output": output, "seed": self.seed, **self.study.counts}
         if not self.study.counts:
             settings |= {"data": self.data_folder / self.study.data, "init": imagenet_folder()}
         if self.quick:
@@ -134,7 +145,7 @@ class Experiment:
         folder = self.folder / f"{setting.candidate}-{setting.value:g}"
         if not (folder / "config.json").exists():
             began = time.monotonic()
-            classifier = load_classifier(self.black_box, **self.study.options)
+            classifier = load_classifier(self.vanilla, **self.study.options)
             model = softcam_hub.convert(classifier.model, "softcam")
             fine_tune(model, setting, self.training_images(classifier.preprocessing), self.plan, self.seed)
             seconds = {"seconds": rounded(time.monotonic() - began)}
@@ -145,7 +156,7 @@ class Experiment:
     def rows(self, settings: list[Setting]) -> list[Row]:
         """Fine-tune and measure all settings; dense SoftCAM has the rows of post-hoc CAMs too."""
         networks = {setting: self.network(setting) for setting in settings}
-        preprocessing = load_classifier(self.black_box, **self.study.options).preprocessing
+        preprocessing = load_classifier(self.vanilla, **self.study.options).preprocessing
         images = self.measured_images(preprocessing)
         measured = {one: softcam_hub.measure_alignment(model, images) for one, model in networks.items()}
         counts = [all(axis) for axis in zip(*(one.accepted for one in measured.values()), strict=True)]
@@ -195,7 +206,7 @@ class Experiment:
         rows = [_row(name, setting.value, found, features) for name, found in located.items()]
         if setting == DENSE:
             few = first_located(features, self.plan.score_cam)
-            found = score_cam(BlackBox(heads, 0, model), images, features, self.plan.score_cam)
+            found = score_cam(VanillaClassifier(heads, 0, model), images, features, self.plan.score_cam)
             rows.append(_row("post-hoc score-cam", 0.0, found, few))
         rows[0] |= numbers
         return [{**common, **row} for row in rows]

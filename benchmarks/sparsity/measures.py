@@ -95,7 +95,7 @@ def precisions(maps: Tensor, features: Features) -> list[float]:
     return [round(float(value), 4) for value in curves.mean(dim=1)]
 
 
-class BlackBox(nn.Module):
+class VanillaClassifier(nn.Module):
     """A vanilla classifier, as explainers take it.
 
     Args:
@@ -126,7 +126,7 @@ class BlackBox(nn.Module):
 
 def post_hoc(heads: Heads, index: int, features: Features) -> dict[str, Tensor]:
     """Return the maps (N, H, W) of every post-hoc CAM of the vanilla classifier with the weights of a head."""
-    explain = create_explainer(list(POST_HOC), BlackBox(heads, index))
+    explain = create_explainer(list(POST_HOC), VanillaClassifier(heads, index))
     maps: dict[str, list[Tensor]] = {name: [] for name in POST_HOC}
     for values, labels in zip(features.values.split(BATCH), features.labels.split(BATCH), strict=True):
         grid = values.float().mT.unflatten(2, (features.side, -1))
@@ -135,16 +135,16 @@ def post_hoc(heads: Heads, index: int, features: Features) -> dict[str, Tensor]:
     return {name: torch.cat(found) for name, found in maps.items()}
 
 
-def score_cam(black_box: BlackBox, images: ImageDataset, features: Features, count: int) -> Tensor:
+def score_cam(vanilla: VanillaClassifier, images: ImageDataset, features: Features, count: int) -> Tensor:
     """Return Score-CAM's maps (count, H, W) of the first located images.
 
     Args:
-        black_box: Vanilla classifier of images.
+        vanilla: Vanilla classifier of images.
         images: All images.
         features: Labels and located images.
         count: Number of images.
     """
-    explain = create_explainer("score-cam", black_box)
+    explain = create_explainer("score-cam", vanilla)
     chosen = features.located.nonzero().flatten()[:count].tolist()
     maps = [explain(images[index]["pixel_values"][None], features.labels[index : index + 1])[0] for index in chosen]
     return torch.cat(maps)

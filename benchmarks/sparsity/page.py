@@ -13,7 +13,7 @@ from softcam_hub.figures.charts import Panel, curves
 from .candidates import CANDIDATES
 from .features import STUDIES
 from .fine_tune import PLANS
-from .rule import CHOICE, RULE, Verdict, choose, is_screened, judge, ranking, references, shortfall
+from .rule import CHOICE, RULE, SEEDS, Verdict, choose, is_screened, judge, ranking, references, shortfall
 from .screen import ROWS
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "sparsity.md"
@@ -269,11 +269,22 @@ def result(rows: list[Row], settings: list[tuple[str, float]]) -> str:
         if len(verdicts) == len(PLANS) and all(verdict.passes for verdict in verdicts):
             outcome = "keeps the rule"
         elif any(verdict.is_out for verdict in verdicts):
-            outcome = "does not keep the rule, because its top-k precision is not the highest in every seed"
+            outcome = f"does not keep the rule, because {_reasons(verdicts)}"
         else:
             outcome = "is not decided yet"
         sentences.append(f"{_name(candidate, value)} {outcome}.")
     return "\n".join(f"- {sentence}" for sentence in sentences)
+
+
+def _reasons(verdicts: list[Verdict]) -> str:
+    """Say what of the rule a candidate does not keep, as far as no further seed can change it."""
+    reasons = ["its top-k precision is not the highest in every seed"]
+    whole = [verdict for verdict in verdicts if len(verdict.margins) >= SEEDS]
+    if not all(verdict.is_sparse for verdict in whole):
+        reasons.append("its maps are not sparse enough")
+    if not all(verdict.is_accurate for verdict in whole):
+        reasons.append("its accuracy is too low")
+    return " and ".join(reasons)
 
 
 def main() -> None:

@@ -14,8 +14,8 @@ from benchmarks.timing import Row
 RULE = (
     "A candidate passes if, on lesions and on steel, after fine-tuning with three seeds and on test images, its maps "
     "have at least 80 % exact zeros, or a Gini coefficient that is at least 0.15 above dense SoftCAM's; its accuracy "
-    "is in the mean of the three seeds not more than 0.5 points below the black box (the paired interval is told "
-    "beside it); and its top-k precision is above that of dense SoftCAM and of every post-hoc CAM in every seed."
+    "is in the mean of the three seeds not more than 0.5 points below the vanilla classifier (the paired interval is "
+    "told beside it); and its top-k precision is above that of dense SoftCAM and of every post-hoc CAM in every seed."
 )
 
 CHOICE = (
@@ -33,7 +33,7 @@ GINI_GAIN = 0.15
 """Rise of the Gini coefficient above dense SoftCAM that counts as sparse too."""
 
 ACCURACY_LOSS = 0.005
-"""Largest drop of accuracy below the black box."""
+"""Largest drop of accuracy below the vanilla classifier."""
 
 SEEDS = 3
 """Number of seeds that the rule asks for."""
@@ -47,8 +47,8 @@ def shortfall(row: Row, dense: Row, post_hoc: list[Row]) -> float:
 
     Args:
         row: Measures of the setting.
-        dense: Measures of dense SoftCAM, whose predictions are those of the black box.
-        post_hoc: Measures of every post-hoc CAM of the black box.
+        dense: Measures of dense SoftCAM, whose predictions are those of the vanilla classifier.
+        post_hoc: Measures of every post-hoc CAM of the vanilla classifier.
     """
     accuracy = dense["accuracy"] - ACCURACY_LOSS - row["accuracy"]
     sparsity = min(ZEROS - row["zeros"], GINI_GAIN - (row["gini"] - dense["gini"]))
@@ -57,7 +57,7 @@ def shortfall(row: Row, dense: Row, post_hoc: list[Row]) -> float:
 
 
 def references(rows: list[Row], study: str, stage: str, seed: int) -> tuple[Row, list[Row]]:
-    """Return the row of dense SoftCAM, and those of the post-hoc CAMs of the black box."""
+    """Return the row of dense SoftCAM, and those of the post-hoc CAMs of the vanilla classifier."""
     found = [row for row in rows if (row["study"], row["stage"], row["seed"]) == (study, stage, seed)]
     dense = next(row for row in found if row["candidate"] == "dense")
     return dense, [row for row in found if row["candidate"].startswith("post-hoc ")]
@@ -105,7 +105,7 @@ class Verdict:
     """What the rule says of a candidate on one study after fine-tuning.
 
     Args:
-        accuracy: Mean difference of accuracy to the black box.
+        accuracy: Mean difference of accuracy to the vanilla classifier.
         interval: Half of the 95 % interval of that difference, paired by image.
         is_accurate: Whether the accuracy keeps the rule.
         is_sparse: Whether zeros or Gini keep the rule.

@@ -5,8 +5,8 @@ python -m benchmarks.sparsity.screen --data-folder DATA   # 20 minutes of one co
 python -m benchmarks.sparsity.page                        # docs/sparsity.md
 
 - DATA holds `neu-det/manifest.csv`, photographs of steel with the columns image, label, split and boxes.
-- The black box is trained first, as a head of zeros. Every setting then starts from it and is trained as long again,
-  dense SoftCAM too, whose predictions are those of the black box.
+- The vanilla classifier is trained first, as a head of zeros. Every setting then starts from it and is trained as long
+  again, dense SoftCAM too, whose predictions are those of the vanilla classifier.
 - Settings that have a row are not trained again.
 """
 

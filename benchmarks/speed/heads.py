@@ -1,7 +1,8 @@
 """Measure the cost of the two heads, beside the vanilla classifier and the formula of the CAPE authors.
 
-python -m benchmarks.speed.heads            # about five minutes of two cores; rows go to benchmarks/results/heads.jsonl
-python -m benchmarks.speed.heads --quick    # a smoke test: two pairs of small cases, nothing written
+python -m benchmarks.speed.heads                   # half an hour of two cores; rows: benchmarks/results/heads.jsonl
+python -m benchmarks.speed.heads --parts formula   # measures a part again, and keeps the rows of the others
+python -m benchmarks.speed.heads --quick           # a smoke test: two pairs of small cases, nothing written
 
 - The control compares a copy of the vanilla model with the vanilla model. Its ratio shows how small a
   difference this machine can resolve.
@@ -31,6 +32,7 @@ from ..timing import (
     peak_in_fresh_process,
     prepare,
     print_rows,
+    read_rows,
     rise_in_mib,
     rounded,
     write_rows,
@@ -215,36 +217,59 @@ def peak_mib(formula: str, shape: tuple[int, ...], backward: bool) -> float | No
     return rise_in_mib(formula_step(formula, shape, backward))
 
 
-def rows(quick: bool) -> Iterator[Row]:
-    """Measure all formulas and models, or a small one of each."""
-    if quick:
-        yield formula_row((2, 20, 7, 7), backward=True, pairs=2)
-        yield from model_rows("efficientnet_b0", batch=1, pairs=2)
-        yield from many_classes_rows("test_resnet", batch=1, pairs=2, classes=100)
-        return
+def quick_rows() -> Iterator[Row]:
+    """Measure a small case of every part."""
+    yield formula_row((2, 20, 7, 7), backward=True, pairs=2)
+    yield from model_rows("efficientnet_b0", batch=1, pairs=2)
+    yield from many_classes_rows("test_resnet", batch=1, pairs=2, classes=100)
+
+
+def formula_rows() -> Iterator[Row]:
+    """Measure the formula for all shapes of evidence."""
     for shape in EVIDENCE_SHAPES:
         for backward in (False, True):
             yield formula_row(shape, backward, FORMULA_PAIRS)
+
+
+def all_model_rows() -> Iterator[Row]:
+    """Measure all models."""
     for architecture, pairs in PAIRS.items():
         for batch, count in zip((1, 8), pairs, strict=True):
             yield from model_rows(architecture, batch, count)
+
+
+def all_many_classes_rows() -> Iterator[Row]:
+    """Measure ResNet-50 with many classes."""
     for batch, count in MANY_CLASSES_PAIRS.items():
         yield from many_classes_rows("resnet50", batch, count)
+
+
+PARTS = {"formula": formula_rows, "models": all_model_rows, "many-classes": all_many_classes_rows}
+"""Name of a part -> function that measures it."""
+
+
+def part_of(row: Row) -> str:
+    """Return the name of the part that a row belongs to."""
+    if row["comparison"] == "cape formula":
+        return "formula"
+    return "many-classes" if row["comparison"].startswith("many classes") else "models"
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="measure two pairs of small cases, and write nothing")
     parser.add_argument(
-        "--output", type=Path, help=f"file for the rows; results/{ROWS.name} by default, and none with --quick"
+        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure; all by default"
     )
     add_threads(parser)
     args = parser.parse_args()
     prepare(args.threads)
-    measured = print_rows(rows(args.quick))
-    out = args.output or (None if args.quick else ROWS)
-    if out:
-        write_rows(measured, out)
+    if args.quick:
+        print_rows(quick_rows())
+        return
+    measured = print_rows(row for part in args.parts for row in PARTS[part]())
+    kept = [row for row in read_rows(ROWS) if part_of(row) not in args.parts]
+    write_rows(kept + measured, ROWS)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,12 @@ def with_quartiles(row: Row, name: str, form: str) -> str:
     return f"{row[name]:{form}} ({low:{form}} to {high:{form}})"
 
 
-def where(row: Row) -> str:
-    """Describe the versions and the machine of a measurement."""
-    return f"torch {row['torch']}, timm {row['timm']}, {row['machine']}, torch threads: {row['threads']}"
+def where(rows: list[Row]) -> str:
+    """Describe versions, machine and threads of a measurement; different ones of its rows are all named."""
+    columns = {"torch": "torch ", "timm": "timm ", "machine": "", "threads": "torch threads: "}
+    return ", ".join(
+        f"{title}{' and '.join(dict.fromkeys(str(row[name]) for row in rows))}" for name, title in columns.items()
+    )
 
 
 def heads_table(rows: list[Row]) -> str:
@@ -51,7 +54,7 @@ def models_table(rows: list[Row]) -> str:
     return (
         "Time of one forward, as a multiple of the vanilla timm forward with the same (random) weights: "
         f"median of {pairs[0]} to {pairs[-1]} interleaved pairs, quartiles in brackets. The control is a copy "
-        f"of the vanilla model: its difference from 1 is noise. {where(rows[0])}.\n\n"
+        f"of the vanilla model: its difference from 1 is noise. {where(rows)}.\n\n"
     ) + markdown(["model", "vanilla", *COLUMNS.values()], body)
 
 
@@ -69,7 +72,8 @@ def many_classes_table(rows: list[Row]) -> str:
     row = rows[0]
     return (
         f"`softcam_{row['model']}` with {row['classes']:,} classes, as a multiple of the vanilla timm forward "
-        "with the same (random) weights. `explain` computes the maps of the explained classes alone.\n\n"
+        "with the same (random) weights. `explain` computes the maps of the explained classes alone. "
+        f"{where(rows)}.\n\n"
     ) + markdown(["", "vanilla", *names.values()], body)
 
 
@@ -78,7 +82,7 @@ def formula_table(rows: list[Row]) -> str:
     return (
         "CAPE from evidence to log-probabilities (the 1x1 evidence layer is on neither side): `CAPEHead` "
         "beside the authors' formula, which forms a (B, C, HW, HW) tensor. Peak memory is the rise of a fresh "
-        "process.\n\n"
+        f"process. {where(rows)}.\n\n"
     ) + markdown(
         ["evidence", "authors' formula", "`CAPEHead`", "time ratio", "CPU time ratio", "memory, theirs", "ours"],
         [formula_line(row) for row in rows],
@@ -125,7 +129,7 @@ def alignment_speed_table(rows: list[Row]) -> str:
     pairs = sorted({row["pairs"] for row in rows})
     return (
         f"Ratios of time: medians of {pairs[0]} to {pairs[-1]} interleaved pairs, quartiles in brackets, on a machine "
-        f"that did other work too. The last column is the CPU time of the first side. {where(rows[0])}.\n\n"
+        f"that did other work too. The last column is the CPU time of the first side. {where(rows)}.\n\n"
     ) + markdown(["what / beside what", "model and images", "time ratio", "CPU time ratio", "CPU time"], body)
 
 
@@ -135,7 +139,7 @@ def import_table(rows: list[Row]) -> str:
     cells = [f"{row['b_seconds']:.2f} s", f"{row['a_seconds']:.2f} s", with_quartiles(row, "added_seconds", ".2f")]
     return (
         f"Seconds to import, in fresh processes: medians of {row['runs']} runs, quartiles in brackets. Python "
-        f"{row['python']}, {where(row)}.\n\n"
+        f"{row['python']}, {where(rows)}.\n\n"
     ) + markdown([f"`{row['b']}`", f"`{row['a']}`", "added"], [cells])
 
 
@@ -152,25 +156,27 @@ def training_table(rows: list[Row]) -> str:
     return (
         "An epoch of post-fitting with the features of the frozen backbone computed anew, and read from the "
         f"cache: medians of {rows[0]['pairs']} interleaved pairs, quartiles in brackets. "
-        f"{where(rows[0])}.\n\n"
+        f"{where(rows)}.\n\n"
     ) + markdown(["model", "computed anew", "cached", "ratio"], body)
 
 
 def training_steps_table(rows: list[Row]) -> str:
-    """Render one line per model: a training step of both heads, and of a copy of the vanilla model."""
-    by_model: dict[str, dict[str, Row]] = {}
-    for row in rows:
-        by_model.setdefault(row["model"], {})[row["comparison"]] = row
+    """Render one line per model and head: a training step, and that of a copy of the vanilla model."""
     names = {"softcam": "SoftCAM", "cape": "CAPE", "control": "vanilla again (control)"}
-    body = []
-    for model, of in by_model.items():
-        cells = [with_quartiles(of[name], "ratio", ".3g") for name in names]
-        body.append([f"`{model}`, batch {of['cape']['batch']}", *cells])
+    body = [
+        [
+            f"`{row['model']}` at {row['image_size']} px, batch {row['batch']}",
+            names[row["comparison"]],
+            with_quartiles(row, "ratio", ".3f"),
+            with_quartiles(row, "cpu_ratio", ".3f"),
+        ]
+        for row in rows
+    ]
     return (
-        "Time of a training step (forward, loss, backward, update of all weights) as a multiple of that of the vanilla "
-        f"timm model: medians of {rows[0]['pairs']} interleaved pairs, quartiles in brackets. The control is a copy of "
-        f"the vanilla model: its difference from 1 is noise. {where(rows[0])}.\n\n"
-    ) + markdown(["model", *names.values()], body)
+        "A training step (forward, loss, backward, update of all weights) as a multiple of that of the vanilla timm "
+        f"model: medians of {rows[0]['pairs']} interleaved pairs, quartiles in brackets. The control is a copy of the "
+        f"vanilla model: its difference from 1 is noise. {where(rows)}.\n\n"
+    ) + markdown(["model", "head", "time ratio", "CPU time ratio"], body)
 
 
 def threads_table(rows: list[Row]) -> str:
@@ -186,7 +192,7 @@ def threads_table(rows: list[Row]) -> str:
     return (
         "An update of a small network (batch 32, 128 pixels) with threads that spin while they wait, as torch has "
         f"them, and with threads that sleep: medians of {rows[0]['pairs']} interleaved pairs, quartiles in brackets. "
-        f"{where(rows[0])}.\n\n"
+        f"{where(rows)}.\n\n"
     ) + markdown(["machine", "spinning", "sleeping", "ratio"], body)
 
 
@@ -215,7 +221,7 @@ def memory_table(rows: list[Row]) -> str:
     return (
         "A step with freed memory that is returned to the system, as by default, and with memory that is kept: medians "
         f"of {rows[0]['pairs']} interleaved pairs of processes, quartiles in brackets. Pages are those that the system "
-        f"handed out in a step. {where(rows[0])}.\n\n"
+        f"handed out in a step. {where(rows)}.\n\n"
     ) + markdown(header, body)
 
 
@@ -233,7 +239,7 @@ def explainers_table(rows: list[Row]) -> str:
     return (
         f"Maps of one class per image as a multiple of one forward of the same batch at {row['image_size']} "
         f"px (random weights): medians of {min(pairs)} (the slowest) to {max(pairs)} interleaved pairs, "
-        f"quartiles in brackets. Memory is the rise of a fresh process. {where(row)}.\n\n"
+        f"quartiles in brackets. Memory is the rise of a fresh process. {where(rows)}.\n\n"
     ) + markdown(["method", *SIDES, "memory, ours", f"memory, {SIDES[2]}"], body)
 
 
@@ -251,5 +257,5 @@ def peer_table(rows: list[Row]) -> str:
     return (
         f"AD, IC, ADD, ADCC and mIoU of {row['images']} images at {row['image_size']} px, `{row['model']}` "
         f"with random weights, batch {row['batch']}: medians of {row['pairs']} interleaved pairs, quartiles "
-        f"in brackets. {where(row)}.\n\n"
+        f"in brackets. {where(rows)}.\n\n"
     ) + markdown(["peer and its methods", "with the peer", "`softcam-hub benchmark`", "ratio"], body)

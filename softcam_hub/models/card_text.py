@@ -58,12 +58,14 @@ another. The `mu-cape` maps also show evidence that the classes share.""",
   to held-out images (`softcam_hub.fit_temperature`).""",
         """If one location is enough for the prediction, CAPE puts the probability there, and leaves other
   lesions of the same class dark.""",
-        "Maps of two images cannot be compared if the probabilities differ.",
+        """The map of an image adds up to the probability in that image. If the probabilities of two images
+  differ, compare shares of them, not values.""",
     ),
     pretrained="""The head takes over timm's classifier, which is the
 CAPE paper's *off-the-shelf* configuration. It works without training, but it is a different classifier
 from timm's: the paper reports a loss of accuracy, part of which post-fitting (`softcam_hub.post_fit`) wins
-back (its Table 2). Neither was measured here on real data.""",
+back (its Table 2). Neither was measured here for this architecture; the documentation has measurements
+of other ones (docs/post_fitting.md).""",
     citation="""@inproceedings{chowdhury2024cape,
   title={{CAPE}: {CAM} as a Probabilistic Ensemble for Enhanced {DNN} Interpretation},
   author={Chowdhury, Townim Faisal and Liao, Kewen and Phan, Vu Minh Hieu and To, Minh-Son and Xie, Yutong and Hung,

@@ -1,4 +1,4 @@
-"""The black boxes that CAPE is post-fitted to: fine-tuned, under-trained, and linear probes of frozen features.
+"""The vanilla classifiers that CAPE is post-fitted to: fine-tuned, under-trained, and linear probes of frozen features.
 
 - *lesions*, *marks* and *steel* are the vanilla classifiers of the reproduction. They are trained now where
   `make reproduce` and `make reproduce-steel` have not trained them.
@@ -36,8 +36,8 @@ SMALLEST_SHARE = 1 / 16
 
 
 @dataclass(frozen=True)
-class BlackBox:
-    """A kind of black box.
+class Kind:
+    """A kind of vanilla classifier.
 
     Args:
         study: Study of the reproduction that it belongs to.
@@ -54,53 +54,56 @@ class BlackBox:
     unbalanced: bool = False
 
 
-BOXES = {
-    "lesions": BlackBox("lesions", 8),
-    "marks": BlackBox("marks", 12),
-    "steel": BlackBox("steel", 6),
-    "steel, under-trained": BlackBox("steel", 6, under_trained=True),
-    "steel, linear probe": BlackBox("steel", 6, probe=True),
-    "steel, unbalanced": BlackBox("steel", 6, unbalanced=True),
-    "steel, unbalanced, linear probe": BlackBox("steel", 6, probe=True, unbalanced=True),
+KINDS = {
+    "lesions": Kind("lesions", 8),
+    "marks": Kind("marks", 12),
+    "steel": Kind("steel", 6),
+    "steel, under-trained": Kind("steel", 6, under_trained=True),
+    "steel, linear probe": Kind("steel", 6, probe=True),
+    "steel, unbalanced": Kind("steel", 6, unbalanced=True),
+    "steel, unbalanced, linear probe": Kind("steel", 6, probe=True, unbalanced=True),
 }
 
 
-class SteelBox(SteelChain):
-    """Steel for a black box that the reproduction does not train.
+class SteelKind(SteelChain):
+    """Steel for a vanilla classifier that the reproduction does not train.
 
     Args:
-        name: Name of the black box.
+        name: Name of the vanilla classifier.
         seed: Seed of the classifier's first weights and of batches.
         photographs: Folder of the photographs, with manifest.csv.
     """
 
     def __init__(self, name: str, seed: int, photographs: Path) -> None:
         super().__init__(name, STEEL["steel"], seed, photographs, Path("runs") / "post-fit")
-        self.box = BOXES[name]
+        self.kind = KINDS[name]
 
     @cached_property
     def manifest(self) -> Path:
         """Manifest of the images, with fewer training images where the classes are unbalanced."""
         file = super().manifest
-        if self.box.unbalanced:
+        if self.kind.unbalanced:
             thin_out(file)
         return file
 
     def settings(self, recipe: str) -> dict[str, Any]:
         """Return the settings by which a run differs from its recipe."""
-        return super().settings(recipe) | ({"epochs": 1, "warmup_epochs": 0} if self.box.under_trained else {})
+        return super().settings(recipe) | ({"epochs": 1, "warmup_epochs": 0} if self.kind.under_trained else {})
 
     def train(self) -> Path:
-        """Return the folder of the black box, trained now if it does not exist; that of ImageNet for a linear probe."""
+        """Return the folder of the vanilla classifier, that of ImageNet for a linear probe.
+
+        It is trained now if it does not exist.
+        """
         self.save_start()
-        if self.box.probe:
+        if self.kind.probe:
             return self.start
         return self.train_vanilla()
 
 
 @dataclass(frozen=True)
 class Learnt:
-    """A black box with the features of all splits.
+    """A vanilla classifier with the features of all splits.
 
     Args:
         classifier: Linear classifier of pooled features.
@@ -114,16 +117,16 @@ class Learnt:
 
 
 def learn(name: str, seed: int, photographs: Path) -> Learnt:
-    """Train or load a black box, and compute the features of all images.
+    """Train or load a vanilla classifier, and compute the features of all images.
 
     Args:
-        name: Name in `BOXES`.
-        seed: Seed of the black box.
+        name: Name in `KINDS`.
+        seed: Seed of the vanilla classifier.
         photographs: Folder of NEU-DET, with manifest.csv.
     """
-    box = BOXES[name]
-    if box.under_trained or box.probe or box.unbalanced:
-        chain: Chain = SteelBox(name, seed, photographs)
+    kind = KINDS[name]
+    if kind.under_trained or kind.probe or kind.unbalanced:
+        chain: Chain = SteelKind(name, seed, photographs)
         folder = chain.train()
     else:
         chain = SteelChain(name, STEEL[name], seed, photographs) if name in STEEL else Chain(name, SMALL[name], seed)
@@ -135,7 +138,7 @@ def learn(name: str, seed: int, photographs: Path) -> Learnt:
     features, labels = ({split: part[index] for split, part in parts.items()} for index in range(2))
     classifier = nn.Linear(*model.head.weight.shape[::-1])
     classifier.load_state_dict({"weight": model.head.weight.detach(), "bias": model.head.bias.detach()})
-    if box.probe:
+    if kind.probe:
         classifier = fit_classifier(pooled(features["train"]), labels["train"], len(chain.splits.classes))
     return Learnt(classifier, features, labels)
 
