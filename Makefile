@@ -9,8 +9,8 @@ TESTS := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-
 FRESH := build/fresh
 AS_ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
 
-.PHONY: help demo test test-all chromium lint docs dist bench reproduce reproduce-steel reproduce-large claims table cards peer-tests \
-  kills notebooks clean
+.PHONY: help demo test test-all chromium runtime lint docs dist bench reproduce reproduce-steel reproduce-large claims \
+  table cards peer-tests kills notebooks clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 17
@@ -26,7 +26,7 @@ demo: $(STAMP) ## train a small CAPE network on generated lesions (two minutes) 
 test: $(STAMP) ## the fast tests
 	$(TESTS) -m "not slow"
 
-test-all: $(STAMP) chromium ## all tests: also fresh processes and the sweep over every family
+test-all: $(STAMP) chromium runtime ## all tests: also fresh processes and the sweep over every family
 	$(TESTS)
 
 chromium: ## Debian's browser, which the tests of the demo page drive; installed where there is none
@@ -34,6 +34,9 @@ chromium: ## Debian's browser, which the tests of the demo page drive; installed
 	  || { $(AS_ROOT) apt-get update -qq && $(AS_ROOT) apt-get install -y -qq --no-install-recommends chromium; } \
 	  || { echo "Chromium cannot be installed here (it takes apt-get, a network, and root or sudo):" \
 	       "install it by hand as 'chromium', or run 'make test', which needs no browser" >&2; exit 1; }
+
+runtime: $(STAMP) ## onnxruntime-web of the npm registry, which the tests of the web page run; fetched if missing
+	$(RUN) -m tools.fetch_runtime
 
 lint: $(STAMP) ## ruff, mypy, and the model cards against their rows
 	$(VENV)/bin/ruff check .

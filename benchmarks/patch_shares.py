@@ -1,6 +1,7 @@
 """Divide the logits of a class-token transformer among patches, and measure what the shares are worth.
 
 python -m benchmarks.patch_shares --photographs FOLDER    # twenty minutes of a core
+python -m benchmarks.patch_shares --architectures         # the rest in seven architectures, random weights: a minute
 python -m benchmarks.patch_shares --quick                 # a smoke test: noise, random weights, nothing written
 
 - A small ViT with a class token learns NEU-DET from scratch: no class-token ViT with trained weights can be had without
@@ -22,14 +23,17 @@ import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from timm.data import create_transform
 from torch import Tensor, nn
 
 import softcam_hub
 from softcam_hub.arguments import ArgumentParser
+from softcam_hub.data.lesions import draw
 from softcam_hub.evaluation.report import markdown
 from softcam_hub.explainers.patch_shares import patch_shares
 from softcam_hub.explanation_scores.perturbation import patch_drops, spearman
 
+from .hidden_layers import moved
 from .manifests import read_manifest
 from .timing import Row, environment, rounded, write_rows
 
@@ -37,6 +41,13 @@ ROWS = Path(__file__).parent / "results" / "patch_shares.jsonl"
 SIZE, PATCH, DEPTH, EPOCHS, BATCH = 128, 16, 6, 30, 60
 LAYERS = ("patch_embed", *(f"blocks.{index}" for index in range(DEPTH - 1)))  # after the last, no patch is read
 MEASURED = 120
+ARCHITECTURES = (
+    *("vit_tiny_patch16_224", "deit_tiny_patch16_224", "eva02_tiny_patch14_224", "vit_small_patch14_dinov2"),
+    *("vit_small_patch14_reg4_dinov2", "cait_xxs24_224", "vit_base_patch16_siglip_224"),
+)
+"""Transformers of every kind: class token alone, with rotary positions, registers, class attention, attention pool."""
+
+ROWS_OF_ARCHITECTURES = ROWS.with_name("patch_shares_architectures.jsonl")
 Images = tuple[Tensor, Tensor]
 
 
@@ -112,6 +123,48 @@ def measure(model: nn.Module, images: Tensor, facts: Row) -> Iterator[Row]:
         yield {"comparison": "patch shares", "method": name, **facts, **agreement(maps)}
 
 
+def measure_architecture(architecture: str) -> Row:
+    """Return how much of the logits belongs to no patch, for random weights that are all moved off their start."""
+    torch.manual_seed(0)
+    size = {"img_size": 224} if "dinov2" in architecture else {}
+    with torch.no_grad():
+        model = moved(timm.create_model(architecture, num_classes=10, **size)).eval()
+    settings = timm.data.resolve_model_data_config(model) | {"input_size": (3, *model.patch_embed.img_size)}
+    transform = create_transform(**settings)
+    images = torch.stack([transform(draw(index, "test", 256).image) for index in range(8)])
+    parts = patch_shares(model, images)
+    error = (parts.maps.sum(dim=(2, 3)) + parts.rest - parts.logits).abs().max() / parts.logits.abs().max()
+    low, middle, high = np.quantile(parts.share_of_rest.numpy(), (0.25, 0.5, 0.75))
+    return {
+        "architecture": architecture,
+        "weights": "random",
+        "images": len(images),
+        "share_of_rest": rounded(float(middle)),
+        "share_of_rest_quartiles": [rounded(float(low)), rounded(float(high))],
+        "error": rounded(float(error)),
+        **environment(),
+    }
+
+
+def architectures_table(rows: list[Row]) -> str:
+    """Render one line per architecture: the share of the rest, and the error of the sum."""
+    body = [
+        [
+            f"`{row['architecture']}`",
+            f"{100 * row['share_of_rest']:.0f} % "
+            f"({' to '.join(f'{100 * end:.0f}' for end in row['share_of_rest_quartiles'])})",
+            f"{row['error']:.1e}",
+        ]
+        for row in rows
+    ]
+    return (
+        f"Shares of the embeddings; random weights, {rows[0]['images']} generated images, predicted class: what the "
+        "arithmetic does, and nothing about trained networks. The rest is a share of the size of both, in the median, "
+        "with quartiles over the images; the error is that of the sum beside the largest logit. "
+        f"torch {rows[0]['torch']}, timm {rows[0]['timm']}.\n\n"
+    ) + markdown(["architecture", "rest", "error of the sum"], body)
+
+
 def patch_shares_table(rows: list[Row]) -> str:
     """Render one line per layer and per method beside it."""
     row = rows[0]
@@ -134,7 +187,11 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photographs", type=Path, help="folder of NEU-DET, with manifest.csv")
     parser.add_argument("--quick", action="store_true", help="explain noise with random weights, and write nothing")
+    parser.add_argument("--architectures", action="store_true", help="measure the rest in several architectures")
     args = parser.parse_args()
+    if args.architectures:
+        write_rows([measure_architecture(name) for name in ARCHITECTURES], ROWS_OF_ARCHITECTURES)
+        return
     model = make()
     if args.quick:
         model.eval()

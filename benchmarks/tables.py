@@ -24,15 +24,16 @@ from benchmarks.explanation_tables import (
     summary_table,
 )
 from benchmarks.fine.tables import fine_table
-from benchmarks.hidden_layers import hidden_layers_table
+from benchmarks.hidden_layers import hidden_layers_table, trained_table
 from benchmarks.idsds import idsds_table
 from benchmarks.image_sizes import image_sizes_table
 from benchmarks.lesions_table import lesions_table
 from benchmarks.measures.tables import measures_table
-from benchmarks.patch_shares import patch_shares_table
+from benchmarks.patch_shares import architectures_table, patch_shares_table
 from benchmarks.recipes import recipes_table
 from benchmarks.runtimes import runtimes_table
 from benchmarks.speed.tables import (
+    aims_table,
     alignment_speed_table,
     explainers_table,
     heads_table,
@@ -131,6 +132,7 @@ SCORES_TABLES: dict[str, Table] = {
     "agreement": (agreement_table, ("agreement_steel",)),
 }
 SPEED_TABLES: dict[str, Table] = {
+    "aims": (aims_table, ("heads", "explainers", "import", "training_steps")),
     "explainers": (explainers_table, ("explainers",)),
     "peer_table": (peer_table, ("peer_table",)),
     "heads": (heads_table, ("heads",)),
@@ -144,9 +146,13 @@ SPEED_TABLES: dict[str, Table] = {
 }
 FAQ_TABLES: dict[str, Table] = {"methods": (methods_table, ("explainers", "explanations"))}
 OUTPUTS_TABLES: dict[str, Table] = {"kills": (kills_table, ("kills",))}
-EXPLAINERS_TABLES: dict[str, Table] = {"patch_shares": (patch_shares_table, ("patch_shares",))}
+EXPLAINERS_TABLES: dict[str, Table] = {
+    "patch_shares": (patch_shares_table, ("patch_shares",)),
+    "patch_shares_architectures": (architectures_table, ("patch_shares_architectures",)),
+}
 MODELS_TABLES: dict[str, Table] = {
     "hidden_layers": (hidden_layers_table, ("hidden_layers",)),
+    "hidden_layers_trained": (trained_table, ("hidden_layers_trained",)),
     "image_sizes": (image_sizes_table, ("image_sizes",)),
     "fine": (fine_table, ("fine",)),
     "runtimes": (runtimes_table, ("runtimes",)),

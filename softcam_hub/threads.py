@@ -1,7 +1,7 @@
 """Set how many threads compute, and how they wait for one another. This has to happen before torch is imported.
 
 - Threads that wait for the slowest of them spin by default. Beside other programs, the one that is waited for has no
-  core while the others spin on theirs, and an update takes many times as long (docs/speed.md has the measurement).
+  core while the others spin on theirs, and an update takes twice as long or more (docs/speed.md has the measurement).
 - torch counts the cores of the machine, also in a container that may use few of them.
 """
 

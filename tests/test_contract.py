@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from conftest import randomise, relative_error
+from helpers.random_weights import SMALL_CLIP
 from timm.models import group_parameters, load_checkpoint, save_for_hf
 from timm.optim import param_groups_layer_decay
 
@@ -30,11 +31,14 @@ BACKBONES = {
     "swinv2": ("swinv2_tiny_window8_256", SMALL_SWIN),
     "gap-vit": ("test_vit2", {"img_size": 64}),
     "class-token-vit": ("test_vit", {"img_size": 64}),
+    "clip-resnet": ("resnet50_clip", SMALL_CLIP),  # with an attention pool
 }
 FAMILIES = ("softcam", "cape")
 STRIDED = ("resnet", "efficientnet", "convnext")
 FREE_SIZE = ("resnet", "efficientnet", "convnext", "mambaout")
 EXACT = tuple(name for name in BACKBONES if name != "class-token-vit")
+RESIZED = ("swin", "swinv2", "gap-vit")
+"""Backbones whose positions timm resizes when it loads them; CLIP's are resized when they are added."""
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*has no pretrained head")
 
@@ -57,7 +61,7 @@ every_model = pytest.mark.parametrize(("family", "backbone"), [(f, b) for f in F
 every_model_traced = pytest.mark.parametrize(  # the heads alone differ: one of them on every backbone will do at first
     ("family", "backbone"),
     [
-        pytest.param(f, b, marks=[pytest.mark.slow] * (f == "softcam" and b != "resnet"))
+        pytest.param(f, b, marks=[pytest.mark.slow] * (b == "clip-resnet" or (f == "softcam" and b != "resnet")))
         for f in FAMILIES
         for b in BACKBONES
     ],
@@ -120,7 +124,7 @@ def test_pretrained_colour_weights_serve_grey_images(backbone):
     assert relative_error(grey(x), vanilla(x)) < 1e-5
 
 
-@pytest.mark.parametrize("backbone", [name for name in EXACT if name not in FREE_SIZE])
+@pytest.mark.parametrize("backbone", RESIZED)
 def test_img_size_resizes_pretrained_positions(backbone):
     source = {"state_dict": make_vanilla(backbone).state_dict(), "num_classes": 5}
     args = {"img_size": 96, "pretrained": True, "num_classes": 5, "pretrained_cfg_overlay": source}
@@ -130,7 +134,7 @@ def test_img_size_resizes_pretrained_positions(backbone):
     assert relative_error(ours(x), vanilla(x)) < 1e-5
 
 
-@pytest.mark.parametrize("backbone", [name for name in EXACT if name not in FREE_SIZE])
+@pytest.mark.parametrize("backbone", RESIZED)
 def test_img_size_resizes_positions_of_our_own_folders(backbone, tmp_path):
     model, x = randomise(make("softcam", backbone)).eval(), images(height=96, width=96)
     save_for_hf(model, tmp_path, safe_serialization=True)

@@ -2,14 +2,13 @@
 
 import os
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 from PIL import Image
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 import softcam_hub
 from softcam_hub import CAPE_LESIONS
@@ -17,24 +16,21 @@ from softcam_hub.data.lesions import draw
 from softcam_hub.demo import open_page
 from softcam_hub.models.images import read_user_image
 from softcam_hub.models.text import format_share
+from tools.draw_web_page import find_chromium, launch_chromium
 
 pytestmark = pytest.mark.slow
 
 PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NAMES = ["healthy", "microaneurysm", "haemorrhage", "exudate"]
 WAIT = 30_000
 
 
 @pytest.fixture(scope="module")
 def browser():
-    if CHROMIUM is None:
+    if find_chromium() is None:
         pytest.skip("there is no Chromium: run make chromium")
-    with sync_playwright() as driver:
-        unprivileged = [] if os.geteuid() else ["--no-sandbox"]  # root has no sandbox
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=unprivileged)
+    with launch_chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

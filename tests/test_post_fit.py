@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from conftest import randomise
 from helpers.post_fit import FAST, cape, differences, largest_difference, noise, states, vanilla_model
+from helpers.random_weights import SMALL_CLIP
 from helpers.training import equal, part, settings, train, weights
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import AutoModel
@@ -169,10 +170,14 @@ def test_nothing_but_the_head_changes(lesions):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "architecture", ["test_convnext", "test_vit2", "test_efficientnet", "test_mambaout", "levit_128s"]
+    ("architecture", "arguments"),
+    [
+        *((name, {}) for name in ("test_convnext", "test_vit2", "test_efficientnet", "test_mambaout", "levit_128s")),
+        ("resnet50_clip", SMALL_CLIP),
+    ],
 )
-def test_other_backbones(architecture):
-    model = cape(architecture)
+def test_other_backbones(architecture, arguments):
+    model = cape(architecture, **arguments)
     vanilla = softcam_hub.to_vanilla(model)
     images = noise(6, model.input_size[-1] if model.pretrained_cfg.get("fixed_input_size") else 64)
     result = post_fit(model, images, hold_out=0, epochs=200)

@@ -7,6 +7,7 @@ from accelerate.utils import LoggerType
 from helpers.training import CLASSES, PF, SIZE, equal, settings, table, train, weights
 
 from softcam_hub.data.splits import load_splits
+from softcam_hub.training import results
 from softcam_hub.training.checks import check_held_out, check_run
 from softcam_hub.training.folder import check_shared, write_settings
 from softcam_hub.training.metrics import score_names
@@ -191,3 +192,22 @@ def test_a_penalty_that_leaves_nothing_to_learn_gives_a_warning(l1, warned, tmp_
     with caplog.at_level(logging.WARNING):
         check_run(config, splits, make_model(config, splits), processes=1)
     assert ("leaves nothing to learn: with 4 classes, from 3 on" in caplog.text) == warned
+
+
+@pytest.mark.parametrize(("accuracy", "count", "warned"), [(0.9, 100, True), (0.94, 100, False), (0.75, 8, False)])
+def test_cape_that_is_less_accurate_than_its_teacher_gives_a_warning(accuracy, count, warned, caplog):
+    scores = {"accuracy": accuracy, "teacher_accuracy": 0.95}
+    results.warn_of_lost_accuracy(scores, "test", count)
+    sentence = (
+        "CAPE classifies 90.0 % of the test images correctly, and its teacher 95.0 %: more --epochs, or --alpha 1"
+    )
+    assert (sentence in caplog.text) == warned == bool(caplog.records)
+
+
+def test_a_run_looks_at_what_cape_lost_to_its_teacher(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(results, "MAY_LOSE", -2)
+    monkeypatch.setattr(results, "FEW_IMAGES", -1000)
+    train(tmp_path / "run", mode="from-scratch", epochs=1)
+    assert caplog.text.count("CAPE classifies") == 1
+    train(tmp_path / "direct", epochs=1)
+    assert caplog.text.count("CAPE classifies") == 1, "without a teacher there is nothing to lose"

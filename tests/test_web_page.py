@@ -1,14 +1,11 @@
 """The page that explains pictures in the browser: its folder, and a real Chromium that opens it without any other host."""
 
 import base64
-import functools
-import http.server
 import json
 import os
-import shutil
-import threading
+from contextlib import ExitStack
 from pathlib import Path
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 
 import numpy as np
 import pytest
@@ -16,7 +13,7 @@ import timm
 import torch
 import yaml
 from PIL import Image
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from softcam_hub import CAPE_LESIONS
 from softcam_hub.cli import main
@@ -25,11 +22,8 @@ from softcam_hub.hub.publishing import PAGE_FILES, PAGE_MARK, space_files
 from softcam_hub.loading import load_classifier
 from softcam_hub.models.text import format_share
 from softcam_hub.web.page import PUBLIC_RUNTIME, RUNTIME_FILES, export_web, page_settings, render_page
-from tools.fetch_runtime import fetch_runtime
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-PHONE = {"width": 390, "height": 844}
-WAIT = 60_000
+from tools import draw_web_page as drawing, fetch_runtime as fetching
+from tools.draw_web_page import DESKTOP, PHONE, WAIT, find_chromium, launch_chromium, serve_folder
 
 
 def small_model(family="softcam", **cfg):
@@ -39,38 +33,30 @@ def small_model(family="softcam", **cfg):
 
 @pytest.fixture(scope="module")
 def runtime():
+    """Fetch the runtime. Without a network the tests of the page are skipped, and `make test-all` does not begin."""
     try:
-        return fetch_runtime()
+        return fetching.fetch_runtime()
+    except HTTPError:  # the registry answers, and does not have what it should
+        raise
     except URLError as error:
         pytest.skip(f"the npm registry cannot be reached: {error}")
 
 
 @pytest.fixture(scope="module")
 def browser():
-    if CHROMIUM is None:
+    if find_chromium() is None:
         pytest.skip("there is no Chromium: run make chromium")
-    with sync_playwright() as driver:
-        unprivileged = [] if os.geteuid() else ["--no-sandbox"]  # root has no sandbox
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=unprivileged)
+    with launch_chromium() as browser:
         yield browser
-        browser.close()
-
-
-class Handler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
 
 
 @pytest.fixture
 def visit(browser):
     """Return a function that opens a folder as a page. The test fails if another host is asked, or a script fails."""
-    servers, pages, problems = [], [], []
+    pages, problems = [], []
 
     def open_it(folder, viewport=PHONE):
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        url = f"http://127.0.0.1:{server.server_port}"
+        url = servers.enter_context(serve_folder(folder))
         page = browser.new_context(viewport=viewport).new_page()
         pages.append(page)
         page.set_default_timeout(WAIT)
@@ -84,11 +70,10 @@ def visit(browser):
         expect(page.locator("#status")).to_have_text("The model is ready.", timeout=WAIT)
         return page
 
-    yield open_it
-    for page in pages:
-        page.context.close()
-    for server in servers:
-        server.shutdown()
+    with ExitStack() as servers:
+        yield open_it
+        for page in pages:
+            page.context.close()
     assert problems == []
 
 
@@ -158,6 +143,89 @@ def test_a_bad_file_gets_a_sentence_and_the_next_picture_an_explanation(visit, l
     page.set_input_files("#file", str(tmp_path / "eye.png"))
     expect(page.locator("#tiles figure")).to_have_count(3)
     expect(page.locator("#notice")).to_be_hidden()
+
+
+def hand_over(page, file, way):
+    """Drop a file on an element of the page, or paste it, and check that the browser itself does nothing with it."""
+    content = base64.b64encode(Path(file).read_bytes()).decode()
+    code = """([content, name, way]) => {
+        const transfer = new DataTransfer();
+        const bytes = Uint8Array.from(atob(content), (c) => c.charCodeAt(0));
+        transfer.items.add(new File(["no picture"], "notes.txt", { type: "text/plain" }));
+        transfer.items.add(new File([bytes], name, { type: "image/png" }));
+        const options = { bubbles: true, cancelable: true };
+        if (way === "paste") {
+            return document.body.dispatchEvent(new ClipboardEvent("paste", { clipboardData: transfer, ...options }));
+        }
+        const drag = (kind) => new DragEvent(kind, { dataTransfer: transfer, ...options });
+        const send = (kind) => document.querySelector(way).dispatchEvent(drag(kind));
+        const isLit = () => document.getElementById("drop").classList.contains("over");
+        return [send("dragover"), isLit(), send("drop"), isLit()];
+    }"""
+    answer = page.evaluate(code, [content, Path(file).name, way])
+    # A browser shows a dropped picture in place of the page unless both events are cancelled.
+    assert answer == (True if way == "paste" else [False, True, False, False])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["#drop", "h1", "paste"])
+def test_a_picture_that_is_dropped_or_pasted_is_explained(way, visit, lesions_page, tmp_path):
+    file, model = tmp_path / "eye.png", load_classifier(CAPE_LESIONS).model
+    draw(3, "test", 160).image.save(file)
+    page, explanation = visit(lesions_page, DESKTOP), model.explain(str(file), top_k=3)
+
+    hand_over(page, file, way)
+
+    share = format_share(float(explanation.probabilities[0, 0]))
+    sentence = f"The most probable class is {explanation.labels[0][0]}, with {share}."
+    expect(page.locator("#status")).to_have_text(sentence)
+    figures = page.locator("#tiles figure")
+    expect(figures).to_have_count(3)
+    for rank in range(3):
+        expect(figures.nth(rank)).to_contain_text(explanation.regions(0.05).describe(rank=rank))
+    expect(page.locator("#time")).to_contain_text("eye.png: ")
+    coloured = """(canvas) => {
+        const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+        return data.some((_, i) => i % 4 === 0 && data[i] > data[i + 2] + 50);
+    }"""
+    assert page.locator("#tiles canvas").first.evaluate(coloured)  # the picture is grey, and its evidence orange
+    check_equal(explained(page, file), model, file)
+
+
+@pytest.mark.slow
+def test_a_text_that_is_dropped_or_pasted_gets_a_sentence_and_spares_the_explanation(visit, lesions_page, tmp_path):
+    page, file = visit(lesions_page), tmp_path / "eye.png"
+    draw(3, "test", 128).image.save(file)
+    page.set_input_files("#file", str(file))
+    expect(page.locator("#tiles figure")).to_have_count(3)
+    send = """(kind) => {
+        const transfer = new DataTransfer();
+        transfer.setData("text/plain", "eye.png");
+        const event = kind === "drop" ? new DragEvent("drop", { dataTransfer: transfer, bubbles: true })
+            : new ClipboardEvent("paste", { clipboardData: transfer, bubbles: true });
+        document.body.dispatchEvent(event);
+    }"""
+
+    sentences = {"drop": "This was no file", "paste": "The clipboard holds no picture"}
+    for kind, sentence in sentences.items():
+        page.evaluate(send, kind)
+        expect(page.locator("#notice")).to_contain_text(sentence)
+        expect(page.locator("#tiles figure").first).to_be_visible()
+
+    page.set_input_files("#file", str(file))
+    expect(page.locator("#notice")).to_be_hidden()
+
+
+@pytest.mark.slow
+def test_the_pictures_of_the_documentation_are_drawn_by_their_command(browser, lesions_page):
+    pictures = drawing.draw_web_page(browser, lesions_page)
+    for drawn, path in zip(pictures, (drawing.PICTURE, drawing.PHONE_PICTURE), strict=True):
+        kept = Image.open(path).convert("RGB")
+        assert drawn.width == kept.width
+        assert drawn.height == pytest.approx(kept.height, rel=0.1)  # another font has other lines
+        if drawn.size == kept.size:  # the same font, and another time in milliseconds
+            assert np.abs(np.asarray(drawn).astype(int) - np.asarray(kept)).mean() < 1
+        assert path.stat().st_size < 200_000
 
 
 PREPARED = {
@@ -305,6 +373,20 @@ def test_the_command_takes_the_runtime_for_pages_only(tmp_path, capsys):
     options = ["export", "--model", str(CAPE_LESIONS), "--output", str(tmp_path / "model.onnx")]
     assert main([*options, "--runtime", str(tmp_path)]) != 0
     assert "--runtime belongs to --format web" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("answer", ["nothing", "another file"])
+def test_a_runtime_that_cannot_be_fetched_ends_with_a_sentence(answer, tmp_path, monkeypatch):
+    (tmp_path / "registry").mkdir()
+    if answer == "another file":
+        (tmp_path / "registry" / "package.tgz").write_bytes(b"another file")
+    monkeypatch.setattr(fetching, "FOLDER", tmp_path / "runtime")
+    with serve_folder(tmp_path / "registry") as url:
+        monkeypatch.setattr(fetching, "ADDRESS", f"{url}/package.tgz")
+        reason = "HTTP Error 404" if answer == "nothing" else "has the checksum"
+        with pytest.raises(SystemExit, match=rf"cannot be fetched from {url}/package.tgz: .*{reason}(.|\n)*make test"):
+            fetching.main()
+    assert not (tmp_path / "runtime").exists()
 
 
 def test_class_names_cannot_leave_the_settings():

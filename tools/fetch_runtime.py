@@ -7,9 +7,11 @@ import base64
 import hashlib
 import io
 import tarfile
+from http.client import HTTPException
 from pathlib import Path
 from urllib.request import urlopen
 
+from softcam_hub.files import draft_of
 from softcam_hub.web.page import RUNTIME_FILES, RUNTIME_VERSION
 
 FOLDER = Path(__file__).parents[1] / "build" / "onnxruntime-web"
@@ -32,9 +34,22 @@ def fetch_runtime(folder: Path = FOLDER) -> Path:
         for name in RUNTIME_FILES:
             member = archive.extractfile(f"package/dist/{name}")
             assert member is not None
-            (folder / name).write_bytes(member.read())
+            with draft_of(folder / name) as draft:  # a file that was cut off would never be fetched again
+                draft.write_bytes(member.read())
     return folder
 
 
+def main() -> None:
+    """Fetch the runtime, or end with a sentence that says what can be done without it."""
+    try:
+        print(fetch_runtime(FOLDER))
+    except (OSError, HTTPException, ValueError) as error:
+        raise SystemExit(
+            f"onnxruntime-web cannot be fetched from {ADDRESS}: {error}\n"
+            f"Copy {', '.join(RUNTIME_FILES)} of that package into {FOLDER} by hand, "
+            "or run 'make test', which needs no runtime"
+        ) from None
+
+
 if __name__ == "__main__":
-    print(fetch_runtime())
+    main()

@@ -176,6 +176,24 @@ class Findings:
             return None
         return [join_seeds([column[None] for column in columns])[0][0]] if study in STEEL else columns
 
+    def few_images(self, study: str, of: str, run: str, explainer: str, name: str) -> list[Array]:
+        """Return the places on the photographs that a slow method explains, joined over the seeds; none without values.
+
+        Args:
+            study: Name of the study.
+            of: Name of the slow method.
+            run: Run that is explained.
+            explainer: Name of the explainer.
+            name: Name of a measure of places.
+        """
+        seeds = self._values_of.get((study, run, explainer, of), {})
+        columns = [
+            values[name][np.isin(values["label"], self._located_labels(study))]
+            for _, values in sorted(seeds.items())
+            if name in values
+        ]
+        return [join_seeds([column[None] for column in columns])[0][0]] if columns else []
+
     def difference(
         self, study: str, name: str, first: Mapping[int, Map], second: Mapping[int, Map]
     ) -> Difference | None:

@@ -3,6 +3,8 @@
 SoftCAM's maps are compared with the post-hoc method that is best in the same seed and measure.
 """
 
+from softcam_hub.evaluation.significance import compare_methods
+
 from .findings import SUBSET, Findings, best_of, mean, minus, spread, with_seeds
 from .verdicts import MAY_LOSE, MAY_LOSE_AUC, Claim, Part, better_map, part
 
@@ -73,10 +75,15 @@ def localises(findings: Findings, studies: tuple[str, ...]) -> list[Part]:
 def compare_on_few_images(findings: Findings, study: str, run: str, name: str, measure: str) -> list[Part]:
     """Judge whether SoftCAM's map is better than that of each slow post-hoc method, on the images that it explains."""
     parts = []
-    for slow in findings.rows(study, SUBSET, run="vanilla", seed=0):
-        ours, theirs = (findings.column(study, SUBSET, name, run=one, of=slow["of"]) for one in (run, "vanilla"))
-        figure = f"{spread(ours)} against {spread(theirs)} ({slow['of']}, {slow['annotated']} images)"
-        parts += better_map(study, run, measure, figure, minus(ours, theirs), None)  # values are kept of full runs only
+    slow = {row["of"]: row["annotated"] for row in findings.rows(study, SUBSET, run="vanilla")}
+    for of, count in slow.items():
+        ours, theirs = (findings.column(study, SUBSET, name, run=one, of=of) for one in (run, "vanilla"))
+        first = findings.few_images(study, of, run, "softcam", name)
+        second = findings.few_images(study, of, "vanilla", of, name)
+        images = compare_methods(first, second) if first and second else None
+        show = spread if images is None else with_seeds
+        figure = f"{show(ours)} against {show(theirs)} ({of}, {count} images)"
+        parts += better_map(study, run, measure, figure, minus(ours, theirs), images)
     return parts
 
 

@@ -19,7 +19,7 @@ from softcam_hub.evaluation.statistics import Array, mean_intervals
 from softcam_hub.figures.charts import Points, curves
 
 from .cape_claims import UNTRAINED
-from .findings import ALL_LOCATED, LOCALISED, NOT_ALIGNED, Column, Findings, Row, label, mean, spread
+from .findings import ALL_LOCATED, LOCALISED, NOT_ALIGNED, SUBSET, Column, Findings, Row, label, mean, spread
 from .softcam_claims import LOCALISATION, sweep
 from .studies import Study
 
@@ -162,6 +162,20 @@ def by_class(findings: Findings, study: str) -> str:
             cells.append(" / ".join(f"{value:.1f}" for value in means))
         body.append([label(first), *cells])
     return markdown(["maps", *classes], body)
+
+
+def few_images(findings: Findings, study: str) -> str:
+    """Write scores of slow post-hoc methods, and of SoftCAM's maps on the same images."""
+    body, header = [], []
+    for of in dict.fromkeys(row["of"] for row in findings.rows(study, SUBSET, run="vanilla")):
+        rows = findings.rows(study, SUBSET, of=of)
+        names = header or [name for name in EXPLANATIONS if any(name in row for row in rows)]
+        header = names
+        for run in dict.fromkeys(row["run"] for row in rows):
+            columns = [findings.column(study, SUBSET, name, run=run, of=of) for name in names]
+            count = next(row["images"] for row in rows)
+            body.append([of if run == "vanilla" else run, str(count), *(map(spread, columns))])
+    return markdown(["maps", "images", *(COLUMNS[name][0] for name in header)], body) if body else ""
 
 
 def resolution(findings: Findings, studies: dict[str, Study]) -> str:

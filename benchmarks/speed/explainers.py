@@ -140,6 +140,8 @@ def with_captum(method: str, model: nn.Module, images: Tensor, classes: Tensor) 
 
 
 SIDES = {"ours": ours, "captum": with_captum, "pytorch-grad-cam": with_pytorch_grad_cam, "torchcam": with_torchcam}
+IN_TURN = ("guided-backprop", "integrated-gradients")
+"""Methods that are also measured in turn with captum, as they cost about the same there."""
 
 
 def case(architecture: str, batch: int) -> tuple[nn.Module, Tensor, Tensor]:
@@ -182,6 +184,22 @@ def rows(architecture: str, batch: int, methods: list[str], quick: bool) -> Iter
                 "peak_mib": peak_in_fresh_process(peak_mib, method, side, architecture, batch)
                 if (quick and (method, side) == ("grad-cam", "ours")) or (not quick and method != "score-cam")
                 else None,
+            }
+        if method in IN_TURN:
+            pairs = 2 if quick else PAIRS.get(method, 10)
+            yield {
+                "comparison": "in turn",
+                "method": method,
+                "side": "ours / captum",
+                "a": f"{method}, ours",
+                "b": f"{method}, captum",
+                "model": architecture,
+                "weights": "random",
+                "batch": batch,
+                "image_size": images.shape[-1],
+                **environment(),
+                **measure(*(make(method, model, images, classes) for make in (ours, with_captum)), pairs),
+                "peak_mib": None,
             }
 
 

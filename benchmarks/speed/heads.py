@@ -161,7 +161,16 @@ class FactoredCAPE(CAPEHead):
         return self.compose(evidence)
 
 
-FORMULAS: dict[str, type[nn.Module]] = {"authors": PairwiseCAPE, "ours": FactoredCAPE}
+class AutogradCAPE(FactoredCAPE):
+    """Compute the same with a backward pass by autograd."""
+
+    def forward(self, evidence: Tensor) -> Tensor:
+        return self.log_parts(evidence).flatten(2).logsumexp(dim=2)
+
+
+FORMULAS: dict[str, type[nn.Module]] = {"authors": PairwiseCAPE, "autograd": AutogradCAPE, "ours": FactoredCAPE}
+OTHERS = {"authors": "the authors' formula, (B, C, HW, HW)", "autograd": "the formula of CAPEHead by autograd"}
+"""Formula that is compared with ours -> its description."""
 
 
 def formula_step(formula: str, shape: tuple[int, ...], backward: bool) -> Step:
@@ -186,11 +195,12 @@ def formula_step(formula: str, shape: tuple[int, ...], backward: bool) -> Step:
     return step
 
 
-def formula_row(shape: tuple[int, ...], backward: bool, pairs: int) -> Row:
-    """Measure time and memory of the authors' formula and of ours for one shape of evidence."""
+def formula_row(formula: str, shape: tuple[int, ...], backward: bool, pairs: int) -> Row:
+    """Measure time and memory of another formula and of ours for one shape of evidence."""
     row = {
         "comparison": "cape formula",
-        "a": "the authors' formula, (B, C, HW, HW)",
+        "formula": formula,
+        "a": OTHERS[formula],
         "b": "CAPEHead",
         "scope": "evidence (B, C, H, W) to log p̂; the 1x1 evidence layer is on neither side",
         "pass": "forward and backward" if backward else "forward",
@@ -202,11 +212,11 @@ def formula_row(shape: tuple[int, ...], backward: bool, pairs: int) -> Row:
         **environment(),
     }
     try:
-        row["a_peak_mib"] = peak_in_fresh_process(peak_mib, "authors", shape, backward)
+        row["a_peak_mib"] = peak_in_fresh_process(peak_mib, formula, shape, backward)
         row["b_peak_mib"] = peak_in_fresh_process(peak_mib, "ours", shape, backward)
     except (RuntimeError, MemoryError) as error:  # torch cannot allocate, or the system killed the process
         return {**row, "not_run": f"out of memory: {type(error).__name__}"}
-    a, b = (formula_step(formula, shape, backward) for formula in FORMULAS)
+    a, b = (formula_step(one, shape, backward) for one in (formula, "ours"))
     row["largest_difference"] = rounded(float((a() - b()).detach().abs().max()))
     return {**row, **measure(a, b, pairs)}
 
@@ -219,7 +229,7 @@ def peak_mib(formula: str, shape: tuple[int, ...], backward: bool) -> float | No
 
 def quick_rows() -> Iterator[Row]:
     """Measure a small case of every part."""
-    yield formula_row((2, 20, 7, 7), backward=True, pairs=2)
+    yield from (formula_row(formula, (2, 20, 7, 7), backward=True, pairs=2) for formula in OTHERS)
     yield from model_rows("efficientnet_b0", batch=1, pairs=2)
     yield from many_classes_rows("test_resnet", batch=1, pairs=2, classes=100)
 
@@ -228,7 +238,8 @@ def formula_rows() -> Iterator[Row]:
     """Measure the formula for all shapes of evidence."""
     for shape in EVIDENCE_SHAPES:
         for backward in (False, True):
-            yield formula_row(shape, backward, FORMULA_PAIRS)
+            yield formula_row("authors", shape, backward, FORMULA_PAIRS)
+        yield formula_row("autograd", shape, True, FORMULA_PAIRS)
 
 
 def all_model_rows() -> Iterator[Row]:

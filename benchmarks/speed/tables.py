@@ -1,5 +1,7 @@
 """Write the tables of speed: time and memory, beside timm, the CAPE authors' formula and other libraries."""
 
+import math
+
 from softcam_hub.evaluation.report import markdown
 
 from ..timing import Row
@@ -13,6 +15,8 @@ COLUMNS = {
 """Comparison in a row -> heading of its column."""
 
 SIDES = ("ours", "captum", "pytorch-grad-cam", "torchcam")
+IN_TURN = "ours / captum"
+"""Column of methods that were measured in turn with captum, and not with a forward pass."""
 
 
 def with_quartiles(row: Row, name: str, form: str) -> str:
@@ -80,11 +84,11 @@ def many_classes_table(rows: list[Row]) -> str:
 def formula_table(rows: list[Row]) -> str:
     """Render one line per evidence shape and pass: the authors' formula beside ours."""
     return (
-        "CAPE from evidence to log-probabilities (the 1x1 evidence layer is on neither side): `CAPEHead` "
-        "beside the authors' formula, which forms a (B, C, HW, HW) tensor. Peak memory is the rise of a fresh "
-        f"process. {where(rows)}.\n\n"
+        "CAPE from evidence to log-probabilities (the 1x1 evidence layer is on neither side): `CAPEHead` beside the "
+        "authors' formula, which forms a (B, C, HW, HW) tensor, and beside its own formula with a backward pass by "
+        f"autograd. Peak memory is the rise of a fresh process. {where(rows)}.\n\n"
     ) + markdown(
-        ["evidence", "authors' formula", "`CAPEHead`", "time ratio", "CPU time ratio", "memory, theirs", "ours"],
+        ["evidence", "the other", "`CAPEHead`", "time ratio", "CPU time ratio", "memory, the other", "ours"],
         [formula_line(row) for row in rows],
     )
 
@@ -92,14 +96,14 @@ def formula_table(rows: list[Row]) -> str:
 def formula_line(row: Row) -> list[str]:
     """Write the cells of one shape and pass."""
     shape = "×".join(str(size) for size in (row["batch"], row["classes"], *row["map_size"]))
-    label = f"{shape}, {row['pass']}"
+    label = f"{shape}, {row['pass']}, {'by autograd' if row.get('formula') == 'autograd' else 'the authors'}"
     if "not_run" in row:
         return [label, row["not_run"], *["-"] * 5]
     return [
         label,
         *(f"{three_digits(1000 * row[f'{side}_seconds'])} ms" for side in "ab"),
-        with_quartiles(row, "ratio", ".0f"),
-        with_quartiles(row, "cpu_ratio", ".0f"),
+        with_quartiles(row, "ratio", ".3g"),
+        with_quartiles(row, "cpu_ratio", ".3g"),
         *(mebibytes(row[f"{side}_peak_mib"]) for side in "ab"),
     ]
 
@@ -162,7 +166,13 @@ def training_table(rows: list[Row]) -> str:
 
 def training_steps_table(rows: list[Row]) -> str:
     """Render one line per model and head: a training step, and that of a copy of the vanilla model."""
-    names = {"softcam": "SoftCAM", "cape": "CAPE", "control": "vanilla again (control)"}
+    names = {
+        "control": "vanilla again (control)",
+        "softcam": "SoftCAM",
+        "cape": "CAPE",
+        "penalty": "SoftCAM with a penalty",
+        "teacher": "CAPE from scratch, with its teacher",
+    }
     body = [
         [
             f"`{row['model']}` at {row['image_size']} px, batch {row['batch']}",
@@ -170,13 +180,62 @@ def training_steps_table(rows: list[Row]) -> str:
             with_quartiles(row, "ratio", ".3f"),
             with_quartiles(row, "cpu_ratio", ".3f"),
         ]
-        for row in rows
+        for row in sorted(rows, key=lambda row: (row["model"], list(names).index(row["comparison"])))
     ]
     return (
         "A training step (forward, loss, backward, update of all weights) as a multiple of that of the vanilla timm "
         f"model: medians of {rows[0]['pairs']} interleaved pairs, quartiles in brackets. The control is a copy of the "
         f"vanilla model: its difference from 1 is noise. {where(rows)}.\n\n"
     ) + markdown(["model", "head", "time ratio", "CPU time ratio"], body)
+
+
+def aims_table(heads: list[Row], explainers: list[Row], imports: list[Row], steps: list[Row]) -> str:
+    """Render what this package wants to cost at most, what was measured, and whether that is so."""
+    lines: list[tuple[str, float, list[float]]] = []  # what, largest value, median and quartiles
+
+    def add(what: str, aim: float, row: Row, name: str = "ratio") -> None:
+        lines.append((what, aim, [row[name], *row[f"{name}_quartiles"]]))
+
+    for row in heads:
+        if row["comparison"] == "many classes: explain":
+            what = f"`explain(top_k=1)` of SoftCAM with {row['classes']:,} classes, batch {row['batch']}"
+            add(f"{what}, beside vanilla", 1.02, row)
+    for row in heads:
+        if (
+            row["comparison"] == "cape formula"
+            and row["pass"] != "forward"
+            and row.get("formula", "authors") == "authors"
+        ):
+            evidence = math.prod((row["batch"], row["classes"], *row["map_size"])) * 4 / 2**20
+            what = f"memory of CAPE's head in training beside its evidence, {evidence:.2g} MiB, in multiples of that"
+            lines.append((what, 4.0, [row["b_peak_mib"] / evidence] * 3))
+    for row in explainers:
+        if (row["method"], row["side"], row["batch"]) == ("the six and fd-cam", "ours", 8):
+            add("seven closed forms together, batch 8, beside one forward", 1.12, row)
+    for row in explainers:
+        if row["side"] == IN_TURN:
+            add(f"{row['method']}, batch {row['batch']}, beside captum", 1.0, row)
+    for row in steps:
+        if row["comparison"] in ("softcam", "cape"):
+            name = {"softcam": "SoftCAM", "cape": "CAPE"}[row["comparison"]]
+            add(f"training step of {name}, `{row['model']}`, beside vanilla", 1.03, row)
+    add("seconds that the import adds to that of timm", 0.25, imports[0], "added_seconds")
+    body = [
+        [
+            what,
+            f"{aim:.2f}",
+            f"{middle:.3g} ({low:.3g} to {high:.3g})" if low < high else f"{middle:.3g}",
+            _met(*numbers),
+        ]
+        for what, aim, (middle, low, high) in lines
+        for numbers in [(aim, low, high)]
+    ]
+    return markdown(["what", "at most", "measured", "met"], body).replace("---:", "---", 1)
+
+
+def _met(aim: float, low: float, high: float) -> str:
+    """Tell whether the middle half of the pairs is on one side of an aim."""
+    return "yes" if high <= aim else "no" if low > aim else "undecided"
 
 
 def threads_table(rows: list[Row]) -> str:
@@ -232,7 +291,7 @@ def explainers_table(rows: list[Row]) -> str:
         cases.setdefault((row["model"], row["batch"], row["method"]), {})[row["side"]] = row
     body = []
     for (model, batch, method), case in cases.items():
-        ratios = [with_quartiles(case[side], "ratio", ".3g") if side in case else "-" for side in SIDES]
+        ratios = [with_quartiles(case[side], "ratio", ".3g") if side in case else "-" for side in (*SIDES, IN_TURN)]
         memory = ["-" if side not in case else mebibytes(case[side]["peak_mib"]) for side in SIDES[:3:2]]
         body.append([f"{method}, `{model}`, batch {batch}", *ratios, *memory])
     row, pairs = rows[0], [row["pairs"] for row in rows]
@@ -240,7 +299,7 @@ def explainers_table(rows: list[Row]) -> str:
         f"Maps of one class per image as a multiple of one forward of the same batch at {row['image_size']} "
         f"px (random weights): medians of {min(pairs)} (the slowest) to {max(pairs)} interleaved pairs, "
         f"quartiles in brackets. Memory is the rise of a fresh process. {where(rows)}.\n\n"
-    ) + markdown(["method", *SIDES, "memory, ours", f"memory, {SIDES[2]}"], body)
+    ) + markdown(["method", *SIDES, IN_TURN, "memory, ours", f"memory, {SIDES[2]}"], body)
 
 
 def peer_table(rows: list[Row]) -> str:

@@ -21,7 +21,8 @@ class CAPELogits(torch.autograd.Function):
     @staticmethod
     def forward(evidence: Tensor, log_temperature: Tensor, naive: bool) -> Tensor:
         parts, _ = log_parts(evidence, log_temperature, naive)
-        return parts.flatten(2).logsumexp(dim=2)
+        largest = parts.amax(dim=(2, 3))
+        return parts.sub_(largest[:, :, None, None]).exp_().sum(dim=(2, 3)).log_().add_(largest)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:

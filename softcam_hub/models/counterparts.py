@@ -138,7 +138,7 @@ def _copy_to_timm(
     if pairs is None:
         return None
     eps = {use.eps for use, _ in pairs} - {None}
-    if len(eps) == 1 and eps != {mine.eps for _, mine in pairs} - {None}:
+    if "bn_eps" not in options and len(eps) == 1 and eps != {mine.eps for _, mine in pairs} - {None}:
         return _copy_to_timm(source, name, {**options, "bn_eps": eps.pop()}, size)
     own = {key: value.clone() for key, value in translate(pairs, reference, model).items()}
     model.load_state_dict(own, strict=False)

@@ -1,5 +1,6 @@
 """Score the result of a run on images that were held out, and write it."""
 
+import logging
 import platform
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,11 @@ from .loop import Training
 from .metrics import score_model
 from .model import save_vanilla
 from .reporting import complete_model_folder, draw_pictures, format_scores, write_metrics
+
+logger = logging.getLogger(__name__)
+
+MAY_LOSE, FEW_IMAGES = 0.02, 2
+"""Share of the images that CAPE may lose to its teacher without a warning, and a number of images that says nothing."""
 
 
 def data_config(model: nn.Module) -> dict[str, Any]:
@@ -61,7 +67,30 @@ def score_result(training: Training, result: nn.Module, splits: Splits) -> dict[
         return scores
     measured = score_model(result, loader, accelerator)
     training.check_finite(f"the {split} loss", measured["loss"])
+    if accelerator.is_main_process:
+        warn_of_lost_accuracy(measured, split, len(splits.test or splits.validation))
     return scores | {f"{split}_{name}": value for name, value in measured.items()}
+
+
+def warn_of_lost_accuracy(measured: dict[str, float], split: str, count: int) -> None:
+    """Warn if CAPE is right less often than the vanilla classifier from which it learnt, and say what may help.
+
+    Args:
+        measured: Scores of CAPE on a split, with those of its teacher if it had one.
+        split: Name of the split.
+        count: Number of its images.
+    """
+    if "teacher_accuracy" not in measured:
+        return
+    lost = measured["teacher_accuracy"] - measured["accuracy"]
+    if lost > MAY_LOSE and lost * count > FEW_IMAGES:
+        logger.warning(
+            "CAPE classifies %.1f %% of the %s images correctly, and its teacher %.1f %%: more --epochs, or --alpha 1, "
+            "which adds the cross-entropy with the labels, may win that back",
+            100 * measured["accuracy"],
+            split,
+            100 * measured["teacher_accuracy"],
+        )
 
 
 def _held_out_images(training: Training, splits: Splits, model: nn.Module, with_masks: bool = False) -> ImageDataset:

@@ -51,7 +51,7 @@ function resamplingWeights(length, size, name) {
   });
 }
 
-// Resize planes of bytes along one axis. `stride` is the distance of neighbours along it, `others` the starts of its lines.
+// Resize planes of bytes along one axis. `stride` is the distance of neighbours along it.
 function resample(source, target, weights, stride, starts, newStarts, newStride) {
   for (let line = 0; line < starts.length; line++) {
     for (let i = 0; i < weights.length; i++) {
@@ -301,16 +301,21 @@ function show(result) {
     return tick;
   }));
   byId("meaning").textContent = settings.meaning;
+  byId("shared").hidden = result.classes.length === 1;
   byId("time").textContent = `${result.file ? `${result.file}: ` : ""}${Math.round(result.milliseconds)} ms in the model.`;
   byId("result").hidden = false;
 }
 
 // ---- Page ----
 
+function warn(sentence) {
+  byId("notice").textContent = sentence;
+  byId("notice").hidden = false;
+}
+
 function fail(error) {
   byId("status").textContent = "";
-  byId("notice").textContent = error instanceof Error ? error.message : String(error);
-  byId("notice").hidden = false;
+  warn(error instanceof Error ? error.message : String(error));
 }
 
 let latest = 0, queue;
@@ -334,21 +339,28 @@ async function take(file) {
   }
 }
 
-const drop = byId("drop");
+// Explain the first picture that was dropped or pasted, or its first file, of which `take` says that it is no picture.
+function takeFrom(transfer, remedy) {
+  const files = [...transfer.files], file = files.find(({ type }) => type.startsWith("image/")) || files[0];
+  if (file) take(file);
+  else warn(remedy);
+}
+
+const highlight = (on) => byId("drop").classList.toggle("over", on);
 byId("threshold").value = settings.threshold;
 byId("threshold").addEventListener("input", () => shown && show(shown));
 byId("file").addEventListener("change", (event) => { take(event.target.files[0]); event.target.value = ""; });
-drop.addEventListener("dragover", (event) => { event.preventDefault(); drop.classList.add("over"); });
-drop.addEventListener("dragleave", () => drop.classList.remove("over"));
-drop.addEventListener("drop", (event) => {
+// The whole page takes what is dropped: beside the field, the browser would leave the page and show the picture.
+document.addEventListener("dragover", (event) => { event.preventDefault(); highlight(true); });
+document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) highlight(false); });
+document.addEventListener("drop", (event) => {
   event.preventDefault();
-  drop.classList.remove("over");
-  const [dropped] = event.dataTransfer.files;
-  if (dropped) take(dropped);
-  else fail("This was no file: drop a picture that lies on this device.");
+  highlight(false);
+  takeFrom(event.dataTransfer, "This was no file: drop a picture that lies on this device.");
 });
-for (const kind of ["dragover", "drop"]) document.addEventListener(kind, (event) => event.preventDefault());
-document.addEventListener("paste", (event) => take([...event.clipboardData.files][0]));
+document.addEventListener("paste", (event) => {
+  takeFrom(event.clipboardData, "The clipboard holds no picture: copy a picture, and not its address.");
+});
 
 queue = load().then(
   () => { if (!latest) byId("status").textContent = "The model is ready."; },
