@@ -15,7 +15,7 @@ PRIVATE = re.compile(r"/(home|tmp|root|work|Users)/")
 SHORTER = {
     "own_images": {
         '{"train": 400, "test": 100}': '{"train": 100, "test": 20}',
-        "--epochs 3": "--epochs 1",
+        "--epochs 3": "--epochs 2",
         "--limit 60": "--limit 12",
     }
 }
