@@ -215,7 +215,7 @@ def test_hidden_layers_benchmark_runs(tmp_path):
     assert row["error"] < 1e-5
     low, high = row["cancellation_quartiles"]
     assert 1 <= low <= row["cancellation"] <= high
-    assert row["spread_over_locations"] > 0.1, "the evidence depends on the location"
+    assert row["spread_over_locations"] > 0.01, "the evidence depends on the location"
     assert "position_share" not in row, "CLIP's pool alone has positions"
 
 
