@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import timm
 import yaml
+from helpers.cards import CARDS, EXPLANATIONS, LESIONS, RESULTS
 from huggingface_hub import ModelCard
 
 import softcam_hub
@@ -25,15 +26,6 @@ from softcam_hub.hub.cards import (
 )
 from softcam_hub.hub.publishing import model_files
 from softcam_hub.registry import architectures
-
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
-CARDS = {file.stem: file.read_text() for file in (ROOT / "model_cards").glob("*.md")}
-LESIONS = json.loads((Path(softcam_hub.CAPE_LESIONS) / "metrics.json").read_text())
-EXPLANATIONS = [
-    {"recipe": "r", "explainer": "cape", "average_drop": 12.3456, "miou": 0.25, "images": 64, "seconds": 1.5},
-    {"recipe": "r", "explainer": "grad-cam", "average_drop": 20.5, "adcc": 61.0, "images": 64, "seconds": 2.5},
-]
 
 
 def test_explanation_scores_of_the_own_maps_go_into_the_model_index_and_all_into_a_table(folder):

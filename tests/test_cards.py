@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 import yaml
+from helpers.cards import CARDS, EXPLANATIONS, LESIONS, RESULTS, ROOT
 from huggingface_hub import ModelCard
 
 import softcam_hub
@@ -23,15 +24,7 @@ from softcam_hub.hub.cards import (
 from softcam_hub.models.names import split_name
 from tools import render_cards
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 FAMILIES = {row["model"]: row for row in read_rows(RESULTS / "families.jsonl")}
-CARDS = {file.stem: file.read_text() for file in (ROOT / "model_cards").glob("*.md")}
-LESIONS = json.loads((Path(softcam_hub.CAPE_LESIONS) / "metrics.json").read_text())
-EXPLANATIONS = [
-    {"recipe": "r", "explainer": "cape", "average_drop": 12.3456, "miou": 0.25, "images": 64, "seconds": 1.5},
-    {"recipe": "r", "explainer": "grad-cam", "average_drop": 20.5, "adcc": 61.0, "images": 64, "seconds": 2.5},
-]
 
 
 def test_the_committed_cards_are_those_of_their_rows():
