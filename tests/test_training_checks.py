@@ -195,9 +195,13 @@ def test_a_penalty_that_leaves_nothing_to_learn_gives_a_warning(l1, warned, tmp_
 
 
 @pytest.mark.parametrize(("accuracy", "count", "warned"), [(0.9, 100, True), (0.94, 100, False), (0.75, 8, False)])
-def test_cape_that_is_less_accurate_than_its_teacher_gives_a_warning(accuracy, count, warned, caplog):
+@pytest.mark.parametrize(
+    ("labels", "remedy"),
+    [(True, "--epochs may"), (False, "--epochs, or --alpha 1 for a cross-entropy with the labels, may")],
+)
+def test_cape_that_is_less_accurate_than_its_teacher_gives_a_warning(accuracy, count, warned, labels, remedy, caplog):
     scores = {"accuracy": accuracy, "teacher_accuracy": 0.95}
-    results.warn_of_lost_accuracy(scores, "test", count)
+    results.warn_of_lost_accuracy(scores, "test", count, labels)
     sentence = (
         "CAPE classifies 90.0 % of the test images correctly, and its teacher 95.0 %: more --epochs, or --alpha 1"
     )

@@ -26,7 +26,8 @@ from .reporting import complete_model_folder, draw_pictures, format_scores, writ
 logger = logging.getLogger(__name__)
 
 MAY_LOSE, FEW_IMAGES = 0.02, 2
-"""Share of the images that CAPE may lose to its teacher without a warning, and a number of images that says nothing."""
+"""Share of the images by which CAPE may fall behind its teacher, and number of images by which it may, without a
+warning."""
 
 
 def data_config(model: nn.Module) -> dict[str, Any]:
@@ -68,28 +69,30 @@ def score_result(training: Training, result: nn.Module, splits: Splits) -> dict[
     measured = score_model(result, loader, accelerator)
     training.check_finite(f"the {split} loss", measured["loss"])
     if accelerator.is_main_process:
-        warn_of_lost_accuracy(measured, split, len(splits.test or splits.validation))
+        labels = training.config.model.learns_from_labels
+        warn_of_lost_accuracy(measured, split, len(splits.test or splits.validation), labels)
     return scores | {f"{split}_{name}": value for name, value in measured.items()}
 
 
-def warn_of_lost_accuracy(measured: dict[str, float], split: str, count: int) -> None:
+def warn_of_lost_accuracy(measured: dict[str, float], split: str, count: int, learns_from_labels: bool) -> None:
     """Warn if CAPE is right less often than the vanilla classifier from which it learnt, and say what may help.
 
     Args:
         measured: Scores of CAPE on a split, with those of its teacher if it had one.
         split: Name of the split.
         count: Number of its images.
+        learns_from_labels: CAPE's loss has a cross-entropy with the labels already.
     """
     if "teacher_accuracy" not in measured:
         return
     lost = measured["teacher_accuracy"] - measured["accuracy"]
     if lost > MAY_LOSE and lost * count > FEW_IMAGES:
         logger.warning(
-            "CAPE classifies %.1f %% of the %s images correctly, and its teacher %.1f %%: more --epochs, or --alpha 1, "
-            "which adds the cross-entropy with the labels, may win that back",
+            "CAPE classifies %.1f %% of the %s images correctly, and its teacher %.1f %%: more --epochs%s may help",
             100 * measured["accuracy"],
             split,
             100 * measured["teacher_accuracy"],
+            "" if learns_from_labels else ", or --alpha 1 for a cross-entropy with the labels,",
         )
 
 
