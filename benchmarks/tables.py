@@ -154,7 +154,7 @@ MODELS_TABLES: dict[str, Table] = {
     "hidden_layers": (hidden_layers_table, ("hidden_layers",)),
     "hidden_layers_trained": (trained_table, ("hidden_layers_trained",)),
     "image_sizes": (image_sizes_table, ("image_sizes",)),
-    "fine": (fine_table, ("fine",)),
+    "fine": (fine_table, ("fine", "fine_costs")),
     "runtimes": (runtimes_table, ("runtimes",)),
 }
 ALIGNMENT_TABLES: dict[str, Table] = {

@@ -8,7 +8,7 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from benchmarks.fine import study
+from benchmarks.fine import costs, study
 from benchmarks.fine.network import VARIANTS, ScaledEvidence, add, difference_to_larger, enlarge
 from benchmarks.fine.tables import fine_table, gain_of
 from benchmarks.fine.tasks import lesions
@@ -77,7 +77,6 @@ def test_the_command_trains_and_scores_a_variant(variant, tmp_path, monkeypatch)
     task = replace(lesions(), data=data, side=64, larger_side=96, epochs=3)
     monkeypatch.setattr(study, "lesions", lambda: task)
     monkeypatch.setattr(study, "ROWS", tmp_path / "fine.jsonl")
-    monkeypatch.setattr(study, "PAIRS", 2)
     monkeypatch.setattr("sys.argv", ["study", "lesions", "--variants", variant, "--seeds", "3"])
     study.main()
     study.main()  # finished rows are kept
@@ -87,7 +86,6 @@ def test_the_command_trains_and_scores_a_variant(variant, tmp_path, monkeypatch)
     assert len(row["values"]["causal"]) == 12
     known = [value for value in row["values"]["causal"] if value is not None]
     assert all(-1 <= value <= 1 for value in known)
-    assert row["cost"] > 0
     assert 0 <= row["accuracy"] <= 1
 
 
@@ -105,20 +103,43 @@ def test_steel_needs_its_photographs(monkeypatch, capsys, tmp_path):
 
 def row(variant, seed, values, accuracy=0.5, causal=(0.5, None, 0.7), task="lesions", **more):
     scores = {**dict.fromkeys(study.SCORES, values), "area": [0.1, 0.1, 0.3], "causal": list(causal)}
-    common = {"task": task, "images": 600, "machine": "m", "torch": "t", "cost": 1.0}
+    common = {"task": task, "images": 600, "machine": "m", "torch": "t"}
     return {**common, "variant": variant, "seed": seed, "accuracy": accuracy, "values": scores, **more}
+
+
+def costs_of(*names, task="lesions", forward_cost=1.0):
+    common = {"task": task, "training_cost": 1.25, "forward_mib": 12.0, "training_mib": None}
+    return [{**common, "variant": name, "forward_cost": forward_cost} for name in names]
+
+
+@pytest.mark.slow
+def test_the_command_measures_what_a_variant_costs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(costs, "ROWS", tmp_path / "costs.jsonl")
+    monkeypatch.setattr(costs, "STEPS", {kind: (make, 1) for kind, (make, _) in costs.STEPS.items()})
+    options = ["--tasks", "lesions", "steel", "--variants", "larger images", "stride 8"]
+    monkeypatch.setattr("sys.argv", ["costs", *options])
+    costs.main()
+    rows = study.read_rows(costs.ROWS)
+    assert [(row["task"], row["variant"]) for row in rows] == [
+        ("lesions", "larger images"),
+        ("lesions", "stride 8"),
+        ("steel", "larger images"),
+    ], "stride 8 is too slow on steel"
+    assert all(row["forward_cost"] > 1.2 and row["training_cost"] > 1.2 for row in rows)
+    assert all(row["training_mib"] > row["forward_mib"] > 0 for row in rows)
 
 
 def test_the_table_has_every_seed_and_the_gain_on_small_annotations():
     rows = [row("scales", 0, [1.0, 1.0, 0.0]), row("scales", 1, [1.0, 0.0, 0.0], causal=(None, 0.3, 0.9))]
     rows += [row("plain", 0, [0.0, 1.0, 0.0]), row("plain", 1, [0.0, 0.0, 1.0])]
     rows.append(row("scales", 2, [0.0, 0.0, 0.0]))  # without a plain network to compare it with
-    plain, scales = (line for line in fine_table(rows).splitlines() if line.startswith("| lesions"))
+    plain, scales = (line for line in fine_table(rows, costs_of("scales")).splitlines() if line.startswith("| lesions"))
     assert plain.startswith("| lesions | plain | 50.0 (50.0, 50.0) | 33.3 (33.3, 33.3) | 25.0 (50.0, 0.0) |")
     assert scales.startswith("| lesions | scales | 50.0 (50.0, 50.0, 50.0) | 33.3 (66.7, 33.3, 0.0); +16.7 [")
     assert "| 50.0 (100.0, 50.0, 0.0); +50.0 [" in scales, "equal areas are small together"
     assert "| 0.60 (0.60, 0.60, 0.60); +0.05 [" in scales, "of the images that both have: 0, and 0 with 0.2"
-    assert scales.endswith("| 1.00 |")
+    assert scales.endswith("| 1.00 | 1.25 | 12 | - |")
+    assert plain.endswith("| - | - | - | - |")
 
 
 def test_seeds_with_the_same_images_do_not_narrow_an_interval():
@@ -134,25 +155,26 @@ def test_seeds_with_the_same_images_do_not_narrow_an_interval():
         ({}, "meets the rule on lesions."),
         ({"accuracy": 0.9917}, "meets the rule on lesions."),  # three of 600 images, and the limit is half a point
         ({"accuracy": 0.99}, "does not meet the rule: on lesions the accuracy changes by -0.7 points."),
-        ({"cost": 1.2}, "does not meet the rule: on lesions it costs 1.20."),
-        ({"cost": 1.1}, "meets the rule on lesions."),
+        ({"forward_cost": 1.2}, "does not meet the rule: on lesions it costs 1.20."),
+        ({"forward_cost": 1.1}, "meets the rule on lesions."),
         ({"seed": 1}, "does not meet the rule: on lesions no seed was trained with and without it."),
     ],
 )
 def test_the_verdict_of_the_rule(changes, verdict):
     changed = {**row("scales", 0, [1.0, 1.0, 0.0], accuracy=0.9967), **changes}
-    table = fine_table([row("plain", 0, [0.0, 1.0, 0.0], accuracy=0.9967), changed])
+    known = costs_of("scales", forward_cost=changes.get("forward_cost", 1.0))
+    table = fine_table([row("plain", 0, [0.0, 1.0, 0.0], accuracy=0.9967), changed], known)
     assert f"- *scales* {verdict}" in table
     assert "rises by 10 points, the accuracy falls by 0.5 points at most, and a forward pass costs 1.10" in table
 
 
 def test_a_rule_needs_the_cost_and_every_task():
     rows = [row(variant, 0, values, task=task) for task in ("lesions", "steel") for variant, values in PAIR.items()]
-    assert "- *scales* meets the rule on lesions and steel." in fine_table(rows)
-    del rows[-1]["cost"]
-    assert "does not meet the rule: on steel its cost was not measured." in fine_table(rows)
+    known = [*costs_of("scales"), *costs_of("scales", task="steel")]
+    assert "- *scales* meets the rule on lesions and steel." in fine_table(rows, known)
+    assert "does not meet the rule: on steel its cost was not measured." in fine_table(rows, known[:1])
     rows[-1]["values"] = {**rows[-1]["values"], "hit_rate": [0.0, 0.0, 0.0]}
-    assert "on steel the hit rate on small annotations changes by -50.0 points; on steel its" in fine_table(rows)
+    assert "small annotations changes by -50.0 points; on steel its" in fine_table(rows, known[:1])
 
 
 PAIR = {"plain": [0.0, 1.0, 0.0], "scales": [1.0, 1.0, 0.0]}
@@ -161,8 +183,8 @@ PAIR = {"plain": [0.0, 1.0, 0.0], "scales": [1.0, 1.0, 0.0]}
 def test_rows_of_earlier_versions_without_some_scores_stay_readable():
     rows = [row("plain", 0, [0.0, 1.0, 0.0]), row("scales", 0, [1.0, 1.0, 0.0])]
     del rows[0]["values"]["iou_otsu"]
-    plain, scales = (line for line in fine_table(rows).splitlines() if line.startswith("| lesions"))
-    assert plain.count("| - |") == 1
+    plain, scales = (line for line in fine_table(rows, []).splitlines() if line.startswith("| lesions"))
+    assert "| 33.3 (33.3) | - | 0.60 (0.60) |" in plain
     assert "| 100.0 (100.0) |" in scales, "no gain without a number to compare"
 
 

@@ -128,6 +128,40 @@ def difference_to_larger(network: ScaledEvidence, evidence: Tensor, larger: Tens
     return (ours - target).square().mean() / target.square().mean().clamp_min(1e-12)
 
 
+def loss_of(
+    network: ScaledEvidence, task: Task, variant: Variant, pixels: Tensor, labels: Tensor, epoch: int
+) -> Tensor:
+    """Return the loss of a batch.
+
+    Args:
+        network: Network in training mode.
+        task: Images and settings.
+        variant: Way to finer maps.
+        pixels: Images (B, 3, H, W).
+        labels: Labels (B,).
+        epoch: Number of the epoch.
+    """
+    seen = enlarge(pixels, task.larger_side) if variant.enlarged else pixels
+    terms = network.terms(seen)
+    evidence = add(terms)
+    loss = F.cross_entropy(evidence.mean(dim=(2, 3)), labels)
+    if variant.dropped:
+        kept = (torch.rand(len(labels), 1, 1, 1) >= variant.dropped).float()
+        loss = 0.5 * loss + 0.5 * F.cross_entropy(add(terms, kept).mean(dim=(2, 3)), labels)
+    if variant.taught and epoch >= TAUGHT_AFTER:
+        loss = loss + difference_to_larger(network, evidence, enlarge(pixels, task.larger_side))
+    return loss
+
+
+def make_optimizer(network: ScaledEvidence, task: Task) -> torch.optim.Optimizer:
+    """Make AdamW with the learning rates of a task."""
+    groups = [
+        {"params": [*network.model.parameters()], "lr": task.lr},
+        {"params": [*network.heads.parameters()], "lr": task.fine_lr},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.02)
+
+
 def train(
     network: ScaledEvidence,
     task: Task,
@@ -144,11 +178,7 @@ def train(
         batches: Function from the number of an epoch to its images and labels.
         steps: Number of updates of an epoch.
     """
-    groups = [
-        {"params": [*network.model.parameters()], "lr": task.lr},
-        {"params": [*network.heads.parameters()], "lr": task.fine_lr},
-    ]
-    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.02)
+    optimizer = make_optimizer(network, task)
     total, warmup = task.epochs * steps, task.warmup_epochs * steps
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * min(step, total) / total))
@@ -156,15 +186,7 @@ def train(
     network.train()
     for epoch in range(task.epochs):
         for pixels, labels in batches(epoch):
-            seen = enlarge(pixels, task.larger_side) if variant.enlarged else pixels
-            terms = network.terms(seen)
-            evidence = add(terms)
-            loss = F.cross_entropy(evidence.mean(dim=(2, 3)), labels)
-            if variant.dropped:
-                kept = (torch.rand(len(labels), 1, 1, 1) >= variant.dropped).float()
-                loss = 0.5 * loss + 0.5 * F.cross_entropy(add(terms, kept).mean(dim=(2, 3)), labels)
-            if variant.taught and epoch >= TAUGHT_AFTER:
-                loss = loss + difference_to_larger(network, evidence, enlarge(pixels, task.larger_side))
+            loss = loss_of(network, task, variant, pixels, labels, epoch)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -3,6 +3,7 @@
 python -m benchmarks.fine.study lesions                          # an hour and a half of a core
 python -m benchmarks.fine.study steel --photographs FOLDER       # five hours of a core
 python -m benchmarks.fine.study lesions --variants plain --seeds 0
+python -m benchmarks.fine.costs                                  # what they cost; ten minutes of a core
 
 - *plain*: evidence of stride 32 alone.
 - *scales*: evidence of strides 32, 16 and 8 is added (see `network.py`), and trained with the plain loss alone.
@@ -41,17 +42,14 @@ from softcam_hub.memory import keep_freed_memory
 from softcam_hub.models.heads import select
 
 from ..reproduction.steel import missing_manifest
-from ..timing import Row, environment, measure as measure_in_turn, read_rows, replace_rows, rounded
+from ..timing import Row, environment, read_rows, replace_rows, rounded
 from .causal import causal_agreement
-from .network import VARIANTS, ScaledEvidence, Variant, enlarge, make_network, train
+from .costs import BATCH, TOO_SLOW
+from .network import VARIANTS, ScaledEvidence, enlarge, make_network, train
 from .tasks import Task, lesions, steel
 
 ROWS = Path(__file__).parents[1] / "results" / "fine.jsonl"
 KEY = ("task", "variant", "seed")
-BATCH, TIMED, PAIRS = 32, 8, 9
-"""Numbers of images of a batch, of images of a timed forward pass, and of pairs of these."""
-
-TOO_SLOW = (("steel", "stride 8"),)
 
 SCORES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "hit_rate": hit_rate,
@@ -88,23 +86,6 @@ def score(network: ScaledEvidence, images: Any, side: int) -> Row:
     return {"accuracy": rounded(right / len(images)), "images": len(images), "values": values}
 
 
-def measure_cost(task: Task, variant: Variant) -> Row:
-    """Return the CPU time of a forward pass with maps beside that of the plain network, a ratio."""
-    pixels = torch.randn(TIMED, 3, task.side, task.side)
-    networks = [make_network(task, one).eval() for one in (variant, VARIANTS["plain"])]
-    seen = [enlarge(pixels, task.larger_side) if variant.enlarged else pixels, pixels]
-
-    def forward(number: int) -> Callable[[], None]:
-        @torch.no_grad()
-        def step() -> None:
-            networks[number](seen[number])
-
-        return step
-
-    timed = measure_in_turn(forward(0), forward(1), PAIRS)
-    return {"cost": timed["cpu_ratio"], "cost_quartiles": timed["cpu_ratio_quartiles"]}
-
-
 def measure(task: Task, name: str, seed: int) -> Row:
     """Train a variant with a seed, and score it on the test images.
 
@@ -138,7 +119,7 @@ def measure(task: Task, name: str, seed: int) -> Row:
     if task.name == "lesions":
         row["values"]["causal"] = causal_agreement(network, task, splits.test, preprocessing, side)
     trained = {"task": task.name, "variant": name, "seed": seed, "trained_on": len(labels)}
-    return {**trained, **row, **measure_cost(task, variant), **environment()}
+    return {**trained, **row, **environment()}
 
 
 def make_task(name: str, photographs: Path | None, parser: ArgumentParser) -> Task:
@@ -167,14 +148,14 @@ def main() -> None:
     torch.set_num_threads(1)
     for seed in arguments.seeds:
         for variant in arguments.variants:
-            known = {tuple(row[name] for name in KEY) for row in read_rows(ROWS) if "cost" in row}
+            known = {tuple(row[name] for name in KEY) for row in read_rows(ROWS)}
             if (task.name, variant, seed) in known or (task.name, variant) in TOO_SLOW:
                 continue
             row = measure(task, variant, seed)
             replace_rows([row], ROWS, KEY)
             arrays = {name: np.array(values, dtype=float) for name, values in row["values"].items()}  # None is NaN
             means = {name: rounded(float(np.nanmean(values))) for name, values in arrays.items()}
-            print(task.name, variant, seed, row["accuracy"], row["cost"], means, flush=True)
+            print(task.name, variant, seed, row["accuracy"], means, flush=True)
 
 
 if __name__ == "__main__":

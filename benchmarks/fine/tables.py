@@ -31,20 +31,41 @@ ROUNDING = 1e-6
 """Points that are left to rounding where a number is at the limit of the rule."""
 
 
-def fine_table(rows: list[Row]) -> str:
-    """Render one line per task and variant: means over seeds, and the mean gain beside the plain network."""
+COSTS = {
+    "forward_cost": "cost",
+    "training_cost": "cost of training",
+    "forward_mib": "memory, MiB",
+    "training_mib": "memory of training, MiB",
+}
+"""Column of the costs -> heading."""
+
+
+def fine_table(rows: list[Row], costs: list[Row]) -> str:
+    """Render one line per task and variant: means over seeds, the mean gain beside the plain network, and costs.
+
+    Args:
+        rows: Rows of the study.
+        costs: Rows of the costs, one for each task and variant.
+    """
+    cost_of = {(row["task"], row["variant"]): row for row in costs}
     tasks: dict[str, dict[str, dict[int, Row]]] = {}
     for row in sorted(rows, key=lambda row: (row["task"], row["variant"] != PLAIN)):
         tasks.setdefault(row["task"], {}).setdefault(row["variant"], {})[row["seed"]] = row
     body = [
-        [task, name, *_cells(of_variant, variants[PLAIN] if name != PLAIN else {})]
+        [
+            task,
+            name,
+            *_cells(of_variant, variants[PLAIN] if name != PLAIN else {}),
+            *_cost_cells(cost_of.get((task, name), {})),
+        ]
         for task, variants in tasks.items()
         for name, of_variant in variants.items()
     ]
     names = [name for name in dict.fromkeys(row["variant"] for row in rows) if name != PLAIN]
-    header = ["images", "evidence", "accuracy", *COLUMNS.values(), "cost"]
+    header = ["images", "evidence", "accuracy", *COLUMNS.values(), *COSTS.values()]
     verdicts = [
-        _verdict(name, {task: variants for task, variants in tasks.items() if name in variants}) for name in names
+        _verdict(name, {task: variants for task, variants in tasks.items() if name in variants}, cost_of)
+        for name in names
     ]
     return f"{_caption(rows)}\n\n{markdown(header, body)}\n{RULE}\n\n" + "\n".join(verdicts) + "\n"
 
@@ -66,8 +87,9 @@ def _caption(rows: list[Row]) -> str:
         "the same images in the seeds that both have, with its 95 % interval. The hit rate is the pointing game with "
         "the usual tolerance; *small* is the third of the annotated images with the smallest annotations. *Causal "
         "linear, drawn parts* is the correlation of evidence and effects over the parts of the drawing, on the "
-        "images in which a part speaks for the class. *Cost* is the CPU time of a forward pass with maps beside that "
-        f"of *plain*. {where}."
+        "images in which a part speaks for the class. *Cost* is the CPU time beside that of *plain*, of a forward pass "
+        "with maps of one image, and of a training step of 32 images in the last epoch, and *memory* what these need "
+        f"on top of the network. {where}."
     )
 
 
@@ -92,14 +114,16 @@ def _cells(of_variant: dict[int, Row], plain: dict[int, Row]) -> list[str]:
             gain, low, high = (scale * one for one in found)
             cell += f"; {gain:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
         cells.append(cell)
-    cost = _cost(of_variant)
-    return [*cells, "-" if cost is None else f"{cost:.2f}"]
+    return cells
 
 
-def _cost(of_variant: dict[int, Row]) -> float | None:
-    """Return the median cost of a variant over its seeds, or None where it was not measured."""
-    known = [row["cost"] for row in of_variant.values() if "cost" in row]
-    return float(np.median(known)) if known else None
+def _cost_cells(costs: Row) -> list[str]:
+    """Format what a variant costs; a dash for what was not measured."""
+    digits = {"cost": 2, "mib": 0}
+    return [
+        "-" if costs.get(column) is None else f"{costs[column]:.{digits[column.rpartition('_')[2]]}f}"
+        for column in COSTS
+    ]
 
 
 def chosen_values(row: Row, score: str, small: bool) -> Array:
@@ -125,38 +149,39 @@ def gain_of(
     return float(found.estimate[0]), float(low[0]), float(high[0])
 
 
-def _verdict(name: str, tasks: dict[str, dict[str, dict[int, Row]]]) -> str:
+def _verdict(name: str, tasks: dict[str, dict[str, dict[int, Row]]], cost_of: dict[tuple[str, str], Row]) -> str:
     """Say in a sentence whether a variant meets the rule.
 
     Args:
         name: Name of the variant.
         tasks: Task -> variant -> rows by seed, of the tasks on which the variant was tried.
+        cost_of: Task and variant -> row of its costs.
     """
     reasons = [
         f"on {task} {reason}"
         for task, variants in tasks.items()
-        for reason in _reasons(variants[name], variants[PLAIN])
+        for reason in _reasons(variants[name], variants[PLAIN], cost_of.get((task, name)))
     ]
     if reasons:
         return f"- *{name}* does not meet the rule: {'; '.join(reasons)}."
     return f"- *{name}* meets the rule on {' and '.join(tasks)}."
 
 
-def _reasons(of_variant: dict[int, Row], plain: dict[int, Row]) -> list[str]:
+def _reasons(of_variant: dict[int, Row], plain: dict[int, Row], costs: Row | None) -> list[str]:
     """List what the rule asks for and a variant does not have on a task."""
     seeds = [seed for seed in of_variant if seed in plain]
     found = gain_of(of_variant, plain, "hit_rate", small=True)
     if found is None:
         return ["no seed was trained with and without it"]
-    gain, cost = 100 * found[0], _cost(of_variant)
+    gain = 100 * found[0]
     change = 100 * float(np.mean([of_variant[seed]["accuracy"] - plain[seed]["accuracy"] for seed in seeds]))
     reasons = []
     if gain < GAIN - ROUNDING:
         reasons.append(f"the hit rate on small annotations changes by {gain:+.1f} points")
     if change < -LOSS - ROUNDING:
         reasons.append(f"the accuracy changes by {change:+.1f} points")
-    if cost is None:
+    if costs is None:
         reasons.append("its cost was not measured")
-    elif cost > COST:
-        reasons.append(f"it costs {cost:.2f}")
+    elif costs["forward_cost"] > COST:
+        reasons.append(f"it costs {costs['forward_cost']:.2f}")
     return reasons
