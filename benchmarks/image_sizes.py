@@ -1,8 +1,8 @@
 """Measure what larger images give: finer maps, at another accuracy and at a price, and write rows.
 
-python -m benchmarks.recipes --photographs FOLDER finetune-medium    # trains the network on photographs of steel
-python -m benchmarks.image_sizes --photographs FOLDER                # a quarter of an hour of a core
-python -m benchmarks.image_sizes cape_lesions                        # the network on generated images alone
+python -m benchmarks.recipes finetune-medium --seeds 0 --photographs FOLDER    # trains the network of steel
+python -m benchmarks.image_sizes --photographs FOLDER                          # a quarter of an hour of a core
+python -m benchmarks.image_sizes cape_lesions                                  # the network on generated images alone
 
 - Networks are not trained again: they see the test images larger or smaller than those that they learnt from.
 - The shipped model explains generated images that are drawn at twice the side that it learnt from, so that larger

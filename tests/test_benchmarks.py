@@ -12,7 +12,7 @@ import pytest
 from benchmarks import hidden_layers
 from benchmarks.image_sizes import image_sizes_table
 from benchmarks.lesions_table import lesions_table
-from benchmarks.recipes import choose
+from benchmarks.recipes import choose, recipes_table
 from benchmarks.reproduction.claims import document
 from benchmarks.reproduction.findings import NOT_ALIGNED, Findings
 from benchmarks.reproduction.lesions import options_of
@@ -152,6 +152,23 @@ def test_a_recipe_for_few_images_learns_from_the_first_of_every_class(tmp_path):
     assert numbers(None) == [0, 1, 2, 3, 4, 5]
     assert numbers(1) == [0, 1, 3, 4]
     assert numbers(2) == [0, 1, 2, 3, 4]
+
+
+def test_the_table_of_recipes_has_the_mean_and_every_seed():
+    common = {"test_images": 4, "epochs": 6, "threads": 1, "machine": "m", "torch": "t", "test_balanced_accuracy": 0.5}
+    rows = [
+        {**common, "recipe": recipe, "seed": seed, "images": images, "test_accuracy": accuracy, "minutes": minutes}
+        for recipe, seed, images, accuracy, minutes in [
+            ("few", 0, 10, 0.75, 1.0),
+            ("many", 2, 20, 1.0, 9.0),
+            ("many", 0, 20, 0.5, 2.0),
+            ("many", 1, 20, 0.75, 3.0),
+        ]
+    ]
+    table = recipes_table(rows).splitlines()
+    assert table[2] == "| `many` | 20 | 6 | 75.0% (50.0, 75.0, 100.0) | 50.0% (50.0, 50.0, 50.0) | 3 |"
+    assert table[3] == "| `few` | 10 | 6 | 75.0% (75.0) | 50.0% (50.0) | 1 |"
+    assert "the seeds 0, 1, 2, in parentheses every seed in order" in table[-1]
 
 
 @pytest.mark.slow

@@ -51,8 +51,10 @@ def test_a_network_learns_where_its_larger_maps_lie_and_nothing_of_their_means()
     torch.testing.assert_close(loss, (ours - target).square().mean() / target.square().mean())
     loss.backward()
     assert evidence.grad.mean(dim=(2, 3)).abs().max() < 1e-6 * evidence.grad.abs().max()
-    torch.testing.assert_close(difference_to_larger(network, target + 5, larger), torch.tensor(0.0))
-    assert network.training
+    for training in (True, False):
+        network.train(training)
+        torch.testing.assert_close(difference_to_larger(network, target + 5, larger), torch.tensor(0.0))
+        assert network.training == training
     assert all(torch.equal(buffer, statistics[name]) for name, buffer in network.named_buffers())
 
 
@@ -71,7 +73,9 @@ def test_the_command_prints_means_where_images_have_no_causal_score(tmp_path, mo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["plain", "scales, coarse dropped", "scales, self-taught", "larger images"])
+@pytest.mark.parametrize(
+    "variant", ["plain", "scales, coarse dropped", "scales, self-taught", "scales, taught", "larger images"]
+)
 def test_the_command_trains_and_scores_a_variant(variant, tmp_path, monkeypatch):
     data = DataConfig(data="lesions", data_size=64, train_count=40, eval_count=12)
     task = replace(lesions(), data=data, side=64, larger_side=96, epochs=3)
@@ -186,6 +190,14 @@ def test_rows_of_earlier_versions_without_some_scores_stay_readable():
     plain, scales = (line for line in fine_table(rows, []).splitlines() if line.startswith("| lesions"))
     assert "| 33.3 (33.3) | - | 0.60 (0.60) |" in plain
     assert "| 100.0 (100.0) |" in scales, "no gain without a number to compare"
+
+
+def test_a_network_that_predicts_one_class_has_no_causal_score(recwarn):
+    rows = [row("plain", 0, [0.0, 1.0, 0.0]), row("scales", 0, [1.0, 1.0, 0.0], causal=(None, None, None))]
+    plain, scales = (line for line in fine_table(rows, []).splitlines() if line.startswith("| lesions"))
+    assert "| 0.60 (0.60) |" in plain
+    assert "| - | - | - | - | - |" in scales
+    assert not recwarn.list
 
 
 def test_every_variant_is_described():

@@ -4,11 +4,12 @@ import csv
 from dataclasses import replace
 
 import pytest
+import timm
 import torch
 from torch import nn
 
 from benchmarks.post_fit import page
-from benchmarks.post_fit.classifiers import thin_out
+from benchmarks.post_fit.classifiers import fit_briefly, thin_out
 from benchmarks.post_fit.page import document
 from benchmarks.post_fit.rule import helps, passes
 from benchmarks.post_fit.study import ROWS, score, untrained
@@ -122,6 +123,22 @@ def test_unbalanced_images(tmp_path):
         found = list(csv.DictReader(source))
     assert [sum(row["label"] == one and row["split"] == "train" for row in found) for one in "abc"] == [32, 8, 2]
     assert sum(row["split"] == "test" for row in found) == 24
+
+
+def test_a_short_probe_begins_with_timms_first_weights_and_learns_for_three_epochs():
+    torch.manual_seed(0)
+    labels = torch.arange(60) % 3
+    features = torch.randn(60, 256) + 2 * torch.eye(3, 256)[labels]
+    found = fit_briefly(features, labels, 3, "test_efficientnet", seed=1)
+    torch.manual_seed(1)
+    start = timm.create_model("test_efficientnet", num_classes=3).get_classifier()
+    steps = 3 * 2  # 60 images in batches of 32
+    moved = (found.weight - start.weight).abs()
+    assert 0 < moved.max() < 1.5 * steps * 1e-3, "AdamW moves a weight by about its learning rate in every step"
+    losses = [nn.functional.cross_entropy(one(features), labels) for one in (found, start)]
+    assert losses[0] < losses[1]
+    assert torch.equal(fit_briefly(features, labels, 3, "test_efficientnet", seed=1).weight, found.weight)
+    assert not torch.equal(fit_briefly(features, labels, 3, "test_efficientnet", seed=2).weight, found.weight)
 
 
 def test_clipped_and_longer(vanilla):

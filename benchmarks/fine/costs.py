@@ -4,7 +4,7 @@ python -m benchmarks.fine.costs    # ten minutes of a core; rows: results/fine_c
 
 - A forward pass returns the maps of one image; a training step is that of a batch of the study, in its last epoch.
 - Times are CPU times on one thread. The two sides of a comparison take turns, and the ratio is computed for each pair.
-- Memory is the rise of resident memory in a process of its own.
+- Memory is the rise of resident memory with a batch, in a process of its own.
 - Images are random, as neither times nor memory depend on them.
 """
 
@@ -43,10 +43,11 @@ TASKS: dict[str, Callable[[], Task]] = {"lesions": lesions, "steel": lambda: ste
 """Name -> function that makes the task; its images are not read here."""
 
 
-def forward_step(task: Task, variant: Variant) -> Step:
-    """Return a step that computes the maps of one image."""
+def forward_step(task: Task, variant: Variant, count: int = 1) -> Step:
+    """Return a step that computes the maps of some images."""
     network = make_network(task, variant).eval()
-    pixels = enlarge(torch.randn(1, 3, task.side, task.side), task.larger_side if variant.enlarged else task.side)
+    pixels = torch.randn(count, 3, task.side, task.side).contiguous(memory_format=torch.channels_last)
+    pixels = enlarge(pixels, task.larger_side if variant.enlarged else task.side)
 
     @torch.no_grad()
     def step() -> None:
@@ -55,22 +56,23 @@ def forward_step(task: Task, variant: Variant) -> Step:
     return step
 
 
-def training_step(task: Task, variant: Variant) -> Step:
-    """Return a step that trains the network with a batch as in the last epoch."""
+def training_step(task: Task, variant: Variant, count: int = BATCH) -> Step:
+    """Return a step that trains the network with some images as in the last epoch."""
     network = make_network(task, variant).train()
+    teacher = make_network(task, VARIANTS["plain"]) if variant.trained_teacher else None
     optimizer = make_optimizer(network, task)
-    pixels = torch.randn(BATCH, 3, task.side, task.side).contiguous(memory_format=torch.channels_last)
-    labels = torch.arange(BATCH) % network.model.num_classes
+    pixels = torch.randn(count, 3, task.side, task.side).contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(count) % network.model.num_classes
 
     def step() -> None:
         optimizer.zero_grad()
-        loss_of(network, task, variant, pixels, labels, task.epochs - 1).backward()
+        loss_of(network, task, variant, pixels, labels, task.epochs - 1, teacher).backward()
         optimizer.step()
 
     return step
 
 
-STEPS: dict[str, tuple[Callable[[Task, Variant], Step], int]] = {
+STEPS: dict[str, tuple[Callable[..., Step], int]] = {
     "forward": (forward_step, 40),
     "training": (training_step, 5),
 }
@@ -78,9 +80,9 @@ STEPS: dict[str, tuple[Callable[[Task, Variant], Step], int]] = {
 
 
 def peak_mib(task: str, variant: str, kind: str) -> float | None:
-    """Return by how many MiB a step raises memory, in a process that has made nothing else."""
+    """Return by how many MiB a step with a batch raises memory, in a process that has made nothing else."""
     torch.set_num_threads(1)
-    return rise_in_mib(STEPS[kind][0](TASKS[task](), VARIANTS[variant]))
+    return rise_in_mib(STEPS[kind][0](TASKS[task](), VARIANTS[variant], count=BATCH))
 
 
 def measure_costs(task: str, variant: str) -> Row:

@@ -30,6 +30,8 @@ class Variant:
         fine: Whether there is evidence of strides 16 and 8 as well.
         dropped: Share of the images of a batch whose coarse evidence a second term of the loss leaves out.
         taught: Whether maps learn from those of the same network for larger images.
+        trained_teacher: Whether a plain network is trained first, from which the network begins, and whose maps for
+            larger images it learns from.
         stride: Stride of the last features.
         enlarged: Whether the network is trained and explained with larger images.
     """
@@ -37,6 +39,7 @@ class Variant:
     fine: bool = False
     dropped: float = 0.0
     taught: bool = False
+    trained_teacher: bool = False
     stride: int = STRIDE
     enlarged: bool = False
 
@@ -47,6 +50,7 @@ VARIANTS = {
     "scales, coarse dropped": Variant(fine=True, dropped=0.5),
     "self-taught": Variant(taught=True),
     "scales, self-taught": Variant(fine=True, taught=True),
+    "scales, taught": Variant(fine=True, trained_teacher=True),
     "stride 16": Variant(stride=16),
     "stride 8": Variant(stride=8),
     "larger images": Variant(enlarged=True),
@@ -110,26 +114,33 @@ def enlarge(pixels: Tensor, side: int) -> Tensor:
     return F.interpolate(pixels, size=(side, side), mode="bicubic", align_corners=False)
 
 
-def difference_to_larger(network: ScaledEvidence, evidence: Tensor, larger: Tensor) -> Tensor:
-    """Compare maps with those of the same network for larger images, relative to the variance of these.
+def difference_to_larger(teacher: ScaledEvidence, evidence: Tensor, larger: Tensor) -> Tensor:
+    """Compare maps with those of a network for larger images, relative to the variance of these.
 
     Means are left out, so that the logits learn nothing from the larger images.
 
     Args:
-        network: Network in training mode.
+        teacher: Network that explains the larger images. Its mode stays.
         evidence: Evidence (B, C, H, W).
         larger: The same images, larger.
     """
-    network.eval()  # larger images change no statistics
+    training = teacher.training
+    teacher.eval()  # larger images change no statistics
     with torch.no_grad():
-        target = F.interpolate(network(larger), size=evidence.shape[-2:], mode="area")
-    network.train()
+        target = F.interpolate(teacher(larger), size=evidence.shape[-2:], mode="area")
+    teacher.train(training)
     target, ours = (maps - maps.mean(dim=(2, 3), keepdim=True) for maps in (target, evidence))
     return (ours - target).square().mean() / target.square().mean().clamp_min(1e-12)
 
 
 def loss_of(
-    network: ScaledEvidence, task: Task, variant: Variant, pixels: Tensor, labels: Tensor, epoch: int
+    network: ScaledEvidence,
+    task: Task,
+    variant: Variant,
+    pixels: Tensor,
+    labels: Tensor,
+    epoch: int,
+    teacher: ScaledEvidence | None = None,
 ) -> Tensor:
     """Return the loss of a batch.
 
@@ -140,6 +151,7 @@ def loss_of(
         pixels: Images (B, 3, H, W).
         labels: Labels (B,).
         epoch: Number of the epoch.
+        teacher: Trained network, where the variant has one.
     """
     seen = enlarge(pixels, task.larger_side) if variant.enlarged else pixels
     terms = network.terms(seen)
@@ -149,7 +161,9 @@ def loss_of(
         kept = (torch.rand(len(labels), 1, 1, 1) >= variant.dropped).float()
         loss = 0.5 * loss + 0.5 * F.cross_entropy(add(terms, kept).mean(dim=(2, 3)), labels)
     if variant.taught and epoch >= TAUGHT_AFTER:
-        loss = loss + difference_to_larger(network, evidence, enlarge(pixels, task.larger_side))
+        teacher = network
+    if teacher is not None:
+        loss = loss + difference_to_larger(teacher, evidence, enlarge(pixels, task.larger_side))
     return loss
 
 
@@ -168,6 +182,7 @@ def train(
     variant: Variant,
     batches: Callable[[int], Iterator[tuple[Tensor, Tensor]]],
     steps: int,
+    teacher: ScaledEvidence | None = None,
 ) -> None:
     """Train all weights with AdamW and a cosine.
 
@@ -177,6 +192,7 @@ def train(
         variant: Way to finer maps.
         batches: Function from the number of an epoch to its images and labels.
         steps: Number of updates of an epoch.
+        teacher: Trained network, where the variant has one.
     """
     optimizer = make_optimizer(network, task)
     total, warmup = task.epochs * steps, task.warmup_epochs * steps
@@ -186,7 +202,7 @@ def train(
     network.train()
     for epoch in range(task.epochs):
         for pixels, labels in batches(epoch):
-            loss = loss_of(network, task, variant, pixels, labels, epoch)
+            loss = loss_of(network, task, variant, pixels, labels, epoch, teacher)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -88,8 +88,8 @@ def _caption(rows: list[Row]) -> str:
         "the usual tolerance; *small* is the third of the annotated images with the smallest annotations. *Causal "
         "linear, drawn parts* is the correlation of evidence and effects over the parts of the drawing, on the "
         "images in which a part speaks for the class. *Cost* is the CPU time beside that of *plain*, of a forward pass "
-        "with maps of one image, and of a training step of 32 images in the last epoch, and *memory* what these need "
-        f"on top of the network. {where}."
+        "with maps of one image, and of a training step of 32 images in the last epoch. *Memory* is what these need on "
+        f"top of the network, for 32 images each. {where}."
     )
 
 
@@ -103,7 +103,7 @@ def _cells(of_variant: dict[int, Row], plain: dict[int, Row]) -> list[str]:
     accuracies = [100 * row["accuracy"] for row in of_variant.values()]
     cells = [f"{np.mean(accuracies):.1f} ({', '.join(f'{one:.1f}' for one in accuracies)})"]
     for score, small in COLUMNS:
-        if any(score not in row["values"] for row in of_variant.values()):
+        if not all(_has(row, score, small) for row in of_variant.values()):
             cells.append("-")
             continue
         scale, digits = (1, 2) if score == "causal" else (100, 1)
@@ -126,6 +126,11 @@ def _cost_cells(costs: Row) -> list[str]:
     ]
 
 
+def _has(row: Row, score: str, small: bool) -> bool:
+    """Tell whether a score was measured on some image."""
+    return score in row["values"] and not np.isnan(chosen_values(row, score, small)).all()
+
+
 def chosen_values(row: Row, score: str, small: bool) -> Array:
     """Return the values of all images, NaN for none, or of those with the smallest annotations."""
     values, area = np.array(row["values"][score], dtype=float), np.array(row["values"]["area"])
@@ -140,7 +145,7 @@ def gain_of(
     The images are the same in all seeds.
     """
     pairs = [(row, plain[seed]) for seed, row in sorted(of_variant.items()) if seed in plain]
-    pairs = [(ours, theirs) for ours, theirs in pairs if score in theirs["values"]]
+    pairs = [pair for pair in pairs if all(_has(row, score, small) for row in pair)]
     if not pairs:
         return None
     gains = [chosen_values(ours, score, small) - chosen_values(theirs, score, small) for ours, theirs in pairs]

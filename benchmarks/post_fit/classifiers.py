@@ -4,15 +4,17 @@
   `make reproduce` and `make reproduce-steel` have not trained them.
 - *under-trained* has seen one epoch of steel instead of six.
 - A *linear probe* is a classifier of the pooled, frozen features of ImageNet's backbone, fitted to the end.
+- A *short linear probe* has seen three epochs instead, from the first weights that timm gives a new classifier.
 - *unbalanced* steel has fewer training images of every further class, down to a sixteenth.
 """
 
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +33,9 @@ from .variants import pooled
 
 SPLITS = ("train", "validation", "test")
 BATCH = 32
+SHORT_EPOCHS, SHORT_LR = 3, 1e-3
+"""Epochs and learning rate of a short linear probe."""
+
 SMALLEST_SHARE = 1 / 16
 """Share of the training images that the last class of unbalanced steel keeps; the first one keeps all."""
 
@@ -44,6 +49,7 @@ class Kind:
         epochs: Epochs of its training, and of post-fitting to it.
         under_trained: It is trained for one epoch.
         probe: It is a linear probe of ImageNet's features.
+        short: The probe is trained for a few epochs instead of to the end.
         unbalanced: It learns from fewer images of every further class.
     """
 
@@ -51,6 +57,7 @@ class Kind:
     epochs: int
     under_trained: bool = False
     probe: bool = False
+    short: bool = False
     unbalanced: bool = False
 
 
@@ -62,6 +69,8 @@ KINDS = {
     "steel, linear probe": Kind("steel", 6, probe=True),
     "steel, unbalanced": Kind("steel", 6, unbalanced=True),
     "steel, unbalanced, linear probe": Kind("steel", 6, probe=True, unbalanced=True),
+    "steel, short linear probe": Kind("steel", 6, probe=True, short=True),
+    "steel, unbalanced, short linear probe": Kind("steel", 6, probe=True, short=True, unbalanced=True),
 }
 
 
@@ -139,8 +148,31 @@ def learn(name: str, seed: int, photographs: Path) -> Learnt:
     classifier = nn.Linear(*model.head.weight.shape[::-1])
     classifier.load_state_dict({"weight": model.head.weight.detach(), "bias": model.head.bias.detach()})
     if kind.probe:
-        classifier = fit_classifier(pooled(features["train"]), labels["train"], len(chain.splits.classes))
+        fit = partial(fit_briefly, architecture=chain.study.backbone, seed=seed) if kind.short else fit_classifier
+        classifier = fit(pooled(features["train"]), labels["train"], len(chain.splits.classes))
     return Learnt(classifier, features, labels)
+
+
+def fit_briefly(features: Tensor, labels: Tensor, classes: int, architecture: str, seed: int) -> nn.Linear:
+    """Train a linear classifier of pooled features for a few epochs of AdamW.
+
+    Args:
+        features: Pooled features (N, K).
+        labels: Class indices (N,).
+        classes: Number of classes.
+        architecture: timm name of the network, whose new classifiers have first weights of their own.
+        seed: Seed of the first weights and of batches.
+    """
+    torch.manual_seed(seed)
+    linear = timm.create_model(architecture, num_classes=classes).get_classifier()
+    optimizer = torch.optim.AdamW(linear.parameters(), lr=SHORT_LR)
+    for _ in range(SHORT_EPOCHS):
+        for chosen in torch.randperm(len(labels)).split(BATCH):
+            loss = nn.functional.cross_entropy(linear(features[chosen]), labels[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return linear.eval().requires_grad_(False)
 
 
 @torch.no_grad()

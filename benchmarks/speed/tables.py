@@ -147,6 +147,10 @@ def import_table(rows: list[Row]) -> str:
     ) + markdown([f"`{row['b']}`", f"`{row['a']}`", "added"], [cells])
 
 
+TRAINING_COLUMNS = {"preparation_seconds": "s", "uncached_mib": "MiB", "cached_mib": "MiB", "post_fit_seconds": "s"}
+"""Columns of rows of post-fitting that older rows do not have, with their unit."""
+
+
 def training_table(rows: list[Row]) -> str:
     """Render one line per setting: an epoch of post-fitting with and without the cache."""
     body = [
@@ -154,14 +158,28 @@ def training_table(rows: list[Row]) -> str:
             f"`{row['model']}` at {row['image_size']} px, {row['images']} images, {row['classes']} classes",
             *(f"{row[f'{side}_seconds']:.2f} s" for side in ("uncached", "cached")),
             f"{row['ratio']:.0f} ({row['ratio_quartiles'][0]:.0f} to {row['ratio_quartiles'][1]:.0f})",
+            *(f"{row[column]:.0f} {unit}" if column in row else "-" for column, unit in TRAINING_COLUMNS.items()),
         ]
         for row in rows
     ]
+    pairs = ", ".join(str(pairs) for pairs in sorted({row["pairs"] for row in rows}))
+    header = [
+        "model",
+        "computed anew",
+        "cached",
+        "ratio",
+        "preparation",
+        "memory, anew",
+        "memory, cached",
+        "`post_fit`",
+    ]
     return (
         "An epoch of post-fitting with the features of the frozen backbone computed anew, and read from the "
-        f"cache: medians of {rows[0]['pairs']} interleaved pairs, quartiles in brackets. "
-        f"{where(rows)}.\n\n"
-    ) + markdown(["model", "computed anew", "cached", "ratio"], body)
+        f"cache: medians of interleaved pairs ({pairs}), quartiles in brackets. *Preparation* is what a run with a "
+        "cache does once before its first epoch, with the features of the validation images. *Memory* is the rise "
+        "while a run is prepared and trained for an epoch. *`post_fit`* is the whole of "
+        f"`softcam_hub.post_fit` for the same images. {where(rows)}.\n\n"
+    ) + markdown(header, body)
 
 
 def training_steps_table(rows: list[Row]) -> str:
