@@ -134,6 +134,10 @@ class OutputFolder:
             if _concerns(Path(folder).relative_to(self.path).as_posix(), names):
                 remove_drafts(Path(folder))
 
+    def writes(self, path: Path) -> bool:
+        """Tell whether a path relative to the folder is that of a file that may be written."""
+        return _matcher(self.names)(path.as_posix())
+
     def _create(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)

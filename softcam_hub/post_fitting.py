@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,10 @@ EPOCHS, WARMUP = 30, 1 / 30
 
 FEWEST_UPDATES, LARGEST_GRADIENT = 1000, 1.0
 """Updates below which there are more passes, and norm above which a gradient is scaled down."""
+
+MAY_DIFFER, FEW_IMAGES = 0.05, 2
+"""Share of the images for which CAPE may predict another class than the vanilla classifier, and number of images
+for which it may, without a warning."""
 
 LARGEST_PASS = 32
 """Images that the backbone computes at once, however many make an update: these few bound its memory."""
@@ -161,6 +166,12 @@ def post_fit(
             "lr may help",
             *(cape.timm_name, result.describe()),
         )
+    elif result.disagreement > MAY_DIFFER and result.disagreement * (result.held_out or result.images) > FEW_IMAGES:
+        logger.warning(
+            "post-fitted %s still differs from the vanilla classifier: %s. More images or more epochs may help; where "
+            "there are labels, `softcam-hub train --mode post-fit --alpha 1` learns from them as well",
+            *(cape.timm_name, result.describe()),
+        )
     return result
 
 
@@ -206,7 +217,8 @@ def _store_features(model: SelfExplaining, images: Any, batch_size: int, seed: i
 def _compute_features(model: SelfExplaining, images: Any, batch_size: int) -> Iterator[Tensor]:
     """Yield features (B, K, H, W) in float32."""
     seen = 0
-    for batch in read_batches(images, model.as_batch, min(batch_size, LARGEST_PASS)):
+    batches = read_batches(images, model.as_batch, min(batch_size, LARGEST_PASS))
+    for batch in chain.from_iterable(batch.split(LARGEST_PASS) for batch in batches):
         try:
             features = model.forward_features(batch).float()
         except AssertionError as error:  # of timm's architectures that take one size
@@ -239,7 +251,9 @@ def _fit(fit: "HeadFit", settings: "OptimizationConfig", epochs: int | None, hol
     epochs = epochs or max(EPOCHS, math.ceil(FEWEST_UPDATES / (len(learnt) // size)))
     before = fit.compare(held_out or learnt, size)
     fit.start_from_teacher()
-    fit.run(learnt, replace(settings, batch_size=size, epochs=epochs, warmup_epochs=WARMUP * epochs), seed)
+    updates = epochs * (len(learnt) // size)
+    warmup_epochs = WARMUP * epochs if WARMUP * updates >= 1 else 0.0  # the first update of a warm-up has no effect
+    fit.run(learnt, replace(settings, batch_size=size, epochs=epochs, warmup_epochs=warmup_epochs), seed)
     after = fit.compare(held_out or learnt, size)
     measured = (before.divergence, after.divergence, before.disagreement, after.disagreement)
     return PostFit(len(learnt), len(held_out), *measured)

@@ -41,12 +41,14 @@ def test_a_run_with_broken_settings_is_not_resumed(case, tmp_path):
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_start_from_a_run_with_broken_settings_is_refused(case, tmp_path):
     (tmp_path / "settings.yaml").write_text(BROKEN[case])
+    (tmp_path / "model").mkdir()
     with pytest.raises(ValueError, match=r"settings\.yaml "):
         check_held_out(str(tmp_path / "model"), make_config().flat())
 
 
 def test_settings_without_every_entry_have_the_defaults(tmp_path):
-    (tmp_path / "settings.yaml").write_text("data: lesions\n")
+    (tmp_path / "settings.yaml").write_text("model: resnet18\ndata: lesions\n")
+    (tmp_path / "model").mkdir()
     check_held_out(str(tmp_path / "model"), make_config(data="lesions").flat())
 
 

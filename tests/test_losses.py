@@ -211,7 +211,7 @@ def test_bootstrap(
     bootstrap = Bootstrap(mode, alpha, beta, 3.0, selective)
     loss = bootstrap.loss(student, teacher if bootstrap.needs_teacher else None, targets, label_smoothing=smoothing)
     alpha, beta = WEIGHTS[mode] if alpha is None else (alpha, beta)
-    expected = alpha * slow_cross_entropy(student if mode == "direct" else teacher, targets, smoothing)
+    expected = alpha * slow_cross_entropy(teacher if mode == "from-scratch" else student, targets, smoothing)
     expected += beta * slow_divergence(student, teacher, 3.0, selective)
     assert loss.item() == pytest.approx(expected, rel=1e-12)
 
@@ -258,6 +258,15 @@ def test_post_fit_trains_the_student_alone(setting: Setting) -> None:
     imitating = setting.gradients(distillation(setting.student_logits(), setting.teacher_logits(), 2.0))
     assert_no_gradients(actual, BACKBONE + TEACHER)
     assert_same_gradients(actual, imitating, STUDENT)
+
+
+def test_labels_reach_the_student_alone_in_post_fit(setting: Setting) -> None:
+    """The teacher is frozen there: its cross-entropy would be a constant."""
+    bootstrap = Bootstrap("post-fit", alpha=0.7, beta=0.0)
+    actual = setting.gradients(setting.loss(bootstrap))
+    negative_log_likelihood = -setting.student_logits()[torch.arange(5), setting.labels].mean()
+    assert_same_gradients(actual, setting.gradients(0.7 * negative_log_likelihood), STUDENT)
+    assert_no_gradients(actual, BACKBONE + TEACHER)
 
 
 def test_direct_reaches_the_backbone_through_the_student(setting: Setting) -> None:

@@ -24,6 +24,7 @@ from softcam_hub import (
     CAPEForImageClassification,
     SoftCAMForImageClassification,
     post_fit,
+    post_fitting,
 )
 from softcam_hub.data import load_lesions
 from softcam_hub.data.samples import ImageDataset
@@ -88,8 +89,8 @@ def test_it_predicts_the_classes_of_the_vanilla_classifier(lesions):
 
 
 def test_the_weights_are_those_of_a_run_with_the_same_settings(vanilla_run, tmp_path):
-    options = {"mode": "post-fit", "augment": False, "epochs": 3, "lr": 0.1, "weight_decay": 0.0, "clip_grad": 1.0}
-    options |= {"warmup_epochs": 0.1, "temperature": 3.0, "seed": 5, "validation_split": "", "hold_out": 0.0}
+    options = {"mode": "post-fit", "augment": False, "epochs": 6, "lr": 0.1, "weight_decay": 0.0, "clip_grad": 1.0}
+    options |= {"warmup_epochs": 0.2, "temperature": 3.0, "seed": 5, "validation_split": "", "hold_out": 0.0}
     init = str(vanilla_run[0] / "model")
     train(tmp_path / "run", init=init, **options)
     expected = part(weights(tmp_path / "run"), "head.")
@@ -97,7 +98,7 @@ def test_the_weights_are_those_of_a_run_with_the_same_settings(vanilla_run, tmp_
     splits = load_splits(settings(tmp_path / "unused", init=init, **options).data)
     images = ImageDataset(splits.train, make_transforms(vanilla.preprocessing)[1])
 
-    fit = partial(post_fit, images=images, temperature=3.0, epochs=3, batch_size=8, hold_out=0.0)
+    fit = partial(post_fit, images=images, temperature=3.0, epochs=6, batch_size=8, hold_out=0.0)
     model = softcam_hub.convert(vanilla.model, "cape")
     result = fit(model, seed=5)
 
@@ -353,4 +354,40 @@ def test_a_result_that_is_worse_is_told(caplog):
     caplog.clear()
     result = post_fit(model, noise(), vanilla, hold_out=0, epochs=100)
     assert result.disagreement < result.disagreement_before
+    assert not caplog.messages
+
+
+def test_a_single_update_is_no_warm_up():
+    model = cape()
+    before = states(model)
+    result = post_fit(model, noise(), epochs=1, batch_size=9)
+    assert result.images == 9
+    assert "head.weight" in differences(model, before)
+
+
+def test_the_backbone_sees_few_images_at_once_whatever_a_loader_gives():
+    model, seen = cape(), []
+    model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    post_fit(model, DataLoader(TensorDataset(noise(75)), batch_size=75), epochs=1)
+    assert max(seen) <= 32
+    assert sum(seen) == 75
+
+
+def test_a_model_that_still_predicts_other_classes_is_told_with_what_may_help(caplog, monkeypatch):
+    vanilla, images = vanilla_model(), noise(100)
+    classifier = vanilla.get_classifier()
+    with torch.no_grad():
+        classifier.weight.mul_(20)
+        classifier.bias.zero_()
+        classifier.bias -= vanilla(images).mean(dim=0)  # all classes are predicted
+    short = {"epochs": 1, "lr": 1e-3, "hold_out": 0.5}  # far from the end
+    few = post_fit(softcam_hub.convert(vanilla, "cape"), images, **short)
+    assert few.disagreement_before >= few.disagreement > 0.05, "or the test shows nothing"
+    (message,) = caplog.messages
+    assert few.describe() in message
+    assert "still differs" in message
+    assert "--alpha 1" in message
+    caplog.clear()
+    monkeypatch.setattr(post_fitting, "FEW_IMAGES", 50 * few.disagreement)
+    post_fit(softcam_hub.convert(vanilla, "cape"), images, **short)
     assert not caplog.messages

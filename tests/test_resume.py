@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from helpers.killing import RANDOM
 from helpers.processes import PATIENCE, finish, free_port, kill_when, start
 from helpers.training import (
@@ -112,6 +113,17 @@ def test_damaged_checkpoints_are_named(name, broken):
     with pytest.raises(ValueError, match=r"--overwrite") as error:
         resume(broken)
     assert all(f"{file} is damaged" in str(error.value) for file in files)
+
+
+def test_a_checkpoint_that_is_whole_is_not_called_damaged(broken, monkeypatch):
+    def no_memory(*_, **__):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Accelerator, "load_state", no_memory)
+    with pytest.raises(ValueError, match="could not be restored: out of memory. Its files are as they were") as error:
+        resume(broken)
+    assert "damaged" not in str(error.value)
+    assert "--overwrite" not in str(error.value)
 
 
 def test_a_run_without_a_checkpoint_begins_again(broken, tmp_path):

@@ -1,6 +1,7 @@
 """What is refused before a run writes anything: settings that do not fit data, model, folder or an earlier run."""
 
 import logging
+import shutil
 
 import pytest
 from accelerate.utils import LoggerType
@@ -152,7 +153,7 @@ def test_a_search_for_a_temperature_does_not_replace_an_earlier_run(vanilla_run,
     assert not list(tmp_path.glob("T=*"))
 
 
-def test_weights_that_have_seen_held_out_images_are_refused(tmp_path):
+def test_weights_that_have_seen_held_out_images_are_refused(tmp_path, monkeypatch):
     division = {"data": table(tmp_path / "data", [*CLASSES] * 10), "folds": 3, "fold": 1, "hold_out": 0.2}
     train(tmp_path / "vanilla", model="test_resnet", **division, epochs=1)
     start = {"init": str(tmp_path / "vanilla" / "model"), **PF}
@@ -163,6 +164,15 @@ def test_weights_that_have_seen_held_out_images_are_refused(tmp_path):
     for change in ({"hold_out": 0.3}, {"data_seed": 1}, {"folds": 4}, {"folds": 0, "fold": 0}):
         with pytest.raises(ValueError, match=message):
             check_held_out(start["init"], settings(tmp_path, **start, **{**division, **change}).flat())
+    copied = shutil.copytree(start["init"], tmp_path / "copied")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    other_names = (
+        *("~/vanilla/model", f"local-dir:{start['init']}", f"{start['init']}/model.safetensors"),
+        *(str(copied), str(copied / "model.safetensors")),
+    )
+    for name in other_names:
+        with pytest.raises(ValueError, match=message):
+            check_held_out(name, settings(tmp_path, **start, **{**division, "fold": 2}).flat())
     for accepted in (division, {"data": "elsewhere"}):
         check_held_out(start["init"], settings(tmp_path, **start, **accepted).flat())
 

@@ -273,7 +273,12 @@ def test_the_best_temperature_becomes_the_result(vanilla_run, tmp_path):
         "temperatures": "1 4",
         "select": "disagreement",
     }
+    for name in ("1", "4"):
+        (tmp_path / f"T={name}").mkdir()
+        (tmp_path / f"T={name}" / "notes.txt").write_text(f"of T={name}")
+    (tmp_path / "notes.txt").write_text("of the search")
     metrics = train(tmp_path, **options)
+    assert (tmp_path / "notes.txt").read_text() == "of the search", "files of the user are not copied over others"
     tried = {name: json.loads((tmp_path / f"T={name}" / "metrics.json").read_text()) for name in ("1", "4")}
     scores = {name: row["validation_disagreement"] for name, row in tried.items()}
     best = min(scores, key=scores.get)

@@ -7,6 +7,7 @@ import pytest
 
 from softcam_hub.models.losses import zeroing_l1
 from softcam_hub.training import Config, make_config, parse, recipes
+from softcam_hub.training.config import LOWER_IS_BETTER, SCORES
 from softcam_hub.training.parsing import make_parser
 
 
@@ -119,6 +120,8 @@ BAD_FLAGS = {
     "--warmup-epochs 10": "warmup_epochs must be below epochs=10, got 10.0",
     "--label-smoothing 1": "label_smoothing must be in \\[0, 1\\), got 1",
     "--clip-grad 0": "clip_grad must be above 0",
+    "--l1 -0.5": "l1 must be at least 0 and finite, got -0.5",
+    "--l2 nan": "l2 must be at least 0 and finite, got nan",
     "--workers -1": "workers must be at least 0",
     "--cache-limit 0": "cache_limit must be above 0, got 0",
     "--hflip nan": "hflip must be in \\[0, 1\\], got nan",
@@ -132,6 +135,19 @@ BAD_FLAGS = {
 def test_wrong_settings_are_refused_with_a_message(flags):
     with pytest.raises(ValueError, match=BAD_FLAGS[flags]):
         parse(flags.split())
+
+
+def test_home_means_the_same_in_every_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    config = make_config(output="~/runs/x", cache_dir="~/cache", mode="post-fit", augment=False)
+    assert (config.run.output, config.run.cache_dir) == ("/home/somebody/runs/x", "/home/somebody/cache")
+    assert make_config().run.cache_dir == make_config(output="runs/x").run.cache_dir
+
+
+def test_scores_of_which_less_is_better():
+    assert set(LOWER_IS_BETTER) <= set(SCORES)
+    higher = {"accuracy", "balanced_accuracy", "auc", "kappa", "confidence", "teacher_accuracy", "teacher_confidence"}
+    assert set(SCORES) - set(LOWER_IS_BETTER) == higher | {"sparseness"}
 
 
 def test_options_that_the_mode_uses_are_accepted():

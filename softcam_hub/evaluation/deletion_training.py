@@ -7,12 +7,9 @@ has learnt counts as well.
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from ..hub.cards import RECIPE
-from ..hub.cards.records import read_optional_mapping
-from ..training.folder import SETTINGS_FILE
+from ..training.folder import settings_behind
 
 logger = logging.getLogger(__name__)
 
@@ -42,30 +39,24 @@ def has_learnt_deletions(source: str) -> bool | None:
     Args:
         source: Model folder, with or without timm's prefix `local-dir:`, or any other name, of which nothing is known.
     """
-    visited: set[Path] = set()
+    visited: set[str] = set()
     while True:
-        folder = Path(source.removeprefix("local-dir:")).expanduser()
         # a run may have started from the model in the folder that it then replaced
-        settings = None if folder in visited else _read_settings(folder)
+        settings = None if source in visited else _read_settings(source)
         if settings is None:
             return None
         if settings.get("delete_cells"):
             return True
         if settings.get("mode") != "post-fit" or not settings.get("init"):
             return False
-        visited.add(folder)
+        visited.add(source)
         source = str(settings["init"])
 
 
-def _read_settings(folder: Path) -> dict[str, Any] | None:
-    """Return the settings of the run that trained the model in a folder; None without a record that can be read."""
-    if not folder.is_dir():
+def _read_settings(source: str) -> dict[str, Any] | None:
+    """Return the settings of the run that trained a model; None without a record that can be read."""
+    try:
+        found = settings_behind(source)
+    except (ValueError, OSError):  # nothing depends on it but a warning
         return None
-    for file in (folder / RECIPE, folder.parent / SETTINGS_FILE):
-        try:
-            settings = read_optional_mapping(file)
-        except (ValueError, OSError):  # nothing depends on it but a warning
-            continue
-        if {"model", "data"} <= settings.keys():
-            return settings
-    return None
+    return None if found is None else found[1]

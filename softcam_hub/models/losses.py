@@ -6,6 +6,8 @@
 - An L1 on evidence makes it smaller, not sparser: `elastic_net` has the proof.
 - The bootstrap's KL is KL(teacher ‖ student) times T², and its cross-entropy is the teacher's: so do the CAPE authors'
   code and eq. 11. Eq. 10 writes KL(p̂, p) without T² and the cross-entropy of p̂.
+- In post-fit the teacher is frozen, so that its cross-entropy would be a constant. With `alpha` above 0, which the
+  paper does not have, the cross-entropy there is that of p̂.
 - Both students' and teachers' distributions stay in log space, so that evidence of any size has a finite loss.
 """
 
@@ -179,7 +181,7 @@ class Bootstrap:
         if self.needs_teacher:
             if teacher_logits is None:
                 raise ValueError(f"mode {self.mode!r} learns from a teacher, but the model has none")
-            learner = teacher_logits
+            learner = logits if self.mode == "post-fit" else teacher_logits
             loss = beta * distillation(logits, teacher_logits, self.temperature, self.selective)
         if alpha:
             if targets is None:

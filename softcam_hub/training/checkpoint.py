@@ -139,7 +139,12 @@ class Checkpoints:
                     self.average.load_state_dict(load_file(path / AVERAGE))
                 return progress
         except Exception as error:  # files that were cut off or changed raise errors of many kinds
-            raise ValueError(f"{path} is damaged: {error}. Start the run again with --overwrite") from error
+            if not (path / DIGESTS).is_file():
+                raise ValueError(f"{path} is damaged: {error}. Start the run again with --overwrite") from error
+            raise ValueError(
+                f"{path} could not be restored: {error}. Its files are as they were written: check the memory, and "
+                "that the versions of torch, timm and accelerate are those of the run, and continue with --resume"
+            ) from error
         raise ValueError(
             f"{path} was written by {progress['processes']} processes, but this run has "
             f"{self.accelerator.num_processes}: resume with as many processes"

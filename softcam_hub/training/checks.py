@@ -21,14 +21,13 @@ from torch import nn
 from ..data.samples import Samples
 from ..data.splits import Splits
 from ..data.transforms import make_transforms
-from ..files import read_mapping
 from ..models.evaluation_mode import evaluation_mode
 from ..models.losses import zeroing_l1
 from ..models.modeling import EvidenceForImageClassification
 from .cache_folder import DTYPE, GB, check_folder, check_limit
 from .config import Config
 from .feature_cache import caches_features
-from .folder import SETTINGS_FILE
+from .folder import settings_behind
 from .metrics import score_names
 from .optimization import make_optimizer
 from .results import data_config
@@ -133,13 +132,13 @@ def check_held_out(init: str, settings: dict[str, Any]) -> None:
     """Refuse initial weights that have learnt from images that this run holds out.
 
     Args:
-        init: Model to start from. Its settings are only known if it lies in the folder of a run.
+        init: Model to start from.
         settings: Settings of this run by name.
     """
-    file = Path(init).parent / SETTINGS_FILE
-    if not file.is_file():
+    found = settings_behind(init)
+    if found is None:
         return
-    earlier = {**settings, **read_mapping(file, "mend the file, or copy the model out of its run")}
+    file, earlier = found[0], {**settings, **found[1]}
     if earlier.get("data") == settings["data"] and _held_out(earlier) != _held_out(settings):
         raise ValueError(
             f"init {init} has learnt from images that are to be held out now: its run ({file}) divided the "

@@ -25,6 +25,8 @@ SCORES = (
 )
 """Every score that a validation may give; a model without maps or teacher, or several labels, give fewer."""
 
+LOWER_IS_BETTER = ("loss", "calibration_error", "completeness_error", "disagreement", "cancelled_share")
+
 EFFECT_BEFORE = {"resize": "model"}
 """Settings that runs of earlier releases did not record, with what they had the effect of then."""
 
@@ -75,8 +77,8 @@ class ModelConfig:
     )
     model_args: str = flag("", "Arguments of the timm architecture, such as 'output_stride=8 drop_rate=0.1'.")
     freeze_backbone: bool = flag(False, "Train only the head.")
-    l1: float = flag(0.0, "SoftCAM: weight of mean |M'| (lasso); it makes evidence smaller, not sparser.")
-    l2: float = flag(0.0, "SoftCAM: weight of mean M'^2 (ridge), which flattens maps; with l1 an elastic net.")
+    l1: NotNegative = flag(0.0, "SoftCAM: weight of mean |M'| (lasso); it makes evidence smaller, not sparser.")
+    l2: NotNegative = flag(0.0, "SoftCAM: weight of mean M'^2 (ridge), which flattens maps; with l1 an elastic net.")
     mode: Mode = flag("direct", "CAPE: training mode.")
     alpha: float | None = flag(None, "CAPE: weight of the cross-entropy; the default depends on the mode.")
     beta: float | None = flag(None, "CAPE: weight of the divergence from the teacher; the default depends on the mode.")

@@ -68,7 +68,9 @@ class CachedFeatures(Dataset):
         expected = int(np.prod(shape)) * DTYPE.itemsize
         size = self.files[rank].stat().st_size if self.files[rank].is_file() else 0
         if size != expected:
-            raise OSError(f"{self.files[rank]} has {size} bytes instead of {expected}: delete the folder")
+            raise OSError(
+                f"{self.files[rank]} has {size} bytes instead of {expected}: delete {self.folder}, and run again"
+            )
         return np.memmap(self.files[rank], DTYPE, "r", shape=shape) if shape[0] else np.empty(shape, DTYPE)
 
     def __len__(self) -> int:
@@ -201,7 +203,7 @@ def store_features(batches: Iterable[Tensor], folder: Path) -> CachedFeatures:
         raise OSError(f"the features could not be written to {folder.parent} ({problem}): choose another cache_dir")
     images = sum(shape[0] for shape in shapes)
     if not images:
-        raise ValueError("there is no image to compute features of")
+        raise ValueError("there is no image to compute features of: expected at least one")
     write_json(folder / INDEX, {"shape": list(shapes[0][1:]), "processes": 1, "images": images})
     return CachedFeatures(folder, torch.full((images,), NO_LABEL))
 

@@ -11,7 +11,7 @@ import yaml
 from torch import nn
 
 from ..files import read_mapping, write_text
-from ..hub.cards import METRICS, PICTURES, RECIPE
+from ..hub.cards import METRICS, PICTURES, RECIPE, WITHOUT_INFLUENCE
 from ..output_folder import LOCK, RECORD, OutputFolder, Use
 from .cache_folder import INDEX
 from .checkpoint import AVERAGE, CHECKPOINT, DIGESTS, PROGRESS
@@ -20,12 +20,6 @@ from .reporting import LOG_FILE, TRACKER_FOLDER
 
 SETTINGS_FILE = "settings.yaml"
 """The first file that a run writes, after the record of the folder. METRICS is the last one."""
-
-FREE_TO_CHANGE = (
-    *("resume", "overwrite", "workers", "trackers", "log_steps", "checkpoint_steps"),
-    *("cache_features", "cache_dir", "cache_limit", "output"),
-)
-"""Settings that a resumed run may change, because the result does not depend on them."""
 
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 
@@ -41,6 +35,30 @@ DIGIT, HEX_DIGIT = "[0-9]", "[0-9a-f]"
 
 MODEL_CODE = Path(__file__).parents[1] / "models"
 """Code that every model folder holds a copy of."""
+
+
+def settings_behind(source: str) -> tuple[Path, dict[str, Any]] | None:
+    """Find the settings of the run that trained a model, and the file that holds them.
+
+    They lie beside the model, and in the folder of the run around it, which also has the folder `vanilla/`.
+
+    Args:
+        source: Model folder or file of weights, with or without timm's prefix `local-dir:`. Nothing is known of others.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    folder = Path(source.removeprefix("local-dir:")).expanduser()
+    if not folder.exists():
+        return None
+    if folder.is_file():
+        folder = folder.parent
+    for file in (folder / RECIPE, folder.parent / SETTINGS_FILE):
+        if file.is_file():
+            settings = read_mapping(file, "mend the file, or copy the model out of its run")
+            if {"model", "data"} <= settings.keys():  # a file of that name may be the user's own
+                return file, settings
+    return None
 
 
 def intended_use(config: Config) -> Use:
@@ -111,7 +129,7 @@ def continue_settings(config: Config) -> Config:
     dependent = {name: earlier[name] for name in DEPENDENT if config.flat()[name] == defaults[name]}
     config = config.changed(**dependent)
     for name, value in config.flat().items():
-        if name not in FREE_TO_CHANGE and earlier[name] != value:
+        if name not in WITHOUT_INFLUENCE and earlier[name] != value:
             raise ValueError(
                 f"cannot resume: {file} says {name}={earlier[name]!r}, but now it is {value!r}; use the same "
                 "settings, or --overwrite"

@@ -23,14 +23,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from .checkpoint import Checkpoints
-from .config import Config
+from .config import LOWER_IS_BETTER, Config
 from .loaders import prepare_loader
 from .metrics import prediction_statistics, score_model
 from .objective import Objective, Step
 from .optimization import EpochSampler, class_balancing_weights, derive_seed, make_optimizer, make_schedule
 from .reporting import JSONLines, format_scores
-
-LOWER_IS_BETTER = ("loss", "calibration_error", "completeness_error", "disagreement")
 
 
 class NotFinite(ArithmeticError):

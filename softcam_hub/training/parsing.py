@@ -8,6 +8,7 @@
 import argparse
 import dataclasses
 import difflib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,8 @@ def combine(options: argparse.Namespace) -> Config:
     # every fold has folders of its own, so that none starts from weights that have seen its test images
     name = recipe if recipe in recipes() else Path(recipe or config.model.model).stem
     fold = str(config.data.fold)
-    config.run.output = (config.run.output or f"runs/{name}").replace("{fold}", fold)
+    config.run.output = os.path.expanduser((config.run.output or f"runs/{name}").replace("{fold}", fold))
+    config.run.cache_dir = config.run.cache_dir and os.path.expanduser(config.run.cache_dir)
     config.model.init = config.model.init and config.model.init.replace("{fold}", fold)
     return config
 

@@ -60,6 +60,10 @@ def score_result(training: Training, result: nn.Module, splits: Splits) -> dict[
         else {name: best["value"], "epoch": best["epoch"]}
     )
     if splits.test is not None:
+        if (
+            best is not None and training.config.model.calibrate
+        ):  # T' has changed the score by which the epoch was chosen
+            scores[name] = score_model(result, training.validation, accelerator)[training.config.run.select]
         split, loader = "test", prepare_loader(_held_out_images(training, splits, result), training.config, accelerator)
     elif training.validation is not None:
         split, loader = "validation", training.validation

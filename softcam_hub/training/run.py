@@ -33,7 +33,7 @@ from ..output_folder import LOCK, RECORD, OutputFolder, in_main_process
 from .alignment import align_result
 from .checkpoint import delete_best
 from .checks import check_launcher, check_run
-from .config import Config
+from .config import LOWER_IS_BETTER, Config
 from .feature_cache import cached_features, caches_features
 from .folder import (
     METRICS,
@@ -46,7 +46,7 @@ from .folder import (
     read_metrics,
     write_settings,
 )
-from .loop import LOWER_IS_BETTER, Training
+from .loop import Training
 from .model import load_model, make_model
 from .reporting import (
     LOG_FILE,
@@ -164,20 +164,20 @@ def _choose_temperature(config: Config, accelerator: Accelerator, splits: Splits
     tried = {f"{temperature:g}": score for temperature, score in scores.items()}
     metrics = {**metrics_by_temperature[best], "temperature": best, "tried": tried}
     if accelerator.is_main_process:
-        _copy_result(output / f"T={best:g}", output)
+        _copy_result(output / f"T={best:g}", output_folder(config))
         write_metrics(metrics, output / METRICS)
     accelerator.wait_for_everyone()
     return metrics
 
 
-def _copy_result(source: Path, target: Path) -> None:
-    """Copy models, pictures and logs of a run, but not the files by which it is resumed."""
+def _copy_result(source: Path, target: OutputFolder) -> None:
+    """Copy models, pictures and logs of a run, but neither the files by which it is resumed nor files of the user."""
     not_copied = ("checkpoints", SETTINGS_FILE, METRICS, RECORD, LOCK)
     for file in sorted(path for path in source.rglob("*") if path.is_file()):
         relative = file.relative_to(source)
-        if relative.parts[0] not in not_copied:
-            (target / relative).parent.mkdir(parents=True, exist_ok=True)
-            copy_file(file, target / relative)
+        if relative.parts[0] not in not_copied and target.writes(relative):
+            (target.path / relative).parent.mkdir(parents=True, exist_ok=True)
+            copy_file(file, target.path / relative)
 
 
 def _train(config: Config, accelerator: Accelerator, splits: Splits, model: nn.Module, began: float) -> dict[str, Any]:

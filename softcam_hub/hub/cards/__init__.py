@@ -5,13 +5,14 @@ from .local_paths import published_records
 from .metadata import published_results
 from .records import METRICS, PICTURES, RECIPE, ModelRecord, Row, load_model_record, read_model_config, read_rows
 from .rendering import render_family_card, render_trained_card, write_card
-from .tables import PLACEHOLDER_REPO
+from .tables import PLACEHOLDER_REPO, WITHOUT_INFLUENCE
 
 __all__ = [
     "METRICS",
     "PICTURES",
     "PLACEHOLDER_REPO",
     "RECIPE",
+    "WITHOUT_INFLUENCE",
     "ModelRecord",
     "Row",
     "check_card",

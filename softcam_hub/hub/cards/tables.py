@@ -28,8 +28,11 @@ NOT_SCORES = ("runtime", "_per_second", "_time")
 NOT_EXPLANATION_SCORES = ("accuracy", "confidence", "hold_out", "iou_threshold")
 """Numbers in the rows of a benchmark that describe the prediction or the data."""
 
-NOT_SETTINGS = ("output", "overwrite", "resume", "cache_dir", "workers", "trackers", "log_steps", "checkpoint_steps")
-"""Settings of a training run that have no influence on the model."""
+WITHOUT_INFLUENCE = (
+    *("resume", "overwrite", "workers", "trackers", "log_steps", "checkpoint_steps"),
+    *("cache_features", "cache_dir", "cache_limit", "output"),
+)
+"""Settings of a training run that have no influence on the model, so that a resumed run may change them."""
 
 BENCHMARK_DEFAULTS = {
     "explainers": "",
@@ -93,7 +96,7 @@ def format_settings(settings: Row) -> str:
     """Write the settings of a training run as YAML, without those that have no influence or no value."""
     shown = {}
     for name, value in settings.items():
-        if name not in NOT_SETTINGS and value not in (None, ""):
+        if name not in WITHOUT_INFLUENCE and value not in (None, ""):
             shown[name] = hide_local_path(value)
     if not shown:
         return ""
