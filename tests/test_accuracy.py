@@ -9,7 +9,7 @@ from helpers.benchmark import DATA, prepare_split, read_split, save_models, vani
 
 from softcam_hub import convert
 from softcam_hub.cli import main
-from softcam_hub.evaluation.accuracy import measure_vanilla, read_run, table2
+from softcam_hub.evaluation.accuracy import accuracy, measure_vanilla, read_run, table2
 from softcam_hub.loading import load_classifier
 
 
@@ -67,6 +67,12 @@ def test_the_command_measures_as_many_images_as_the_limit_says(models, tmp_path,
     assert "| off-the-shelf (`test_resnet`) |" in capsys.readouterr().out
     rows = [json.loads(line) for line in (tmp_path / "table2.jsonl").read_text().splitlines()]
     assert [row["images"] for row in rows] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("option", ["image_size", "overwrite", "measures", "explainers"])
+def test_settings_without_effect_on_the_table_are_refused(option, tmp_path):
+    with pytest.raises(TypeError, match=rf"accuracy\(\) takes no {option}: expected output, split, limit, batch_size"):
+        accuracy([], tmp_path, vanilla="resnet18", **{option: 64})
 
 
 def test_options_of_explanations_are_unknown_to_the_command(tmp_path, capsys):

@@ -11,6 +11,7 @@ from helpers.benchmark import DATA, prepare_split, save_models, vanilla_model
 
 from softcam_hub.evaluation import BenchmarkConfig, benchmark
 from softcam_hub.evaluation.batch import Batch
+from softcam_hub.evaluation.comparison import compare
 from softcam_hub.evaluation.localisation import suspected, touched_cells
 from softcam_hub.evaluation.localisation_report import localisation_tables
 from softcam_hub.evaluation.localisation_rows import summarise_localisation
@@ -160,6 +161,19 @@ def test_thresholds_are_chosen_after_all_shards_without_computing_these_again(te
     rows = benchmark(models / "cape", copied, **options, **OPTIONS)
     assert "iou_tuned" not in rows[0]
     assert benchmark(models / "cape", copied, thresholds_from=validation[0], **options, **OPTIONS) == tested[1]
+
+
+def test_a_comparison_knows_the_thresholds_of_the_last_benchmark(tested, validation, models, tmp_path):
+    options = {"explainers": "cape random", "thresholds_from": validation[0], "shard_size": 4, "batch_size": 3}
+    without_values = tmp_path / "without values"
+    benchmark(models / "cape", without_values, **options, **{**OPTIONS, "per_image": False})
+    assert not (without_values / "values.jsonl").exists()
+    expected = compare([tested[0]], "cape", "random")
+    assert "iou_tuned" in [row["measure"] for row in expected]
+    assert compare([without_values], "cape", "random") == expected
+    stale = shutil.copytree(tested[0], tmp_path / "stale")
+    benchmark(models / "cape", stale, **{**options, "thresholds_from": ""}, **{**OPTIONS, "per_image": False})
+    assert "iou_tuned" not in [row["measure"] for row in compare([stale], "cape", "random")]
 
 
 def test_thresholds_of_other_images_models_or_explainers_are_refused(models, validation, tested, tmp_path):

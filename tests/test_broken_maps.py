@@ -97,7 +97,7 @@ SCORES = {
     "insertion_auc": lambda maps: perturbation.insertion_auc(predict, IMAGES, maps, steps=4),
     "single_deletion": lambda maps: perturbation.single_deletion(predict, IMAGES, maps),
     "idsds": lambda maps: idsds.idsds(predict, IMAGES, maps),
-    "cell_sums": idsds.cell_sums,
+    "cell_means": idsds.cell_means,
     "max_sensitivity": lambda maps: perturbation.max_sensitivity(explainer(maps), IMAGES, CLASSES, samples=2),
     "max_sensitivity of the moved": lambda maps: perturbation.max_sensitivity(
         Changing(maps), IMAGES, CLASSES, samples=2

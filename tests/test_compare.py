@@ -55,6 +55,17 @@ def folder(tmp_path):
     return write_folder(tmp_path / "results", make_lines({"cape": -0.01, "cam": 0.0, "grad-cam": 1e-9}))
 
 
+def test_columns_without_any_value_are_left_out(tmp_path):
+    lines = make_lines({"cape": -0.01, "cam": 0.0})
+    for line in lines:
+        line |= {"pixel_histogram": None, "box_ious": None}
+    measures = [row["measure"] for row in compare([write_folder(tmp_path / "some", lines)], "cape", "cam")]
+    assert measures == [
+        row["measure"]
+        for row in compare([write_folder(tmp_path / "all", make_lines({"cape": -0.01, "cam": 0.0}))], "cape", "cam")
+    ]
+
+
 def refused(capsys, *words):
     """Return the sentence with which the command ends."""
     assert main(["compare", *map(str, words)]) == 1

@@ -162,7 +162,10 @@ def test_layouts():
         ((2, 512), {}, r"shape \(2, 512\) has no locations: expected \(B, K, H, W\)"),
         ((2, 512, 7, 7), {"layout": "NLC"}, r"layout='NLC' does not fit shape \(2, 512, 7, 7\)"),
         ((2, 512, 7, 7), {"layout": "HWC"}, "unknown layout 'HWC': expected one of NCHW, NHWC, NLC"),
-        ((2, 3, 8), {"prefix_tokens": 3}, "prefix_tokens leaves 0 locations"),
+        ((2, 3, 8), {"prefix_tokens": 3}, "prefix_tokens=3 leaves 0 of 3 tokens, which fill no grid in the shape of"),
+        ((2, 197, 8), {"prefix_tokens": 0}, "prefix_tokens=0 leaves 197 of 197 tokens, which fill no grid"),
+        ((2, 197, 8), {"prefix_tokens": 5}, "leaves 192 of 197 tokens, which fill no grid in the shape of the 224x224"),
+        ((2, 195, 8), {"prefix_tokens": -1}, "prefix_tokens=-1 leaves 196 of 195 tokens"),
     ],
 )
 def test_layouts_that_cannot_be_read(shape, hints, expected):

@@ -355,6 +355,18 @@ def test_explanations_are_those_of_the_model_and_lie_where_the_network_looks():
     assert drawn.tobytes() != plain.tobytes()
 
 
+def test_maps_that_average_to_the_logit_keep_their_sign_in_an_explanation():
+    torch.manual_seed(0)
+    model, images = timm.create_model("softcam_test_resnet", num_classes=3).eval(), torch.randn(2, 3, 64, 64)
+    found = create_explainer(["softcam", "cam"], model).explain(images, 0)
+    assert torch.equal(found["softcam"].maps, model.explain(images, 0).maps)
+    assert (found["softcam"].maps < 0).any()
+    with torch.no_grad():
+        assert torch.allclose(found["softcam"].maps.mean(dim=(2, 3))[:, 0], model(images)[:, 0], atol=1e-6)
+    assert (found["cam"].maps >= 0).all()
+    assert (create_explainer("softcam", model)(images, 0) >= 0).all(), "plain maps are the positive part"
+
+
 def test_explanations_of_a_vanilla_classifier_choose_its_prediction():
     timm_model, images = network("test_resnet")
     found = create_explainer("grad-cam", timm_model).explain(images)

@@ -23,7 +23,7 @@ from softcam_hub.data.samples import ImageDataset, Samples
 from softcam_hub.data.transforms import DeleteCell, make_transforms
 from softcam_hub.evaluation import benchmark, measure
 from softcam_hub.evaluation.deletion_training import has_learnt_deletions
-from softcam_hub.explanation_scores.idsds import cell_drops, cell_sums, idsds
+from softcam_hub.explanation_scores.idsds import cell_drops, cell_means, idsds
 from softcam_hub.explanation_scores.maps import grid_cells
 
 FIRST = torch.zeros(1, dtype=torch.long)
@@ -88,13 +88,17 @@ def test_every_pixel_belongs_to_one_of_sixteen_cells(size):
         assert torch.equal(cells, F.interpolate(grid, size, mode="nearest")[0, 0].long())
 
 
-def test_the_attribution_of_a_cell_is_its_sum():
+def test_the_attribution_of_a_cell_is_its_mean():
     maps = torch.rand(2, 10, 13)
-    expected = [[float(one[grid_cells((10, 13), 4) == cell].sum()) for cell in range(16)] for one in maps]
-    assert cell_sums(maps).tolist() == [pytest.approx(row) for row in expected]
-    uniform = cell_sums(torch.ones(1, 10, 13))[0]
-    assert uniform.sum() == 130
-    assert set(uniform.tolist()) == {6, 8, 9, 12}, "a larger cell has more"
+    expected = [[float(one[grid_cells((10, 13), 4) == cell].mean()) for cell in range(16)] for one in maps]
+    assert cell_means(maps).tolist() == [pytest.approx(row) for row in expected]
+
+
+@pytest.mark.parametrize("side", [10, 12])
+def test_a_map_that_says_nothing_scores_zero_whatever_the_sizes_of_cells(side):
+    """Even where the drop of a cell is its area."""
+    images = torch.ones(1, 3, side, side)
+    assert idsds(linear(images), images, torch.full((1, side, side), 0.3)).item() == 0
 
 
 def test_maps_and_images_that_do_not_fit_are_refused():

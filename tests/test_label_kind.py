@@ -13,10 +13,18 @@ import timm
 import torch
 from conftest import randomise
 from PIL import Image
-from transformers import AutoModel, AutoModelForImageClassification, TimmWrapperForImageClassification, pipeline
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
+    pipeline,
+)
 
 import softcam_hub
-from softcam_hub import SoftCAMConfig, SoftCAMForImageClassification
+from softcam_hub import SoftCAMConfig, SoftCAMForImageClassification, create_explainer
 from softcam_hub.cli import main
 from softcam_hub.demo.models import DemoModel
 from softcam_hub.evaluation.models import ModelPair, fingerprint, resolve_multi_label
@@ -156,6 +164,22 @@ def test_one_label_per_image_stays_a_softmax(tmp_path):
     logits = torch.randn(2, 3)
     for door in DOORS.values():
         assert torch.equal(door(tmp_path).probabilities(logits), logits.softmax(dim=1))
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_explainers_ask_a_classifier_of_transformers(wrapped, several):
+    if wrapped:
+        model = TimmWrapperForImageClassification(TimmWrapperConfig(architecture="test_resnet", num_labels=3))
+    else:
+        sizes = {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1], "layer_type": "basic"}
+        model = ResNetForImageClassification(ResNetConfig(**sizes, num_labels=3))
+    model.config.problem_type = MULTI_LABEL if several else SINGLE_LABEL
+    model.eval()
+    found = create_explainer("grad-cam", model).explain(IMAGES, [[0, 1, 2]]).probabilities
+    with torch.no_grad():
+        logits = model(IMAGES).logits
+    assert torch.allclose(found, logits.sigmoid() if several else logits.softmax(dim=1), atol=1e-6)
 
 
 def test_the_kind_of_labels_given_at_load_decides(folders):

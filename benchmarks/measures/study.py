@@ -27,7 +27,7 @@ from softcam_hub.explanation_scores.faithfulness import (
     average_drop_in_deletion,
     increase_in_confidence,
 )
-from softcam_hub.explanation_scores.idsds import cell_drops, cell_sums
+from softcam_hub.explanation_scores.idsds import cell_drops, cell_means
 from softcam_hub.explanation_scores.localization import (
     activation_precision,
     activation_sensitivity,
@@ -76,7 +76,7 @@ class Measures:
             "deletion": (lambda name: self._on_images(deletion_auc, name), False),
             "ROAD": (lambda name: self._on_images(road, name), True),
             "single deletion": (self._single_deletion, True),
-            "IDSDS": (lambda name: spearman(cell_sums(self.maps(name)), self._cell_drops), True),
+            "IDSDS": (lambda name: spearman(cell_means(self.maps(name)), self._cell_drops), True),
             "pointing game": (lambda name: pointing_game(self.maps(name), cases.masks), True),
             "hit rate": (lambda name: hit_rate(self.maps(name), cases.masks), True),
             "IoU, Otsu": (lambda name: iou_otsu(self.maps(name), cases.masks), True),

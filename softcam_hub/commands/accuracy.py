@@ -8,14 +8,11 @@ from .benchmark import show_table
 
 HELP = "Write a table of the accuracies of training runs, and of CAPE with the weights of a vanilla classifier."
 
-SETTINGS = ("output", "split", "limit", "batch_size")
-"""Settings of a benchmark that this command shares."""
-
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of the command to its parser."""
     from ..data.config import DataConfig
-    from ..evaluation.config import BenchmarkConfig
+    from ..evaluation.config import OF_ACCURACIES, BenchmarkConfig
 
     parser.usage = f"{parser.prog} [RUN ...] --output DIR [--vanilla MODEL] [--OPTION VALUE ...]"
     parser.add_argument("runs", nargs="*", metavar="RUN", help="Folders of finished training runs.")
@@ -25,7 +22,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="Vanilla classifier to measure as it is, and in CAPE's head (naive and off the shelf): model folder, "
         "timm name or Hub id.",
     )
-    add_fields(parser, BenchmarkConfig, SETTINGS)
+    add_fields(parser, BenchmarkConfig, OF_ACCURACIES)
     add_fields(parser.add_argument_group(DataConfig._argument_group_name), DataConfig)
 
 

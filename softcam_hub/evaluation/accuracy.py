@@ -9,6 +9,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..data.config import DataConfig
 from ..data.samples import Samples
 from ..data.splits import load_splits
 from ..files import read_mapping, write_json_lines, write_text
@@ -27,7 +29,7 @@ from ..models.heads import HEADS
 from ..models.modeling import model_class
 from ..models.weights import off_the_shelf_is_intended
 from ..output_folder import in_main_process
-from .config import make_settings
+from .config import OF_ACCURACIES, make_settings
 from .folder import TABLE2, TABLE2_ROWS, benchmark_folder
 from .models import VANILLA, one_label_message
 from .report import markdown
@@ -61,6 +63,12 @@ def accuracy(
         vanilla: Model folder, timm name or Hub id of a vanilla classifier to measure.
         settings: `split`, `limit` and `batch_size` of `BenchmarkConfig`, and fields of `DataConfig`.
     """
+    unknown = settings.keys() - set(OF_ACCURACIES) - {field.name for field in fields(DataConfig)}
+    if unknown:
+        raise TypeError(
+            f"accuracy() takes no {', '.join(sorted(unknown))}: expected {', '.join(OF_ACCURACIES)}, and fields "
+            "of DataConfig"
+        )
     config, data = make_settings(output=str(output), **settings)
     if not runs and vanilla is None:
         raise ValueError("there is nothing to measure: name training runs, or a classifier with vanilla")

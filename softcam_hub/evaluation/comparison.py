@@ -95,8 +95,21 @@ def _read_folder(folder: Path) -> list[Line]:
     if not (folder / ROWS).exists():
         raise ValueError(f"the benchmark in {folder} has not ended: run the same command again")
     from .shards import read_shard  # with torch
+    from .tuning import add_tuned_iou, recorded_thresholds
 
-    return [line for shard in shards for line in read_shard(shard)]
+    lines = [line for shard in shards for line in read_shard(shard)]
+    if thresholds := recorded_thresholds(_read_rows(folder / ROWS)):
+        add_tuned_iou(lines, thresholds)  # shards are written before anything is tuned
+    return lines
+
+
+def _read_rows(file: Path) -> list[Row]:
+    """Read the rows of a finished benchmark."""
+    try:
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{file} cannot be read as JSON lines ({error}): {HOW}") from error
+    return [row for row in with_current_role(rows) if isinstance(row, dict)]
 
 
 def _read_lines(file: Path) -> list[Row]:
@@ -152,6 +165,11 @@ def _check_same_images(sides: Sequence[tuple[Measured, tuple[str, str]]]) -> Non
             )
 
 
+def _has_values(columns: Columns, name: str) -> bool:
+    """Tell whether a column has an entry for some image; images without an annotation have none."""
+    return any(entry is not None for entry in columns.get(name, ()))
+
+
 def _compare_columns(first: Columns, second: Columns) -> list[Row]:
     """Compare two explainers, given the entries of all images of each."""
     from .localisation_rows import SUMS
@@ -163,7 +181,7 @@ def _compare_columns(first: Columns, second: Columns) -> list[Row]:
     for name in COLUMNS:
         if all(name in side for side in values):
             found = compare_methods([values[0][name]], [values[1][name]])
-        elif name in SUMS and all(SUMS[name].column in side for side in (first, second)):
+        elif name in SUMS and all(_has_values(side, SUMS[name].column) for side in (first, second)):
             ours, theirs = (SUMS[name].images_of(side[SUMS[name].column]) for side in (first, second))
             found = compare_sums(ours, theirs, SUMS[name].score)
         else:

@@ -35,6 +35,9 @@ generated images changes."""
 
 SPLITS = ("test", "validation", "train")
 
+OF_ACCURACIES = ("output", "split", "limit", "batch_size")
+"""Settings that a table of accuracies has, too."""
+
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
@@ -76,7 +79,9 @@ class BenchmarkConfig:
         "the papers draw them as squares that fill the image.",
     )
     per_image: bool = flag(False, "Keep the values of every image in values.jsonl.")
-    overwrite: bool = flag(False, "Delete the files of an earlier benchmark in output.")
+    overwrite: bool = flag(
+        False, "Delete the files of an earlier benchmark in output, and the table of accuracies beside them."
+    )
 
     def __post_init__(self) -> None:
         if not self.output:

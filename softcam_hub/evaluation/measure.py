@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..explanation_scores.faithfulness import coherency, completeness_error, complexity, gini_sparseness, top_two_iou
-from ..explanation_scores.idsds import cell_drops, cell_sums
+from ..explanation_scores.idsds import cell_drops, cell_means
 from ..explanation_scores.maps import patch_means, patch_side
 from ..explanation_scores.perturbation import (
     deletion_auc,
@@ -160,7 +160,7 @@ def _idsds(batch: Batch, config: BenchmarkConfig) -> dict[str, Tensor]:
     drops = cell_drops(batch.classifier.explained.logits, batch.images, **options)
     values = {}
     for name, maps in batch.maps.items():
-        values[name] = spearman(cell_sums(batch.enlarge(name, batch.of_label(maps))), drops)
+        values[name] = spearman(cell_means(batch.enlarge(name, batch.of_label(maps))), drops)
     return values
 
 

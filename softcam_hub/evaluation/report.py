@@ -192,8 +192,9 @@ def caption(rows: list[Row], groups: bool = False) -> str:
     """
     row = rows[0]
     models = ", ".join(f"{role} `{row[role]}`" for role in ROLES if row.get(role))
+    annotated = f", {row['annotated']} of them annotated" if row["annotated"] else ""
     sentences = [
-        f"{row['images']} images of `{row['data']}` ({row['split']}), {row['annotated']} of them annotated; "
+        f"{row['images']} images of `{row['data']}` ({row['split']}){annotated}; "
         f"seed {row['seed']}; {models}; torch {row['torch']}, timm {row['timm']}, {row['device']}.",
         "Percent, but for BC, completeness error, ROAD, single deletion, IDSDS, max-sensitivity, Gini and the causal "
         "correlations. BC is the Borda count of AD, IC, ADD, ADCC and mIoU among the explainers without random and "
@@ -202,9 +203,13 @@ def caption(rows: list[Row], groups: bool = False) -> str:
     if groups:
         sentences.append(GROUPS)
     if row["annotated"]:
+        patches = len(
+            next((row["localization_precision_curve"] for row in rows if row.get("localization_precision_curve")), ())
+        )
         sentences.append(
-            "Localisation is of the map of the true label, on annotated images, and top-k means the mean over "
-            "the 1 to 30 highest patches."
+            "Localisation is of the map of the true label (of the predicted class where an image may have several "
+            "labels), on annotated images."
+            + (f" Top-k means the mean over the 1 to {patches} highest patches." if patches else "")
         )
     if any("false_alarms" in row for row in rows):
         sentences.append(

@@ -189,7 +189,7 @@ def _measure(
         _write_results(folder.path, rows, lines)
         if AGREEMENT in shards.measures:
             write_agreement(folder.path, mean_agreement(lines, classifiers, common), shards.count)
-        if config.per_image:
+        if config.per_image or (folder.path / VALUES).exists():  # which may hold the IoU at earlier thresholds
             write_json_lines(folder.path / VALUES, lines)
     return rows
 

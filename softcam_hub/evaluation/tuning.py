@@ -47,6 +47,14 @@ def read_thresholds(folder: Path, settings: dict[str, Any]) -> Thresholds:
     return thresholds
 
 
+def recorded_thresholds(rows: list[dict[str, Any]]) -> Thresholds:
+    """Return the thresholds that the rows of a finished benchmark name."""
+    from ..explanation_scores.thresholds import THRESHOLDS  # with torch
+
+    named = [row for row in rows if "iou_threshold" in row]
+    return {(row["explainer"], row["explains"]): THRESHOLDS.index(row["iou_threshold"]) for row in named}
+
+
 def add_tuned_iou(lines: list[dict[str, Any]], thresholds: Thresholds) -> None:
     """Add to every line the IoU at the threshold of its explainer, None for an image without an annotation."""
     for line in lines:

@@ -5,12 +5,12 @@
 - Frozen models work, and so do callers under `no_grad` or `inference_mode`. Modes, hooks, gradients and
   random state are restored afterwards, also after an exception.
 - Maps are the positive part, at the resolution of the layer or, for methods of pixels, of the image.
-- `explain` gives the same maps as an `Explanation`, which draws their cells where the network looks, as those of
-  `model.explain`.
+- `explain` gives them as an `Explanation`, which draws their cells where the network looks. There a model's own maps
+  keep their sign, and are those of `model.explain`.
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Any, overload
 
@@ -21,14 +21,23 @@ from ..arguments import check_names
 from ..models.classes import Classes
 from ..models.evaluation_mode import evaluation_mode
 from ..models.explanation import Explanation
+from ..models.flip_registration import measure_on_first_use
 from ..models.heads import at_least_float32, native_kinds
-from ..models.label_kind import class_probabilities, is_multi_label
+from ..models.label_kind import class_probabilities
 from ..models.overlays import restore_pixels
 from ..models.self_explaining import SelfExplaining
 from .explained_model import Activations, ExplainedModel
 from .inputs import checked_images, chosen_classes, differentiable
 from .layouts import LayoutName
-from .methods import CLASS_ACTIVATION, PIXELS, ExplainerName, find_grid, list_explainers, methods as all_methods
+from .methods import (
+    CLASS_ACTIVATION,
+    PIXELS,
+    ExplainerName,
+    find_grid,
+    list_explainers,
+    methods as all_methods,
+    reads_features,
+)
 
 
 class Explainers:
@@ -63,6 +72,10 @@ class Explainers:
             classes: Class index for all images, one per image (B,), or several per image (B, k). The default
                 is the predicted class.
         """
+        return self._compute(images, classes, self.names if self.signed else ())
+
+    def _compute(self, images: Tensor, classes: Classes | None, signed: Collection[str]) -> dict[str, Tensor]:
+        """Compute the maps of every method, with their negative part where the name is among `signed`."""
         with differentiable(self.model.classifier):
             images = checked_images(images, self.model.classifier)
             activations = None
@@ -72,23 +85,29 @@ class Explainers:
                 activations = self.model.record(images)
                 chosen = chosen_classes(classes, activations.logits, len(images))
                 activations = activations.for_classes(chosen)
-            return {name: self._finish(name, self.maps(name, images, chosen, activations)) for name in self.names}
+            return {
+                name: self._finish(name, self.maps(name, images, chosen, activations), name in signed)
+                for name in self.names
+            }
 
     def explain(self, images: Tensor, classes: Classes | None = None) -> dict[str, Explanation]:
         """Explain images by every method, with probabilities, heat maps and pictures as `model.explain` gives them.
 
-        The cells of class activation maps are drawn where the network looks, if that was measured for the classifier.
+        The cells of class activation maps are drawn where the network looks, if that was measured for the classifier. A
+        model's own maps are whole, as their cells make up the prediction; others are the positive part.
 
         Args:
             images: Images (B, 3, H, W), normalised as for the model.
             classes: As for a call.
         """
         classifier = self.model.classifier
+        if isinstance(classifier, SelfExplaining) and self.model.layer is None and any(map(reads_features, self.names)):
+            measure_on_first_use(classifier)
         with torch.no_grad(), evaluation_mode(classifier):
             images = checked_images(images, classifier)
             logits = self.model.logits(images)
         index = chosen_classes(classes, logits, len(images))
-        shares = class_probabilities(logits, bool(is_multi_label(classifier))).gather(1, index)
+        shares = class_probabilities(logits, self.model.multi_label).gather(1, index)
         known: dict[str, Any] = {}
         if isinstance(classifier, SelfExplaining):
             known["names"] = classifier.labels
@@ -106,7 +125,7 @@ class Explainers:
                 grid=find_grid(name, self.model, images, maps),
                 **known,
             )
-            for name, maps in self(images, index).items()
+            for name, maps in self._compute(images, index, self.names if self.signed else own).items()
         }
 
     def maps(self, name: str, images: Tensor, classes: Tensor, activations: Activations | None) -> Tensor:
@@ -129,14 +148,14 @@ class Explainers:
         count = getattr(self.model.classifier, "num_classes", None)
         return images.new_empty(0, count) if isinstance(count, int) and count else self.model.logits(images[:1])
 
-    def _finish(self, name: str, maps: Tensor) -> Tensor:
+    def _finish(self, name: str, maps: Tensor, signed: bool) -> Tensor:
         maps = at_least_float32(maps)
         if not maps.isfinite().all():
             raise ValueError(
                 f"{name} gives maps with NaN or infinity for finite images: check the model's weights for NaN, or "
                 "compute in float32"
             )
-        return maps if self.signed else maps.relu()
+        return maps if signed else maps.relu()
 
 
 class Explainer:

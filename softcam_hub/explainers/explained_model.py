@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..models.alignment import Alignment
 from ..models.anatomy import weights_of
 from ..models.heads import at_least_float32
+from ..models.label_kind import is_multi_label
 from ..models.self_explaining import SelfExplaining
 from .hooks import Edit, LinearCall, edited, last_linear
 from .layer_search import find_last_map, find_last_read_by_class_tokens, get_layer
@@ -51,6 +52,8 @@ class ExplainedModel:
             raise TypeError(f"expected a model as a torch.nn.Module, got {type(classifier).__name__}")
         self.layer = None if layer is None else get_layer(classifier, layer)
         self.classifier: Any = getattr(classifier, "timm_model", classifier)  # transformers' wrapper changes no logits
+        of_wrapper, of_model = (is_multi_label(one, None) for one in (classifier, self.classifier))
+        self.multi_label = bool(of_model if of_wrapper is None else of_wrapper)
         self.hints = hints_of(self.classifier, layout, prefix_tokens)
         self.settled = layer is not None
         self._settling = threading.RLock()

@@ -141,7 +141,7 @@ def _has_shape_of(image_size: Sequence[int], grid: Sequence[int]) -> bool:
 def _find_token_layout(output: Tensor, image_size: Sequence[int], hints: Hints) -> Layout:
     length, channels = output.shape[1:]
     if hints.prefix_tokens is not None:
-        return Layout("NLC", hints.prefix_tokens, _grid_of(length - hints.prefix_tokens, image_size))
+        return Layout("NLC", hints.prefix_tokens, _grid_of(length, hints.prefix_tokens, image_size))
     grids = _token_grids(length, image_size)
     if not grids and length <= _MOST_PREFIX_TOKENS:
         raise ValueError(
@@ -160,11 +160,17 @@ def _find_token_layout(output: Tensor, image_size: Sequence[int], hints: Hints) 
     return Layout("NLC", *next(iter(grids.items())))
 
 
-def _grid_of(length: int, image_size: Sequence[int]) -> tuple[int, int]:
-    if length < 1:
-        raise ValueError(f"prefix_tokens leaves {length} locations: pass the number of class tokens and registers")
-    height = grid_height(length, image_size[0], image_size[1])
-    return height, length // height
+def _grid_of(tokens: int, prefix_tokens: int, image_size: Sequence[int]) -> tuple[int, int]:
+    """Return the grid that the tokens fill without those in front, or refuse a number that fills none."""
+    length = tokens - prefix_tokens
+    if prefix_tokens >= 0 and length > 0:
+        height = grid_height(length, image_size[0], image_size[1])
+        if _has_shape_of(image_size, (height, length // height)):
+            return height, length // height
+    raise ValueError(
+        f"prefix_tokens={prefix_tokens} leaves {length} of {tokens} tokens, which fill no grid in the shape of the "
+        f"{image_size[0]}x{image_size[1]} image: pass the number of class tokens and registers"
+    )
 
 
 def _token_grids(length: int, image_size: Sequence[int]) -> dict[int, tuple[int, int]]:

@@ -1,8 +1,8 @@
 """IDSDS, the in-domain single-deletion score (Hesse, Schaub-Meyer and Roth, NeurIPS 2024).
 
 A cell of a 4x4 grid is deleted from the image, and the output of a class drops. The score is the rank correlation
-(Spearman) of these 16 drops with the sums of the map in the 16 cells. It is *in-domain* where the model has learnt from
-images with one deleted cell, as `softcam-hub train --delete-cells` teaches it; otherwise a drop may come from the
+(Spearman) of these 16 drops with the means of the map over the 16 cells. It is *in-domain* where the model has learnt
+from images with one deleted cell, as `softcam-hub train --delete-cells` teaches it; otherwise a drop may come from the
 strange look of a hole.
 
 The paper and its code (github.com/visinf/idsds) leave no choice in most points. What is done here:
@@ -11,7 +11,8 @@ The paper and its code (github.com/visinf/idsds) leave no choice in most points.
 - The output is the logit, without a softmax, as in their code.
 - The class is the true label in their code. Here it is `classes`, and the benchmark passes the true labels.
 - Their grid has cells of one size: pixels that are left over at the border belong to none. Here every pixel belongs to
-  a cell, and cells may differ by a pixel in length. On sides that 4 divides, both are the same.
+  a cell, and cells may differ by a pixel in length. They sum the map over a cell. Here it is the mean, so that a larger
+  cell is not worth more. On sides that 4 divides, both ways give the same ranks.
 - An image whose map, or whose drops, are the same in all cells has no rank correlation. Their mean leaves it out; here
   it counts as 0, so that every explainer is measured on the same images.
 """
@@ -36,7 +37,7 @@ def idsds(
     classes: Tensor | None = None,
     batch: int = 64,
 ) -> Tensor:
-    """Compute the rank correlation of the sums of a map in the cells of a grid with drops by their deletion, (B,).
+    """Compute the rank correlation of the means of a map over the cells of a grid with drops by their deletion, (B,).
 
     Values lie in [-1, 1], and higher is better.
 
@@ -52,14 +53,14 @@ def idsds(
         batch: Number of images per call of the model.
     """
     check_maps_fit(images, maps)
-    return spearman(cell_sums(maps, side), cell_drops(predict, images, side, fill, classes, batch))
+    return spearman(cell_means(maps, side), cell_drops(predict, images, side, fill, classes, batch))
 
 
-def cell_sums(maps: Tensor, side: int = GRID_SIDE) -> Tensor:
-    """Sum maps (B, H, W) over each cell of a grid of `side` times `side` cells, row by row: (B, side²)."""
+def cell_means(maps: Tensor, side: int = GRID_SIDE) -> Tensor:
+    """Average maps (B, H, W) over each cell of a grid of `side` times `side` cells, row by row: (B, side²)."""
     cells, whole = grid_cells(maps.shape[-2:], side).to(maps.device), without_broken(at_least_float32(check_maps(maps)))
-    sums = [whole[:, cells == number].sum(dim=1) for number in range(side * side)]
-    return unscored(torch.stack(sums, dim=1), maps)
+    means = [whole[:, cells == number].mean(dim=1) for number in range(side * side)]
+    return unscored(torch.stack(means, dim=1), maps)
 
 
 def cell_drops(

@@ -253,7 +253,7 @@ def max_sensitivity(
     Args:
         explain: Function from images and classes to one map per image.
         images: Images, (B, C, H, W).
-        classes: Class of each image, (B,). The default is the predicted class.
+        classes: Class of each image, (B,).
         radius: Largest change of a pixel.
         samples: Number of uniformly drawn δ, which are the same for all images.
         seed: Seed of the draw.

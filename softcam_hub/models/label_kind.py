@@ -49,12 +49,15 @@ def is_multi_label(model: nn.Module, default: bool | None = False) -> bool | Non
 
     Args:
         model: Any classifier. Self-explaining models hold the answer. For a vanilla timm model it is in the config.json
-            that timm loaded it from.
+            that timm loaded it from, and for a model of transformers in its configuration.
         default: Answer for a model that does not say.
     """
     known = getattr(model, "multi_label", None)
     if known is None:
         known = recorded_multi_label(getattr(model, "pretrained_cfg", None))
+    problem_type = getattr(getattr(model, "config", None), "problem_type", None)
+    if known is None and problem_type in PROBLEM_TYPES:
+        known = problem_type == MULTI_LABEL
     return default if known is None else known
 
 

@@ -82,5 +82,11 @@ class MapKind:
         return probabilities if self.sums_to_probability else logits
 
 
-CAM = MapKind("cam", title="CAM", signed=True, native=False)
+CAM = MapKind(
+    "cam",
+    title="CAM",
+    signed=True,
+    caption="Orange speaks for the class. The bias, and what speaks against the class, are left out.",
+    native=False,
+)
 """Zhou et al., eq. 2: class activation maps, which any head with evidence can draw."""
