@@ -49,7 +49,10 @@ def photographs(rows: list[Row]) -> str:
     seeds = {name: sorted({row["seed"] for row in rows if row["study"] == name}) for name in STEEL}
     trained = [row for row in rows if row["kind"] == "training"]
     ran = "; ".join(f"*{name}* with {_counted('seed', found)}" for name, found in seeds.items() if found)
-    sentences = [f"`make reproduce-steel` ran {ran}. Training took {_hours(trained)} hours of a core."]
+    sentences = [
+        f"`make reproduce-steel` ran {ran}. Training took {_hours(trained)} hours by the clock in all, with one "
+        "thread or two, and often beside other programs."
+    ]
     if any(0 < len(found) < SEEDS for found in seeds.values()):
         sentences.append(f"A study with fewer than {SEEDS} seeds is shown, and decides nothing.")
     missing = [f"*{name}*" for name, found in seeds.items() if not found]

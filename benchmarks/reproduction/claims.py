@@ -104,13 +104,16 @@ These sentences are not computed. They are read from the study *steel*, which ha
   better than a bump in the middle of the image, at an accuracy of 99 % and more. Its µ-CAPE map is not harmed.
 - **Where boxes fill the image** (crazing, pitted surfaces), a map that knows nothing has a top-k precision of 61 to
   88 %, and one that only knows the middle 74 to 97 %.
-- **Place.** All maps are drawn as squares, since no place could be measured for these fine-tuned networks. With frozen
-  ImageNet weights the same architecture can be measured ([Place of maps](alignment.md)).
+- **Place.** All maps of this study are drawn as squares, since no place could be measured for these fine-tuned
+  networks. With frozen ImageNet weights the same architecture can be measured ([Place of maps](alignment.md)). Of the
+  networks in the table above, that of stride 32 could be: its CAM scores as squares do (top-k precision 75.8 beside
+  75.7 %).
 - **Confidence.** CAPE's is too low on photographs, too. A fitted T' corrects it, at a cost of a tenth of a point on
   average at most. As the validation images have next to no mistakes, the search for T' ends at its limit for TS in two
   of three seeds: this T' means no more than "as sharp as was tried".
-- **Resolution.** With seed 0, a stride of 32 is no worse than one of 16 (pointing game 64 beside 62 %) at less than
-  half of the training time, and images of 160 px are worse (54 %). One seed decides nothing.
+- **Resolution.** With seed 0, a stride of 32 is no worse than one of 16 (pointing game 64 beside 62 %), whose training
+  steps cost 2.3 times as much ([Finer maps](models.md#finer-maps)), and images of 160 px are worse (54 %). One seed
+  decides nothing.
 """
 
 LIMITS = """## What this does not show
@@ -255,9 +258,12 @@ def resolution_section(findings: Findings) -> str:
     """Write what finer and coarser maps change on photographs."""
     if not any(findings.rows(name, LOCALISED) for name, study in STEEL.items() if study.resolution):
         return ""
+    moved = [name for name in STEEL if findings.rows(name, NOT_ALIGNED)]
+    place = f" Maps of {' and '.join(f'*{name}*' for name in moved)} are drawn where their cells look." if moved else ""
     return (
         "## Map resolution\n\nThe vanilla classifier of the study *steel*, fine-tuned at other strides and sizes of "
-        "images. CAM explains it, on the test images of the classes with small boxes.\n\n"
+        "images. CAM explains it, on the test images of the classes with small boxes. Maps are drawn as squares where "
+        f"no place could be measured.{place}\n\n"
         f"{resolution(findings, STEEL)}"
     )
 
