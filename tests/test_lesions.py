@@ -1,5 +1,7 @@
 """Generated lesions: deterministic, masked to the pixel, and not to be told apart without looking at them."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -217,9 +219,11 @@ def test_load_lesions_returns_a_table(variant):
     ],
 )
 def test_wrong_settings_are_refused(arguments, expected):
-    with pytest.raises(ValueError) as error:  # noqa: PT011, compared word for word below
-        load_lesions(**arguments)
-    assert str(error.value) == expected
+    functions = [load_lesions] if "count" in arguments else [load_lesions, partial(draw, 0), partial(draw_twins, 0)]
+    for function in functions:
+        with pytest.raises(ValueError) as error:  # noqa: PT011, compared word for word below
+            function(**arguments)
+        assert str(error.value) == expected
 
 
 def batch(split, count, size):

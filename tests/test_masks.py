@@ -57,3 +57,26 @@ def test_a_mask_of_another_size_is_refused(tmp_path):
     path = manifest(tmp_path, "image,label,mask\nimages/1.png,a,mask.png\nimages/2.png,b,\n")
     with pytest.raises(ValueError, match="5×5 pixels but its image 12×10"):
         load(path).train.mask(0)
+
+
+def test_a_palette_whose_first_colour_is_not_black_is_refused(tmp_path):
+    picture = Image.new("RGB", (12, 10), "white")
+    picture.paste((0, 0, 0), (2, 2, 5, 5))
+    path = manifest(tmp_path, "image,label,mask\nimages/1.png,a,mask.png\nimages/2.png,b,\n")
+    picture.convert("P", palette=Image.Palette.ADAPTIVE, colors=2).save(tmp_path / "mask.png")
+    with pytest.raises(ValueError, match="the mask of row 0 .*colour 0 of its palette is not black"):
+        load(path).train.mask(0)
+    classes = Image.new("P", (12, 10), 0)  # as PASCAL VOC stores classes
+    classes.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+    classes.paste(2, (2, 2, 5, 5))
+    classes.save(tmp_path / "mask.png")
+    assert np.asarray(load(path).train.mask(0)).sum() == 255 * 9
+
+
+@pytest.mark.parametrize(("mode", "colour"), [("RGBA", (255, 0, 0, 255)), ("LA", (90, 255))])
+def test_what_is_fully_transparent_is_no_part_of_a_mask(mode, colour, tmp_path):
+    picture = Image.new(mode, (12, 10), (255,) * (len(mode) - 1) + (0,))
+    picture.paste(colour, (2, 2, 5, 5))
+    picture.save(tmp_path / "mask.png")
+    path = manifest(tmp_path, "image,label,mask\nimages/1.png,a,mask.png\nimages/2.png,b,\n")
+    assert np.asarray(load(path).train.mask(0)).sum() == 255 * 9

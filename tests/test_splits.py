@@ -90,6 +90,67 @@ def test_an_image_folder_with_splits(tmp_path):
         load(tmp_path)
 
 
+def test_folders_of_patients_are_no_classes(tmp_path):
+    for name in ("healthy/p1", "healthy/p2", "sick/p1", "sick/p3"):
+        paint(tmp_path / f"data/{name}/1.png")
+    with pytest.raises(ValueError, match=r"has images in healthy/p1, so that healthy or p1 may be the class: expected"):
+        load(tmp_path / "data")
+    for split in ("train", "test"):
+        for name in ("healthy/p1", "sick/p2"):
+            paint(tmp_path / f"split/{split}/{name}/1.png")
+    with pytest.raises(ValueError, match=r"split/train has images in healthy/p1"):
+        load(tmp_path / "split")
+    for name in ("cat", "dog"):
+        paint(tmp_path / f"wrapped/images/{name}/1.png")
+    assert load(tmp_path / "wrapped").classes == ["cat", "dog"], "one folder around all is no question"
+
+
+def test_a_test_folder_may_have_one_class(tmp_path):
+    for name in ("train/cat", "train/dog", "test/dog"):
+        paint(tmp_path / f"{name}/1.png")
+    splits = load(tmp_path)
+    assert (splits.classes, splits.test.labels.tolist()) == (["cat", "dog"], [1])
+
+
+def test_a_table_beside_the_folders_of_splits_is_refused(tmp_path):
+    for name in ("train/cat", "train/dog", "test/cat"):
+        paint(tmp_path / f"{name}/1.png")
+    (tmp_path / "metadata.csv").write_text("file_name,label\ntrain/cat/1.png,cat\n")
+    with pytest.raises(ValueError, match=r"has a metadata.csv beside the folders of its splits"):
+        load(tmp_path)
+
+
+def test_names_of_folders_with_the_signs_of_patterns(tmp_path):
+    folder = tmp_path / "photos [1]*"
+    for name in ("cat", "dog"):
+        paint(folder / f"{name}/1.png")
+    assert load(folder).classes == ["cat", "dog"]
+    table = manifest(folder, manifest_text("a", "b"))
+    assert load(table).classes == ["a", "b"]
+
+
+def test_masks_in_a_table_lie_beside_it_wherever_the_program_runs(tmp_path, monkeypatch):
+    lines = ["file_name,mask,label"]
+    for number in range(4):
+        paint(tmp_path / f"data/{number}.png")
+        paint(tmp_path / f"data/masks/{number}.png", (1, 1, 1))
+        paint(tmp_path / f"elsewhere/masks/{number}.png", (0, 0, 0))
+        lines.append(f"{number}.png,masks/{number}.png,{'ab'[number % 2]}")
+    for number in range(4):  # images in a folder of the table are images of the table
+        lines.append(f"masks/{number}.png,,{'ab'[number % 2]}")
+    (tmp_path / "data/metadata.csv").write_text("\n".join(lines))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    splits = load(tmp_path / "data")
+    assert np.asarray(splits.train.mask(0)).min() == 255
+
+
+def test_a_folder_with_the_name_of_generated_images_is_told(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "marks").mkdir()
+    load("marks", train_count=4, eval_count=4, data_size=32)
+    assert "marks stands for generated images, and the folder ./marks is not read: write ./marks for it" in caplog.text
+
+
 def test_an_image_folder_with_metadata(tmp_path):
     for number in range(4):
         paint(tmp_path / f"{number}.png")

@@ -7,6 +7,7 @@ import datasets
 import pytest
 import torch
 from helpers.data import load, manifest, manifest_text, paint
+from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms.functional import pil_to_tensor
 
@@ -110,6 +111,19 @@ def test_a_stream_without_an_image_for_a_worker_raises(tmp_path):
     images.images.samples.image = lambda row, position: None
     with pytest.raises(ValueError, match="split 'train' has no image for worker 0 of 1"):
         next(iter(images))
+
+
+def test_a_stream_has_the_classes_of_the_other_splits_in_their_order(tmp_path):
+    def split(names):
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+        return datasets.Dataset.from_dict(
+            {"image": [Image.new("RGB", (8, 8))] * 3, "label": [0, 0, 1]}, features=features
+        )
+
+    datasets.DatasetDict({"train": split(["a", "b"]), "test": split(["b", "a"])}).save_to_disk(tmp_path / "data")
+    for streaming in (False, True):
+        with pytest.raises(ValueError, match=r"split 'test' declares the classes \['b', 'a'\], but split 'train'"):
+            load(tmp_path / "data", streaming=streaming)
 
 
 def test_a_stream_must_know_its_classes(tmp_path):

@@ -96,7 +96,9 @@ def test_random_crops_of_imagenet_are_those_of_timm():
         assert not torch.equal(whole(image), expected)
 
 
-@pytest.mark.parametrize("settings", [{"hflip": 1.5}, {"crop_scale": 0}, {"eval_crop": 2}, {"color_jitter": -1}])
+@pytest.mark.parametrize(
+    "settings", [{"hflip": 1.5}, {"crop_scale": 0}, {"eval_crop": 2}, {"color_jitter": -1}, {"resize": "letterbox"}]
+)
 def test_augmentation_is_checked(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         AugmentationConfig(**settings)

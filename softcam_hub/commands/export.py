@@ -63,12 +63,12 @@ def run(arguments: argparse.Namespace) -> None:
     model = load_classifier(arguments.model).model
     if not isinstance(model, SelfExplaining):
         raise ValueError(f"{arguments.model} is a vanilla classifier without maps: export a softcam_* or cape_* model")
-    if arguments.format == "web":
-        export_web(model, file, arguments.runtime, arguments.overwrite, precision)
-        print(f"{file}: a page for the browser. Look at it with: python -m http.server --directory {file}")
-        return
-    export = export_torch if arguments.format == "torch" else export_onnx
     try:
+        if arguments.format == "web":
+            export_web(model, file, arguments.runtime, arguments.overwrite, precision)
+            print(f"{file}: a page for the browser. Look at it with: python -m http.server --directory {file}")
+            return
+        export = export_torch if arguments.format == "torch" else export_onnx
         export(model, file, overwrite=arguments.overwrite, precision=precision)
     except RuntimeError as error:  # the file computes other numbers than torch
         raise ValueError(str(error)) from error

@@ -121,6 +121,9 @@ class AugmentationConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        known = ("model", *_CROP_MODES)
+        if self.resize is not None and self.resize not in known:
+            raise ValueError(f"unknown resize {self.resize!r}: expected one of {', '.join(known)}")
         if self.delete_cells and not self.augment:
             raise ValueError(
                 "delete_cells changes training images, but augment is off: leave out one of them (hflip=0 turns off "

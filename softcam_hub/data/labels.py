@@ -51,7 +51,7 @@ def read_labels(splits: "dict[str, Dataset]", column: str, classes: list[str] | 
         classes: Class names, where the features do not declare them.
     """
     if not classes:
-        classes = _same_classes({name: declared_classes(table.features[column]) for name, table in splits.items()})
+        classes = same_classes({name: declared_classes(table.features[column]) for name, table in splits.items()})
     cells = {}
     for name, table in splits.items():
         cells[name] = table.select_columns([column]).with_format("arrow")[:].column(0)
@@ -101,7 +101,7 @@ def declared_classes(feature: Any) -> list[str] | None:
     return list(names) if names else None
 
 
-def _same_classes(declared: dict[str, list[str] | None]) -> list[str] | None:
+def same_classes(declared: dict[str, list[str] | None]) -> list[str] | None:
     """Return the class names that all splits declare, or raise ValueError if they differ."""
     (train, names), *others = declared.items()
     for split, other_names in others:

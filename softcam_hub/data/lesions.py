@@ -155,6 +155,7 @@ def list_distractors(variant: str) -> tuple[str, ...]:
 
 def _compose(index: int, split: str, size: int, variant: str, seed: int) -> tuple[Scene, int | list[int]]:
     """Draw all parts of an image, and return them with the label."""
+    _check_settings(split, 1, size, variant)
     rng = np.random.default_rng([seed, _SPLIT_SEEDS[split], list(VARIANTS).index(variant), index])
     scene = Scene(rng, size)
     return scene, _add_lesions(scene, variant, index)

@@ -1,7 +1,8 @@
 """Ground-truth masks of samples: images of masks, or boxes [[x0, y0, x1, y1], ...] in pixels, also as JSON.
 
 - Masks and boxes refer to the upright image.
-- A mask is true where any colour channel is not zero, so that class-index masks work. Save masks losslessly.
+- A mask is true where any colour channel is not zero, so that class-index masks work, in a palette too, if colour 0 of
+  that is black. What is fully transparent is not part of a mask. Save masks losslessly.
 """
 
 import json
@@ -91,14 +92,23 @@ def read_mask(
 
 
 def _drop_alpha(mask: Image.Image) -> Image.Image:
-    """Remove the alpha channel, which would make every opaque pixel part of the mask.
+    """Remove the alpha channel, which would make every opaque pixel part of the mask, and clear what it hides.
 
     An image whose alpha channel is the mask, drawn in one colour, is refused: without alpha it would mark everything.
+    So is a palette whose first colour is not black, as nothing says which of its numbers is the background.
     """
+    if mask.mode in ("P", "PA") and any((mask.getpalette("RGB") or [0, 0, 0])[:3]):
+        raise UndecodableImage(
+            "colour 0 of its palette is not black, so that nothing says which number is the background: save the mask "
+            "as a grey image, 0 where nothing is"
+        )
     if mask.mode in ("RGBA", "LA"):
         *colours, alpha = (channel.getextrema() for channel in mask.split())
         if alpha[0] != alpha[1] and all(low == high for low, high in colours):
             raise UndecodableImage(
                 "only its alpha channel differs from pixel to pixel: save the mask as a grey image, 0 where nothing is"
             )
+        hidden = mask.getchannel("A").point(lambda opacity: 255 * (opacity == 0))
+        mask = mask.copy()
+        mask.paste((0,) * len(mask.getbands()), mask=hidden)
     return mask.convert({"RGBA": "RGB", "LA": "L", "PA": "P"}.get(mask.mode, mask.mode))

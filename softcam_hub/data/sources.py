@@ -9,6 +9,8 @@
 import hashlib
 import logging
 from collections.abc import Iterable, Iterator
+from glob import escape
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +19,7 @@ from ..models.text import as_unicode, printable
 from . import fundus, lesions
 from .columns import name_label_column
 from .config import DataConfig
+from .labels import declared_classes
 from .lesions import LESIONS, VARIANTS
 from .locations import ANY_ADDRESS, Locations
 from .split_names import splits_of_names, usual_split
@@ -48,11 +51,17 @@ def read_source(config: DataConfig) -> Source:
     path = Path(config.data).expanduser()
     addresses = ANY_ADDRESS if config.remote_images else ()
     if config.data in VARIANTS:
+        if path.is_dir():
+            logger.warning(
+                "%s stands for generated images, and the folder ./%s is not read: write ./%s for it",
+                *(config.data, config.data, config.data),
+            )
         return _generate(config)
     if path.suffix.lower() in _MANIFEST_FORMATS:
         return Source(_read_manifest(path, config), Locations(path.resolve().parent, addresses))
     if path.is_dir():
-        return Source(_read_folder(path.resolve(), config), Locations(addresses=addresses))
+        folder = path.resolve()
+        return Source(_read_folder(folder, config), Locations(Path() if _is_saved(folder) else folder, addresses))
     if path.is_file():
         raise ValueError(
             f"{printable(path)} is a {printable(path.suffix) or 'nameless'} file: expected a folder, or a "
@@ -66,10 +75,15 @@ def read_source(config: DataConfig) -> Source:
 
 
 def _hub_addresses() -> tuple[str, ...]:
-    """Return the beginnings of the addresses of files that are part of a Hub data set."""
+    """Return the beginnings of the addresses of files on the Hub."""
     from datasets.config import HF_ENDPOINT
 
     return ("hf://", f"{HF_ENDPOINT}/")
+
+
+def _is_saved(folder: Path) -> bool:
+    """Tell whether a folder holds what `save_to_disk` of `datasets` wrote."""
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
 def _generate(config: DataConfig) -> Source:
@@ -105,7 +119,8 @@ def _read_manifest(path: Path, config: DataConfig) -> "dict[str, Dataset]":
     format_name = _MANIFEST_FORMATS[path.suffix.lower()]
     options: dict[str, Any] = {"keep_default_na": False, "na_values": [""]} if format_name == "csv" else {}
     try:
-        table = load_dataset(format_name, data_files={"train": [str(path.resolve())]}, split="train", **options)
+        files = {"train": [escape(str(path.resolve()))]}  # datasets takes patterns
+        table = load_dataset(format_name, data_files=files, split="train", **options)
     except Exception as error:  # datasets wraps what pandas and pyarrow raise in errors of many kinds
         reason = error.__cause__ or error
         raise ValueError(f"manifest {printable(path)} cannot be read as {format_name}: {reason}") from error
@@ -146,6 +161,8 @@ def _refuse_equal_numbers(files: Iterable[Path], table: "Dataset", column: str) 
     """
     if column not in table.column_names or table.features[column].dtype != "int64":
         return
+    if declared_classes(table.features[column]) is not None:
+        return  # labels are the names of folders
     import pandas  # as `datasets` reads the files
 
     written: dict[int, str] = {}
@@ -165,7 +182,7 @@ def _read_folder(path: Path, config: DataConfig) -> "dict[str, Any]":
     """Read a saved data set, an image folder, or the files of a Hub data set."""
     from datasets import DatasetDict, load_dataset, load_from_disk
 
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+    if _is_saved(path):
         saved = load_from_disk(str(path))
         return _with_usual_names(dict(saved), config) if isinstance(saved, DatasetDict) else {config.train_split: saved}
     if next(find_images_in(path), None) is None:
@@ -176,8 +193,9 @@ def _read_folder(path: Path, config: DataConfig) -> "dict[str, Any]":
             )
         return _read_hub(str(path), config)
     patterns = _split_patterns(path, config)
+    files = {split: [f"{escape(str(path))}/{pattern}" for pattern in of_split] for split, of_split in patterns.items()}
     try:
-        splits = dict(load_dataset("imagefolder", data_dir=str(path), data_files=patterns))
+        splits = dict(load_dataset("imagefolder", data_files=files))
     except Exception as error:  # datasets wraps what goes wrong in errors of many kinds
         _refuse_names(path)
         reason = printable(error.__cause__ or error).removesuffix(".")
@@ -186,6 +204,9 @@ def _read_folder(path: Path, config: DataConfig) -> "dict[str, Any]":
             "If it has a file metadata.csv, each file_name in it is a path inside this folder"
         ) from error
     train = splits[config.train_split]
+    if "label" in train.column_names and declared_classes(train.features["label"]) is not None:
+        for pattern in chain.from_iterable(patterns.values()):
+            _refuse_folders_in_classes(path / pattern.removesuffix("**"))
     tables = sorted(path.rglob("metadata.csv"))
     _refuse_equal_numbers(tables, train, name_label_column(train.column_names, config))
     if train.column_names == ["image"]:
@@ -218,16 +239,45 @@ def _refuse_one_class(roots: list[Path]) -> None:
         raise ValueError(f"the data has one class, the folder {printable(folders.pop())}: at least two are needed")
 
 
+def _refuse_folders_in_classes(root: Path) -> None:
+    """Raise ValueError for images in folders of folders, whose innermost ones `datasets` takes for the classes.
+
+    One folder around all classes is no question.
+
+    Args:
+        root: Folder of a split.
+    """
+    inner = sorted({file.parent.relative_to(root) for file in find_images_in(root)})
+    while inner and len({folder.parts[0] for folder in inner if folder.parts}) == 1 and len(inner) > 1:
+        inner = [folder.relative_to(folder.parts[0]) for folder in inner if folder.parts]
+    deep = next((folder for folder in inner if len(folder.parts) > 1), None)
+    if deep is not None:
+        raise ValueError(
+            f"image folder {printable(root)} has images in {printable(deep)}, so that {printable(deep.parts[0])} or "
+            f"{printable(deep.name)} may be the class: expected <class>/<image>. A manifest can name the class, "
+            "and the patient in the column of --group-column"
+        )
+
+
 def _split_patterns(path: Path, config: DataConfig) -> dict[str, list[str]]:
-    """Return split -> glob patterns of the files in an image folder, as `datasets` takes them."""
+    """Return split -> glob patterns of the files in an image folder, as `datasets` takes them.
+
+    The training split comes first: where a split has images of one class alone, `datasets` gives it labels only if it
+    has seen several classes before.
+    """
     splits = (config.train_split, config.validation_split, config.test_split)
     folders = sorted(folder.name for folder in path.iterdir() if folder.is_dir())
     split_of = splits_of_names(folders, config)
     if config.train_split not in split_of.values():
         _refuse_splits_without_training(path, split_of)
         return {config.train_split: ["**"]}
+    if (path / "metadata.csv").is_file():
+        raise ValueError(
+            f"image folder {printable(path)} has a metadata.csv beside the folders of its splits, where it belongs to "
+            "none of them: put one into the folder of every split, or name a manifest with a column 'split'"
+        )
     # Folders beside the splits, such as masks, are no splits and need not hold images.
-    patterns: dict[str, list[str]] = {}
+    patterns: dict[str, list[str]] = {config.train_split: []}
     for name, split in split_of.items():
         if split in splits:
             patterns.setdefault(split, []).append(f"{name}/**")

@@ -17,7 +17,7 @@ import numpy as np
 from ..models.text import abbreviate
 from .columns import DEFAULTS, Columns, disable_decoding, find_column, find_columns
 from .config import AUTOMATIC_HOLD_OUT, DataConfig
-from .labels import Labels, declared_classes, read_labels
+from .labels import Labels, declared_classes, read_labels, same_classes
 from .locations import Locations, check_image_paths, embed_remote_images
 from .samples import Samples
 from .sources import Source, read_source
@@ -214,6 +214,9 @@ def _load_stream(source: Source, tables: dict[str, Any], config: DataConfig) -> 
     others = {split: _load_whole(table, columns, source.locations) for split, table in others.items()}
     columns_of = dict.fromkeys(others, columns)
     _check_all_paths(source, others, columns_of, config)
+    if not source.classes:
+        declared = {name: declared_classes(table.features[columns.label]) for name, table in others.items()}
+        same_classes({config.train_split: classes, **{name: names for name, names in declared.items() if names}})
     labels = read_labels(others, columns.label, classes) if others else Labels({}, classes, False)
     make = partial(_make_samples, source, others, labels, columns_of, config)
     is_multi_label = hasattr(feature, "feature")

@@ -69,6 +69,7 @@ def export_web(
     overwrite: bool = False,
     precision: Precision = "fp32",
     title: str | None = None,
+    tolerance: float | None = None,
 ) -> Path:
     """Write a folder with a page that explains pictures in the browser. Pictures never leave the device.
 
@@ -85,6 +86,8 @@ def export_web(
         overwrite: Replace an earlier page in the folder.
         precision: Precision of the model, `fp32`, or `int8` for weights in 8 bits.
         title: Heading of the page, on one line. The default is the name of the architecture.
+        tolerance: Largest difference from torch's outputs, relative to the largest one. The default depends on the
+            precision.
 
     Returns:
         Path of the folder.
@@ -98,7 +101,7 @@ def export_web(
     output = OutputFolder(folder, "web page", list(PAGE_FILES))
     use: Use = "replace" if overwrite else "new"
     with output.locked(use), TemporaryDirectory(prefix=DRAFT) as draft:
-        kept = [export_onnx(model, Path(draft) / MODEL, precision=precision)]
+        kept = [export_onnx(model, Path(draft) / MODEL, precision=precision, tolerance=tolerance)]
         for file in files or ():  # they may lie in the page that is replaced
             kept.append(Path(draft) / RUNTIME_FOLDER / file.name)
             kept[-1].parent.mkdir(exist_ok=True)
