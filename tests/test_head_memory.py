@@ -100,6 +100,22 @@ def test_gradients_of_trained_logits_are_autograds_to_the_second_order(naive: bo
     assert torch.autograd.gradgradcheck(closed, inputs)
 
 
+@pytest.mark.parametrize("frozen", ["head", "features"])
+def test_second_derivatives_of_a_part_that_is_frozen(frozen: str) -> None:
+    torch.manual_seed(0)
+    head = CAPEHead(3, 4).double().requires_grad_(frozen != "head")
+    evidence = torch.randn(2, 4, 3, 2).double().requires_grad_(frozen == "head")
+    with torch.no_grad():
+        head.log_temperature.fill_(0.3)
+    source = evidence if frozen == "head" else head.log_temperature
+    (first,) = torch.autograd.grad(head.compose(evidence)[:, 0].sum(), source, create_graph=True)
+    plain = head.log_parts(evidence).flatten(2).logsumexp(dim=2)[:, 0].sum()
+    (expected,) = torch.autograd.grad(plain, source, create_graph=True)
+    torch.testing.assert_close(first, expected, rtol=1e-12, atol=1e-14)
+    ours, theirs = (torch.autograd.grad(one.square().sum(), source)[0] for one in (first, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-13)
+
+
 def test_trained_logits_admit_gradients_of_single_samples() -> None:
     torch.manual_seed(0)
     head, features = CAPEHead(3, 4).double(), torch.randn(5, 3, 2, 2).double()

@@ -172,7 +172,7 @@ def test_explainers_ask_a_classifier_of_transformers(wrapped, several):
     if wrapped:
         model = TimmWrapperForImageClassification(TimmWrapperConfig(architecture="test_resnet", num_labels=3))
     else:
-        sizes = {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1], "layer_type": "basic"}
+        sizes = {"embedding_size": 8, "hidden_sizes": [8, 12], "depths": [1, 1], "layer_type": "basic"}
         model = ResNetForImageClassification(ResNetConfig(**sizes, num_labels=3))
     model.config.problem_type = MULTI_LABEL if several else SINGLE_LABEL
     model.eval()
@@ -313,6 +313,19 @@ def test_one_class_has_no_softmax_in_either_door(family):
     with pytest.raises(ValueError, match=sentence):
         model.reset_classifier(1)
     assert model.num_classes == 3
+
+
+def test_one_class_by_itself_travels_through_transformers(tmp_path):
+    options = {"num_labels": 1, "problem_type": MULTI_LABEL}
+    made = SoftCAMForImageClassification.from_timm("softcam_test_resnet", pretrained=False, **options)
+    assert SoftCAMForImageClassification(made.config).num_classes == 1
+    taken_over = timm.create_model("softcam_test_resnet", num_classes=1, multi_label=True)
+    for number, model in enumerate((made, SoftCAMForImageClassification.from_timm(taken_over))):
+        model.eval().save_pretrained(tmp_path / str(number))
+        again = SoftCAMForImageClassification.from_pretrained(tmp_path / str(number)).eval()
+        with torch.no_grad():
+            assert torch.equal(again(IMAGES).logits, model(IMAGES).logits)
+        assert torch.equal(again.probabilities(torch.zeros(2, 1)), torch.full((2, 1), 0.5))
 
 
 def test_one_class_by_itself_has_a_sigmoid():

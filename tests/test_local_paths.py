@@ -20,6 +20,12 @@ from softcam_hub.hub.cards.local_paths import hide_local_path, is_hub_id
         ("lesions", "lesions"),
         ("ada/eyes", "ada/eyes"),
         ("hf-hub:ada/eyes", "hf-hub:ada/eyes"),
+        ("output_stride=8 drop_rate=0.1", "output_stride=8 drop_rate=0.1"),
+        (
+            'output_stride=8 pretrained_cfg_overlay={"file":"/data/ada/w.safetensors","num_classes":10}',
+            'output_stride=8 pretrained_cfg_overlay={"file":"w.safetensors","num_classes":10}',
+        ),
+        ("checkpoint_path=../ada/w.pth img_size=96", "checkpoint_path=w.pth img_size=96"),
         ("https://example.org/a/b.csv", "https://example.org/a/b.csv"),
         (3, 3),
         (None, None),

@@ -113,6 +113,14 @@ def test_an_option_of_the_head_travels(tmp_path):
 
 
 @families
+def test_a_folder_can_be_published(folder):
+    write_card(folder)
+    described = softcam_hub.push(folder, "ada/eyes", dry_run=True).describe()
+    assert "model.safetensors" in described
+    assert "modeling.py" not in described, "the code of the head is that of its user"
+
+
+@families
 def test_a_folder_holds_no_code_and_loads_through_every_door(family, model, folder):
     assert {file.name for file in folder.iterdir()} == {"config.json", "model.safetensors"}
     images = torch.randn(2, 3, 64, 64)

@@ -9,6 +9,7 @@ from timm.models import save_for_hf
 from torch import fx
 from torchvision.models.feature_extraction import create_feature_extractor
 
+import softcam_hub
 from softcam_hub.models import classifier
 
 TINY_VIT = {"img_size": 64, "embed_dim": 48, "depth": 2, "num_heads": 2}
@@ -127,6 +128,14 @@ def test_init_weights_after_to_empty(family):
             tensor.fill_(float("nan") if tensor.is_floating_point() else 0)
     model.init_weights()
     assert model(images()).isfinite().all()
+
+
+def test_a_new_head_has_no_names_of_the_old_classes():
+    model = timm.create_model(f"local-dir:{softcam_hub.CAPE_LESIONS}", pretrained=True)
+    assert "exudate" in model.labels
+    model.reset_classifier(4)
+    assert model.labels == ("0", "1", "2", "3")
+    assert softcam_hub.CAPEForImageClassification.from_timm(model).config.id2label[0] == "LABEL_0"
 
 
 def test_features_have_no_prefix_tokens():

@@ -221,6 +221,30 @@ def test_gradients_alone_move_nothing(training):
     assert model.alignment is None
 
 
+@pytest.mark.parametrize("trained", ["bn1.weight", "layer3.0.bn2.bias", "layer1.0.conv1.weight"])
+def test_no_weight_of_the_backbone_is_overlooked(trained):
+    """Norms, biases and adapters may be trained alone."""
+    model = load_shipped()
+    step(model, two_images())
+    model = load_shipped()
+    loss = model(two_images())[:, 0].sum()
+    loss.backward()
+    weight = dict(model.backbone.named_parameters())[trained]
+    torch.optim.SGD([weight], 0.1, weight_decay=0.1).step()
+    assert model.alignment is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_change_of_precision_moves_nothing(dtype):
+    model = load_shipped()
+    model(two_images())[:, 0].sum().backward()
+    model.to(dtype)
+    assert model.alignment == Alignment.from_dict(SHIPPED)
+    with torch.no_grad():
+        model.backbone.layer2[0].conv1.weight.mul_(1.1)
+    assert model.alignment is None, "in the new precision"
+
+
 def test_loaded_weights_look_where_they_look(tmp_path):
     model = load_shipped()
     model.load_state_dict(copy.deepcopy(model.state_dict()))

@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from ..models.configuration import EvidenceConfig
 from .cards import (
     PLACEHOLDER_REPO,
     check_card,
@@ -181,7 +182,9 @@ def model_files(folder: Path, repo_id: str) -> RepoFiles:
         repo_id: Repository that the card names.
     """
     config = read_model_config(folder)
-    if "AutoModelForImageClassification" not in config.get("auto_map", {}):
+    # the code of a registered head is that of its user
+    brings_code = config.get("model_type") != EvidenceConfig.model_type
+    if brings_code and "AutoModelForImageClassification" not in config.get("auto_map", {}):
         raise ValueError(
             f"transformers could not load {folder} from the Hub, because its config.json names no code: the "
             "folder was not written by save_pretrained of our models. Load it with our class and save it "
@@ -191,7 +194,7 @@ def model_files(folder: Path, repo_id: str) -> RepoFiles:
     if not any(name.endswith(".safetensors") for name in files):
         raise FileNotFoundError(f"{folder} holds no weights: expected the model.safetensors of save_pretrained")
     files |= {**dict(published_records(folder)), **dict(published_results(folder)), **_onnx_files(folder)}
-    for code in sorted(CODE.glob("*.py")):
+    for code in sorted(CODE.glob("*.py")) if brings_code else ():
         if code.name != "__init__.py":
             files.setdefault(code.name, code)
     files["README.md"] = _finish_card(folder, repo_id, set(files)).encode()

@@ -35,8 +35,10 @@ class CAPELogits(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True
             parts, _ = log_parts(evidence, log_temperature, ctx.naive)
             again = parts.flatten(2).logsumexp(dim=2)
-            inputs = (evidence, log_temperature)
-            first, second = torch.autograd.grad(again, inputs, gradients, create_graph=True)
+            needed = ctx.needs_input_grad[:2]  # a head that is frozen has a temperature that is
+            inputs = [one for one, needs in zip((evidence, log_temperature), needed, strict=True) if needs]
+            found = iter(torch.autograd.grad(again, inputs, gradients, create_graph=True))
+            first, second = (next(found) if needs else None for needs in needed)
             return first, second, None
         parts, log_saliency = log_parts(evidence, log_temperature, ctx.naive)
         shares = (parts - log_saliency).exp_()  # softmax over the classes

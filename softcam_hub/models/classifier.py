@@ -185,6 +185,8 @@ class Classifier(SelfExplaining):
             self.num_features, num_classes, **self.head_args, device=weight.device, dtype=weight.dtype
         )
         self.head.train(self.training)
+        if hasattr(self, "pretrained_cfg"):  # not while the model is made
+            self.pretrained_cfg.update(label_names=None, label_descriptions=None)  # they named other classes
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.backbone.set_grad_checkpointing(enable)

@@ -86,9 +86,9 @@ def measure_alignment(model: nn.Module, images: ImageInput | None = None) -> Ali
     About 32 images are enough, such as validation images, and 8 different ones are needed. Each is run through the
     network three times. The result counts along an axis where maps and mirrored maps correlate by 0.75 at least and
     the images agree within 0.2 cells. Elsewhere maps are drawn as squares that fill the image. Training the backbone
-    further makes the result stale: it is forgotten, and the next `explain` measures on noise. After training through
-    `torch.compile` or several GPUs in one process (`DataParallel`), and after `load_state_dict`, which nothing notices,
-    measure again. A new head needs no new measurement.
+    further makes the result stale: it is forgotten, and the next `explain` measures on noise. So does loading other
+    weights. After training through `torch.compile` or several GPUs in one process (`DataParallel`), and in a moving
+    average of a model (`ModelEmaV3`), which nothing notices, measure again. A new head needs no new measurement.
 
     Args:
         model: timm or Hugging Face model of this package, with trained weights.

@@ -50,8 +50,9 @@ class Scale:
 
     def strengths(self, values: Tensor) -> np.ndarray:
         """Express values as fractions of `high`, clamped to [-1, 1] or to [0, 1]."""
-        fractions = values.double() / self.high if self.high > 0 else torch.zeros_like(values)
-        return fractions.clamp(-1 if self.diverging else 0, 1).cpu().numpy()
+        values = values.detach().cpu().double()  # Apple's GPUs have no float64
+        fractions = values / self.high if self.high > 0 else torch.zeros_like(values)
+        return fractions.clamp(-1 if self.diverging else 0, 1).numpy()
 
     def paint(self, strengths: np.ndarray) -> np.ndarray:
         """Convert fractions (H, W) of `high` to colours (H, W, 3)."""

@@ -61,7 +61,9 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
         self._saved_alignment = None if classifier else self.alignment  # that of weights which `from_pretrained` loads
         if classifier is None:
             cfg = dict(config.pretrained_cfg or {})
-            args = config.model_args or {}
+            args = dict(config.model_args or {})
+            if config.problem_type == MULTI_LABEL:
+                args["multi_label"] = True
             classifier = build(config.architecture, num_classes=config.num_labels, pretrained_cfg=cfg, **args)
         self.family, self.architecture, self.anatomy = classifier.family, classifier.architecture, classifier.anatomy
         self.backbone, self.head = classifier.backbone, classifier.head
@@ -204,13 +206,18 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
             labels = config.get("id2label") or range(config.get("num_labels") or 0)
             if labels:
                 args["num_classes"] = len(labels)
+            if config.get("problem_type") == MULTI_LABEL:
+                args["multi_label"] = True
             with off_the_shelf_is_intended():  # whether it is used as it is depends on the teacher, see below
                 classifier = build(source, pretrained, **args)
             has_trained_head = pretrained and classifier.num_classes == classifier.pretrained_cfg.get("num_classes")
         else:
             with off_the_shelf_is_intended():
                 classifier = source if isinstance(source, Classifier) else convert(source, cls.config_class.model_type)
-            model_args, has_trained_head = classifier.made_with, True
+            model_args = classifier.made_with
+            # a teacher that is frozen must be a vanilla classifier, and neither fresh nor a head that has learnt
+            is_frozen = config.get("mode") == "post-fit" and isinstance(source, Classifier)
+            has_trained_head = classifier.head.is_off_the_shelf if is_frozen else True
         if "id2label" not in config:
             config = {**_labels(classifier, has_trained_head), **config}
         architecture = f"{classifier.family}_{classifier.architecture}"

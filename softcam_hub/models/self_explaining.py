@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +22,6 @@ from .label_kind import class_probabilities
 from .map_kind import KindName
 from .overlays import restore_pixels
 
-SAMPLED_WEIGHTS = 8
-"""Number of weights by which it is seen that a backbone was trained."""
-
 
 class SelfExplaining(nn.Module):
     """A classifier that holds `backbone` and `head` and explains itself."""
@@ -42,7 +39,7 @@ class SelfExplaining(nn.Module):
     backbone_args: dict[str, Any]
     multi_label: bool
     _alignment: Alignment | None
-    _weights_before: list[float] | None = None
+    _weights_before: "_Sample | None" = None
     """Some weights of the backbone as they were before a gradient flowed into it or others were loaded; else None."""
     measures_on_first_use: bool
     """Whether `explain` measures the alignment first: the weights come from elsewhere and bring none, or the backbone
@@ -146,8 +143,13 @@ class SelfExplaining(nn.Module):
         A gradient alone moves nothing: attributions of the input have one, too, and so have heads that are trained on a
         frozen backbone.
         """
-        if self._weights_before is not None and self._weights_before != _sample_weights(self.backbone):
+        if self._weights_before is None:
+            return
+        now = _sample_weights(self.backbone)
+        if not now.is_of_same_weights(self._weights_before):
             self._alignment, self._weights_before, self.measures_on_first_use = None, None, True
+        elif now.precision != self._weights_before.precision:
+            self._weights_before = now
 
     def prepare_images(self, images: Tensor) -> Tensor:
         """Check images (B, C, H, W), and cast them to the dtype of the backbone, as transformers' models do."""
@@ -323,9 +325,36 @@ def check_images(images: Any, channels: int) -> None:
         raise TypeError(f"expected floating-point images, got {images.dtype}: scale to [0, 1] and normalise them first")
 
 
-def _sample_weights(backbone: nn.Module) -> list[float]:
-    """Return the sums of a few weights of a backbone, which training changes, on whatever device they are."""
-    weights = [weight for weight in backbone.parameters() if weight.is_floating_point() and not weight.is_meta]
-    chosen = weights[:: max(1, len(weights) // SAMPLED_WEIGHTS)]
-    own = [weight.to_local() if hasattr(weight, "to_local") else weight for weight in chosen]  # of a sharded model
-    return [float(weight.detach().cpu().double().sum()) for weight in own]
+class _Sample(NamedTuple):
+    """A few numbers of every weight of a backbone, which training changes, and the coarsest precision among them."""
+
+    values: Tensor
+    precision: float
+
+    def is_of_same_weights(self, other: "_Sample") -> bool:
+        """Tell whether two samples differ by no more than a change of precision explains."""
+        if self.precision == other.precision:
+            return torch.equal(self.values, other.values)
+        if self.values.shape != other.values.shape:
+            return False
+        coarser = max(self.precision, other.precision)
+        return torch.allclose(self.values, other.values, rtol=coarser, atol=1e-7)  # float16 has nothing smaller
+
+
+@torch.no_grad()
+def _sample_weights(backbone: nn.Module) -> _Sample:
+    """Return the first, the middle and the last number of every weight, on whatever device they are.
+
+    Adapters, norms and biases may be trained alone, so that no weight is left out.
+    """
+    numbers: dict[torch.device, list[Tensor]] = {}
+    precision = 0.0
+    for weight in backbone.parameters():
+        if weight.is_floating_point() and not weight.is_meta:
+            own: Tensor = weight.to_local() if hasattr(weight, "to_local") else weight  # of a sharded model
+            if own.numel():
+                places = (tuple(int(share * (side - 1)) for side in own.shape) for share in (0, 0.5, 1))
+                numbers.setdefault(own.device, []).extend(own[place].float() for place in places)
+                precision = max(precision, torch.finfo(own.dtype).eps)
+    parts = [torch.stack(found).cpu() for found in numbers.values()]
+    return _Sample(torch.cat(parts) if parts else torch.empty(0), precision)

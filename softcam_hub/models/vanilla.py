@@ -134,6 +134,6 @@ def _advise(source: Any) -> str:
     if name is not None:
         return f". timm has architectures of that name, such as {name}: train one of them, and convert it"
     return (
-        ". timm has no architecture of that name: start from one of softcam_hub.architectures(), such as "
+        ". timm has no architecture of that name: start from one of timm.list_models('softcam_*'), such as "
         "softcam_hub.build('softcam_resnet50', pretrained=True)"
     )

@@ -4,6 +4,7 @@ Only the last part of a local path is shown.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,13 @@ def is_hub_id(name: str) -> bool:
 
 
 def hide_local_path(value: Any) -> Any:
-    """Return the last part of a local path, and any other value as it is."""
+    """Return a text with the last part alone of every local path, and any other value as it is."""
     if not isinstance(value, str) or "/" not in value or "://" in value:
         return value
     if is_hub_id(value.removeprefix("hf-hub:")):
         return value
+    if "=" in value:  # arguments of the architecture, of which some may be paths
+        return re.sub(r"""[^\s"'=:,{]*/([^\s"',}/]+)""", r"\1", value)
     return Path(value).name
 
 
