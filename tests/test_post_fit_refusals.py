@@ -190,3 +190,15 @@ def test_a_rate_at_which_training_fails_leaves_the_model_as_it_was(tmp_path):
     assert model.training
     assert all(module.training for module in model.modules())
     assert not list(tmp_path.iterdir()), "the features are deleted"
+
+
+@pytest.mark.parametrize("kind", ["fresh", "trained"])
+def test_a_head_that_is_no_vanilla_classifier_is_no_teacher(kind):
+    source = {
+        "fresh": lambda: timm.create_model("cape_test_resnet", num_classes=5),
+        "trained": lambda: timm.create_model(f"local-dir:{softcam_hub.CAPE_LESIONS}", pretrained=True),
+    }[kind]()
+    with pytest.raises(ValueError, match="mode 'post-fit' fits CAPE to a trained classifier, but cape_test_resnet has"):
+        softcam_hub.CAPEForImageClassification.from_timm(source, mode="post-fit")
+    model = softcam_hub.CAPEForImageClassification.from_timm(cape(), mode="post-fit")
+    assert torch.equal(model.teacher.weight, model.head.weight), "a converted classifier is one"

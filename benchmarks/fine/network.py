@@ -30,8 +30,8 @@ class Variant:
         fine: Whether there is evidence of strides 16 and 8 as well.
         dropped: Share of the images of a batch whose coarse evidence a second term of the loss leaves out.
         taught: Whether maps learn from those of the same network for larger images.
-        trained_teacher: Whether a plain network is trained first, from which the network begins, and whose maps for
-            larger images it learns from.
+        continued: Whether a plain network is trained first, from which the network begins.
+        trained_teacher: Whether it also learns from the maps of that network for larger images.
         stride: Stride of the last features.
         enlarged: Whether the network is trained and explained with larger images.
     """
@@ -39,6 +39,7 @@ class Variant:
     fine: bool = False
     dropped: float = 0.0
     taught: bool = False
+    continued: bool = False
     trained_teacher: bool = False
     stride: int = STRIDE
     enlarged: bool = False
@@ -50,7 +51,9 @@ VARIANTS = {
     "scales, coarse dropped": Variant(fine=True, dropped=0.5),
     "self-taught": Variant(taught=True),
     "scales, self-taught": Variant(fine=True, taught=True),
-    "scales, taught": Variant(fine=True, trained_teacher=True),
+    "scales, taught": Variant(fine=True, continued=True, trained_teacher=True),
+    "scales, continued": Variant(fine=True, continued=True),
+    "plain, continued": Variant(continued=True),
     "stride 16": Variant(stride=16),
     "stride 8": Variant(stride=8),
     "larger images": Variant(enlarged=True),

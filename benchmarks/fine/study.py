@@ -11,7 +11,8 @@ python -m benchmarks.fine.costs                                  # what they cos
 - *self-taught*: after two epochs, maps also learn from those of the same network for larger images.
 - *scales, self-taught*: both.
 - *scales, taught*: a plain network is trained first. The scales begin from its weights, and learn for as many epochs
-  again, also from its maps for larger images.
+  again, also from its maps for larger images. *scales, continued* and *plain, continued* do the same without a teacher,
+  to tell what the teacher gives from what the further epochs give.
 - *stride 16*, *stride 8*: dilated backbones. *larger images*: training and test with larger images. They are rivals
   at a cost of their own. Stride 8 is left out on steel, where it would take longer than all others together.
 
@@ -116,10 +117,11 @@ def measure(task: Task, name: str, seed: int) -> Row:
             yield images.contiguous(memory_format=torch.channels_last), labels[chosen]
 
     steps, teacher = math.ceil(len(labels) / BATCH), None
-    if variant.trained_teacher:
-        teacher = make_network(task, VARIANTS["plain"])
-        train(teacher, task, VARIANTS["plain"], batches, steps)
-        network.model.load_state_dict(teacher.model.state_dict())
+    if variant.continued:
+        plain = make_network(task, VARIANTS["plain"])
+        train(plain, task, VARIANTS["plain"], batches, steps)
+        network.model.load_state_dict(plain.model.state_dict())
+        teacher = plain if variant.trained_teacher else None
     train(network, task, variant, batches, steps, teacher)
     side = task.larger_side if variant.enlarged else task.side
     row = score(network, make_dataset(preprocessing, splits.test, masks=True), side)
