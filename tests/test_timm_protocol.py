@@ -76,6 +76,16 @@ def test_features_only_checkpoints_gradients():
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
 
 
+@torch.no_grad()
+def test_early_indices_of_a_hiera_leave_the_features_whole():
+    model, x = timm.create_model("softcam_hiera_tiny_224", num_classes=5, **TINY_HIERA).eval(), images()
+    final, intermediates = model.forward_intermediates(x, indices=[0, 1])
+    assert len(intermediates) == 2
+    torch.testing.assert_close(final, model.forward_features(x))
+    ours = softcam_hub.SoftCAMForImageClassification.from_timm(model).eval()
+    torch.testing.assert_close(ours(x, output_hidden_states=[0]).logits, model(x))
+
+
 def test_hiera_takes_indices():
     """Its `forward_intermediates` has a mask before the indices."""
     model, x = timm.create_model("softcam_hiera_tiny_224", num_classes=5, **TINY_HIERA).eval(), images()

@@ -124,6 +124,7 @@ class Classifier(SelfExplaining):
         images = self.prepare_images(images)
         if not hasattr(self.backbone, "forward_intermediates"):
             raise ValueError(f"timm's {self.architecture} gives no intermediate features")
+        options.setdefault("stop_early", False)  # timm's Hieras end at the last index by default
         output = self.backbone(images, indices=indices, method="forward_intermediates", **options)
         if options.get("intermediates_only") or options.get("stop_early"):
             return output

@@ -261,7 +261,7 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
             return self.forward_features(pixel_values), None
         chosen = list(output_hidden_states) if isinstance(output_hidden_states, Sequence) else None
         images = self.prepare_images(pixel_values)
-        raw, hidden = self.backbone(images, indices=chosen, method="forward_intermediates")
+        raw, hidden = self.backbone(images, indices=chosen, stop_early=False, method="forward_intermediates")
         features = self.anatomy.localise(self.backbone, raw, pixel_values.shape[-2:])
         self._watch_training(features)
         return features, tuple(hidden)
