@@ -52,6 +52,7 @@ VARIANTS = {
     "self-taught": Variant(taught=True),
     "scales, self-taught": Variant(fine=True, taught=True),
     "scales, taught": Variant(fine=True, continued=True, trained_teacher=True),
+    "plain, taught": Variant(continued=True, trained_teacher=True),
     "scales, continued": Variant(fine=True, continued=True),
     "plain, continued": Variant(continued=True),
     "stride 16": Variant(stride=16),
