@@ -96,7 +96,7 @@ def _caption(rows: list[Row]) -> str:
         "the usual tolerance; *small* is the third of the annotated images with the smallest annotations. *Causal "
         "linear, drawn parts* is the correlation of evidence and effects over the parts of the drawing, on the "
         "images in which a part speaks for the class. *Cost* is the CPU time beside that of *plain*, of a forward pass "
-        "with maps of one image, by which the lines are ordered, and of a training step of 32 images in the last epoch. "
+        "with maps of one image, by which lines are ordered, and of a training step of 32 images in the last epoch. "
         f"*Memory* is what these need on top of the network, for 32 images each. {where}."
     )
 
