@@ -52,6 +52,7 @@ VARIANTS = {
     "self-taught": Variant(taught=True),
     "scales, self-taught": Variant(fine=True, taught=True),
     "scales, taught": Variant(fine=True, continued=True, trained_teacher=True),
+    "scales, coarse dropped, taught": Variant(fine=True, dropped=0.5, continued=True, trained_teacher=True),
     "plain, taught": Variant(continued=True, trained_teacher=True),
     "scales, continued": Variant(fine=True, continued=True),
     "plain, continued": Variant(continued=True),

@@ -11,8 +11,9 @@ python -m benchmarks.fine.costs                                  # what they cos
 - *self-taught*: after two epochs, maps also learn from those of the same network for larger images.
 - *scales, self-taught*: both.
 - *scales, taught*: a plain network is trained first. The scales begin from its weights, and learn for as many epochs
-  again, also from its maps for larger images. *plain, taught*, *scales, continued* and *plain, continued* do the same
-  without finer strides, without a teacher, and without both, to tell what gives how much.
+  again, also from its maps for larger images. In *scales, coarse dropped, taught* the loss is also computed without the
+  coarse evidence. *plain, taught*, *scales, continued* and *plain, continued* do the same as *scales, taught* without
+  finer strides, without a teacher, and without both, to tell what gives how much.
 - *stride 16*, *stride 8*: dilated backbones. *larger images*: training and test with larger images. They are rivals
   at a cost of their own. Stride 8 is left out on steel, where it would take longer than all others together.
 
