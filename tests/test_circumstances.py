@@ -9,7 +9,9 @@ def run(study, seed, hours=2.0):
 
 def test_seeds_hours_and_missing_studies_are_told():
     text = photographs([run("steel", 2), run("steel", 0), run("steel, 160 px", 0, 0.5), run("lesions", 0)])
-    assert "ran *steel* with seeds 0, 2; *steel, 160 px* with seed 0. Training took 4.5 hours of a core" in text
+    assert (
+        "ran *steel* with seeds 0, 2; *steel, 160 px* with seed 0. Training took 4.5 hours by the clock in all" in text
+    )
     assert "fewer than 3 seeds is shown, and decides nothing" in text
     assert "Not run yet: *steel, stride 32*, *steel, stride 8*, *steel, 320 px*." in text
 

@@ -129,5 +129,5 @@ def test_a_damaged_cache_is_named(case, tmp_path):
     (tmp_path / "index.json").write_text(json.dumps(INDEX))
     assert len(CachedFeatures(tmp_path, torch.zeros(4))) == 4
     (tmp_path / "index.json").write_text(CACHES[case])
-    with pytest.raises((ValueError, OSError), match="delete the folder"):
+    with pytest.raises((ValueError, OSError), match="delete the folder .*, and the features are computed again"):
         CachedFeatures(tmp_path, torch.zeros(4))

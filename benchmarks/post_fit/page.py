@@ -103,12 +103,15 @@ def outcome(rows: list[Row], kinds: list[str]) -> str:
     else:
         sentences.append("No other variant helped by two points on any vanilla classifier.")
     sentences += [_nearly_perfect(rows, kind) for kind in DECIDING if _nearly_perfect(rows, kind)]
-    shown = dict.fromkeys([*UNTRAINED, PAPER, LIBRARY, *([chosen] if chosen else [])])
+    measured = {row["variant"] for row in rows}
+    wanted = dict.fromkeys([*UNTRAINED, PAPER, LIBRARY, *([chosen] if chosen else [])])
+    shown = [name for name in wanted if name in measured]
     header = ["vanilla classifier", "deciding", "accuracy", *(f"{name}, difference" for name in shown)]
-    body = [_loss_line(rows, kind, [*shown]) for kind in kinds]
+    body = [_loss_line(rows, kind, shown) for kind in kinds]
+    library = f". *{LIBRARY}* is what `softcam_hub.post_fit` does" if LIBRARY in shown else ""
     told = (
-        "Accuracy of the vanilla classifier on test images, and CAPE's difference to it in points, means over seeds. "
-        f"*{LIBRARY}* is what `softcam_hub.post_fit` does:"
+        "Accuracy of the vanilla classifier on test images, and CAPE's difference to it in points, means over seeds"
+        f"{library}:"
     )
     return f"## Outcome\n\n{' '.join(sentences)}\n\n{told}\n\n{markdown(header, body)}\n"
 

@@ -59,8 +59,9 @@ def idsds(
 def cell_means(maps: Tensor, side: int = GRID_SIDE) -> Tensor:
     """Average maps (B, H, W) over each cell of a grid of `side` times `side` cells, row by row: (B, side²)."""
     cells, whole = grid_cells(maps.shape[-2:], side).to(maps.device), without_broken(at_least_float32(check_maps(maps)))
-    means = [whole[:, cells == number].mean(dim=1) for number in range(side * side)]
-    return unscored(torch.stack(means, dim=1), maps)
+    first = whole[:, :1, 0]  # without it, means of one number over cells of several sizes differ by rounding
+    means = [(whole[:, cells == number] - first).mean(dim=1, keepdim=True) + first for number in range(side * side)]
+    return unscored(torch.cat(means, dim=1), maps)
 
 
 def cell_drops(
