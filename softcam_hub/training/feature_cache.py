@@ -69,7 +69,8 @@ class CachedFeatures(Dataset):
         size = self.files[rank].stat().st_size if self.files[rank].is_file() else 0
         if size != expected:
             raise OSError(
-                f"{self.files[rank]} has {size} bytes instead of {expected}: delete {self.folder}, and run again"
+                f"{self.files[rank]} has {size} bytes instead of {expected}: delete the folder {self.folder}, and the "
+                "features are computed again"
             )
         return np.memmap(self.files[rank], DTYPE, "r", shape=shape) if shape[0] else np.empty(shape, DTYPE)
 
