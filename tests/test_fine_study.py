@@ -119,7 +119,7 @@ def costs_of(*names, task="lesions", forward_cost=1.0):
 @pytest.mark.slow
 def test_the_command_measures_what_a_variant_costs(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(costs, "ROWS", tmp_path / "costs.jsonl")
-    monkeypatch.setattr(costs, "STEPS", {kind: (make, 1) for kind, (make, _) in costs.STEPS.items()})
+    monkeypatch.setattr(costs, "STEPS", {kind: (make, 2) for kind, (make, _) in costs.STEPS.items()})
     options = ["--tasks", "lesions", "steel", "--variants", "larger images", "stride 8"]
     monkeypatch.setattr("sys.argv", ["costs", *options])
     costs.main()

@@ -34,8 +34,10 @@ from softcam_hub.output_folder import LOCK, RECORD
 from softcam_hub.training import parse
 from softcam_hub.training.checkpoint import seal
 from softcam_hub.training.config import SCORES
+from softcam_hub.training.folder import output_folder
 from softcam_hub.training.loop import Training
 from softcam_hub.training.reporting import read_log
+from softcam_hub.training.run import _copy_result
 
 
 def test_a_run_writes_all_files_of_its_folder(from_scratch_run):
@@ -264,6 +266,16 @@ def test_the_seed_alone_determines_the_result(from_scratch_run, tmp_path):
     assert not equal(weights(tmp_path / "other"), weights(from_scratch_run[0]))
 
 
+def test_a_search_for_a_temperature_copies_no_file_of_the_user(tmp_path):
+    for name in ("T=4/notes.txt", "T=4/model/config.json", "T=4/settings.yaml", "notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    _copy_result(tmp_path / "T=4", output_folder(settings(tmp_path, mode="from-scratch", temperatures="1 4")))
+    assert (tmp_path / "notes.txt").read_text() == "notes.txt"
+    assert (tmp_path / "model" / "config.json").read_text() == "T=4/model/config.json"
+    assert not (tmp_path / "settings.yaml").exists()
+
+
 @pytest.mark.slow
 def test_the_best_temperature_becomes_the_result(vanilla_run, tmp_path):
     options = {
@@ -273,12 +285,7 @@ def test_the_best_temperature_becomes_the_result(vanilla_run, tmp_path):
         "temperatures": "1 4",
         "select": "disagreement",
     }
-    for name in ("1", "4"):
-        (tmp_path / f"T={name}").mkdir()
-        (tmp_path / f"T={name}" / "notes.txt").write_text(f"of T={name}")
-    (tmp_path / "notes.txt").write_text("of the search")
     metrics = train(tmp_path, **options)
-    assert (tmp_path / "notes.txt").read_text() == "of the search", "files of the user are not copied over others"
     tried = {name: json.loads((tmp_path / f"T={name}" / "metrics.json").read_text()) for name in ("1", "4")}
     scores = {name: row["validation_disagreement"] for name, row in tried.items()}
     best = min(scores, key=scores.get)
