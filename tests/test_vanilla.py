@@ -117,7 +117,7 @@ OTHERS = {
     ),
     "a layer": (
         lambda: nn.Linear(2, 2),
-        "got Linear. timm has no architecture of that name: start from one of softcam_hub.architectures",
+        r"got Linear. timm has no architecture of that name: start from one of timm.list_models\('softcam_\*'\)",
     ),
     "a model that explains itself": (
         lambda: softcam_hub.build("cape_test_resnet", num_classes=3),
