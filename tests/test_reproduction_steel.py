@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ from helpers.steel import CLASSES, make_photographs
 from safetensors.torch import load_file
 
 from benchmarks.imagenet_weights import imagenet_folder
-from benchmarks.reproduction import claims, softcam_claims, steel, study_tables
+from benchmarks.reproduction import claims, reproduce, softcam_claims, steel, study_tables
 from benchmarks.reproduction.findings import ALL_LOCATED, Findings
 from benchmarks.reproduction.steel import SteelChain, write_in_turns
 from benchmarks.reproduction.studies import SMALL_BOXES, STEEL
@@ -37,6 +38,17 @@ def test_classes_take_turns_and_paths_are_whole(tmp_path):
 def test_a_folder_without_a_manifest_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no .*manifest.csv: obtain the photographs of NEU-DET"):
         write_in_turns(tmp_path, tmp_path / "new.csv")
+
+
+@pytest.mark.parametrize("given", ["", "missing"])
+def test_the_command_names_what_is_missing_and_how_to_give_it(given, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # make without PHOTOGRAPHS= gives an empty name, which is the folder of the command
+    monkeypatch.setattr("sys.argv", ["reproduce", "--photographs", given])
+    with pytest.raises(SystemExit) as ended:
+        reproduce.main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert f"there is no {Path(given) / 'manifest.csv'}" in said and "PHOTOGRAPHS=" in said
 
 
 def test_only_images_of_some_classes_count_for_localisation():

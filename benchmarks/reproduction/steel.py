@@ -189,5 +189,5 @@ def missing_manifest(photographs: Path) -> str:
     """Return what to tell a user whose folder has no manifest."""
     return (
         f"there is no {photographs / 'manifest.csv'}: obtain the photographs of NEU-DET with their boxes "
-        "(docs/first_data_set.md says where), and name their folder with --photographs"
+        "(docs/first_data_set.md says where), and name their folder with --photographs, or PHOTOGRAPHS= for make"
     )
