@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.fine import costs, study
-from benchmarks.fine.network import VARIANTS, ScaledEvidence, add, difference_to_larger, enlarge
+from benchmarks.fine.network import VARIANTS, ScaledEvidence, add, begin_from, difference_to_larger, enlarge
 from benchmarks.fine.tables import fine_table, gain_of
 from benchmarks.fine.tasks import lesions
 from softcam_hub.data.config import DataConfig
@@ -58,6 +58,20 @@ def test_a_network_learns_where_its_larger_maps_lie_and_nothing_of_their_means()
     assert all(torch.equal(buffer, statistics[name]) for name, buffer in network.named_buffers())
 
 
+def test_a_network_begins_with_all_weights_that_the_first_one_has():
+    first, plain, network = (
+        ScaledEvidence(timm.create_model("softcam_test_efficientnet", num_classes=3), strides)
+        for strides in ((8, 16), (), (8, 16))
+    )
+    for head in first.heads:
+        torch.nn.init.normal_(head.weight)
+    begin_from(network, plain)
+    assert torch.equal(network.model.head.weight, plain.model.head.weight)
+    assert not any(head.weight.any() for head in network.heads)
+    begin_from(network, first)
+    assert all(torch.equal(found, first.state_dict()[name]) for name, found in network.state_dict().items())
+
+
 def test_images_of_the_side_of_a_network_are_left_as_they_are():
     images = torch.rand(1, 3, 32, 32)
     assert enlarge(images, 32) is images
@@ -74,7 +88,15 @@ def test_the_command_prints_means_where_images_have_no_causal_score(tmp_path, mo
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "variant", ["plain", "scales, coarse dropped", "scales, self-taught", "scales, taught", "larger images"]
+    "variant",
+    [
+        "plain",
+        "scales, coarse dropped",
+        "scales, self-taught",
+        "scales, taught",
+        "scales, taught by scales",
+        "larger images",
+    ],
 )
 def test_the_command_trains_and_scores_a_variant(variant, tmp_path, monkeypatch):
     data = DataConfig(data="lesions", data_size=64, train_count=40, eval_count=12)

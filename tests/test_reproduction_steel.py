@@ -48,7 +48,8 @@ def test_the_command_names_what_is_missing_and_how_to_give_it(given, tmp_path, m
         reproduce.main()
     assert ended.value.code == 2
     said = capsys.readouterr().err
-    assert f"there is no {Path(given) / 'manifest.csv'}" in said and "PHOTOGRAPHS=" in said
+    assert f"there is no {Path(given) / 'manifest.csv'}" in said
+    assert "PHOTOGRAPHS=" in said
 
 
 def test_only_images_of_some_classes_count_for_localisation():

@@ -59,7 +59,7 @@ def forward_step(task: Task, variant: Variant, count: int = 1) -> Step:
 def training_step(task: Task, variant: Variant, count: int = BATCH) -> Step:
     """Return a step that trains the network with some images as in the last epoch."""
     network = make_network(task, variant).train()
-    teacher = make_network(task, VARIANTS["plain"]) if variant.trained_teacher else None
+    teacher = make_network(task, VARIANTS[variant.after]) if variant.trained_teacher else None
     optimizer = make_optimizer(network, task)
     pixels = torch.randn(count, 3, task.side, task.side).contiguous(memory_format=torch.channels_last)
     labels = torch.arange(count) % network.model.num_classes

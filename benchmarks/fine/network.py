@@ -30,8 +30,8 @@ class Variant:
         fine: Whether there is evidence of strides 16 and 8 as well.
         dropped: Share of the images of a batch whose coarse evidence a second term of the loss leaves out.
         taught: Whether maps learn from those of the same network for larger images.
-        continued: Whether a plain network is trained first, from which the network begins.
-        trained_teacher: Whether it also learns from the maps of that network for larger images.
+        after: Name of the variant that is trained first, and from whose weights the network begins; none by default.
+        trained_teacher: Whether it also learns from the maps of that first network for larger images.
         stride: Stride of the last features.
         enlarged: Whether the network is trained and explained with larger images.
     """
@@ -39,7 +39,7 @@ class Variant:
     fine: bool = False
     dropped: float = 0.0
     taught: bool = False
-    continued: bool = False
+    after: str = ""
     trained_teacher: bool = False
     stride: int = STRIDE
     enlarged: bool = False
@@ -51,11 +51,12 @@ VARIANTS = {
     "scales, coarse dropped": Variant(fine=True, dropped=0.5),
     "self-taught": Variant(taught=True),
     "scales, self-taught": Variant(fine=True, taught=True),
-    "scales, taught": Variant(fine=True, continued=True, trained_teacher=True),
-    "scales, coarse dropped, taught": Variant(fine=True, dropped=0.5, continued=True, trained_teacher=True),
-    "plain, taught": Variant(continued=True, trained_teacher=True),
-    "scales, continued": Variant(fine=True, continued=True),
-    "plain, continued": Variant(continued=True),
+    "scales, taught": Variant(fine=True, after="plain", trained_teacher=True),
+    "scales, coarse dropped, taught": Variant(fine=True, dropped=0.5, after="plain", trained_teacher=True),
+    "scales, taught by scales": Variant(fine=True, after="scales", trained_teacher=True),
+    "plain, taught": Variant(after="plain", trained_teacher=True),
+    "scales, continued": Variant(fine=True, after="plain"),
+    "plain, continued": Variant(after="plain"),
     "stride 16": Variant(stride=16),
     "stride 8": Variant(stride=8),
     "larger images": Variant(enlarged=True),
@@ -110,6 +111,14 @@ def make_network(task: Task, variant: Variant) -> ScaledEvidence:
     """Make the network of a variant, which begins with the weights of its task."""
     network = ScaledEvidence(task.make_model(variant.stride), task.fine_strides if variant.fine else ())
     return network.to(memory_format=torch.channels_last)
+
+
+def begin_from(network: ScaledEvidence, first: ScaledEvidence) -> None:
+    """Give a network the weights of one that was trained before; finer strides that this one lacks stay as they are."""
+    if first.indices:
+        network.load_state_dict(first.state_dict())
+    else:
+        network.model.load_state_dict(first.model.state_dict())
 
 
 def enlarge(pixels: Tensor, side: int) -> Tensor:

@@ -12,8 +12,11 @@ python -m benchmarks.fine.costs                                  # what they cos
 - *scales, self-taught*: both.
 - *scales, taught*: a plain network is trained first. The scales begin from its weights, and learn for as many epochs
   again, also from its maps for larger images. In *scales, coarse dropped, taught* the loss is also computed without the
-  coarse evidence. *plain, taught*, *scales, continued* and *plain, continued* do the same as *scales, taught* without
-  finer strides, without a teacher, and without both, to tell what gives how much.
+  coarse evidence.
+- *scales, taught by scales*: the same, but the network that is trained first has the finer strides as well. It was
+  thought of when most rows of the others were known.
+- *plain, taught*, *scales, continued* and *plain, continued* do the same as *scales, taught* without finer strides,
+  without a teacher, and without both, to tell what gives how much.
 - *stride 16*, *stride 8*: dilated backbones. *larger images*: training and test with larger images. They are rivals
   at a cost of their own. Stride 8 is left out on steel, where it would take longer than all others together.
 
@@ -49,7 +52,7 @@ from ..reproduction.steel import missing_manifest
 from ..timing import Row, environment, read_rows, replace_rows, rounded
 from .causal import causal_agreement
 from .costs import BATCH, TOO_SLOW
-from .network import VARIANTS, ScaledEvidence, enlarge, make_network, train
+from .network import VARIANTS, ScaledEvidence, begin_from, enlarge, make_network, train
 from .tasks import Task, lesions, steel
 
 ROWS = Path(__file__).parents[1] / "results" / "fine.jsonl"
@@ -118,11 +121,12 @@ def measure(task: Task, name: str, seed: int) -> Row:
             yield images.contiguous(memory_format=torch.channels_last), labels[chosen]
 
     steps, teacher = math.ceil(len(labels) / BATCH), None
-    if variant.continued:
-        plain = make_network(task, VARIANTS["plain"])
-        train(plain, task, VARIANTS["plain"], batches, steps)
-        network.model.load_state_dict(plain.model.state_dict())
-        teacher = plain if variant.trained_teacher else None
+    if variant.after:
+        before = VARIANTS[variant.after]
+        first = make_network(task, before)
+        train(first, task, before, batches, steps)
+        begin_from(network, first)
+        teacher = first if variant.trained_teacher else None
     train(network, task, variant, batches, steps, teacher)
     side = task.larger_side if variant.enlarged else task.side
     row = score(network, make_dataset(preprocessing, splits.test, masks=True), side)
