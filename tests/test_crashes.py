@@ -5,7 +5,7 @@ import shutil
 import tempfile
 
 import pytest
-from helpers.crashes import Crash, every_crash, watched
+from helpers.crashes import every_crash, watched
 from helpers.outputs import content
 
 from softcam_hub.files import copy_file, draft_of, remove_drafts, write_json, write_text
@@ -14,25 +14,33 @@ from softcam_hub.output_folder import OutputFolder
 # --- the harness itself ----------------------------------------------------------------------------------------------
 
 
-def test_a_crash_reaches_neither_handlers_nor_the_disk_of_cleanup(tmp_path):
-    seen = []
+def test_copies_hold_what_was_there_before_a_change(tmp_path):
+    root, place = tmp_path / "root", tmp_path / "copies"
 
     def operation():
-        (tmp_path / "a").write_text("1")
+        root.mkdir()
+        (root / "a").write_text("1")
         try:
-            (tmp_path / "b").write_text("2")
-        except Exception:
-            seen.append("handled")
+            (root / "b").write_text("2")
         finally:
-            (tmp_path / "a").unlink()
+            (root / "a").unlink()
 
-    with watched(tmp_path, crash_at=1) as changes:
+    copies = {number: place / str(number) for number in range(4)}
+    with watched(root, copies) as changes:
         operation()
-    assert seen == []
-    assert content(tmp_path) == {"a": b"1"}
-    assert [str(change) for change in changes] == ["open a", "open b", "os.remove a"]
+    assert [str(change) for change in changes] == ["os.mkdir .", "open a", "open b", "os.remove a"]
+    assert not copies[0].exists(), "there was no folder yet"
+    assert [content(copies[number]) for number in (1, 2, 3)] == [{}, {"a": b"1"}, {"a": b"1", "b": b"2"}]
+    assert content(root) == {"b": b"2"}
+    shutil.rmtree(root)
     operation()
-    assert content(tmp_path) == {"b": b"2"}, "the hook sleeps again"
+    assert len(changes) == 4, "the hook sleeps again"
+
+
+def test_an_operation_that_changes_other_things_each_time_cannot_be_tried(tmp_path):
+    times = iter(["first", "second"])
+    with pytest.raises(AssertionError, match="two runs change other things"):
+        every_crash(tmp_path, lambda: (tmp_path / next(times)).write_text("text"))
 
 
 def test_every_kind_of_change_is_seen(tmp_path):
@@ -106,19 +114,6 @@ def test_many_changes_of_a_kind_may_be_tried_as_two(tmp_path):
 
     assert every_crash(tmp_path, operation, grouped=True) < 14
     assert len(content(tmp_path)) == 8
-
-
-def test_an_operation_that_swallows_the_crash_is_dead_all_the_same(tmp_path):
-    def operation():
-        for name in "ab":
-            try:
-                (tmp_path / name).write_text("text")
-            except Crash:
-                continue
-
-    with watched(tmp_path, crash_at=0):
-        operation()
-    assert content(tmp_path) == {}
 
 
 # --- files and folders -----------------------------------------------------------------------------------------------

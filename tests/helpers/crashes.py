@@ -1,16 +1,15 @@
-"""Crash an operation at each of its changes of the disk, and check that running it again repairs everything.
+"""Kill an operation at each of its changes of the disk, and check that running it again repairs everything.
 
-`every_crash(root, operation)` runs the operation again and again, each time on a fresh copy of what `root` holds
-now. The first crash happens at the first change of the disk, the next one at the second, and so on. A crash is an
-exception that is no `Exception`, and every later change fails in the same way: as after `kill -9`, no clean-up
-reaches the disk.
+`every_crash(root, operation)` runs the operation twice from what `root` holds now. The first run lists the changes of
+the disk; during the second one, the folder is copied before every change. A copy is what `kill -9` at that moment
+leaves: nothing of what the program would still have done, and no clean-up. Each copy is then put in the place of `root`
+in turn, and the operation is run again there.
 
 - An audit hook sees the changes that Python code makes. What libraries in C++ or Rust write (safetensors, torch,
   ONNX) is not seen, but the directories that are made for it and the renames that follow are.
-- After a crash that follows the opening of a file, the same crash is tried with half of that file, which is what a
-  kill in the middle of writing leaves.
-- The lock of an output folder is no place to crash at: after a kill the system frees the lock, which an exception
-  in the middle of filelock may not.
+- After a kill that follows the opening of a file, the same kill is tried with half of that file, which is what a kill
+  in the middle of writing leaves.
+- The lock of an output folder is no place to kill at: the system frees the lock of a killed program.
 """
 
 import os
@@ -46,10 +45,6 @@ DIRECTORY = {"os.remove": 1, "os.mkdir": 2, "os.rmdir": 1, "os.utime": 3}
 """Events with a descriptor of the directory to which a relative path belongs, and the position of the descriptor."""
 
 
-class Crash(BaseException):
-    """Stands for a kill. It is not an `Exception`, so that no error handler catches it."""
-
-
 class Change(NamedTuple):
     """One change of the disk.
 
@@ -72,10 +67,10 @@ class Change(NamedTuple):
 
 
 class _Watch:
-    """The changes below a root. Change number `crash_at` and all later changes fail."""
+    """The changes below a root, and copies of it as it is before the changes of some numbers."""
 
-    def __init__(self, root: Path, crash_at: int | None) -> None:
-        self.root, self.crash_at = os.path.abspath(root), crash_at
+    def __init__(self, root: Path, copies: dict[int, Path]) -> None:
+        self.root, self.copies = os.path.abspath(root), copies
         self.changes: list[Change] = []
 
     def see(self, event: str, arguments: tuple[Any, ...]) -> None:
@@ -87,18 +82,26 @@ class _Watch:
         below = [path for path in paths if path == self.root or path.startswith(self.root + os.sep)]
         if not below or (event == "open" and os.path.isdir(below[-1])):
             return
-        if os.path.basename(below[-1]) != LOCK:
-            self.changes.append(Change(event, os.path.relpath(below[-1], self.root)))
-        if self.crash_at is not None and len(self.changes) > self.crash_at:
-            raise Crash(self.changes[self.crash_at])
+        if os.path.basename(below[-1]) == LOCK:
+            return
+        copy = self.copies.get(len(self.changes))
+        if copy is not None and os.path.exists(self.root):
+            shutil.copytree(self.root, copy, symlinks=True)
+        self.changes.append(Change(event, os.path.relpath(below[-1], self.root)))
 
 
 _watch: _Watch | None = None
 
 
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
-    if _watch is not None and event in PATHS:
-        _watch.see(event, arguments)
+    global _watch
+    watch = _watch
+    if watch is not None and event in PATHS:
+        _watch = None  # what the watch itself does is no change of the operation
+        try:
+            watch.see(event, arguments)
+        finally:
+            _watch = watch
 
 
 def _absolute(path: Any, directory: int) -> str:
@@ -112,14 +115,12 @@ sys.addaudithook(_hook)  # hooks cannot be removed: this one sleeps while nothin
 
 
 @contextmanager
-def watched(root: Path, crash_at: int | None = None):
-    """Record the changes below `root` inside the block, and end the block at the change with a given number."""
+def watched(root: Path, copies: dict[int, Path] | None = None):
+    """Record the changes below `root` inside the block, and copy it to `copies[n]` before change number n."""
     global _watch
-    _watch = watch = _Watch(root, crash_at)
+    _watch = watch = _Watch(root, copies or {})
     try:
         yield watch.changes
-    except Crash:
-        pass
     finally:
         _watch = None
 
@@ -133,20 +134,20 @@ def every_crash(
     read: Callable[[Path], Any] = content,
     check: Callable[[], None] = lambda: None,
 ) -> int:
-    """Crash `operation` at every change below `root`, run it again, and compare with an undisturbed run.
+    """Kill `operation` at every change below `root`, run it again, and compare with an undisturbed run.
 
     At the end `root` is as an undisturbed run leaves it.
 
     Args:
         root: Folder that the operation changes; what it holds now is what every run starts from.
         operation: Function without arguments.
-        again: Function to run after a crash, where that is not `operation`, such as one that resumes.
-        grouped: Crash only at the first and the last of the changes that differ only in random names and numbers.
+        again: Function to run after a kill, where that is not `operation`, such as one that resumes.
+        grouped: Kill only at the first and the last of the changes that differ only in random names and numbers.
         read: Function of `root` whose values must be equal, where not every byte of every file is.
-        check: Function to run between crash and rerun, which raises where something was lost.
+        check: Function to run between kill and rerun, which raises where something was lost.
 
     Returns:
-        Number of crashes.
+        Number of kills.
     """
     with tempfile.TemporaryDirectory() as place:
         before = Path(place) / "before"
@@ -156,12 +157,18 @@ def every_crash(
             operation()
         expected, count = read(root), 0
         assert changes, "the operation changes nothing"
-        for number in _chosen(changes, grouped):
-            writing = number > 0 and changes[number - 1].event == "open"
+        copies = {number: Path(place) / str(number) for number in _chosen(changes, grouped)}
+        _restore(root, before)
+        with watched(root, copies) as same:
+            operation()
+        assert [change.kind for change in same] == [change.kind for change in changes], "two runs change other things"
+        for number, copy in copies.items():
+            writing = number > 0 and same[number - 1].event == "open"
             for half in (False, True)[: 1 + writing]:
-                _restore(root, before)
-                _crash(root, operation, number, half)
-                moment = f"{changes[number]}{' with half of the last file' if half else ''} (change {number})"
+                _restore(root, copy)
+                if half:
+                    _halve(root / same[number - 1].path)
+                moment = f"{same[number]}{' with half of the last file' if half else ''} (change {number})"
                 _rerun(again or operation, check, moment)
                 found = read(root)
                 differing = _differing(found, expected)
@@ -185,14 +192,9 @@ def _restore(root: Path, before: Path) -> None:
         shutil.copytree(before, root, symlinks=True)
 
 
-def _crash(root: Path, operation: Callable[[], Any], number: int, half: bool) -> None:
-    with watched(root, crash_at=number) as changes:
-        operation()
-    assert len(changes) > number, f"the operation ended before its change {number}"
-    if half:
-        written = root / changes[number - 1].path
-        if written.is_file():
-            os.truncate(written, written.stat().st_size // 2)
+def _halve(file: Path) -> None:
+    if file.is_file():
+        os.truncate(file, file.stat().st_size // 2)
 
 
 def _rerun(again: Callable[[], Any], check: Callable[[], None], moment: str) -> None:
