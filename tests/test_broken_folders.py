@@ -26,7 +26,7 @@ def saved(tmp_path_factory):
 @pytest.fixture
 def folder(saved, tmp_path):
     """A folder of our own to break, of SoftCAM on a ResNet."""
-    return shutil.copytree(saved.ours("resnet-other-head"), tmp_path / "folder")
+    return shutil.copytree(saved.ours("resnet-softcam"), tmp_path / "folder")
 
 
 def content(folder):

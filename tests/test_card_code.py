@@ -60,9 +60,7 @@ def test_the_blocks_of_the_shipped_models_card_run(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("backbone", "families"), [("resnet50", ["softcam", "cape"]), ("vgg16", ["softcam"]), ("swinv2_b", ["cape"])]
-)
+@pytest.mark.parametrize(("backbone", "families"), [("resnet50", ["softcam", "cape"]), ("swinv2_b", ["cape"])])
 def test_the_blocks_of_the_families_cards_run(backbone, families, tmp_path):
     row = FAMILIES[f"cape_{backbone}"]
     weights = timm.create_model(row["base_model"].removeprefix("timm/")).state_dict()

@@ -65,12 +65,6 @@ LARGE = {
     "transformers ResNet-50": (lambda: hugging_face("ResNet"), "resnet50"),
     "transformers RegNet": (lambda: hugging_face("RegNet"), "regnety_040"),
     "transformers ConvNeXt": (lambda: hugging_face("ConvNext"), "convnext_tiny"),
-    "transformers Swin": (lambda: hugging_face("Swin"), "swin_tiny_patch4_window7_224"),
-    "transformers Swin at 448 px": (lambda: hugging_face("Swin", image_size=448), "swin_tiny_patch4_window7_224"),
-    "transformers Swin V2": (
-        lambda: hugging_face("Swinv2", window_size=8, image_size=256),
-        "swinv2_tiny_window8_256",
-    ),
     "transformers Swin V2 as it comes": (lambda: hugging_face("Swinv2"), "swinv2_tiny_window8_256"),
     "transformers Swin with windows of 8": (
         lambda: hugging_face("Swin", window_size=8, image_size=256),
@@ -339,7 +333,7 @@ def test_logits_are_compared_at_the_size_of_the_images():
 
 @pytest.mark.slow
 def test_a_network_of_one_size_takes_the_size_of_the_preprocessing():
-    theirs, processor = trained(LARGE["transformers Swin"][0]), ViTImageProcessor(size={"height": 448, "width": 448})
+    theirs, processor = trained(lambda: hugging_face("Swin")), ViTImageProcessor(size={"height": 448, "width": 448})
     model = softcam_hub.convert(theirs, preprocessing=processor)
     assert model.input_size == (3, 448, 448)
     assert model(torch.randn(1, 3, 448, 448)).shape == (1, 3)

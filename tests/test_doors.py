@@ -12,7 +12,7 @@ import torch
 from conftest import randomise, relative_error
 from helpers.door_scripts import FROM_TIMM, PUSH, READ, READ_WITHOUT_US, read, run
 from helpers.hub_server import HubServer
-from helpers.saved_models import ALL, CLASSES, EXACT, LABELS, MODELS, Saved, edit_config, images
+from helpers.saved_models import ALL, CLASSES, EXACT, LABELS, MODELS, ON_HUB, Saved, edit_config, images
 from safetensors.torch import load_file, save
 from transformers import AutoModel, AutoModelForImageClassification
 
@@ -27,6 +27,7 @@ def slow_beside_main(names):
 
 every_model = pytest.mark.parametrize("name", slow_beside_main(ALL))
 main_models = pytest.mark.parametrize("name", MODELS)
+models_on_hub = pytest.mark.parametrize("name", ON_HUB)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def test_a_folder_loads_where_softcam_hub_is_not_installed(name, seen_without_us
 
 @pytest.mark.slow
 def test_what_was_saved_there_loads_once_more(seen_without_us, elsewhere, saved, tmp_path):
-    again = {name: elsewhere / f"again-{name}" for name in MODELS}
+    again = {name: elsewhere / f"again-{name}" for name in ON_HUB}
     seen = read(READ_WITHOUT_US, {name: {"ours": str(folder)} for name, folder in again.items()}, tmp_path)
     for name, folder in again.items():
         check_doors(name, seen, saved, ELSEWHERE)
@@ -88,13 +89,13 @@ def test_what_was_saved_there_loads_once_more(seen_without_us, elsewhere, saved,
 def hub(saved, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pusher")
     with HubServer() as hub:
-        run(PUSH, folder, json.dumps({name: saved.place(name) for name in MODELS}), **hub.env(folder / "home"))
+        run(PUSH, folder, json.dumps({name: saved.place(name) for name in ON_HUB}), **hub.env(folder / "home"))
         yield hub
 
 
 def repos():
     place = {"scheme": "hf-hub:"}
-    return {n: {**place, "ours": f"tester/{n}", "timm": f"tester/{n}-timm", "family": MODELS[n][0]} for n in MODELS}
+    return {n: {**place, "ours": f"tester/{n}", "timm": f"tester/{n}-timm", "family": MODELS[n][0]} for n in ON_HUB}
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,7 @@ def seen_on_hub(hub, tmp_path_factory):
 
 
 @pytest.mark.slow
-@main_models
+@models_on_hub
 def test_every_door_through_the_hub(name, seen_on_hub, saved):
     check_doors(name, seen_on_hub, saved, HERE)
 
@@ -116,7 +117,7 @@ def seen_on_hub_without_us(hub, tmp_path_factory):
 
 
 @pytest.mark.slow
-@main_models
+@models_on_hub
 def test_a_repo_loads_where_softcam_hub_is_not_installed(name, seen_on_hub_without_us, saved):
     check_doors(name, seen_on_hub_without_us, saved, ELSEWHERE)
 

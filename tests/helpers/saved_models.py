@@ -27,11 +27,7 @@ MODELS = {
     "mambaout": ("softcam", "test_mambaout", {}),
     "vgg": ("cape", "vgg11", {"mlp_ratio": 1 / 64}),
 }
-OTHER_HEAD = {
-    f"{name}-other-head": ("cape" if family == "softcam" else "softcam", architecture, args)
-    for name, (family, architecture, args) in MODELS.items()
-    if name != "vgg"
-}
+OTHER_HEAD = {"resnet-softcam": ("softcam", "test_resnet", {})}
 UNSAVED_BUFFERS = {
     "coatnet": ("softcam", "test_coatnet", {"img_size": 64}),
     "maxvit": ("cape", "test_maxvit", {"img_size": 64}),
@@ -43,6 +39,9 @@ UNSAVED_BUFFERS = {
     "blurred-resnet": ("softcam", "resnetblur18", {}),
 }
 ALL = {**MODELS, **OTHER_HEAD, **UNSAVED_BUFFERS}
+ON_HUB = ("resnet", "swinv2", "class-token-vit")
+"""Models that are pushed and loaded again: what is downloaded is a folder, and folders are those of all models."""
+
 EXACT = [name for name in {**MODELS, **UNSAVED_BUFFERS} if name not in ("vgg", "class-token-vit", "rope-vit")]
 
 
