@@ -331,3 +331,13 @@ def test_a_mistake_is_answered_in_words(mistake):
 def test_refusal_is_a_value_error_of_its_own():
     with pytest.raises(NoEvidenceMap):
         softcam_hub.build("softcam_pit_ti_224")
+
+
+@torch.no_grad()
+def test_what_build_was_given_is_saved(tmp_path):
+    model = softcam_hub.build("softcam_test_resnet", num_classes=3, output_stride=8).eval()
+    softcam_hub.SoftCAMForImageClassification.from_timm(model).save_pretrained(tmp_path)
+    loaded = softcam_hub.SoftCAMForImageClassification.from_pretrained(tmp_path)
+    x = torch.randn(2, 3, 64, 64)
+    assert loaded(x).maps.shape == (2, 3, 8, 8)
+    torch.testing.assert_close(loaded(x).logits, model(x))

@@ -12,6 +12,7 @@ from conftest import relative_error
 from helpers.random_weights import check_dependence, make_vanilla
 from timm.models import _registry
 
+import softcam_hub
 from softcam_hub.architectures import EXACT, architectures
 
 MEMBERS = """
@@ -188,3 +189,41 @@ def test_exact(architecture):
     others = {name: tensor for name, tensor in cape.state_dict().items() if name != "head.log_temperature"}
     assert weights.keys() == others.keys()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in others.items())
+
+
+SEVERAL_SCALES = """
+test_byobnet convnext_large_mlp test_convnext cpubone_nano cs3darknet_focus_s cspnext_tiny dla46x_c dpn48b
+edgenext_xx_small efficientformerv2_s0 test_efficientnet efficientvit_b0 fasternet_t0 fastvit_t8 ghostnet_050
+hgnetv2_b0 hiera_tiny_224 inception_next_atto inception_v3 levit_128s test_mambaout test_coatnet poolformerv2_s12
+mobilenetv3_small_050 mobilevit_xxs test_nfnet pvt_v2_b0 regnetx_002 repghostnet_050 test_resnet resnetv2_18
+rexnet_100 shvit_s1 starnet_s050 swin_tiny_patch4_window7_224 ese_vovnet19b_slim_dw
+"""
+"""Members of families with features at three depths; `inception_v3` and `levit_128s` have sizes that do not divide."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", SEVERAL_SCALES.split())
+@torch.no_grad()
+def test_several_scales_begin_exact_and_stay_complete(architecture):
+    arguments = REDUCED.get(architecture, {})
+    vanilla, images = make_vanilla(architecture, classes=7, **arguments)
+    expected = vanilla(images)
+    for family in ("softcam", "cape"):
+        model = softcam_hub.build(f"{family}_{architecture}", num_classes=7, scales=3, **arguments).eval()
+        model.load_state_dict(vanilla.state_dict())
+        features = model.forward_features(images)
+        if family == "softcam":
+            assert relative_error(model.head(features), expected) < 1e-5
+        model.head.fine_weight.normal_(std=0.1)
+        logits, maps = model.head(features, kind=family)
+        assert relative_error(model.head(features), logits) < 1e-5
+        last = model.last_features(features)
+        assert maps.shape[2:] == (4 * last.shape[2], 4 * last.shape[3])
+        if family == "softcam":
+            assert relative_error(maps.mean(dim=(2, 3)), logits) < 1e-5
+        else:
+            assert (maps.sum(dim=(2, 3)) - logits.softmax(dim=1)).abs().max() < 1e-6
+
+
+def test_several_scales_begin_exact_in_many_families():
+    assert len({family_of(architecture) for architecture in SEVERAL_SCALES.split()}) >= 25

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForImageClassification
 from softcam_hub import CAPEForImageClassification
 from softcam_hub.evaluation.models import fingerprint
 from softcam_hub.loading import load_classifier
-from softcam_hub.models.saved_format import FORMAT
+from softcam_hub.models.saved_format import FORMAT, FORMAT_OF_ONE_SCALE
 from softcam_hub.training import make_config, run
 
 ARCHIVE = Path(__file__).parent / "fixtures" / "saved_by_0.1.0.zip"
@@ -91,7 +91,7 @@ def test_a_folder_that_is_saved_again_has_todays_format(family, saved, tmp_path)
     assert "format" not in json.loads((saved / family / "config.json").read_text())["model_args"]
     AutoModelForImageClassification.from_pretrained(saved / family).save_pretrained(tmp_path)
     written = json.loads((tmp_path / "config.json").read_text())
-    assert written["model_args"] == {"channels": [4, 4, 8, 8], "format": FORMAT, "stem_width": 4}
+    assert written["model_args"] == {"channels": [4, 4, 8, 8], "format": FORMAT_OF_ONE_SCALE, "stem_width": 4}
     before, after = load_classifier(saved / family), load_classifier(tmp_path)
     assert fingerprint(before) == fingerprint(after)  # benchmark folders of the model go on
 

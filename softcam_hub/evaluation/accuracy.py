@@ -158,7 +158,7 @@ def measure_vanilla(
 def _predict_variants(cape: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """Compute the probabilities (B, C) of the three variants."""
     features, head = cape.forward_features(images), cape.head
-    logits = {VANILLA: F.linear(features.mean(dim=(2, 3)), head.weight, head.bias)}
+    logits = {VANILLA: F.linear(cape.last_features(features).mean(dim=(2, 3)), head.weight, head.bias)}
     for name, naive in (("naive", True), ("off-the-shelf", False)):
         head.naive = naive
         logits[name] = head(features)

@@ -278,8 +278,7 @@ class ClassifierWithExplainers:
 
     def map_offset(self, name: str) -> list[float | None] | None:
         """Return how far the maps of an explainer are moved, in cells down and right; None where they are not."""
-        alignment = self.grid(name, *self.sides).alignment
-        offset = None if alignment is None else alignment.offset(*self.sides)
+        offset = self.grid(name, *self.sides).offset
         return None if offset is None else [None if part is None else round(part, 4) for part in offset]
 
     def enlarge(

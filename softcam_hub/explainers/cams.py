@@ -48,7 +48,7 @@ def _classifier_weights(activations: Activations) -> Tensor:
     head = getattr(model.classifier, "head", None)
     if activations.linear is not None:
         return activations.weights
-    if model.layer is None and isinstance(head, EvidenceHead):
+    if model.layer is None and isinstance(head, EvidenceHead) and not head.finer:
         return at_least_float32(head.weight.detach())[activations.classes]
     raise ValueError(
         f"cam needs logits that are linear in the average of layer {model.layer_name!r}, and they are not: "

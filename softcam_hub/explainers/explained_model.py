@@ -91,6 +91,8 @@ class ExplainedModel:
         model = self.classifier
         if self.layer is None and isinstance(model, SelfExplaining) and model.anatomy.hidden:
             return "what the head's hidden layers compute from the pooled features counts as a constant"
+        if self.layer is None and self._reads_finer:
+            return "maps are made of the last features, and finer features count as a constant"
         return ""
 
     def logits(self, images: Tensor) -> Tensor:
@@ -108,7 +110,17 @@ class ExplainedModel:
                 return self.logits(images)
         assert self.halves is not None  # `record` chooses a layer of a model that does not keep them apart
         features, head = self.halves
-        return _logits_of(head(edit(_check_features(features(images)))))
+        whole = _check_features(features(images))
+        if not self._reads_finer:
+            return _logits_of(head(edit(whole)))
+        last = edit(self.classifier.last_features(whole))
+        finer = whole[:, last.shape[1] :].expand(len(last), -1, -1, -1)  # a branch beside them, which stays as it is
+        return _logits_of(head(torch.cat([last, finer], dim=1)))
+
+    @property
+    def _reads_finer(self) -> bool:
+        """Whether the head reads finer features beside the last ones, of which class activation maps are made."""
+        return isinstance(self.classifier, SelfExplaining) and bool(self.classifier.anatomy.finer)
 
     @torch.no_grad()
     def resume(self, image: Tensor, outputs: Tensor) -> Tensor:
@@ -118,7 +130,7 @@ class ExplainedModel:
             image: Image that the part of the network beside the layer sees, (1, 3, H, W).
             outputs: Outputs of the layer, (N, ...).
         """
-        if self.layer is None and self.halves is not None:
+        if self.layer is None and self.halves is not None and not self._reads_finer:
             return _logits_of(self.halves[1](outputs))
         try:
             logits = self.edited_logits(image, lambda _: outputs)

@@ -32,7 +32,10 @@ def own_maps(activations: Activations, kind: str) -> Tensor:
     if model.layer is not None:
         raise ValueError(f"{kind!r} maps are those of the head and have no layer: leave layer out")
     with torch.no_grad():
-        _, maps = model.classifier.head(activations.output.detach(), kind=kind)
+        features = activations.output.detach()
+        if model.classifier.anatomy.finer:  # the output holds the last features alone
+            features = model.classifier.forward_features(activations.images)
+        _, maps = model.classifier.head(features, kind=kind)
     return select(maps, activations.classes)
 
 

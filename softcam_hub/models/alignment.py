@@ -36,12 +36,15 @@ class Alignment:
         image_size: Height and width of the images on which the places were measured.
         same_padding: The network pads as TensorFlow does, so that the places change with the size of the image. They
             are known for sizes only that leave the same remainder when they are divided by the step.
+        ratio: Number of these cells for one cell of the last features of the network, along each axis. Above 1, the
+            maps of the network are finer than those that post-hoc methods make of its last features.
     """
 
     start: Offset
     step: tuple[float, float]
     image_size: tuple[int, int]
     same_padding: bool = False
+    ratio: int = 1
 
     def __post_init__(self) -> None:
         numbers = (*(start for start in self.start if start is not None), *self.step, *self.image_size)
@@ -55,8 +58,10 @@ class Alignment:
             raise ValueError(
                 f"steps and sides of an image in an alignment must be positive, got {self.step} and {self.image_size}"
             )
+        if isinstance(self.ratio, bool) or not isinstance(self.ratio, int) or self.ratio < 1:
+            raise ValueError(f"the ratio of an alignment must be a whole number from 1, got {self.ratio!r}")
         for start, step in zip(self.start, self.step, strict=True):
-            if start is not None and not -2 * step < start < 3 * step:
+            if start is not None and not abs(start - step / 2) < 2.5 * step * self.ratio:
                 raise ValueError(
                     f"the first cell of an alignment cannot look at pixel {start:.4g}: expected one near its square "
                     f"of {step:.4g} pixels"
@@ -78,7 +83,7 @@ class Alignment:
 
     def _start(self, axis: int, image_size: Sequence[int], cells: Sequence[int]) -> float | None:
         start, step, length = self.start[axis], self.step[axis], image_size[axis]
-        if self.same_padding and (length - self.image_size[axis]) % step:
+        if self.same_padding and (length - self.image_size[axis]) % (step * self.ratio):
             return None
         # a grid of another step, such as that of a network which resizes its features
         return start if abs(cells[axis] - length / step) < 1.5 else None
@@ -106,19 +111,38 @@ class Alignment:
         top, left = self.starts(image_size, cells)
         right = None if left is None else image_size[1] - left - self.step[1] * (cells[1] - 1)
         size = (image_size[0], image_size[1])
-        return Alignment((top, right), self.step, size, self.same_padding)
+        return Alignment((top, right), self.step, size, self.same_padding, self.ratio)
+
+    def divided(self, ratio: int) -> "Alignment":
+        """Return the places for maps with `ratio` times as many rows and columns, whose cells divide these cells."""
+        step = (self.step[0] / ratio, self.step[1] / ratio)
+        top, left = (
+            start if start is None or ratio == 1 else start - whole / 2 + part / 2
+            for start, whole, part in zip(self.start, self.step, step, strict=True)
+        )
+        return Alignment((top, left), step, self.image_size, self.same_padding, ratio)
+
+    def merged(self) -> "Alignment":
+        """Return the places of the cells of the last features, each of which was divided; the inverse of `divided`."""
+        beyond = (self.ratio - 1) / 2
+        top, left = (
+            None if start is None else start + beyond * step for start, step in zip(self.start, self.step, strict=True)
+        )
+        step = (self.step[0] * self.ratio, self.step[1] * self.ratio)
+        return Alignment((top, left), step, self.image_size, self.same_padding)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the content as JSON holds it."""
         places = {"start": list(self.start), "step": list(self.step), "image_size": list(self.image_size)}
-        return places | ({"same_padding": True} if self.same_padding else {})
+        others = {"same_padding": self.same_padding, "ratio": self.ratio}
+        return places | {name: value for name, value in others.items() if value not in (False, 1)}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Alignment":
         """Read what `as_dict` returned, and refuse anything else."""
         try:
             start, step, size = (tuple(content[name]) for name in ("start", "step", "image_size"))
-            return cls(start, step, size, content.get("same_padding", False))
+            return cls(start, step, size, content.get("same_padding", False), content.get("ratio", 1))
         except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(
                 "alignment must hold start, step and image_size with two numbers each, as measure_alignment writes "
@@ -150,12 +174,22 @@ class Grid:
     Args:
         image_size: Height and width of the image.
         cells: Height and width of the map.
-        alignment: Measured places; where they are not known, the cells are squares that fill the image.
+        alignment: Measured places; where they are not known, the cells are squares that fill the image. The cells may
+            be those of the last features of the network where its maps are finer.
     """
 
     image_size: tuple[int, int]
     cells: tuple[int, int]
     alignment: Alignment | None = None
+
+    @property
+    def places(self) -> Alignment | None:
+        """The alignment of cells of this size."""
+        if self.alignment is None or self.alignment.ratio == 1:
+            return self.alignment
+        merged = self.alignment.merged()
+        whole, divided = (abs(self.cells[0] - self.image_size[0] / one.step[0]) for one in (merged, self.alignment))
+        return merged if whole < divided else self.alignment
 
     @property
     def is_aligned(self) -> bool:
@@ -165,16 +199,18 @@ class Grid:
     @property
     def offset(self) -> Offset | None:
         """How far the cells look from their squares, (down, right) in cells; None where it is not known."""
-        return None if self.alignment is None else self.alignment.offset(self.image_size, self.cells)
+        places = self.places
+        return None if places is None else places.offset(self.image_size, self.cells)
 
     def axis(self, axis: int) -> tuple[float, float]:
         """Return start and step in pixels, of the rows (axis 0) or of the columns (axis 1)."""
-        start = None if self.alignment is None else self.alignment.starts(self.image_size, self.cells)[axis]
+        places = self.places
+        start = None if places is None else places.starts(self.image_size, self.cells)[axis]
         if start is None:
             step = self.image_size[axis] / self.cells[axis]
             return step / 2, step
-        assert self.alignment is not None
-        return start, self.alignment.step[axis]
+        assert places is not None
+        return start, places.step[axis]
 
     def edges(self, axis: int) -> Tensor:
         """Return the borders between the cells, (n + 1,): half way between neighbours, and those of the image."""

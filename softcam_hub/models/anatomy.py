@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .backbone import Anatomy, NoEvidenceMap, TimmModule, input_size
 from .pooled_layers import attention_pool, everywhere, pooled_norm
+from .scales import NoFinerFeatures, find_finer
 
 _PROBE_CLASSES = 3
 _ONLY_CLASS_TOKENS = "its features keep no patch tokens, only class tokens"
@@ -30,7 +31,7 @@ def weights_of(linear: TimmModule) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def examine(architecture: str, **model_args: Any) -> Anatomy:
+def examine(architecture: str, scales: int = 1, **model_args: Any) -> Anatomy:
     """Find out how the head of a timm architecture reads its features, or raise `NoEvidenceMap`.
 
     The backbone runs on the meta device, for shapes only; the head alone gets random weights and random features in
@@ -38,19 +39,36 @@ def examine(architecture: str, **model_args: Any) -> Anatomy:
 
     Args:
         architecture: timm name without tag, such as `resnet50`.
+        scales: Number of depths whose features give evidence.
         model_args: Further arguments of `timm.create_model`.
     """
     with torch.device("meta"):
         vanilla: TimmModule = timm.create_model(architecture, **{**model_args, "num_classes": _PROBE_CLASSES}).eval()
         image = torch.empty(1, *input_size(vanilla, model_args))
         raw = _raw_features(vanilla, image)
-    return _with_stride(_read_head(_Probe(vanilla, raw.shape, image.shape[-2:])), raw, image)
+        hidden = _hidden_features(vanilla, image) if scales > 1 else []
+    anatomy = _with_stride(_read_head(_Probe(vanilla, raw.shape, image.shape[-2:])), raw, image)
+    cells = anatomy.to_maps(raw, image.shape[-2:]).shape[2:]
+    return replace(anatomy, finer=find_finer(hidden, cells, scales))
 
 
-def examine_or_explain(name: str, architecture: str, model_args: dict[str, Any]) -> Anatomy:
+def _hidden_features(vanilla: TimmModule, image: Tensor) -> list[Tensor]:
+    """Compute the intermediate features of an image; none where timm gives none, or computes them from values."""
+    if not hasattr(vanilla, "forward_intermediates"):
+        return []
+    try:
+        hidden: list[Tensor] = vanilla.forward_intermediates(image, intermediates_only=True)
+    except RuntimeError:  # tensors on the meta device have no values
+        return []
+    return hidden
+
+
+def examine_or_explain(name: str, architecture: str, model_args: dict[str, Any], scales: int = 1) -> Anatomy:
     """Find out how an architecture reads its features, with errors in terms of the name that the user gave."""
     try:
-        return examine(architecture, **model_args)
+        return examine(architecture, scales, **model_args)
+    except NoFinerFeatures as error:
+        raise NoFinerFeatures(f"{name} with {error}") from error
     except TypeError as error:  # of the architecture's constructor
         raise TypeError(
             f"neither timm's {architecture} nor the head of {name} takes these arguments: {error}"
@@ -75,7 +93,7 @@ def examine_pruned(backbone: TimmModule, image_size: tuple[int, int, int], befor
     image = torch.empty(1, *image_size, device="meta")
     raw = copy.deepcopy(backbone).to("meta").eval().forward_features(image)
     if not isinstance(raw, Tensor):
-        return replace(before, before=(), hidden=())
+        return replace(before, before=(), hidden=(), finer=())
     anatomy = _with_class_tokens(_layout(backbone, raw.shape), backbone, raw.shape, image.shape[-2:])
     return _with_stride(anatomy, raw, image)
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from .head_types import EXACT
 from .pooled_layers import everywhere
+from .scales import FinerFeatures, pack
 from .tracing import keep_functions_whole
 
 TimmModule: TypeAlias = Any
@@ -47,7 +48,8 @@ class Anatomy:
         before: Paths of the layers of the head that stand before the pool.
         hidden: Paths of the layers between pool and linear layer.
         linear: Path of the linear layer.
-        stride: Pixels of the image for one cell of a map, or 0 where they were never counted.
+        stride: Pixels of the image for one cell of the last features, or 0 where they were never counted.
+        finer: Features with more cells that are packed behind the last ones, the coarsest first (see `scales.py`).
     """
 
     head_type: str
@@ -59,15 +61,29 @@ class Anatomy:
     hidden: tuple[str, ...] = ()
     linear: str | None = None
     stride: float = 0
+    finer: tuple[FinerFeatures, ...] = ()
 
     @property
     def exact(self) -> bool:
         """Whether the classifier's own weights give evidence that averages to its own logits."""
         return self.head_type in EXACT
 
+    @property
+    def finest_ratio(self) -> int:
+        """Number of cells of the maps for one cell of the last features, along each axis."""
+        return self.finer[-1].ratio if self.finer else 1
+
     def features(self, backbone: TimmModule, images: Tensor) -> Tensor:
-        """Compute the evidence features (B, K, H, W) of images, with a backbone from `make_backbone`."""
-        return self.localise(backbone, backbone(images), images.shape[-2:])
+        """Compute the evidence features (B, K, H, W) of images, with a backbone from `make_backbone`.
+
+        Finer features are packed behind the K channels of the last ones.
+        """
+        if not self.finer:
+            return self.localise(backbone, backbone(images), images.shape[-2:])
+        indices = sorted(each.index for each in self.finer)
+        raw, hidden = backbone(images, indices=indices, stop_early=False, method="forward_intermediates")
+        features = self.localise(backbone, raw, images.shape[-2:])
+        return pack(features, dict(zip(indices, hidden, strict=True)), self.finer)
 
     def localise(self, backbone: TimmModule, raw: Tensor, image_size: Sequence[int]) -> Tensor:
         """Bring the output of the backbone to (B, K, H, W), and apply what its head does before the linear layer.

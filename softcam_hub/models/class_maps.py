@@ -42,6 +42,7 @@ class ClassMaps:
     names: Sequence[str] | None = None
     pixels: Tensor | None = None  # bytes (B, 3, H, W)
     grid: Grid | None = None
+    terms: tuple[Tensor, ...] = ()  # (B, k, H, W) each
 
     def __len__(self) -> int:
         return len(self.maps)
@@ -59,7 +60,8 @@ class ClassMaps:
                 raise IndexError(f"image {image} is not among the {len(self)} explained images")
             image = slice(image, image + 1 or None)
         tensors = {name: getattr(self, name)[image] for name in ("maps", "classes", "probabilities")}
-        return replace(self, pixels=None if self.pixels is None else self.pixels[image], **tensors)
+        pixels, terms = None if self.pixels is None else self.pixels[image], tuple(term[image] for term in self.terms)
+        return replace(self, pixels=pixels, terms=terms, **tensors)
 
     def __iter__(self) -> Iterator[Self]:
         """Yield the explanation of each image."""
@@ -76,7 +78,8 @@ class ClassMaps:
         maps, probabilities = (values.to(*args, **options) for values in (self.maps, self.probabilities))
         pixels = None if self.pixels is None else self.pixels.to(maps.device)
         classes = self.classes.to(maps.device)
-        return replace(self, maps=maps, probabilities=probabilities, classes=classes, pixels=pixels)
+        terms = tuple(term.to(*args, **options) for term in self.terms)
+        return replace(self, maps=maps, probabilities=probabilities, classes=classes, pixels=pixels, terms=terms)
 
     def cpu(self) -> Self:
         """Return a copy on the CPU."""
@@ -102,6 +105,20 @@ class ClassMaps:
             "kind": self.kind,
         }
         return DataFrame(columns)
+
+    def by_scale(self) -> dict[int, Tensor]:
+        """Return the evidence of each depth of the network for the explained classes, by the pixels for a cell.
+
+            model = timm.create_model("softcam_resnet50", pretrained=True, scales=3)
+            model.explain(images).by_scale()  # {32: (B, k, 7, 7), 16: (B, k, 14, 14), 8: (B, k, 28, 28)}
+
+        Repeated on the finest grid, they add up to the evidence M'. That is the map itself for SoftCAM, and what CAPE's
+        probabilities are made of.
+        """
+        if not self.terms:
+            raise ValueError("these maps have one scale: make the model with scales=2 or more to divide them by depth")
+        height = self.layout().image_size[0]
+        return {round(height / term.shape[2]): term for term in self.terms}
 
     @property
     def map_kind(self) -> MapKind:

@@ -22,9 +22,10 @@ from .label_kind import check_class_count, recorded_multi_label
 from .names import split_name
 from .preprocessing import check_model_args, check_pretrained_cfg
 from .saved_format import plain_args, read_saved_args, written_args
+from .scales import check_scales
 from .self_explaining import SelfExplaining
 from .tracing import trace
-from .weights import adopt, below_backbone, checkpoint_filter_fn, derive_cfg, warn_off_the_shelf
+from .weights import SOURCES, adopt, below_backbone, checkpoint_filter_fn, derive_cfg, warn_off_the_shelf
 
 
 class UnsupportedPool(ValueError, AssertionError):
@@ -49,6 +50,8 @@ class Classifier(SelfExplaining):
         device: Device of the parameters.
         dtype: Data type of the parameters.
         alignment: Places of the cells of the maps in the image, as a saved model tells them.
+        scales: Number of depths of the backbone whose features give evidence. With 3, the maps have four times as many
+            rows and columns. The weights of the finer features are zero at first, so that the logits stay the same.
         other_args: Options of the head (`naive` of CAPE, eq. 4) and arguments of the timm architecture (`img_size`,
             `output_stride`, `drop_path_rate`, ...).
     """
@@ -68,9 +71,11 @@ class Classifier(SelfExplaining):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         alignment: Mapping[str, Any] | None = None,
+        scales: int = 1,
         **other_args: Any,
     ) -> None:
         super().__init__()
+        self.scales = check_scales(scales)
         if multi_label and not HEADS[family].multi_label:
             raise ValueError(
                 f"{HEADS[family].title}'s class probabilities sum to one, so multi_label=True is not possible: use "
@@ -86,7 +91,7 @@ class Classifier(SelfExplaining):
         self.backbone_args = {"in_chans": in_chans, **backbone_args}
         if drop_rate is not None:
             self.backbone_args["drop_rate"] = drop_rate
-        self.anatomy = examine_or_explain(f"{family}_{architecture}", architecture, self.backbone_args)
+        self.anatomy = examine_or_explain(f"{family}_{architecture}", architecture, self.backbone_args, scales)
         self.backbone = make_backbone(architecture, self.anatomy, device=device, dtype=dtype, **self.backbone_args)
         self.drop_rate = getattr(self.backbone, "drop_rate", 0.0) if drop_rate is None else drop_rate
         self.num_features = self.head_hidden_size = self.anatomy.channels
@@ -101,6 +106,8 @@ class Classifier(SelfExplaining):
         args = written_args(self.made_with, self.family)
         if self.multi_label:
             args["multi_label"] = True
+        if self.scales > 1:
+            args["scales"] = self.scales
         if self.alignment is not None:
             args["alignment"] = self.alignment.as_dict()
         return args
@@ -117,6 +124,7 @@ class Classifier(SelfExplaining):
         features = self.drop_features(features)
         if self.num_classes and not pre_logits:
             return self.head(features)
+        features = self.last_features(features)
         return features.mean(dim=(2, 3)) if self.global_pool else features
 
     def forward_intermediates(self, images: Tensor, indices: int | list[int] | None = None, **options: Any) -> Any:
@@ -185,6 +193,8 @@ class Classifier(SelfExplaining):
         self.head = HEADS[self.family](
             self.num_features, num_classes, **self.head_args, device=weight.device, dtype=weight.dtype
         )
+        if self.anatomy.finer:
+            self.head.read_finer(self.anatomy.finer)
         self.head.train(self.training)
         if hasattr(self, "pretrained_cfg"):  # not while the model is made
             self.pretrained_cfg.update(label_names=None, label_descriptions=None)  # they named other classes
@@ -302,6 +312,8 @@ def build(
         pretrained_filter_fn=checkpoint_filter_fn,
         **options,
     )
+    # as timm.create_model records what a model was made with
+    model._model_args = {name: value for name, value in options.items() if name not in SOURCES}
     # weights that were drawn at random have no place, and those that were loaded have the place that came with them
     model.alignment = Alignment.from_dict(place) if pretrained and (place := options.get("alignment")) else None
     model.measures_on_first_use = pretrained and model.alignment is None

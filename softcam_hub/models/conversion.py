@@ -16,7 +16,7 @@ from .vanilla import find_vanilla
 from .weights import converted_weights, derive_cfg, restore_cfg, set_linear_classifier, warn_off_the_shelf
 
 
-def convert(vanilla: nn.Module, family: Family = "softcam", preprocessing: Any = None) -> Classifier:
+def convert(vanilla: nn.Module, family: Family = "softcam", preprocessing: Any = None, scales: int = 1) -> Classifier:
     """Make a classifier self-explaining, with its own weights and labels.
 
     A SoftCAM model gives the logits of the vanilla classifier. A CAPE model gives others, and a warning says so:
@@ -33,6 +33,8 @@ def convert(vanilla: nn.Module, family: Family = "softcam", preprocessing: Any =
             configuration).
         preprocessing: Image processor of transformers, or transforms or weights of torchvision, for a classifier of
             these libraries, which does not know how its images are prepared.
+        scales: Number of depths of the backbone whose features give evidence, with weights of zero at first for all but
+            the last.
     """
     if family not in HEADS:
         raise ValueError(f"unknown family {family!r}: expected one of {', '.join(HEADS)}")
@@ -42,6 +44,8 @@ def convert(vanilla: nn.Module, family: Family = "softcam", preprocessing: Any =
         raise ValueError(f"{architecture} has num_classes=0: there is no classifier to convert")
     recorded = getattr(timm_model, "_model_args", {})
     args = {**recorded, "num_classes": timm_model.num_classes, "global_pool": None}
+    if scales != 1:
+        args["scales"] = scales
     if multi_label:
         args["multi_label"] = True
     cfg = PretrainedCfg(**{name: value for name, value in known.items() if name != "state_dict"})
@@ -66,7 +70,8 @@ def _check_conversion(vanilla: TimmModule, model: Classifier) -> None:
     image = torch.randn(1, *model.input_size, generator=generator).to(weight.device, weight.dtype)
     with evaluation_mode(vanilla), evaluation_mode(model):
         expected = vanilla(image)
-        logits = F.linear(model.forward_features(image).mean(dim=(2, 3)), weight, model.head.bias)
+        features = model.last_features(model.forward_features(image))
+        logits = F.linear(features.mean(dim=(2, 3)), weight, model.head.bias)
     # a classifier that starts with zeros has logits of zeros, which is no reason to refuse it
     error = (logits - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(weight.dtype).tiny)
     if not error < max(1e-3, 16 * torch.finfo(weight.dtype).eps):
@@ -90,6 +95,11 @@ def to_vanilla(model: Classifier) -> nn.Module:
         names = " or ".join(f"{family}_*" for family in HEADS)
         raise TypeError(f"to_vanilla() takes a {names} timm model with classes, got {type(model).__name__}")
     _refuse_inexact(model, f"{model.family}_{model.architecture} has no vanilla counterpart")
+    if model.reads_finer:
+        raise ValueError(
+            f"this {model.timm_name} has no vanilla counterpart: it has learnt from finer features (scales="
+            f"{model.scales}), which a vanilla classifier does not read"
+        )
     args = {**model.backbone_args, "num_classes": model.num_classes}
     vanilla: TimmModule = timm.create_model(model.architecture, pretrained_cfg=restore_cfg(model), **args)
     weight = next(model.parameters())
@@ -105,7 +115,7 @@ def to_vanilla(model: Classifier) -> nn.Module:
 
 def _refuse_inexact(model: Classifier, purpose: str) -> None:
     """Raise ValueError, with a reason, for an architecture whose own classifier cannot be applied per location."""
-    if model.exact:
+    if model.anatomy.exact:
         return
     reasons = {
         "vgg": "its 7x7 fully connected layers cannot be applied per location",

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor
 
 from .class_maps import ClassMaps
 from .heads import at_least_float32
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
 
 SHOWN_IMAGES, SHOWN_CLASSES = 4, 8
 """Most images that a notebook and `print` show, and most classes of an image that they and figures show."""
+
+EVIDENCE, SIGNS = "softcam", "Orange speaks for the class and blue against it."
+"""Map kind whose maps are evidence, as which the parts of any evidence are drawn, and what their colours mean."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -44,6 +50,7 @@ class Explanation(ClassMaps):
         pixels: Images that the model saw, without their normalisation, as bytes (B, 3, H, W); None where they are not
             known.
         grid: Places of the cells in the image. The default is squares that fill the image.
+        terms: Evidence (B, k, H, W) of each depth on its own grid, the coarsest first; empty for a model of one scale.
     """
 
     def __repr__(self) -> str:
@@ -103,7 +110,7 @@ class Explanation(ClassMaps):
         picture = to_picture(one.pixels[0])
         return overlay(picture, one.heatmaps(picture.size[::-1], aligned)[0, rank], opacity)
 
-    def plot(self, aligned: bool = True) -> "Figure":
+    def plot(self, aligned: bool = True, by_scale: bool = False) -> "Figure":
         """Draw every image and its maps, with labels, percentages and a colour bar, as a matplotlib figure.
 
         A notebook shows the figure, and so does `plt.show()` where matplotlib opens windows. All maps of an image share
@@ -111,22 +118,25 @@ class Explanation(ClassMaps):
 
         Args:
             aligned: Draw every cell where the network looks, as in `heatmaps`.
+            by_scale: Draw the evidence for the first class of every image, and the part of it that each depth of the
+                network has, of a model with several `scales`.
         """
-        return self._draw(make_figure(for_window=True), aligned)
+        return self._draw(make_figure(for_window=True), aligned, by_scale)
 
-    def save(self, path: str | Path, aligned: bool = True) -> None:
+    def save(self, path: str | Path, aligned: bool = True, by_scale: bool = False) -> None:
         """Write the figure of `plot` into a file.
 
         Args:
             path: File with a suffix of matplotlib: .png, .jpg, .webp, .tif, .pdf, .svg, .eps and others.
             aligned: Draw every cell where the network looks, as in `heatmaps`.
+            by_scale: Draw the evidence of each depth, as in `plot`.
         """
         figure = make_figure()
         known, suffix = figure.canvas.get_supported_filetypes(), Path(path).suffix.lower()
         if suffix[1:] not in known:
             suffixes = ", ".join(f".{name}" for name in sorted(known))
             raise ValueError(f"cannot save an explanation as {printable(path)!r}: expected one of {suffixes}")
-        self._draw(figure, aligned).savefig(Path(path).expanduser(), dpi=150)
+        self._draw(figure, aligned, by_scale).savefig(Path(path).expanduser(), dpi=150)
 
     def _repr_png_(self) -> bytes | None:
         """Draw the first images, for notebooks; without images or matplotlib they show `repr` instead."""
@@ -140,17 +150,35 @@ class Explanation(ClassMaps):
         self[:SHOWN_IMAGES]._draw(figure).savefig(file, format="png", dpi=100)
         return file.getvalue()
 
-    def _draw(self, figure: "Figure", aligned: bool = True) -> "Figure":
+    def _draw(self, figure: "Figure", aligned: bool = True, by_scale: bool = False) -> "Figure":
         """Draw every image and its maps into an empty figure."""
         if not len(self):
             raise ValueError("this explanation has no image to draw: it is empty")
         rows, grid = [], self.layout(aligned)
         for index, one in enumerate(self):
             maps = at_least_float32(one.maps[0, :SHOWN_CLASSES].detach()).cpu()
+            kind, captions = self.kind, one._captions(0)
+            if by_scale:
+                (maps, captions), kind = one._evidence_by_scale(captions[0]), EVIDENCE
             title = f"image {index}" if len(self) > 1 else "image"
-            rows.append(Row(title, one.image, maps, one._captions(0), scale_of(maps, self.kind), grid))
+            rows.append(Row(title, one.image, maps, captions, scale_of(maps, kind), grid))
         note = f"{self.map_kind.title} maps. {meaning_of(self.kind)}"
-        if self.maps.shape[1] > SHOWN_CLASSES:
+        if by_scale:
+            note = f"Evidence for a class, and what each depth of the network adds to it. {SIGNS}"
+        elif self.maps.shape[1] > SHOWN_CLASSES:
             note += f" Shown: {SHOWN_CLASSES} of {self.maps.shape[1]} explained classes."
         draw_rows(figure, rows, note)
         return figure
+
+    def _evidence_by_scale(self, caption: tuple[str, str]) -> tuple[Tensor, list[tuple[str, str]]]:
+        """Return the evidence (n, H, W) for the first class of one image and its parts by depth, on the finest grid.
+
+        Args:
+            caption: Label and percentage of the class.
+        """
+        parts = {stride: at_least_float32(term[0, :1].detach()).cpu() for stride, term in self.by_scale().items()}
+        sizes = [float(part.abs().mean()) for part in parts.values()]
+        shares = [format_share(size / max(sum(sizes), 1e-12)) for size in sizes]
+        captions = [(f"stride {stride}", f"{share} of it") for stride, share in zip(parts, shares, strict=True)]
+        enlarged = [F.interpolate(part[None], self.maps.shape[2:], mode="nearest")[0, 0] for part in parts.values()]
+        return torch.stack([torch.stack(enlarged).sum(dim=0), *enlarged]), [caption, *captions]

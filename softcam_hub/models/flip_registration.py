@@ -12,6 +12,7 @@ from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .alignment import Alignment, sides_of
@@ -127,7 +128,7 @@ def _measure(model: TimmModule, images: ImageInput | None) -> AlignmentMeasureme
         size[axis] / 2 + float(offset[axis]) * steps[axis] - steps[axis] * (cells[axis] - 1) / 2 for axis in (0, 1)
     ]
     start = [round(place, 3) if count else None for place, count in zip(places, counts.tolist(), strict=True)]
-    alignment = Alignment((start[0], start[1]), steps, size, pads_same(model))
+    alignment = Alignment((start[0], start[1]), steps, size, pads_same(model)).divided(model.anatomy.finest_ratio)
     if not has_enough and model.alignment is not None and model.alignment.is_known:
         logger.warning(
             "%s: %d different images are needed, so that this measurement does not count and the earlier one is kept",
@@ -196,6 +197,8 @@ def _register_batch(model: TimmModule, images: Tensor) -> tuple[Tensor, Tensor, 
 
 def _evidence(model: TimmModule, images: Tensor) -> Tensor:
     _, evidence = model.head(model.forward_features(images), kind="evidence")
+    if (ratio := model.anatomy.finest_ratio) > 1:  # smaller cells agree less, and would need a search over more of them
+        evidence = F.avg_pool2d(evidence, ratio)
     return evidence.double() if evidence.device.type == "cpu" else evidence.float()
 
 
@@ -232,10 +235,11 @@ def find_steps(model: TimmModule, size: tuple[int, int], cells: tuple[int, int])
 
 
 def count_cells(model: TimmModule, size: tuple[int, int]) -> tuple[int, int] | None:
-    """Return height and width of the maps of an image without computing them, or None for images that do not fit.
+    """Return height and width of the last features of an image without computing them, or None for images that do not
+    fit.
 
     Args:
-        model: Model of the maps.
+        model: Model of the features.
         size: Height and width of the image.
     """
     args = {**model.backbone_args, "num_classes": 0}

@@ -14,7 +14,8 @@ _FAMILY = re.compile("[a-z][a-z0-9]*")
 _TAKEN = {
     *("drop_block_rate", "drop_path_rate", "drop_rate", "dynamic_img_size", "features_only", "format", "global_pool"),
     *("head", "head_options", "img_size", "in_chans", "kind", "multi_label", "out_indices", "output_stride"),
-    *("patch_size", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "scriptable", "window_size"),
+    *("patch_size", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "scales", "scriptable"),
+    "window_size",
 }
 """Names of arguments that make a model. A head cannot have options of these names."""
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from .cape_logits import CAPELogits, log_parts
 from .card_text import CAPE_CARD, SOFTCAM_CARD, CardText
 from .map_kind import CAM, KindName, MapKind
+from .scales import FinerFeatures, add_terms, divide, lay_out, unpack
 
 Family: TypeAlias = Literal["softcam", "cape"] | str
 """Name of a family. Editors complete those of this package, and `softcam_hub.register_head` adds others."""
@@ -64,6 +65,15 @@ class EvidenceHead(nn.Module, ABC):
     draws_single_classes: ClassVar[bool] = False
     """Whether `forward` takes `classes`, and then computes the maps of these alone. Subclasses do not inherit it."""
 
+    reads_scales: ClassVar[bool] = True
+    """Whether the head may read features of several depths. A subclass with an `evidence` or `forward` of its own says
+    so itself."""
+
+    finer: tuple[FinerFeatures, ...] = ()
+    """Features with more cells that the head reads beside the last ones, the coarsest first."""
+    fine_weight: nn.Parameter
+    """Weight (C, channels of all `finer` features), where there are any."""
+
     has_temperature: ClassVar[bool] = False
     """Whether evidence is divided by a learnt temperature: a parameter `log_temperature` that weight decay spares."""
     log_temperature: nn.Parameter
@@ -71,6 +81,8 @@ class EvidenceHead(nn.Module, ABC):
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         cls.draws_single_classes = bool(vars(cls).get("draws_single_classes"))
+        computes_evidence = "evidence" in vars(cls) or "forward" in vars(cls)
+        cls.reads_scales = bool(vars(cls).get("reads_scales", cls.reads_scales and not computes_evidence))
         cls.kinds = tuple(kind.name for kind in getattr(cls, "map_kinds", ()) if isinstance(kind, MapKind))
 
     def __init__(
@@ -109,10 +121,48 @@ class EvidenceHead(nn.Module, ABC):
         """Draw fresh parameters, as for a classifier that has seen no image."""
         nn.init.trunc_normal_(self.weight, std=0.02)
         nn.init.zeros_(self.bias)
+        if self.finer:
+            nn.init.zeros_(self.fine_weight)
+
+    def read_finer(self, finer: tuple[FinerFeatures, ...]) -> None:
+        """Read finer features beside the last ones from now on, with weights of zero at first.
+
+        Args:
+            finer: Which features `forward_features` packs behind the last ones, see `scales.py`.
+        """
+        if not self.reads_scales:
+            raise ValueError(
+                f"scales={1 + len(finer)} is not possible: {type(self).__name__} computes evidence in its own way. If "
+                "it can read packed features, say reads_scales = True in the class"
+            )
+        self.finer = finer
+        self.fine_weight = nn.Parameter(self.weight.new_zeros(self.num_classes, sum(each.channels for each in finer)))
 
     def evidence(self, features: Tensor) -> Tensor:
-        """Compute `M' = W·F + b` in the compute dtype: (B, K, H, W) -> (B, C, H, W)."""
-        return F.conv2d(features, self.weight[:, :, None, None], self.bias)
+        """Compute `M' = W·F + b` in the compute dtype: (B, K, H, W) -> (B, C, H, W).
+
+        With finer features, the sum of the evidence of all depths, on the finest grid.
+        """
+        return add_terms(self.terms(features))
+
+    def terms(self, features: Tensor, classes: Tensor | None = None) -> list[Tensor]:
+        """Compute the evidence (B, C, H, W) of every depth on its own grid, the coarsest first; the bias is part of it.
+
+        Args:
+            features: Features of the backbone.
+            classes: Classes (B, k) of which evidence (B, k, H, W) is computed. The default is all classes.
+        """
+        if not self.finer:
+            return [_apply(features, self.weight, self.bias, classes)]
+        last, *finer = unpack(features, self.in_features, self.finer)
+        terms = [_apply(last, self.weight, self.bias, classes)]
+        for values, weight, each in zip(finer, self._fine_weights(), self.finer, strict=True):
+            terms.append(lay_out(_apply(values, weight, None, classes), each.ratio))
+        return terms
+
+    def _fine_weights(self) -> list[Tensor]:
+        """Return the weight (C, k) of each of the finer features."""
+        return divide(self.fine_weight, [each.channels for each in self.finer])
 
     def forward(self, features: Tensor, *, kind: KindName | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Return the logits (B, C), or the pair of logits and maps (B, C, H, W) where a kind of map is named.
@@ -205,6 +255,7 @@ class SoftCAMHead(EvidenceHead):
     )
     keeps_logits = True
     draws_single_classes = True
+    reads_scales = True
     card = SOFTCAM_CARD
 
     def forward(
@@ -218,13 +269,19 @@ class SoftCAMHead(EvidenceHead):
             classes: Classes (B, k) of which logits (B, k) and maps (B, k, H, W) are computed, with a kind.
         """
         if kind is None:
-            return F.linear(features.mean(dim=(2, 3)), self.weight, self.bias)
+            return self._pooled_logits(features)
         if classes is None:
             return super().forward(features, kind=kind)
-        evidence = torch.einsum("bkc,bchw->bkhw", self.weight[classes], features)
+        evidence = add_terms(self.terms(features, classes))
         biases = self.bias[classes][:, :, None, None]
-        logits = self.compose(evidence + biases)
-        return logits, evidence.relu() if self._leaves_bias_out(kind) else evidence + biases
+        return self.compose(evidence), (evidence - biases).relu() if self._leaves_bias_out(kind) else evidence
+
+    def _pooled_logits(self, features: Tensor) -> Tensor:
+        """Compute logits (B, C) of pooled features."""
+        if not self.finer:
+            return F.linear(features.mean(dim=(2, 3)), self.weight, self.bias)
+        pooled = [part.mean(dim=(2, 3)) for part in unpack(features, self.in_features, self.finer)]
+        return F.linear(torch.cat(pooled, dim=1), torch.cat([self.weight, self.fine_weight], dim=1), self.bias)
 
     def compose(self, evidence: Tensor) -> Tensor:
         return at_least_float32(evidence).mean(dim=(2, 3))
@@ -262,6 +319,7 @@ class CAPEHead(EvidenceHead):
     )
     multi_label = False  # the class probabilities sum to one
     has_temperature = True
+    reads_scales = True
     card = CAPE_CARD
 
     def __init__(
@@ -318,6 +376,14 @@ def _is_trained(evidence: Tensor) -> bool:
     """Tell whether a backward pass may follow, which is not so while a program is traced, compiled or exported."""
     watched = isinstance(evidence, Tensor) and evidence.requires_grad and torch.is_grad_enabled()
     return watched and not torch.compiler.is_compiling() and not torch.jit.is_tracing()  # type: ignore[attr-defined]
+
+
+def _apply(features: Tensor, weight: Tensor, bias: Tensor | None, classes: Tensor | None) -> Tensor:
+    """Apply a linear layer at every location, (B, k, H, W), for all classes or for those of each image, (B, k)."""
+    if classes is None:
+        return F.conv2d(features, weight[:, :, None, None], bias)
+    evidence = torch.einsum("bkc,bchw->bkhw", weight[classes], features)
+    return evidence if bias is None else evidence + bias[classes][:, :, None, None]
 
 
 @torch.fx.wrap  # a tracer does not know the dtype

@@ -49,7 +49,8 @@ class EvidenceModel(EvidencePreTrainedModel):
         states = _or_default(output_hidden_states, self.config.output_hidden_states)
         features, hidden = self._features(pixel_values, states)
         logits, maps = self._predict(self.drop_features(features), _or_default(output_maps, self.config.output_maps))
-        output = EvidenceModelOutput(last_hidden_state=features, logits=logits, maps=maps, hidden_states=hidden)
+        last = self.last_features(features)
+        output = EvidenceModelOutput(last_hidden_state=last, logits=logits, maps=maps, hidden_states=hidden)
         return output if _or_default(return_dict, self.config.return_dict) else output.to_tuple()
 
 
@@ -272,7 +273,7 @@ class CAPEForImageClassification(EvidenceForImageClassification):
         return self.config.bootstrap.student_features(features)
 
     def _teacher_logits(self, features: Tensor) -> Tensor | None:
-        return None if self.teacher is None else self.teacher(features.mean(dim=(2, 3)))
+        return None if self.teacher is None else self.teacher(self.last_features(features).mean(dim=(2, 3)))
 
     def _loss(
         self,

@@ -25,6 +25,7 @@ from .conversion import convert
 from .heads import EvidenceHead
 from .label_kind import MULTI_LABEL
 from .saving import save_in_one_go
+from .scales import pack
 from .self_explaining import SelfExplaining
 from .weights import off_the_shelf_is_intended, warn_off_the_shelf
 
@@ -213,7 +214,11 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
             has_trained_head = pretrained and classifier.num_classes == classifier.pretrained_cfg.get("num_classes")
         else:
             with off_the_shelf_is_intended():
-                classifier = source if isinstance(source, Classifier) else convert(source, cls.config_class.model_type)
+                classifier = (
+                    source
+                    if isinstance(source, Classifier)
+                    else convert(source, cls.config_class.model_type, scales=(model_args or {}).get("scales", 1))
+                )
             model_args = classifier.made_with
             # a teacher that is frozen must be a vanilla classifier, and neither fresh nor a head that has learnt
             is_frozen = config.get("mode") == "post-fit" and isinstance(source, Classifier)
@@ -261,8 +266,14 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
             return self.forward_features(pixel_values), None
         chosen = list(output_hidden_states) if isinstance(output_hidden_states, Sequence) else None
         images = self.prepare_images(pixel_values)
-        raw, hidden = self.backbone(images, indices=chosen, stop_early=False, method="forward_intermediates")
+        finer = self.anatomy.finer
+        wanted = None if finer else chosen  # the head reads some, too
+        raw, hidden = self.backbone(images, indices=wanted, stop_early=False, method="forward_intermediates")
         features = self.anatomy.localise(self.backbone, raw, pixel_values.shape[-2:])
+        if finer:
+            features = pack(features, dict(enumerate(hidden)), finer)
+            numbers = range(len(hidden))
+            hidden = [hidden[number] for number in sorted({numbers[index] for index in chosen or numbers})]
         self._watch_training(features)
         return features, tuple(hidden)
 

@@ -4,6 +4,7 @@ Everything stands in `model_args`, because these are the values that timm hands 
 
 - `format`: number of the format. Folders without a number were saved before there was one; they have format 1.
 - `head_options`: variant of the head, such as `{"naive": true}`. In format 1 these stand beside the other arguments.
+- `scales`: number of depths whose features give evidence, in format 4. Models with one have format 3 still.
 - `alignment`: where the cells of the maps lie in the image, from format 3 on.
 - `head`: import path of a head that another package registers, for the message where that import is missing. It is
   never imported from here.
@@ -13,8 +14,11 @@ from typing import Any
 
 from .heads import BUILT_IN, HEADS
 
-FORMAT = 3
-"""Number of the format that this release writes."""
+FORMAT = 4
+"""Number of the newest format that this release reads and writes."""
+
+FORMAT_OF_ONE_SCALE = 3
+"""Number of the format that models with one scale have, so that earlier releases read them."""
 
 _KEYS = ("format", "head_options", "head")
 
@@ -57,7 +61,9 @@ def written_args(model_args: dict[str, Any], family: str) -> dict[str, Any]:
     head, model_args = HEADS[family], plain_args(model_args)
     options = {name: model_args[name] for name in head.options() if name in model_args}
     written = {name: value for name, value in model_args.items() if name not in options}
-    written["format"] = FORMAT
+    if written.get("scales") == 1:
+        del written["scales"]
+    written["format"] = FORMAT if "scales" in written else FORMAT_OF_ONE_SCALE
     if options:
         written["head_options"] = options
     if head not in BUILT_IN:

@@ -65,8 +65,19 @@ class SelfExplaining(nn.Module):
 
     @property
     def exact(self) -> bool:
-        """Whether the vanilla classifier's weights serve here unchanged; otherwise the head must be trained."""
-        return self.anatomy.exact
+        """Whether the vanilla classifier's weights serve here unchanged; otherwise the head must be trained.
+
+        A model with finer features (`scales`) is exact until it has learnt from them.
+        """
+        return self.anatomy.exact and not self.reads_finer
+
+    @property
+    def reads_finer(self) -> bool:
+        """Whether finer features have a say in the prediction: whether their weights are not zero any more."""
+        if not (self.anatomy.finer and self.num_classes):
+            return False
+        weight = self.head.fine_weight.detach()
+        return not weight.is_meta and bool(weight.any())
 
     @property
     def input_size(self) -> tuple[int, int, int]:
@@ -98,7 +109,8 @@ class SelfExplaining(nn.Module):
         if self.alignment is None or not self.alignment.is_known:
             return None
         cells = count_cells(self, sides)  # architectures round up or down
-        return None if cells is None else self.alignment.offset(sides, cells)
+        ratio = self.anatomy.finest_ratio
+        return None if cells is None else self.alignment.offset(sides, (ratio * cells[0], ratio * cells[1]))
 
     @property
     def timm_name(self) -> str:
@@ -111,7 +123,10 @@ class SelfExplaining(nn.Module):
         return name_classes(self.num_classes, self.pretrained_cfg.get("label_names"))
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Compute the features that the head reads at every location, (B, K, H, W)."""
+        """Compute the features that the head reads at every location, (B, K, H, W).
+
+        With several `scales`, finer features are packed behind the K channels of the last ones: see `scales.py`.
+        """
         features = self.anatomy.features(self.backbone, self.prepare_images(images))
         self._watch_training(features)
         return features
@@ -161,7 +176,14 @@ class SelfExplaining(nn.Module):
 
     def drop_features(self, features: Tensor) -> Tensor:
         """Apply the classifier's dropout: dropping channels of F is dropping entries of the pooled vector."""
-        return F.dropout2d(features, self.drop_rate, self.training) if self.drop_rate else features
+        if not self.drop_rate or not self.anatomy.finer:
+            return F.dropout2d(features, self.drop_rate, self.training) if self.drop_rate else features
+        last = F.dropout2d(self.last_features(features), self.drop_rate, self.training)
+        return torch.cat([last, features[:, self.anatomy.channels :]], dim=1)
+
+    def last_features(self, features: Tensor) -> Tensor:
+        """Return the K channels (B, K, H, W) of features that the vanilla classifier reads."""
+        return features[:, : self.anatomy.channels] if self.anatomy.finer else features
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Turn logits (B, C) into probabilities: a softmax, or a sigmoid where an image may have several labels."""
@@ -193,9 +215,14 @@ class SelfExplaining(nn.Module):
         """Say in a line what `print(model)` has no other place for: name, family, exactness, map size and kinds."""
         _, height, width = self.input_size
         parts = [f"family {self.family}"]
-        parts.append("exact" if self.exact else "not exact, so that the head must be trained")
+        if self.reads_finer:
+            parts.append(f"{1 + len(self.anatomy.finer)} scales")
+        else:
+            parts.append("exact" if self.exact else "not exact, so that the head must be trained")
         if stride := self.anatomy.stride:
-            parts.append(f"maps {round(height / stride)}x{round(width / stride)} of images {height}x{width}")
+            ratio = self.anatomy.finest_ratio
+            rows, columns = (round(side / stride) * ratio for side in (height, width))
+            parts.append(f"maps {rows}x{columns} of images {height}x{width}")
         return f"{self.timm_name}: {', '.join(parts)}, kinds {', '.join(self.head_class.kinds)}"
 
     @torch.no_grad()
@@ -247,12 +274,13 @@ class SelfExplaining(nn.Module):
             probabilities = self.probabilities(logits)
             index = probabilities.topk(chosen, dim=1).indices if isinstance(chosen, int) else chosen.to(logits.device)
             maps = self.head(features, kind=kind, classes=index)[1] if some else select(maps, index)
+            terms = self.head.terms(features, index) if self.anatomy.finer else []
         _check_evidence(logits, maps)
         data = self.preprocessing
         pixels = restore_pixels(batch, data["mean"], data["std"]) if self.in_chans in (1, 3) else None
         probabilities = probabilities.gather(1, index)
         grid = Grid(sides_of(batch), sides_of(maps), self.alignment)
-        return Explanation(maps, index, probabilities, kind, names=self.labels, pixels=pixels, grid=grid)
+        return Explanation(maps, index, probabilities, kind, self.labels, pixels, grid, tuple(terms))
 
     def as_batch(self, images: ImageInput, size: ImageSize | None = None) -> Tensor:
         """Return images in any form that `explain` takes as a batch (B, C, H, W) on the device of the model.

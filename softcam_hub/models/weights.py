@@ -145,7 +145,8 @@ def adopt(state_dict: Mapping[str, Tensor], model: SelfExplaining) -> dict[str, 
         model: Self-explaining model that is to load them.
     """
     if is_ours(state_dict):
-        return {key: value for key, value in state_dict.items() if not key.startswith("teacher.")}
+        own = {key: value for key, value in state_dict.items() if not key.startswith("teacher.")}
+        return _without_finer(model) | own
     return converted_weights(_load_vanilla(state_dict, model), model)
 
 
@@ -163,15 +164,21 @@ def converted_weights(vanilla: TimmModule, model: SelfExplaining) -> dict[str, T
             weights[f"backbone.{key}"] = value
     if not model.num_classes:
         return weights
-    if model.exact and vanilla.num_classes:
+    if model.anatomy.exact and vanilla.num_classes:
         weights["head.weight"], weights["head.bias"] = (t.detach() for t in linear_classifier(vanilla, model.anatomy))
-        return weights
+        return weights | _without_finer(model)
     warnings.warn(
         f"{model.family}_{model.architecture} has no pretrained head: its evidence layer is random and must be trained "
         "before its predictions or maps mean anything",
         stacklevel=2,
     )
     return weights
+
+
+def _without_finer(model: SelfExplaining) -> dict[str, Tensor]:
+    """Return the weights with which finer features have no say in a head, where it reads any: zeros."""
+    reads_any = model.num_classes and model.anatomy.finer
+    return {"head.fine_weight": torch.zeros_like(model.head.fine_weight)} if reads_any else {}
 
 
 def _load_vanilla(

@@ -53,6 +53,7 @@ class HeadFit:
     @torch.no_grad()
     def start_from_teacher(self) -> None:
         """Give the head the weights of the teacher, as it has them when a vanilla classifier is converted."""
+        self.head.reset_parameters()  # finer features have no say
         self.head.weight.copy_(self.teacher.weight)
         self.head.bias.copy_(self.teacher.bias)
         if self.head.has_temperature:
@@ -111,7 +112,7 @@ class HeadFit:
     def _predict(self, images: list[int]) -> tuple[Tensor, Tensor]:
         """Return the logits (B, C) of the head and of the teacher."""
         features = self.features.__getitems__(images)["features"].to(self.teacher.weight.device)
-        return self.head(features), self.teacher(features.mean(dim=(2, 3)))
+        return self.head(features), self.teacher(features[:, : self.head.in_features].mean(dim=(2, 3)))
 
     def _loss(self, logits: Tensor, teacher_logits: Tensor) -> Tensor:
         return self.bootstrap.loss(logits, teacher_logits, targets=None)

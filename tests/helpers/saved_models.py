@@ -26,6 +26,7 @@ MODELS = {
     "efficientnet": ("softcam", "test_efficientnet", {}),
     "mambaout": ("softcam", "test_mambaout", {}),
     "vgg": ("cape", "vgg11", {"mlp_ratio": 1 / 64}),
+    "three-scales": ("cape", "test_resnet", {"scales": 3}),
 }
 OTHER_HEAD = {"resnet-softcam": ("softcam", "test_resnet", {})}
 UNSAVED_BUFFERS = {
@@ -42,7 +43,8 @@ ALL = {**MODELS, **OTHER_HEAD, **UNSAVED_BUFFERS}
 ON_HUB = ("resnet", "swinv2", "class-token-vit")
 """Models that are pushed and loaded again: what is downloaded is a folder, and folders are those of all models."""
 
-EXACT = [name for name in {**MODELS, **UNSAVED_BUFFERS} if name not in ("vgg", "class-token-vit", "rope-vit")]
+NO_VANILLA = ("vgg", "class-token-vit", "rope-vit", "three-scales")
+EXACT = [name for name in {**MODELS, **UNSAVED_BUFFERS} if name not in NO_VANILLA]
 
 
 def images(model):
@@ -56,7 +58,10 @@ def picture():
 
 def make(name, **options):
     family, architecture, args = ALL[name]
-    return randomise(timm.create_model(f"{family}_{architecture}", num_classes=5, **args, **options)).eval()
+    model = randomise(timm.create_model(f"{family}_{architecture}", num_classes=5, **args, **options)).eval()
+    if "scales" in args:
+        torch.nn.init.normal_(model.head.fine_weight, std=0.1)  # zero at first, so that an error would not show
+    return model
 
 
 class Saved:
@@ -98,7 +103,7 @@ def expected_of(model):
     logits, maps = model(x), model.explain(x, classes=[[3, 1]]).maps
     doors = dict.fromkeys(("auto", "timm", "exported", "features logits"), logits)
     doors |= dict.fromkeys(("auto maps", "timm maps", "exported maps"), maps)
-    doors |= {"features": model.forward_features(x), "processor": prepared}
+    doors |= {"features": model.last_features(model.forward_features(x)), "processor": prepared}
     return {**doors, "scores": model(prepared)[0].softmax(dim=0)}
 
 
