@@ -14,6 +14,7 @@ from softcam_hub.training.folder import check_shared, write_settings
 from softcam_hub.training.metrics import score_names
 from softcam_hub.training.model import make_model
 from softcam_hub.training.reporting import check_trackers, read_log
+from softcam_hub.training.start import find_start
 
 
 def test_an_output_that_is_a_file_is_refused(tmp_path):
@@ -200,7 +201,7 @@ def test_a_penalty_that_leaves_nothing_to_learn_gives_a_warning(l1, warned, tmp_
     config = settings(tmp_path, model="softcam_test_resnet", l1=l1)
     splits = load_splits(config.data)
     with caplog.at_level(logging.WARNING):
-        check_run(config, splits, make_model(config, splits), processes=1)
+        check_run(config, splits, make_model(config, splits), 1, find_start(config.model, splits.classes))
     assert ("leaves nothing to learn: with 4 classes, from 3 on" in caplog.text) == warned
 
 

@@ -22,15 +22,17 @@ from ..data.samples import Samples
 from ..data.splits import Splits
 from ..data.transforms import make_transforms
 from ..models.evaluation_mode import evaluation_mode
+from ..models.image_size import check_takes_size
 from ..models.losses import zeroing_l1
 from ..models.modeling import EvidenceForImageClassification
 from .cache_folder import DTYPE, GB, check_folder, check_limit
-from .config import Config
+from .config import Config, ModelConfig
 from .feature_cache import caches_features
 from .folder import settings_behind
 from .metrics import score_names
 from .optimization import make_optimizer
 from .results import data_config
+from .start import Start
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +59,7 @@ def check_launcher() -> None:
             )
 
 
-def check_run(config: Config, splits: Splits, model: nn.Module, processes: int) -> None:
+def check_run(config: Config, splits: Splits, model: nn.Module, processes: int, start: Start) -> None:
     """Refuse settings that do not fit the data, the model or the number of processes.
 
     Args:
@@ -65,6 +67,7 @@ def check_run(config: Config, splits: Splits, model: nn.Module, processes: int) 
         splits: Data of the run.
         model: Model to train, a self-explaining one or a `VanillaForTraining`.
         processes: Number of training processes.
+        start: Weights that the model starts from.
     """
     check_reloads(model, config.model.architecture_args())
     make_optimizer(model, config.optimization)  # raises a ValueError for a name that timm does not know
@@ -73,6 +76,8 @@ def check_run(config: Config, splits: Splits, model: nn.Module, processes: int) 
     make_transforms(data_config(model), config.augmentation)  # raises a ValueError for a policy that timm does not know
     if caches_features(config, splits):
         check_cache(config, splits, model)
+    if config.model.teach_from_size is not None:
+        check_larger_images(config.model, model, start)
     if config.model.init is not None:
         check_held_out(config.model.init, config.flat())
     least = zeroing_l1(len(splits.classes), splits.multi_label)
@@ -82,6 +87,26 @@ def check_run(config: Config, splits: Splits, model: nn.Module, processes: int) 
             "a tenth of that kept the accuracy in docs/reproduction.md",
             *(config.model.l1, len(splits.classes), least),
         )
+
+
+def check_larger_images(settings: ModelConfig, model: EvidenceForImageClassification, start: Start) -> None:
+    """Refuse larger images that the network does not take, or whose maps a fresh head would draw.
+
+    Args:
+        settings: Settings of the model, with `teach_from_size`.
+        model: Model to train.
+        start: Weights that it starts from.
+    """
+    if not start.keeps_classifier:
+        raise ValueError(
+            f"teach_from_size needs a model that was trained on these classes, but {start.source} has none for them: "
+            "train one first, and name its folder in init"
+        )
+    size, own = settings.teach_from_size, model.input_size[1:]
+    fixed = bool(model.pretrained_cfg.get("fixed_input_size"))
+    check_takes_size(model.backbone, fixed, size, own)
+    if size is not None and size <= max(own):
+        raise ValueError(f"teach_from_size must be above the size of the images, {max(own)} px, got {size}")
 
 
 def check_training_images(config: Config, splits: Splits, processes: int) -> None:

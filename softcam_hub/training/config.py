@@ -79,6 +79,11 @@ class ModelConfig:
     freeze_backbone: bool = flag(False, "Train only the head.")
     l1: NotNegative = flag(0.0, "SoftCAM: weight of mean |M'| (lasso); it makes evidence smaller, not sparser.")
     l2: NotNegative = flag(0.0, "SoftCAM: weight of mean M'^2 (ridge), which flattens maps; with l1 an elastic net.")
+    teach_from_size: Annotated[int, Range(32)] | None = flag(
+        None,
+        "SoftCAM: side of larger images in pixels, from whose maps, as the model in --init draws them, the maps learn "
+        "as well.",
+    )
     mode: Mode = flag("direct", "CAPE: training mode.")
     alpha: float | None = flag(None, "CAPE: weight of the cross-entropy; the default depends on the mode.")
     beta: float | None = flag(None, "CAPE: weight of the divergence from the teacher; the default depends on the mode.")
@@ -98,6 +103,7 @@ class ModelConfig:
             )
         self.architecture_args()
         self._check_options_of_families()
+        self._check_larger_images()
 
     def _check_options_of_families(self) -> None:
         """Refuse options that belong to another family than the model's, or that its mode does not use."""
@@ -115,6 +121,26 @@ class ModelConfig:
         for name in ("temperature", "temperatures", "selective"):
             if name in changed and self.mode == "direct":
                 raise ValueError(f"{name} is an option of CAPE's teacher, and mode 'direct' has none: leave it out")
+
+    def _check_larger_images(self) -> None:
+        """Refuse maps of larger images where there is nothing that draws them, or nothing that learns from them."""
+        if self.teach_from_size is None:
+            return
+        from ..models.heads import HEADS
+
+        if self.family is None or not HEADS[self.family].map_kinds[0].averages_to_logit:
+            raise ValueError(
+                f"teach_from_size is an option of models whose maps average to the logits, such as softcam_*, but the "
+                f"model is {self.model!r}"
+            )
+        if self.init is None:
+            raise ValueError(
+                "teach_from_size needs a trained model that draws the maps of larger images: name it in init"
+            )
+        if self.freeze_backbone:
+            raise ValueError("teach_from_size changes nothing in a frozen backbone: leave freeze_backbone out")
+        if self.image_size and self.teach_from_size <= self.image_size:
+            raise ValueError(f"teach_from_size must be above image_size={self.image_size}, got {self.teach_from_size}")
 
     @property
     def family(self) -> str | None:
@@ -186,6 +212,9 @@ class OptimizationConfig:
     momentum: NotNegative = flag(0.9, "Momentum of sgd and similar optimizers.")
     weight_decay: NotNegative = flag(5e-4, "Weight decay of matrices; biases, norms and CAPE's temperature have none.")
     layer_decay: Decay | None = flag(None, "Factor of the learning rate from each layer to the layer below.")
+    fine_lr_scale: Positive = flag(
+        1.0, "Factor of the learning rate of the weights of finer features, of a model with several scales."
+    )
     schedule: Literal["constant", "cosine", "clipped-cosine", "linear", "step"] = flag(
         "cosine", "Course of the learning rate; clipped-cosine falls towards 0, but never below min_lr."
     )

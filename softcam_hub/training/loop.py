@@ -24,6 +24,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from .checkpoint import Checkpoints
 from .config import LOWER_IS_BETTER, Config
+from .larger_images import LargerImages
 from .loaders import prepare_loader
 from .metrics import prediction_statistics, score_model
 from .objective import Objective, Step
@@ -64,6 +65,9 @@ class Training:
         if settings.balance != "none":
             num_classes = model.vanilla.num_classes if hasattr(model, "vanilla") else model.num_classes
             weights = class_balancing_weights(labels, num_classes)
+
+        size = config.model.teach_from_size
+        self.larger = None if size is None else LargerImages(model.to(accelerator.device), size)
 
         # the network: each of these steps builds on the one before
         objective = Objective(model, settings.label_smoothing, weights if settings.balance == "loss" else None)
@@ -174,6 +178,9 @@ class Training:
             index = batch.pop("index")
             torch.manual_seed(derive_seed(seed, self.step, number, process))
             with self.accelerator.accumulate(self.objective):
+                if self.larger is not None:
+                    with self.accelerator.autocast():
+                        batch["larger_maps"] = self.larger.maps(batch["pixel_values"])
                 step = self.objective(**batch)
                 self._check_loss(step.loss, index)
                 self._update(step.loss)
@@ -211,7 +218,7 @@ class Training:
             self.average.update(self._bare_objective, self.step)
         bar.update()
         if self.step % self.config.run.log_steps == 0:
-            lr = max(group["lr"] for group in self.optimizer.param_groups)
+            lr = max(group["lr"] / group.get("lr_scale", 1.0) for group in self.optimizer.param_groups)
             values = {"loss": float(loss.detach()), "lr": lr}
             bar.set_postfix(loss=f"{values['loss']:.3f}")
             self.accelerator.log(values, step=self.step)

@@ -43,7 +43,10 @@ def score_model(model: nn.Module, loader: Any, accelerator: Accelerator) -> dict
 def _predict(model: nn.Module, batch: dict[str, Tensor], accelerator: Accelerator) -> dict[str, Tensor]:
     """Return labels, logits, probabilities and statistics of the images of a batch."""
     inputs = {name: batch[name] for name in ("pixel_values", "features") if name in batch}
+    reads_finer = model.family is not None and bool(model.anatomy.finer)
     with accelerator.autocast():
+        if reads_finer and "features" not in inputs:
+            inputs = {"features": model.forward_features(inputs["pixel_values"])}
         output = model(**inputs, output_maps=True)
     logits = output.logits.float()
     probabilities = model.probabilities(logits)
@@ -51,7 +54,23 @@ def _predict(model: nn.Module, batch: dict[str, Tensor], accelerator: Accelerato
     values |= prediction_statistics(model, logits, output.teacher_logits, batch["labels"])
     if output.maps is not None:
         values |= map_statistics(model.head_class.map_kinds[0], output.maps, logits, probabilities)
+    if reads_finer:
+        with accelerator.autocast():
+            terms = model.head.terms(inputs["features"], probabilities.argmax(dim=1, keepdim=True))
+        values |= shares_of_depths(terms, model.anatomy.stride)
     return values
+
+
+def shares_of_depths(terms: list[Tensor], stride: float) -> dict[str, Tensor]:
+    """Return the share of the evidence (B,) that each depth of a network has: mean |term|, over the sum for all depths.
+
+    Args:
+        terms: Evidence (B, 1, H, W) of each depth, the coarsest first.
+        stride: Pixels for a cell of the coarsest.
+    """
+    sizes = torch.stack([term.float().abs().mean(dim=(1, 2, 3)) for term in terms])
+    shares = sizes / sizes.sum(dim=0).clamp_min(torch.finfo(sizes.dtype).tiny)
+    return {f"evidence_share_at_stride_{stride / 2**depth:g}": share for depth, share in enumerate(shares)}
 
 
 def score_names(model: nn.Module, multi_label: bool) -> list[str]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..files import DRAFT, flush
 from ..models.label_kind import MULTI_LABEL, SINGLE_LABEL, class_probabilities
 from ..models.losses import cross_entropy
+from .larger_images import difference_of_maps
 
 
 class Step(NamedTuple):
@@ -101,14 +102,17 @@ class Objective(nn.Module):
         self.model, self.label_smoothing = model, label_smoothing
         self.register_buffer("class_weights", class_weights, persistent=False)
 
-    def forward(self, labels: Tensor, **inputs: Tensor) -> Step:
+    def forward(self, labels: Tensor, larger_maps: Tensor | None = None, **inputs: Tensor) -> Step:
         """Compute the loss of a batch.
 
         Args:
             labels: Labels (B,), or multi-hot labels (B, C).
+            larger_maps: Maps (B, C, H, W) of larger images from which the maps learn as well.
             inputs: Images `pixel_values` (B, 3, H, W), or `features` (B, K, H, W) that were computed before.
         """
-        output = self.model(**inputs, output_maps=self.model.penalises_maps)
+        output = self.model(**inputs, output_maps=self.model.penalises_maps or larger_maps is not None)
         options = {"label_smoothing": self.label_smoothing, "class_weights": self.class_weights}
         loss = self.model.loss(output.logits, labels, output.maps, output.teacher_logits, **options)
+        if larger_maps is not None:
+            loss = loss + difference_of_maps(output.maps, larger_maps)
         return Step(loss, output.logits, teacher_logits=output.teacher_logits)

@@ -73,7 +73,31 @@ def make_optimizer(model: nn.Module, settings: OptimizationConfig) -> torch.opti
     options = {"opt": settings.optimizer, "lr": settings.lr, "weight_decay": settings.weight_decay}
     if settings.layer_decay is not None:
         options["layer_decay"] = settings.layer_decay
-    return create_optimizer_v2(network, momentum=settings.momentum, **options)
+    optimizer = create_optimizer_v2(network, momentum=settings.momentum, **options)
+    if settings.fine_lr_scale != 1:
+        _scale_learning_rate(optimizer, _fine_weight(network), settings.fine_lr_scale)
+    return optimizer
+
+
+def _fine_weight(network: nn.Module) -> nn.Parameter:
+    """Return the weights of finer features, or raise ValueError for a network that reads none."""
+    weight = getattr(getattr(network, "head", None), "fine_weight", None)
+    if weight is None:
+        raise ValueError(
+            "fine_lr_scale is the rate of finer features, and this model reads none: leave it out, or make a "
+            "self-explaining model with --model_args scales=3"
+        )
+    return weight
+
+
+def _scale_learning_rate(optimizer: torch.optim.Optimizer, weight: nn.Parameter, scale: float) -> None:
+    """Give one parameter a group of its own, with a factor of the learning rate that timm's schedules know."""
+    for group in optimizer.param_groups:
+        others = [one for one in group["params"] if one is not weight]
+        if len(others) < len(group["params"]):
+            group["params"] = others
+            optimizer.add_param_group({**group, "params": [weight], "lr_scale": scale * group.get("lr_scale", 1.0)})
+            return
 
 
 def make_schedule(optimizer: Any, settings: OptimizationConfig, updates: int) -> Callable[[int], None]:

@@ -127,7 +127,7 @@ def _check_and_train(
     start = find_start(config.model, splits.classes)
     model = make_model(config, splits, start)
     given, config = config, config.changed(hold_out=splits.held_out)
-    check_run(config, splits, model, accelerator.num_processes)
+    check_run(config, splits, model, accelerator.num_processes, start)
     if accelerator.is_main_process:
         accelerator.print(describe_run(config, splits, model, start, accelerator))
         warn_of_surprises(given, splits, start)
