@@ -28,6 +28,7 @@ class Variant:
 
     Args:
         fine: Whether there is evidence of strides 16 and 8 as well.
+        norm: How features of these strides are normalised, one of `NORMS`.
         dropped: Share of the images of a batch whose coarse evidence a second term of the loss leaves out.
         taught: Whether maps learn from those of the same network for larger images.
         after: Name of the variant that is trained first, and from whose weights the network begins; none by default.
@@ -37,6 +38,7 @@ class Variant:
     """
 
     fine: bool = False
+    norm: str = "batch"
     dropped: float = 0.0
     taught: bool = False
     after: str = ""
@@ -48,12 +50,15 @@ class Variant:
 VARIANTS = {
     "plain": Variant(),
     "scales": Variant(fine=True),
+    "scales, channel norm": Variant(fine=True, norm="channels"),
+    "scales, image norm": Variant(fine=True, norm="image"),
     "scales, coarse dropped": Variant(fine=True, dropped=0.5),
     "self-taught": Variant(taught=True),
     "scales, self-taught": Variant(fine=True, taught=True),
     "scales, taught": Variant(fine=True, after="plain", trained_teacher=True),
     "scales, coarse dropped, taught": Variant(fine=True, dropped=0.5, after="plain", trained_teacher=True),
     "scales, taught by scales": Variant(fine=True, after="scales", trained_teacher=True),
+    "scales, image norm, taught": Variant(fine=True, norm="image", after="scales, image norm", trained_teacher=True),
     "plain, taught": Variant(after="plain", trained_teacher=True),
     "scales, continued": Variant(fine=True, after="plain"),
     "plain, continued": Variant(after="plain"),
@@ -63,21 +68,44 @@ VARIANTS = {
 }
 
 
+class ChannelNorm(nn.Module):
+    """Give the channels of every location a mean of 0 and a variance of 1."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.layer_norm(features.permute(0, 2, 3, 1), features.shape[1:2]).permute(0, 3, 1, 2)
+
+
+class ImageNorm(nn.Module):
+    """Give all numbers of an image a mean square of 1."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features * features.square().mean(dim=(1, 2, 3), keepdim=True).add(1e-6).rsqrt()
+
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "batch": lambda channels: nn.BatchNorm2d(channels, affine=False),
+    "channels": lambda channels: ChannelNorm(),
+    "image": lambda channels: ImageNorm(),
+}
+"""Name -> function from a number of channels to a norm of features."""
+
+
 class ScaledEvidence(nn.Module):
     """SoftCAM whose evidence is the sum of that of several depths.
 
     Args:
         model: SoftCAM of timm.
         strides: Strides of the finer features, the finest first; none for the plain network.
+        norm: How the finer features are normalised, one of `NORMS`.
     """
 
-    def __init__(self, model: nn.Module, strides: tuple[int, ...] = ()) -> None:
+    def __init__(self, model: nn.Module, strides: tuple[int, ...] = (), norm: str = "batch") -> None:
         super().__init__()
         self.model = model
         found = {entry["reduction"]: number for number, entry in enumerate(model.backbone.feature_info)}
         self.indices = [found[stride] for stride in strides]
         channels = [model.backbone.feature_info[index]["num_chs"] for index in self.indices]
-        self.norms = nn.ModuleList(nn.BatchNorm2d(count, affine=False) for count in channels)
+        self.norms = nn.ModuleList(NORMS[norm](count) for count in channels)
         self.heads = nn.ModuleList(nn.Conv2d(count, model.num_classes, 1, bias=False) for count in channels)
         for head in self.heads:
             nn.init.zeros_(head.weight)
@@ -109,7 +137,8 @@ def add(terms: list[Tensor], kept: Tensor | None = None) -> Tensor:
 
 def make_network(task: Task, variant: Variant) -> ScaledEvidence:
     """Make the network of a variant, which begins with the weights of its task."""
-    network = ScaledEvidence(task.make_model(variant.stride), task.fine_strides if variant.fine else ())
+    strides = task.fine_strides if variant.fine else ()
+    network = ScaledEvidence(task.make_model(variant.stride), strides, variant.norm)
     return network.to(memory_format=torch.channels_last)
 
 
