@@ -17,7 +17,7 @@ from benchmarks.reproduction.claims import document
 from benchmarks.reproduction.findings import NOT_ALIGNED, Findings
 from benchmarks.reproduction.lesions import options_of
 from benchmarks.speed import heads
-from benchmarks.speed.tables import training_steps_table
+from benchmarks.speed.tables import scales_table, training_steps_table
 from benchmarks.timing import read_rows
 
 ROOT = Path(__file__).parents[1]
@@ -90,6 +90,20 @@ def test_benchmark_of_training_steps_runs():
     assert all(row["cpu_ratio"] > 0 for row in rows.values())
     text = training_steps_table(list(rows.values()))
     assert f"px, batch 4 | SoftCAM | {rows['softcam']['ratio']:.3f} (" in text
+
+
+@pytest.mark.slow
+def test_benchmark_of_scales_runs():
+    done = run("-m", "benchmarks.speed.scales", "--quick", "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    variants = ("one scale", "three scales", "output_stride=8")
+    assert [(row["variant"], row["step"]) for row in rows] == [*product(variants, ("explained", "training"))]
+    dilated = {row["step"]: row["cpu_ratio"] for row in rows if row["variant"] == "output_stride=8"}
+    assert dilated["training"] > 1, "a dilated backbone computes more"
+    text = scales_table(rows)
+    explained = next(row["cpu_ratio"] for row in rows if row["variant"] == "three scales")
+    assert f"| `test_resnet` at 160 px | three scales | {explained:.2f} (" in text
 
 
 @pytest.mark.slow

@@ -207,6 +207,27 @@ def training_steps_table(rows: list[Row]) -> str:
     ) + markdown(["model", "head", "time ratio", "CPU time ratio"], body)
 
 
+def scales_table(rows: list[Row]) -> str:
+    """Render one line per model and variant: explained forward passes and training steps beside the vanilla model."""
+    found: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in rows:
+        found.setdefault((row["model"], row["variant"]), {})[row["step"]] = row
+    body = [
+        [
+            f"`{model}` at {steps['explained']['image_size']} px",
+            variant,
+            *(with_quartiles(steps[step], "cpu_ratio", ".2f") for step in ("explained", "training")),
+        ]
+        for (model, variant), steps in found.items()
+    ]
+    pairs = ", ".join(str(pairs) for pairs in sorted({row["pairs"] for row in rows}))
+    return (
+        "CPU time of `explain` for the most probable class beside a forward pass of the vanilla timm model, and of a "
+        f"training step beside that of the vanilla model, batch {rows[0]['batch']}: medians of interleaved pairs "
+        f"({pairs}), quartiles in brackets. {where(rows)}.\n\n"
+    ) + markdown(["model", "maps", "explained", "training"], body)
+
+
 def aims_table(heads: list[Row], explainers: list[Row], imports: list[Row], steps: list[Row]) -> str:
     """Render what this package wants to cost at most, what was measured, and whether that is so."""
     lines: list[tuple[str, float, list[float]]] = []  # what, largest value, median and quartiles
