@@ -6,15 +6,19 @@ python -m benchmarks.fine.study lesions --variants plain --seeds 0
 python -m benchmarks.fine.costs                                  # what they cost; ten minutes of a core
 
 - *plain*: evidence of stride 32 alone.
-- *scales*: evidence of strides 32, 16 and 8 is added (see `network.py`), and trained with the plain loss alone.
+- *scales*: evidence of strides 32, 16 and 8 is added (see `network.py`), and trained with the plain loss alone. Finer
+  features are normalised as by a batch norm without weights.
+- *scales, image norm*: the numbers of an image are divided by the root of their mean square instead, as in
+  softcam_hub. *scales, channel norm*: the channels of every location get a mean of 0 and a variance of 1.
 - *scales, coarse dropped*: for half of the images of a batch, the loss is computed without the coarse evidence as well.
 - *self-taught*: after two epochs, maps also learn from those of the same network for larger images.
 - *scales, self-taught*: both.
 - *scales, taught*: a plain network is trained first. The scales begin from its weights, and learn for as many epochs
   again, also from its maps for larger images. In *scales, coarse dropped, taught* the loss is also computed without the
   coarse evidence.
-- *scales, taught by scales*: the same, but the network that is trained first has the finer strides as well. It was
-  thought of when most rows of the others were known.
+- *scales, taught by scales*: the same, but the network that is trained first has the finer strides as well.
+- *scales, image norm, taught*: that with the other norm, which is the way of `softcam-hub train --teach-from-size`. These
+  two, and the norms, were thought of when most rows of the others were known.
 - *plain, taught*, *scales, continued* and *plain, continued* do the same as *scales, taught* without finer strides,
   without a teacher, and without both, to tell what gives how much.
 - *stride 16*, *stride 8*: dilated backbones. *larger images*: training and test with larger images. They are rivals
