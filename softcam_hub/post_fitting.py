@@ -194,7 +194,7 @@ def _check_model(model: nn.Module) -> SelfExplaining:
         )
     if getattr(model.head, "naive", False):
         raise ValueError(f"naive {title} weighs all locations alike, and is not fitted: make {name} without naive=True")
-    if not model.exact:
+    if not model.anatomy.exact:
         raise ValueError(
             f"{name} has no vanilla classifier that can be applied at each location (model.exact is False): train it "
             "with labels"

@@ -2,17 +2,21 @@
 
 import copy
 import json
+from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from helpers.training import equal, train, weights
+from helpers.training import CLASSES, equal, train, weights
+from safetensors.torch import save_file
 
-from softcam_hub.models.modeling import SoftCAMForImageClassification
+from softcam_hub.models.modeling import CAPEForImageClassification, SoftCAMForImageClassification
 from softcam_hub.training import make_config
+from softcam_hub.training.feature_cache import cache_key
 from softcam_hub.training.larger_images import LargerImages, difference_of_maps
 from softcam_hub.training.metrics import shares_of_depths
+from softcam_hub.training.model import make_model as make_model_of
 from softcam_hub.training.optimization import make_optimizer, make_schedule
 from softcam_hub.training.reporting import read_log
 
@@ -100,6 +104,13 @@ def test_a_run_learns_from_larger_images_and_resumes_to_the_bit(first, tmp_path,
     with pytest.raises(KeyboardInterrupt):
         train(broken, **options)
     monkeypatch.undo()
+    moved = first / "model" / "model.safetensors"
+    kept = moved.read_bytes()
+    other = timm.create_model("softcam_test_resnet", num_classes=4, scales=3)
+    save_file(other.state_dict(), moved)
+    with pytest.raises(ValueError, match="draws the maps of larger images, and is not what it was"):
+        train(broken, **options, resume=True)
+    moved.write_bytes(kept)
     train(broken, **options, resume=True)
     assert equal(weights(broken), weights(taught))
 
@@ -115,6 +126,57 @@ def test_a_run_keeps_its_scales(first):
     model = timm.create_model(f"local-dir:{first / 'model'}", pretrained=True)
     assert model.reads_finer, "finer features have learnt"
     assert model.explain(torch.randn(1, 3, 64, 64)).maps.shape == (1, 1, 8, 8)
+
+
+@pytest.mark.parametrize("mode", ["direct", "from-scratch", "post-fit"])
+@pytest.mark.parametrize("source", ["vanilla", "softcam, one scale", "softcam, three scales", "cape, one scale"])
+def test_several_scales_begin_from_any_trained_classifier(source, mode, vanilla_run, tmp_path):
+    name, _, scales = source.partition(", ")
+    folder = vanilla_run[0] / "model"
+    if name != "vanilla":
+        vanilla = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        model_class = {"softcam": SoftCAMForImageClassification, "cape": CAPEForImageClassification}[name]
+        count = {"one scale": 1, "three scales": 3}[scales]
+        folder = tmp_path / "source"
+        model_class.from_timm(vanilla, model_args={"scales": count}).save_pretrained(folder)
+    if name == "cape" and mode != "direct":
+        pytest.skip("a CAPE model has no teacher without one that is saved with it")
+    config = make_config(data="lesions", model="cape_test_resnet", model_args="scales=3", init=str(folder), mode=mode)
+    splits = SimpleNamespace(classes=CLASSES, multi_label=False)
+    model = make_model_of(config, splits)
+    assert [one.ratio for one in model.anatomy.finer] == [2, 4]
+    assert model.config.model_args["scales"] == 3
+    trained = timm.create_model(f"local-dir:{vanilla_run[0] / 'model'}", pretrained=True)
+    assert torch.equal(model.head.weight, trained.fc.weight)
+    assert not model.head.fine_weight.any()
+
+
+def test_a_run_without_scales_does_not_begin_from_one_with_them(first):
+    config = make_config(data="lesions", model="softcam_test_resnet", init=str(first / "model"), image_size=64)
+    assert make_model_of(config, SimpleNamespace(classes=CLASSES, multi_label=False)).anatomy.finer, "as it was saved"
+    config = make_config(data="lesions", **{**FINE, "model_args": "scales=2"}, init=str(first / "model"))
+    with pytest.raises(ValueError, match="was made with scales=3, but model_args and image_size make it 2"):
+        make_model_of(config, SimpleNamespace(classes=CLASSES, multi_label=False))
+
+
+@pytest.mark.parametrize("mode", ["from-scratch", "post-fit"])
+def test_the_teacher_of_cape_is_a_vanilla_classifier(mode, vanilla_run, tmp_path):
+    options = {**FINE, "model": "cape_test_resnet", "mode": mode, "augment": False}
+    start = {"init": str(vanilla_run[0] / "model"), "image_size": 32} if mode == "post-fit" else {}
+    train(tmp_path / "run", **{**options, **start})
+    model = timm.create_model(f"local-dir:{tmp_path / 'run' / 'model'}", pretrained=True)
+    assert model.reads_finer
+    assert (tmp_path / "run" / "vanilla" / "model.safetensors").is_file()
+    vanilla = timm.create_model(f"local-dir:{tmp_path / 'run' / 'vanilla'}", pretrained=True)
+    assert vanilla.eval()(torch.randn(1, 3, 64, 64)).shape == (1, 4)
+
+
+def test_features_of_other_scales_are_other_features():
+    images = SimpleNamespace(transform="t", samples=SimpleNamespace(fingerprint=lambda: "f"))
+    one, three = make_model(1), make_model(3)
+    three.load_state_dict({**three.state_dict(), **one.state_dict()})
+    keys = {cache_key(model, images, "no") for model in (one, three, make_model(3))}
+    assert len(keys) == 2
 
 
 @pytest.mark.parametrize(
@@ -137,7 +199,7 @@ def test_a_fresh_head_cannot_teach(first, tmp_path):
     file = tmp_path / "weights.pth"
     vanilla = timm.create_model("test_resnet", num_classes=7)
     torch.save(vanilla.state_dict(), file)
-    with pytest.raises(ValueError, match="has none for them: train one first, and name its folder in init"):
+    with pytest.raises(ValueError, match="has none: train one first, and name its folder in init"):
         train(tmp_path / "run", **FINE, init=str(file), teach_from_size=96)
     with pytest.raises(ValueError, match="must be above the size of the images, 64 px, got 48"):
         train(tmp_path / "run", **{**FINE, "image_size": None}, init=str(first / "model"), teach_from_size=48)

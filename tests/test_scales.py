@@ -7,13 +7,16 @@ import re
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from conftest import randomise, relative_error
 from torch import nn
 from transformers import AutoModelForImageClassification
 
 import softcam_hub
+from softcam_hub.explainers.explained_model import ExplainedModel
 from softcam_hub.models.alignment import Alignment, Grid
 from softcam_hub.models.anatomy import examine
+from softcam_hub.models.flip_registration import noise_images
 from softcam_hub.models.heads import CAPEHead, SoftCAMHead, select
 from softcam_hub.models.modeling import CAPEForImageClassification, SoftCAMForImageClassification
 from softcam_hub.models.saved_format import FORMAT, FORMAT_OF_ONE_SCALE
@@ -142,7 +145,10 @@ def test_an_explanation_is_divided_by_depth(family):
         8: (1, 2, 8, 12),
     }
     torch.testing.assert_close(second[8][0], parts[8][1].double())
-    with pytest.raises(ValueError, match="these maps have one scale"):
+    mirror = explanation.mirrored().by_scale()
+    assert all(torch.equal(mirror[stride], part.flip(-1)) for stride, part in parts.items())
+    assert [*model.explain(images(100, 72)).by_scale()] == [32, 16, 8], "strides do not depend on the size"
+    with pytest.raises(ValueError, match="these maps are not divided by depth"):
         softcam_hub.build(f"{family}_test_resnet").explain(x).by_scale()
 
 
@@ -156,7 +162,7 @@ def test_a_figure_shows_the_evidence_and_its_parts(family):
     parts = [titles[column] for column in (2, 3, 4)]
     assert [part.split("\n")[0] for part in parts] == ["stride 32", "stride 16", "stride 8"]
     shares = [float(re.search(r"([\d.]+)\s*%", part)[1]) for part in parts]
-    sizes = [term[0, 0].abs().mean() for term in explanation.terms]
+    sizes = [term[0, 0].abs().mean() for term in explanation.terms.values()]
     assert shares == pytest.approx([100 * float(size / sum(sizes)) for size in sizes], abs=0.6)
     assert "what each depth of the network adds" in figure.get_supxlabel()
 
@@ -173,6 +179,17 @@ def test_packed_features_hold_every_number_once():
         found = values.flatten(1).sort(dim=1).values
         scaled = torch.stack([one / (one.square().mean() + 1e-6).sqrt() for one in source])
         torch.testing.assert_close(found, scaled.flatten(1).sort(dim=1).values)
+
+
+@torch.no_grad()
+def test_features_that_are_not_packed_are_refused():
+    model, x = make(), images()
+    with pytest.raises(ValueError, match=r"reads packed features with 1632 channels, .*got 96"):
+        model.head(model.last_features(model.forward_features(x)))
+    final, hidden = model.forward_intermediates(x, indices=[1], output_fmt="NCHW")
+    torch.testing.assert_close(model.forward_head(final), model(x))
+    assert len(hidden) == 1
+    assert len(model.forward_intermediates(x, indices=[0, 1], intermediates_only=True)) == 2
 
 
 def test_large_numbers_in_half_precision_do_not_overflow():
@@ -290,6 +307,42 @@ def test_a_vanilla_classifier_comes_out_unless_finer_features_have_learnt():
     assert relative_error(model(x), vanilla(x)) < 1e-5
 
 
+@torch.no_grad()
+def test_weights_of_the_backbone_alone_leave_finer_features_as_they_are():
+    model = make()
+    before = model.head.fine_weight.clone()
+    backbone = {name: value for name, value in model.state_dict().items() if name.startswith("backbone.")}
+    model.load_state_dict(backbone, strict=False)
+    assert torch.equal(model.head.fine_weight, before)
+    lacking = {name: value for name, value in model.state_dict().items() if name != "head.bias"}
+    with pytest.raises(RuntimeError, match="head.bias"):
+        model.load_state_dict(lacking)
+
+
+def test_other_classes_begin_with_a_fresh_head(tmp_path):
+    MODELS["cape"].from_timm(make("cape")).save_pretrained(tmp_path)
+    model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=3).eval()
+    assert model.head.fine_weight.shape[0] == 3
+    assert not model.head.fine_weight.any()
+    assert model(images()).shape == (2, 3)
+    with pytest.raises(ValueError, match="this checkpoint reads finer features"):
+        MODELS["cape"].from_pretrained(tmp_path, model_args={"scales": 1})
+
+
+@torch.no_grad()
+def test_offloaded_models_are_explained(tmp_path):
+    from accelerate import cpu_offload
+
+    for family in FAMILIES:
+        model, x = make(family), images()
+        expected = model.explain(x)
+        offloaded = cpu_offload(copy.deepcopy(model), execution_device=torch.device("cpu"))
+        found = offloaded.explain(x)
+        torch.testing.assert_close(found.maps, expected.maps)
+        assert all(torch.allclose(term, expected.terms[stride]) for stride, term in found.by_scale().items())
+        assert not offloaded.exact
+
+
 def test_a_new_head_reads_finer_features():
     model = make()
     model.reset_classifier(3)
@@ -334,6 +387,7 @@ def test_post_fitting_reads_several_depths():
     result = softcam_hub.post_fit(model, torch.randn(24, 3, 64, 64), epochs=20, hold_out=0.0)
     assert result.divergence < result.divergence_before
     assert model.reads_finer
+    softcam_hub.post_fit(model, torch.randn(24, 3, 64, 64), teacher=vanilla, epochs=2, hold_out=0.0)  # once more
 
 
 # --- doors -----------------------------------------------------------------------------------------------------------
@@ -364,6 +418,9 @@ def test_a_model_of_one_scale_is_saved_as_before(tmp_path):
 @torch.no_grad()
 def test_from_timm_takes_scales_for_a_vanilla_classifier():
     vanilla, x = randomise(timm.create_model("test_resnet", num_classes=5)).eval(), images()
+    for source in (vanilla, softcam_hub.convert(vanilla)):
+        with pytest.raises(ValueError, match="have no effect on a network that is made already"):
+            SoftCAMForImageClassification.from_timm(source, model_args={"scales": 2, "output_stride": 8})
     model = SoftCAMForImageClassification.from_timm(vanilla, model_args={"scales": 2}).eval()
     assert relative_error(model(x).logits, vanilla(x)) < 1e-5
     assert model(x).maps.shape == (2, 5, 4, 6)
@@ -413,6 +470,9 @@ def test_cells_that_are_divided_look_where_their_parts_lie():
     centres = [-2.0 + 8.0 * number for number in range(28)]
     assert [sum(centres[4 * row : 4 * row + 4]) / 4 for row in range(7)] == [10.0 + 32.0 * row for row in range(7)]
     assert Alignment.from_dict(parts.as_dict()) == parts
+    odd = Alignment((10.0, 10.0), (32.0, 32.0), (300, 300))
+    for one, cells in ((odd, (10, 10)), (odd.divided(4), (40, 40))):
+        assert None not in one.starts((300, 300), cells), "ten rows of 32 pixels of which the image has 9.4"
     with pytest.raises(ValueError, match="cannot look at pixel 80"):
         Alignment((80.0, 4.0), (8.0, 8.0), (224, 224))
 
@@ -422,11 +482,26 @@ def test_finer_maps_are_drawn_where_the_coarse_ones_are():
     one = randomise(softcam_hub.build("softcam_test_resnet", num_classes=5)).eval()
     several = softcam_hub.build("softcam_test_resnet", num_classes=5, scales=3).eval()
     several.load_state_dict(one.state_dict())
-    places = [softcam_hub.measure_alignment(model).alignment for model in (one, several)]
+    noise = noise_images(one)
+    pictures = F.interpolate(noise, size=(320, 320), mode="bicubic")
+    places = [softcam_hub.measure_alignment(model, pictures).alignment for model in (one, several)]
+    assert places[0].is_known
     assert places[0].divided(4) == places[1]
-    offsets = [model.map_offset((160, 160)) for model in (one, several)]
-    if offsets[0] is not None:
-        torch.testing.assert_close(torch.tensor(offsets[1]), 4 * torch.tensor(offsets[0]), atol=1e-4, rtol=1e-4)
+    offsets = [model.map_offset((320, 320)) for model in (one, several)]
+    known = [(coarse, fine) for coarse, fine in zip(*offsets, strict=True) if coarse is not None]
+    assert known
+    assert all(fine == pytest.approx(4 * coarse, abs=1e-4) for coarse, fine in known)
+
+
+@torch.no_grad()
+def test_the_place_follows_a_classifier_to_other_scales():
+    one = randomise(softcam_hub.build("softcam_test_resnet", num_classes=5)).eval()
+    one.alignment = Alignment((10.0, 14.0), (32.0, 32.0), (160, 160))
+    several = softcam_hub.convert(softcam_hub.to_vanilla(one), scales=3)
+    assert several.alignment == one.alignment.divided(4)
+    assert softcam_hub.to_vanilla(several).alignment == one.alignment
+    again = softcam_hub.convert(softcam_hub.to_vanilla(several))
+    assert again.alignment == one.alignment
 
 
 def test_maps_of_both_sizes_are_drawn_at_their_places():
@@ -461,7 +536,16 @@ def test_post_hoc_maps_are_those_of_the_last_features():
 def test_occluding_channels_of_the_last_features_leaves_the_finer_ones():
     model, x = make(), images()[:1]
     last = model.last_features(model.forward_features(x))
+    whole = model.forward_features(x)
+    edited = whole.clone()
+    edited[:, :5] = 0
+    explained = ExplainedModel(model)
+    logits = explained.edited_logits(x, lambda features: torch.cat([0 * features[:, :5], features[:, 5:]], dim=1))
+    torch.testing.assert_close(logits, model.head(edited))
+    torch.testing.assert_close(
+        explained.resume(x, torch.cat([last, 0 * last])),
+        model.head(torch.cat([whole, torch.cat([0 * last, whole[:, last.shape[1] :]], dim=1)])),
+    )
     scores = softcam_hub.create_explainer("score-cam", model, batch=50)(x)
     assert scores.shape == (1, 1, *last.shape[2:])
-    assert scores.isfinite().all()
     assert "finer features count as a constant" in softcam_hub.create_explainer("grad-cam", model).note

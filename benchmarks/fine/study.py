@@ -17,8 +17,8 @@ python -m benchmarks.fine.costs                                  # what they cos
   again, also from its maps for larger images. In *scales, coarse dropped, taught* the loss is also computed without the
   coarse evidence.
 - *scales, taught by scales*: the same, but the network that is trained first has the finer strides as well.
-- *scales, image norm, taught*: that with the other norm, which is the way of `softcam-hub train --teach-from-size`. These
-  two, and the norms, were thought of when most rows of the others were known.
+- *scales, image norm, taught*: that with the other norm, the way of `softcam-hub train --teach-from-size`. These two,
+  and the norms, were thought of when most rows of the others were known.
 - *plain, taught*, *scales, continued* and *plain, continued* do the same as *scales, taught* without finer strides,
   without a teacher, and without both, to tell what gives how much.
 - *stride 16*, *stride 8*: dilated backbones. *larger images*: training and test with larger images. They are rivals

@@ -111,7 +111,7 @@ def pair_models(classifier: LoadedClassifier, vanilla: LoadedClassifier | None) 
         return ModelPair(classifier, replace(derived, preprocessing=classifier.preprocessing))
     reason = "its predictions differ from those of a pooled linear layer"
     if not model.exact:
-        reason = "its head is not the vanilla one"
+        reason = "it reads finer features" if model.reads_finer else "its head is not the vanilla one"
     missing = f"this {model.family} model cannot be turned into a vanilla classifier ({reason}): name one with vanilla"
     return ModelPair(classifier, None, missing)
 
@@ -278,7 +278,11 @@ class ClassifierWithExplainers:
 
     def map_offset(self, name: str) -> list[float | None] | None:
         """Return how far the maps of an explainer are moved, in cells down and right; None where they are not."""
-        offset = self.grid(name, *self.sides).offset
+        image_size, cells = self.sides
+        if name in native_kinds():  # the model's own maps may be finer than its last features
+            ratio = self.classifier.model.anatomy.finest_ratio
+            cells = (ratio * cells[0], ratio * cells[1])
+        offset = self.grid(name, image_size, cells).offset
         return None if offset is None else [None if part is None else round(part, 4) for part in offset]
 
     def enlarge(

@@ -86,7 +86,7 @@ class Alignment:
         if self.same_padding and (length - self.image_size[axis]) % (step * self.ratio):
             return None
         # a grid of another step, such as that of a network which resizes its features
-        return start if abs(cells[axis] - length / step) < 1.5 else None
+        return start if abs(cells[axis] - length / step) < 1.5 * self.ratio else None
 
     def offset(self, image_size: Sequence[int], cells: Sequence[int]) -> Offset | None:
         """Return how far the cells look from where they are drawn as squares, (down, right) in cells; None if unknown.

@@ -6,8 +6,8 @@ SoftCAM's maps are signed evidence whose mean is the logit. The other kinds only
 """
 
 import operator
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
@@ -42,7 +42,7 @@ class ClassMaps:
     names: Sequence[str] | None = None
     pixels: Tensor | None = None  # bytes (B, 3, H, W)
     grid: Grid | None = None
-    terms: tuple[Tensor, ...] = ()  # (B, k, H, W) each
+    terms: Mapping[int, Tensor] = field(default_factory=dict)  # pixels for a cell -> (B, k, H, W)
 
     def __len__(self) -> int:
         return len(self.maps)
@@ -60,8 +60,11 @@ class ClassMaps:
                 raise IndexError(f"image {image} is not among the {len(self)} explained images")
             image = slice(image, image + 1 or None)
         tensors = {name: getattr(self, name)[image] for name in ("maps", "classes", "probabilities")}
-        pixels, terms = None if self.pixels is None else self.pixels[image], tuple(term[image] for term in self.terms)
-        return replace(self, pixels=pixels, terms=terms, **tensors)
+        pixels = None if self.pixels is None else self.pixels[image]
+        return replace(self, pixels=pixels, terms=self._change_terms(lambda term: term[image]), **tensors)
+
+    def _change_terms(self, change: Callable[[Tensor], Tensor]) -> dict[int, Tensor]:
+        return {stride: change(term) for stride, term in self.terms.items()}
 
     def __iter__(self) -> Iterator[Self]:
         """Yield the explanation of each image."""
@@ -78,7 +81,7 @@ class ClassMaps:
         maps, probabilities = (values.to(*args, **options) for values in (self.maps, self.probabilities))
         pixels = None if self.pixels is None else self.pixels.to(maps.device)
         classes = self.classes.to(maps.device)
-        terms = tuple(term.to(*args, **options) for term in self.terms)
+        terms = self._change_terms(lambda term: term.to(*args, **options))
         return replace(self, maps=maps, probabilities=probabilities, classes=classes, pixels=pixels, terms=terms)
 
     def cpu(self) -> Self:
@@ -116,9 +119,11 @@ class ClassMaps:
         probabilities are made of.
         """
         if not self.terms:
-            raise ValueError("these maps have one scale: make the model with scales=2 or more to divide them by depth")
-        height = self.layout().image_size[0]
-        return {round(height / term.shape[2]): term for term in self.terms}
+            raise ValueError(
+                "these maps are not divided by depth: explain images with a model of several depths, such as one that "
+                "was made with scales=3"
+            )
+        return dict(self.terms)
 
     @property
     def map_kind(self) -> MapKind:
@@ -180,7 +185,8 @@ class ClassMaps:
         if grid.alignment is not None:
             grid = replace(grid, alignment=grid.alignment.mirrored(grid.image_size, grid.cells))
         pixels = None if self.pixels is None else self.pixels.flip(-1)
-        return replace(self, maps=self.maps.flip(-1), pixels=pixels, grid=grid)
+        terms = self._change_terms(lambda term: term.flip(-1))
+        return replace(self, maps=self.maps.flip(-1), pixels=pixels, grid=grid, terms=terms)
 
     def difference(self, a: int | str | None = None, b: int | str | None = None) -> Tensor:
         """Subtract the map of class b from that of class a: signed, (B, H, W).

@@ -83,7 +83,6 @@ class Classifier(SelfExplaining):
             )
         self.family, self.architecture = family, architecture
         self.multi_label = multi_label
-        self.alignment = None if alignment is None else Alignment.from_dict(alignment)
         self.measures_on_first_use = False
         self.num_classes, self.in_chans = num_classes, in_chans
         self.head_args, backbone_args = split_head_args(family, other_args)
@@ -93,6 +92,7 @@ class Classifier(SelfExplaining):
             self.backbone_args["drop_rate"] = drop_rate
         self.anatomy = examine_or_explain(f"{family}_{architecture}", architecture, self.backbone_args, scales)
         self.backbone = make_backbone(architecture, self.anatomy, device=device, dtype=dtype, **self.backbone_args)
+        self.alignment = None if alignment is None else Alignment.from_dict(alignment)
         self.drop_rate = getattr(self.backbone, "drop_rate", 0.0) if drop_rate is None else drop_rate
         self.num_features = self.head_hidden_size = self.anatomy.channels
         traits = getattr(self.backbone, "_traits", {})  # what timm itself notes of a model, for loading and saving
@@ -140,6 +140,8 @@ class Classifier(SelfExplaining):
         if isinstance(output, dict):
             return {**output, "image_features": self.anatomy.localise(self.backbone, output["image_features"], size)}
         final, intermediates = output
+        if self.anatomy.finer:  # the caller may want the intermediate features in another form than the head
+            return self.forward_features(images), intermediates
         features = self.anatomy.localise(self.backbone, final, size)
         self._watch_training(features)
         return features, intermediates

@@ -109,7 +109,8 @@ def to_vanilla(model: Classifier) -> nn.Module:
     if unexpected:
         raise RuntimeError(f"timm's {model.architecture} has no place for {', '.join(unexpected)}")
     set_linear_classifier(vanilla, model.anatomy, model.head.weight.detach(), model.head.bias.detach())
-    vanilla.multi_label, vanilla.alignment = model.multi_label, model.alignment  # timm's own models have neither
+    vanilla.multi_label = model.multi_label  # timm's own models have neither
+    vanilla.alignment = None if model.alignment is None else model.alignment.merged()
     return vanilla
 
 

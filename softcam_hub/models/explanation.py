@@ -50,7 +50,7 @@ class Explanation(ClassMaps):
         pixels: Images that the model saw, without their normalisation, as bytes (B, 3, H, W); None where they are not
             known.
         grid: Places of the cells in the image. The default is squares that fill the image.
-        terms: Evidence (B, k, H, W) of each depth on its own grid, the coarsest first; empty for a model of one scale.
+        terms: Pixels for a cell -> evidence (B, k, H, W) of each depth, of a model with several `scales`.
     """
 
     def __repr__(self) -> str:

@@ -27,6 +27,13 @@ Family: TypeAlias = Literal["softcam", "cape"] | str
 """Name of a family. Editors complete those of this package, and `softcam_hub.register_head` adds others."""
 
 
+HeadOutput: TypeAlias = Tensor | tuple[Tensor, Any]
+"""Logits (B, C), or logits and maps."""
+
+TERMS = "terms"
+"""What `forward` of a head takes as a kind to return the evidence of every depth."""
+
+
 class EvidenceHead(nn.Module, ABC):
     """A linear classifier that can be applied at every location: the base class of every head.
 
@@ -164,7 +171,7 @@ class EvidenceHead(nn.Module, ABC):
         """Return the weight (C, k) of each of the finer features."""
         return divide(self.fine_weight, [each.channels for each in self.finer])
 
-    def forward(self, features: Tensor, *, kind: KindName | None = None) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, *, kind: KindName | None = None) -> HeadOutput:
         """Return the logits (B, C), or the pair of logits and maps (B, C, H, W) where a kind of map is named.
 
         Call the head as a module, `head(features, kind=kind)`. Hooks, offloading, parametrisations and wrappers such as
@@ -173,8 +180,12 @@ class EvidenceHead(nn.Module, ABC):
 
         Args:
             features: Features of the backbone, (B, K, H, W).
-            kind: One of `kinds`, or `evidence` for M' of any head.
+            kind: One of `kinds`, or `evidence` for M' of any head. With `terms`, a list of the evidence of every depth
+                stands in the place of the maps.
         """
+        if kind == TERMS:
+            terms = self.terms(features)
+            return self.compose(add_terms(terms)), terms
         evidence = self.evidence(features)
         logits = self.compose(evidence)
         return logits if kind is None else (logits, self.draw(evidence, kind))
@@ -258,9 +269,7 @@ class SoftCAMHead(EvidenceHead):
     reads_scales = True
     card = SOFTCAM_CARD
 
-    def forward(
-        self, features: Tensor, *, kind: str | None = None, classes: Tensor | None = None
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, *, kind: str | None = None, classes: Tensor | None = None) -> HeadOutput:
         """Return logits, or logits and maps; logits alone cost what the vanilla head costs: pool, multiply once.
 
         Args:
@@ -272,7 +281,10 @@ class SoftCAMHead(EvidenceHead):
             return self._pooled_logits(features)
         if classes is None:
             return super().forward(features, kind=kind)
-        evidence = add_terms(self.terms(features, classes))
+        terms = self.terms(features, classes)
+        evidence = add_terms(terms)
+        if kind == TERMS:
+            return self.compose(evidence), terms
         biases = self.bias[classes][:, :, None, None]
         return self.compose(evidence), (evidence - biases).relu() if self._leaves_bias_out(kind) else evidence
 
@@ -354,7 +366,7 @@ class CAPEHead(EvidenceHead):
             return logits
         return self.log_parts(evidence).flatten(2).logsumexp(dim=2)
 
-    def forward(self, features: Tensor, *, kind: str | None = None) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, *, kind: str | None = None) -> HeadOutput:
         """Return logits, or logits and maps; `cape` maps and logits come from one computation of log P."""
         if kind != "cape":
             return super().forward(features, kind=kind)

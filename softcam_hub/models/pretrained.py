@@ -168,6 +168,11 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
                 f"this checkpoint is not whole: it lacks {', '.join(lost)}. Expected all that save_pretrained writes; "
                 "for a new head, give a num_labels other than the saved one"
             )
+        if "head.fine_weight" in report["unexpected_keys"]:
+            raise ValueError(
+                "this checkpoint reads finer features, and the model that is to load it does not: leave the scales in "
+                "model_args as they were saved"
+            )
         model.alignment = model._saved_alignment
         model.measures_on_first_use = model.alignment is None and not lost
         model._freeze()  # loading puts new parameters in place of the frozen ones
@@ -218,6 +223,12 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
                     source
                     if isinstance(source, Classifier)
                     else convert(source, cls.config_class.model_type, scales=(model_args or {}).get("scales", 1))
+                )
+            made_already = {} if source is classifier else {"scales": classifier.scales}
+            if model_args and model_args != made_already:
+                raise ValueError(
+                    f"model_args={model_args} have no effect on a network that is made already: leave them out"
+                    + ("" if source is classifier else ", but for scales")
                 )
             model_args = classifier.made_with
             # a teacher that is frozen must be a vanilla classifier, and neither fresh nor a head that has learnt

@@ -137,11 +137,23 @@ def unpack(packed: Tensor, channels: int, finer: Sequence[FinerFeatures]) -> lis
         channels: Number K of channels of the last features.
         finer: Which finer features are packed.
     """
-    parts = divide(packed, [channels, *(each.channels * each.ratio**2 for each in finer)])
+    sizes = [channels, *(each.channels * each.ratio**2 for each in finer)]
+    check_channels(packed, sum(sizes))
+    parts = divide(packed, sizes)
     return [
         parts[0],
         *(part.unflatten(1, (each.channels, -1)).flatten(2, 3) for part, each in zip(parts[1:], finer, strict=True)),
     ]
+
+
+@torch.fx.wrap
+def check_channels(packed: Tensor, expected: int) -> None:
+    """Refuse features that are not packed, such as those of a backbone alone."""
+    if packed.shape[1] != expected:
+        raise ValueError(
+            f"this head reads packed features with {expected} channels, as forward_features gives them, got "
+            f"{packed.shape[1]}"
+        )
 
 
 def divide(values: Tensor, sizes: Sequence[int]) -> list[Tensor]:

@@ -15,7 +15,7 @@ from .classes import Classes, choose_classes, name_classes
 from .evaluation_mode import evaluation_mode
 from .explanation import Explanation
 from .flip_registration import count_cells, measure_on_first_use
-from .heads import HEADS, EvidenceHead, select
+from .heads import HEADS, TERMS, EvidenceHead, select
 from .image_size import ImageSize, check_takes_size, say_which_size_failed
 from .inputs import ImageInput, as_batch, warn_of_values
 from .label_kind import class_probabilities
@@ -56,6 +56,9 @@ class SelfExplaining(nn.Module):
 
     @alignment.setter
     def alignment(self, alignment: Alignment | None) -> None:
+        ratio = self.anatomy.finest_ratio
+        if alignment is not None and alignment.ratio != ratio:  # it comes from a model with other scales
+            alignment = alignment.merged().divided(ratio)
         self._alignment, self._weights_before = alignment, None
 
     @property
@@ -77,7 +80,7 @@ class SelfExplaining(nn.Module):
         if not (self.anatomy.finer and self.num_classes):
             return False
         weight = self.head.fine_weight.detach()
-        return not weight.is_meta and bool(weight.any())
+        return weight.is_meta or bool(weight.any())  # those that accelerate keeps elsewhere come from a checkpoint
 
     @property
     def input_size(self) -> tuple[int, int, int]:
@@ -274,13 +277,22 @@ class SelfExplaining(nn.Module):
             probabilities = self.probabilities(logits)
             index = probabilities.topk(chosen, dim=1).indices if isinstance(chosen, int) else chosen.to(logits.device)
             maps = self.head(features, kind=kind, classes=index)[1] if some else select(maps, index)
-            terms = self.head.terms(features, index) if self.anatomy.finer else []
+            terms = self._explain_terms(features, index) if self.anatomy.finer else {}
         _check_evidence(logits, maps)
         data = self.preprocessing
         pixels = restore_pixels(batch, data["mean"], data["std"]) if self.in_chans in (1, 3) else None
         probabilities = probabilities.gather(1, index)
         grid = Grid(sides_of(batch), sides_of(maps), self.alignment)
-        return Explanation(maps, index, probabilities, kind, self.labels, pixels, grid, tuple(terms))
+        return Explanation(maps, index, probabilities, kind, self.labels, pixels, grid, terms)
+
+    def _explain_terms(self, features: Tensor, classes: Tensor) -> dict[int, Tensor]:
+        """Compute the evidence of every depth for classes (B, k), by the pixels for a cell."""
+        if self.head_class.draws_single_classes:
+            _, terms = self.head(features, kind=TERMS, classes=classes)
+        else:
+            _, terms = self.head(features, kind=TERMS)
+            terms = [select(term, classes) for term in terms]
+        return {round(self.anatomy.stride / 2**depth): term for depth, term in enumerate(terms)}
 
     def as_batch(self, images: ImageInput, size: ImageSize | None = None) -> Tensor:
         """Return images in any form that `explain` takes as a batch (B, C, H, W) on the device of the model.

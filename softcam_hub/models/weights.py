@@ -127,6 +127,9 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: SelfExplaining
     It has the name by which timm's own tools look for such a function in the module of a model.
     """
     weights = adopt(state_dict, model)
+    fine = weights.get("head.fine_weight")
+    if fine is not None and model.num_classes and len(fine) != model.num_classes:
+        weights |= _without_finer(model)  # timm gives a model of other classes a fresh head
     shapes = {key: value.shape for key, value in model.state_dict().items()}
     stem = {f"{name}.weight" for name in _names(model.pretrained_cfg.get("first_conv"))}  # timm adapts its channels
     backbone = {key: value for key, value in weights.items() if key.startswith("backbone.")}
@@ -146,7 +149,8 @@ def adopt(state_dict: Mapping[str, Tensor], model: SelfExplaining) -> dict[str, 
     """
     if is_ours(state_dict):
         own = {key: value for key, value in state_dict.items() if not key.startswith("teacher.")}
-        return _without_finer(model) | own
+        has_one_scale = "head.weight" in own and "head.fine_weight" not in own
+        return own | (_without_finer(model) if has_one_scale else {})
     return converted_weights(_load_vanilla(state_dict, model), model)
 
 

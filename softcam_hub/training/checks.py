@@ -97,9 +97,10 @@ def check_larger_images(settings: ModelConfig, model: EvidenceForImageClassifica
         model: Model to train.
         start: Weights that it starts from.
     """
-    if not start.keeps_classifier:
+    is_fresh = not model.anatomy.exact and not str(start.config.get("architecture")).startswith(f"{settings.family}_")
+    if not start.keeps_classifier or is_fresh:  # the classifier of a ViT or VGG cannot be applied at each location
         raise ValueError(
-            f"teach_from_size needs a model that was trained on these classes, but {start.source} has none for them: "
+            f"teach_from_size needs a model whose maps were trained on these classes, but {start.source} has none: "
             "train one first, and name its folder in init"
         )
     size, own = settings.teach_from_size, model.input_size[1:]

@@ -138,6 +138,8 @@ def cache_key(model: EvidenceForImageClassification, images: ImageDataset, preci
     """Return the hash of everything that the features depend on."""
     digest = hashlib.sha256(f"{precision} {model.config.architecture} {model.backbone_args}".encode())
     digest.update(f"{images.transform} {images.samples.fingerprint()}".encode())
+    if model.anatomy.finer:
+        digest.update(str(model.anatomy.finer).encode())
     for name, tensor in sorted(model.backbone.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

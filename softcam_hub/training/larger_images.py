@@ -6,6 +6,7 @@
 """
 
 import copy
+import hashlib
 
 import torch
 import torch.nn.functional as F
@@ -19,23 +20,31 @@ class LargerImages:
 
     Args:
         model: Model as it is before training.
-        size: Side of the larger images in pixels.
+        size: Longer side of the larger images in pixels.
     """
 
     def __init__(self, model: EvidenceForImageClassification, size: int) -> None:
         self.teacher = copy.deepcopy(model).eval().requires_grad_(False)
         self.size = size
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.teacher.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        self.digest = digest.hexdigest()
 
     @torch.no_grad()
     def maps(self, images: Tensor) -> Tensor:
         """Return the evidence (B, C, H, W) for images that are enlarged, as they come to the network in training."""
-        larger = F.interpolate(images, size=(self.size, self.size), mode="bicubic", align_corners=False)
+        height, width = (round(side * self.size / max(images.shape[-2:])) for side in images.shape[-2:])
+        larger = F.interpolate(images, size=(height, width), mode="bicubic", align_corners=False)
         _, evidence = self.teacher.head(self.teacher.forward_features(larger), kind="evidence")
         return evidence
 
 
 def difference_of_maps(maps: Tensor, target: Tensor) -> Tensor:
     """Return the mean square difference of maps without their means, relative to the variance of the target.
+
+    Both are means over the batch, so that images with little evidence count little.
 
     Args:
         maps: Maps, (B, C, H, W).

@@ -138,6 +138,11 @@ class Training:
                     f"cannot resume: the training images of {self.config.data.data} or their labels are not those with "
                     "which the run began; use the same data, or --overwrite"
                 )
+            if self.larger is not None and progress.get("teacher") != self.larger.digest:
+                raise ValueError(
+                    f"cannot resume: {self.config.model.init} draws the maps of larger images, and is not what it was "
+                    "when the run began; put it back, or --overwrite"
+                )
             self.epoch, self.step, self.best = progress["epoch"], progress["step"], progress["best"]
             self.began -= progress["seconds"]
             if self.accelerator.is_main_process:  # totals are sums over all processes: others begin at zero
@@ -273,6 +278,8 @@ class Training:
         self.check_finite("a weight", 0.0 if finite.all() else math.nan)
         totals = self._sum_totals() if self.totals else {}
         progress = {"epoch": self.epoch, "step": self.step, "best": self.best, "seconds": self.seconds}
+        if self.larger is not None:
+            progress["teacher"] = self.larger.digest
         self.checkpoints.save({**progress, "totals": totals, "data": self.data})
 
     def _keep_if_best(self, row: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..explanation_scores.faithfulness import cancelled_share, completeness_error, gini_sparseness
 from ..models.evaluation_mode import evaluation_mode
+from ..models.heads import TERMS, select
 from ..models.losses import cross_entropy
 from ..models.map_kind import MapKind
 
@@ -56,8 +57,9 @@ def _predict(model: nn.Module, batch: dict[str, Tensor], accelerator: Accelerato
         values |= map_statistics(model.head_class.map_kinds[0], output.maps, logits, probabilities)
     if reads_finer:
         with accelerator.autocast():
-            terms = model.head.terms(inputs["features"], probabilities.argmax(dim=1, keepdim=True))
-        values |= shares_of_depths(terms, model.anatomy.stride)
+            _, terms = model.head(inputs["features"], kind=TERMS)
+        top = probabilities.argmax(dim=1, keepdim=True)
+        values |= shares_of_depths([select(term, top) for term in terms], model.anatomy.stride)
     return values
 
 

@@ -101,15 +101,32 @@ def _make_model(settings: ModelConfig, splits: Splits, start: Start) -> nn.Modul
     # a folder or repository with a model of the same family
     if _family_in(start.config) == settings.family:
         if not start.keeps_classifier:
-            return self_explaining.from_timm(_load_with_fresh_head(settings, len(classes)), **labels, **loss_options)
+            return self_explaining.from_timm(
+                _load_with_fresh_head(settings, start, len(classes)), **labels, **loss_options
+            )
         source = find_model(settings.init, timm_names=False).partition(":")[2]
         model = self_explaining.from_pretrained(source, **loss_options)
         _check_architecture(split_name(model.config.architecture)[1].split(".")[0], settings)
         _check_args(model.config, settings)
+        scales = settings.architecture_args().get("scales", 1)
+        if scales > 1 and not model.anatomy.finer:
+            return self_explaining.from_timm(_with_scales(model, scales), **labels, **loss_options)
         return model
 
     # a folder or repository with a vanilla classifier, or with a model of another family
-    return self_explaining.from_timm(_make_vanilla(settings, start, len(classes)), **labels, **loss_options)
+    scales = settings.architecture_args().get("scales", 1)
+    vanilla = _make_vanilla(settings, start, len(classes))
+    return self_explaining.from_timm(vanilla, model_args={"scales": scales}, **labels, **loss_options)
+
+
+def _with_scales(model: EvidenceForImageClassification, scales: int) -> Classifier:
+    """Return the timm model with the weights of a model of one scale, and with weights of zero for finer features."""
+    args = {name: value for name, value in (model.config.model_args or {}).items() if name != "alignment"}
+    cfg = dict(model.pretrained_cfg)
+    classifier = build(model.timm_name, pretrained_cfg=cfg, num_classes=model.num_classes, scales=scales, **args)
+    classifier.load_state_dict(model.state_dict())
+    classifier.alignment, classifier.measures_on_first_use = model.alignment, model.measures_on_first_use
+    return classifier
 
 
 def _loss_options(settings: ModelConfig, multi_label: bool) -> dict[str, Any]:
@@ -138,6 +155,7 @@ def save_vanilla(model: EvidenceForImageClassification, model_folder: Path, targ
     """
     timm_model = timm.create_model(f"local-dir:{model_folder}", pretrained=True)
     assert isinstance(timm_model, Classifier)
+    timm_model.head.reset_parameters()  # finer features, which the teacher does not read, have no say
     timm_model.head.weight.data.copy_(model.teacher.weight.data)
     timm_model.head.bias.data.copy_(model.teacher.bias.data)
     VanillaForTraining(to_vanilla(timm_model), False, classes).save_pretrained(target)
@@ -155,18 +173,24 @@ def _make_vanilla(settings: ModelConfig, start: Start, num_classes: int) -> nn.M
         args = {**settings.architecture_args(), **_file_args(settings, start)}
         return timm.create_model(settings.timm_name, pretrained=not start.is_random, num_classes=num_classes, **args)
     if start.keeps_classifier:
-        model = load_classifier(settings.init, timm_names=False, **settings.architecture_args()).model
+        args = _vanilla_args(settings)
+        model = load_classifier(settings.init, timm_names=False, **args).model
     else:
-        model = _load_with_fresh_head(settings, num_classes)
+        model = _load_with_fresh_head(settings, start, num_classes)
     if isinstance(model, Classifier):
         model = to_vanilla(model)
     _check_architecture(model.pretrained_cfg.get("architecture"), settings)
     return model
 
 
-def _load_with_fresh_head(settings: ModelConfig, num_classes: int) -> nn.Module:
+def _vanilla_args(settings: ModelConfig) -> dict[str, Any]:
+    """Return `model_args` without the number of scales, which a vanilla classifier does not have."""
+    return {name: value for name, value in settings.architecture_args().items() if name != "scales"}
+
+
+def _load_with_fresh_head(settings: ModelConfig, start: Start, num_classes: int) -> nn.Module:
     """Load a timm model from the folder or repository in `init`, with a fresh classifier in place of its own."""
-    args = settings.architecture_args()
+    args = settings.architecture_args() if _family_in(start.config) == settings.family else _vanilla_args(settings)
     model = load_classifier(settings.init, timm_names=False, num_classes=num_classes, **args).model
     model.reset_classifier(num_classes)  # timm keeps a classifier of as many classes
     for name in ("label_names", "label_descriptions"):
@@ -204,9 +228,10 @@ def _check_architecture(architecture: str | None, settings: ModelConfig) -> None
 
 def _check_args(config: PreTrainedConfig, settings: ModelConfig) -> None:
     """Refuse arguments that contradict those with which the saved architecture was made."""
-    saved = {"img_size": config.pretrained_cfg["input_size"][-1], **(config.model_args or {})}
+    saved = {"img_size": config.pretrained_cfg["input_size"][-1], "scales": 1, **(config.model_args or {})}
     for name, value in settings.architecture_args().items():
-        if saved.get(name) != value:
+        may_grow = name == "scales" and saved[name] == 1
+        if saved.get(name) != value and not may_grow:
             raise ValueError(
                 f"{settings.init} was made with {name}={saved.get(name)!r}, but model_args and image_size "
                 f"make it {value!r}: leave them out, or start from another model"

@@ -120,7 +120,7 @@ def write_results(
     """Write models, pictures and card. The metrics of the run come last, and say that the run is finished."""
     output, accelerator = training.output, training.accelerator
     if getattr(result, "teacher", None) is not None:
-        if result.exact:
+        if result.anatomy.exact:
             save_vanilla(result, best_folder, output / "vanilla", splits.classes)
         result.drop_teacher()
     result.save_pretrained(output / "model")
