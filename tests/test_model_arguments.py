@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from softcam_hub import CAPEConfig, CAPEForImageClassification, SoftCAMForImageClassification
 from softcam_hub.data.splits import load_splits
 from softcam_hub.loading import load_classifier
-from softcam_hub.models.saved_format import FORMAT
+from softcam_hub.models.saved_format import FORMAT_OF_ONE_SCALE
 from softcam_hub.models.weights import SOURCES
 from softcam_hub.training.checks import check_reloads
 from softcam_hub.training.model import make_model
@@ -95,7 +95,7 @@ def test_a_configuration_does_not_keep_where_weights_are(name):
     config = CAPEConfig(
         architecture="cape_test_resnet", num_labels=3, model_args={name: "/home/ada/x", "drop_rate": 0.1}
     )
-    assert config.to_dict()["model_args"] == {"drop_rate": 0.1, "format": FORMAT}
+    assert config.to_dict()["model_args"] == {"drop_rate": 0.1, "format": FORMAT_OF_ONE_SCALE}
 
 
 def test_from_timm_takes_an_overlay_and_a_cache(files, tmp_path):

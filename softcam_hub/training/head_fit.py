@@ -53,7 +53,8 @@ class HeadFit:
     @torch.no_grad()
     def start_from_teacher(self) -> None:
         """Give the head the weights of the teacher, as it has them when a vanilla classifier is converted."""
-        self.head.reset_parameters()  # finer features have no say
+        if self.head.finer:
+            self.head.fine_weight.zero_()
         self.head.weight.copy_(self.teacher.weight)
         self.head.bias.copy_(self.teacher.bias)
         if self.head.has_temperature:

@@ -155,7 +155,8 @@ def save_vanilla(model: EvidenceForImageClassification, model_folder: Path, targ
     """
     timm_model = timm.create_model(f"local-dir:{model_folder}", pretrained=True)
     assert isinstance(timm_model, Classifier)
-    timm_model.head.reset_parameters()  # finer features, which the teacher does not read, have no say
+    if timm_model.anatomy.finer:
+        timm_model.head.fine_weight.data.zero_()  # the teacher does not read finer features
     timm_model.head.weight.data.copy_(model.teacher.weight.data)
     timm_model.head.bias.data.copy_(model.teacher.bias.data)
     VanillaForTraining(to_vanilla(timm_model), False, classes).save_pretrained(target)
