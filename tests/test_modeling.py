@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 
 import softcam_hub
 from softcam_hub import CAPEConfig, CAPEForImageClassification, SoftCAMConfig, SoftCAMForImageClassification
-from softcam_hub.models.saved_format import FORMAT
+from softcam_hub.models.saved_format import FORMAT_OF_ONE_SCALE
 
 CLASSES = {"softcam": SoftCAMForImageClassification, "cape": CAPEForImageClassification}
 SMALL_SWIN = {"embed_dim": 24, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8], "img_size": 64, "window_size": 4}
@@ -62,7 +62,7 @@ def test_folder_says_what_both_libraries_read(tmp_path):
     assert written["architecture"] == "cape_test_resnet"
     assert written["num_classes"] == 2
     assert written["label_names"] == ["cat", "dog"]
-    assert written["model_args"] == {"format": FORMAT}
+    assert written["model_args"] == {"format": FORMAT_OF_ONE_SCALE}
     assert AutoConfig.from_pretrained(tmp_path).id2label == {0: "cat", 1: "dog"}
 
 
