@@ -69,7 +69,7 @@ def test_the_page_makes_the_manifest_from_boxes_of_pascal_voc(tmp_path, monkeypa
 
 @pytest.mark.slow
 def test_the_page_leads_from_a_manifest_to_a_card(tmp_path):
-    make_clone(tmp_path / "neu-det", 5)
+    make_clone(tmp_path / "neu-det", 10)
     subprocess.run([sys.executable, "-c", *find_blocks("python")], check=True, cwd=tmp_path)
     weights = (imagenet_folder() / "model.safetensors").read_bytes()
     shorter = {"train": ["--epochs", "2"], "benchmark": ["--limit", "2"]}
@@ -84,7 +84,7 @@ def test_the_page_leads_from_a_manifest_to_a_card(tmp_path):
             if command == "train":
                 assert "timm's weights tf_efficientnet_lite0.in1k" in done.stdout + done.stderr
     run = tmp_path / "runs" / "steel"
-    assert len(list((run / "explained").glob("*.png"))) == 30
+    assert len(list((run / "explained").glob("*.png"))) == 60
     assert {
         row["explainer"] for row in map(json.loads, (run / "benchmark" / "rows.jsonl").read_text().splitlines())
     } == {*("softcam", "cam", "layer-cam", "lift-cam", "random")}

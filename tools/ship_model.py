@@ -21,7 +21,7 @@ from softcam_hub.evaluation.shards import make_dataset
 from softcam_hub.files import copy_file, read_mapping, write_json
 from softcam_hub.loading import load_classifier
 from softcam_hub.models.flip_registration import IMAGES
-from softcam_hub.models.saved_format import FORMAT
+from softcam_hub.models.saved_format import written_args
 from softcam_hub.training.reporting import draw_examples
 
 ASSET = Path(CAPE_LESIONS)
@@ -59,7 +59,7 @@ def measure(folder: Path = ASSET) -> None:
     size = model.input_size[1]
     measurement = measure_alignment(model, [draw(index, "validation", size).image for index in range(IMAGES)])
     config = read_mapping(folder / "config.json")
-    args = {**config.get("model_args", {}), "alignment": measurement.alignment.as_dict(), "format": FORMAT}
+    args = written_args({**config.get("model_args", {}), "alignment": measurement.alignment.as_dict()}, model.family)
     write_json(folder / "config.json", {**config, "model_args": dict(sorted(args.items()))})
     print(measurement.describe())
     splits = load_splits(DataConfig(data="lesions", data_size=size, train_count=FEW, eval_count=FEW))
