@@ -195,6 +195,11 @@ def test_what_does_not_fit_is_refused(changes, sentence):
         make_config(**settings)
 
 
+def test_a_vanilla_classifier_has_one_scale():
+    with pytest.raises(ValueError, match="a vanilla classifier has one scale: train softcam_test_resnet or leave"):
+        make_config(data="lesions", model="test_resnet", model_args="scales=3")
+
+
 def test_a_fresh_head_cannot_teach(first, tmp_path):
     file = tmp_path / "weights.pth"
     vanilla = timm.create_model("test_resnet", num_classes=7)

@@ -313,6 +313,8 @@ def test_weights_of_the_backbone_alone_leave_finer_features_as_they_are():
     before = model.head.fine_weight.clone()
     backbone = {name: value for name, value in model.state_dict().items() if name.startswith("backbone.")}
     model.load_state_dict(backbone, strict=False)
+    head = {name: value for name, value in model.state_dict().items() if name in ("head.weight", "head.bias")}
+    model.load_state_dict(head, strict=False)
     assert torch.equal(model.head.fine_weight, before)
     lacking = {name: value for name, value in model.state_dict().items() if name != "head.bias"}
     with pytest.raises(RuntimeError, match="head.bias"):
@@ -352,6 +354,13 @@ def test_a_new_head_reads_finer_features():
     assert model(images()).shape == (2, model.num_features)
     model.reset_classifier(2)
     assert model.explain(images()).maps.shape == (2, 1, 8, 12)
+
+
+def test_a_pruned_backbone_with_its_head_is_refused():
+    model = make()
+    model.prune_intermediate_layers([1], prune_head=False)
+    with pytest.raises(ValueError, match="cells beside .* of the last ones, expected 2 times as many"):
+        model.forward_features(images())
 
 
 def test_a_pruned_backbone_has_lost_what_finer_features_were_of():
@@ -421,6 +430,7 @@ def test_from_timm_takes_scales_for_a_vanilla_classifier():
     for source in (vanilla, softcam_hub.convert(vanilla)):
         with pytest.raises(ValueError, match="have no effect on a network that is made already"):
             SoftCAMForImageClassification.from_timm(source, model_args={"scales": 2, "output_stride": 8})
+    assert SoftCAMForImageClassification.from_timm(softcam_hub.convert(vanilla, scales=2), model_args={"scales": 2})
     model = SoftCAMForImageClassification.from_timm(vanilla, model_args={"scales": 2}).eval()
     assert relative_error(model(x).logits, vanilla(x)) < 1e-5
     assert model(x).maps.shape == (2, 5, 4, 6)

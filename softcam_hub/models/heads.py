@@ -153,16 +153,18 @@ class EvidenceHead(nn.Module, ABC):
         return add_terms(self.terms(features))
 
     def terms(self, features: Tensor, classes: Tensor | None = None) -> list[Tensor]:
-        """Compute the evidence (B, C, H, W) of every depth on its own grid, the coarsest first; the bias is part of it.
+        """Compute the evidence (B, C, H, W) of every depth on its own grid, the coarsest first.
 
         Args:
             features: Features of the backbone.
-            classes: Classes (B, k) of which evidence (B, k, H, W) is computed. The default is all classes.
+            classes: Classes (B, k) of which evidence (B, k, H, W) is computed, without the bias. The default is all
+                classes, with the bias as a part of the coarsest evidence.
         """
+        bias = self.bias if classes is None else None
         if not self.finer:
-            return [_apply(features, self.weight, self.bias, classes)]
+            return [_apply(features, self.weight, bias, classes)]
         last, *finer = unpack(features, self.in_features, self.finer)
-        terms = [_apply(last, self.weight, self.bias, classes)]
+        terms = [_apply(last, self.weight, bias, classes)]
         for values, weight, each in zip(finer, self._fine_weights(), self.finer, strict=True):
             terms.append(lay_out(_apply(values, weight, None, classes), each.ratio))
         return terms
@@ -282,11 +284,12 @@ class SoftCAMHead(EvidenceHead):
         if classes is None:
             return super().forward(features, kind=kind)
         terms = self.terms(features, classes)
-        evidence = add_terms(terms)
-        if kind == TERMS:
-            return self.compose(evidence), terms
         biases = self.bias[classes][:, :, None, None]
-        return self.compose(evidence), (evidence - biases).relu() if self._leaves_bias_out(kind) else evidence
+        evidence = add_terms(terms)
+        logits = self.compose(evidence + biases)
+        if kind == TERMS:
+            return logits, [terms[0] + biases, *terms[1:]]
+        return logits, evidence.relu() if self._leaves_bias_out(kind) else evidence + biases
 
     def _pooled_logits(self, features: Tensor) -> Tensor:
         """Compute logits (B, C) of pooled features."""
@@ -391,11 +394,10 @@ def _is_trained(evidence: Tensor) -> bool:
 
 
 def _apply(features: Tensor, weight: Tensor, bias: Tensor | None, classes: Tensor | None) -> Tensor:
-    """Apply a linear layer at every location, (B, k, H, W), for all classes or for those of each image, (B, k)."""
+    """Apply a linear layer at every location: for all classes, or without bias for those of each image, (B, k)."""
     if classes is None:
         return F.conv2d(features, weight[:, :, None, None], bias)
-    evidence = torch.einsum("bkc,bchw->bkhw", weight[classes], features)
-    return evidence if bias is None else evidence + bias[classes][:, :, None, None]
+    return torch.einsum("bkc,bchw->bkhw", weight[classes], features)
 
 
 @torch.fx.wrap  # a tracer does not know the dtype

@@ -224,11 +224,10 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
                     if isinstance(source, Classifier)
                     else convert(source, cls.config_class.model_type, scales=(model_args or {}).get("scales", 1))
                 )
-            made_already = {} if source is classifier else {"scales": classifier.scales}
-            if model_args and model_args != made_already:
+            if model_args and model_args != {"scales": classifier.scales}:
                 raise ValueError(
-                    f"model_args={model_args} have no effect on a network that is made already: leave them out"
-                    + ("" if source is classifier else ", but for scales")
+                    f"model_args={model_args} have no effect on a network that is made already: leave them out; scales "
+                    "alone are taken for a vanilla classifier"
                 )
             model_args = classifier.made_with
             # a teacher that is frozen must be a vanilla classifier, and neither fresh nor a head that has learnt

@@ -96,6 +96,8 @@ def pack(features: Tensor, hidden: Mapping[int, Tensor], finer: Sequence[FinerFe
 def _pack(features: Tensor, finer: list[Tensor], ratios: list[int]) -> Tensor:
     parts = [features]
     for one, ratio in zip(finer, ratios):  # noqa: B905, TorchScript has no strict
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            check_cells(one, features, ratio)
         fitted = fit(normalise(one), ratio * features.shape[2], ratio * features.shape[3])
         parts.append(F.pixel_unshuffle(fitted, ratio).to(features))
     return torch.cat(parts, dim=1)
@@ -105,6 +107,18 @@ def normalise(features: Tensor) -> Tensor:
     """Divide features (B, k, H, W) by the root of the mean square over an image, which keeps what places differ by."""
     precise = features if features.dtype == torch.float64 else features.float()  # squares overflow in half precision
     return precise * (precise.square().mean(dim=[1, 2, 3], keepdim=True) + 1e-6).rsqrt()
+
+
+def check_cells(finer: Tensor, features: Tensor, ratio: int) -> None:
+    """Refuse finer features of another ratio, such as those of a backbone whose last layers were pruned."""
+    if torch.compiler.is_compiling():  # sizes may stay open
+        return
+    if any(abs(finer.shape[axis] - ratio * features.shape[axis]) >= 2 * ratio for axis in (2, 3)):
+        sizes = ["x".join(map(str, one.shape[2:])) for one in (features, finer)]
+        raise ValueError(
+            f"finer features have {sizes[1]} cells beside {sizes[0]} of the last ones, expected {ratio} times as many "
+            "along each side: make the model again with the scales that its layers have"
+        )
 
 
 def fit(features: Tensor, height: int, width: int) -> Tensor:

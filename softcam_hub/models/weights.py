@@ -149,7 +149,8 @@ def adopt(state_dict: Mapping[str, Tensor], model: SelfExplaining) -> dict[str, 
     """
     if is_ours(state_dict):
         own = {key: value for key, value in state_dict.items() if not key.startswith("teacher.")}
-        has_one_scale = "head.weight" in own and "head.fine_weight" not in own
+        is_whole = "head.weight" in own and any(key.startswith("backbone.") for key in own)
+        has_one_scale = is_whole and "head.fine_weight" not in own
         return own | (_without_finer(model) if has_one_scale else {})
     return converted_weights(_load_vanilla(state_dict, model), model)
 

@@ -101,7 +101,8 @@ class ModelConfig:
                 f"freeze_backbone needs a self-explaining model: softcam_{self.model} has the same logits as "
                 f"{self.model}"
             )
-        self.architecture_args()
+        if "scales" in self.architecture_args() and self.family is None:
+            raise ValueError(f"a vanilla classifier has one scale: train softcam_{self.model} or leave scales out")
         self._check_options_of_families()
         self._check_larger_images()
 
