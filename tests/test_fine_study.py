@@ -103,6 +103,7 @@ def test_the_command_trains_and_scores_a_variant(variant, tmp_path, monkeypatch)
     task = replace(lesions(), data=data, side=64, larger_side=96, epochs=3)
     monkeypatch.setattr(study, "lesions", lambda: task)
     monkeypatch.setattr(study, "ROWS", tmp_path / "fine.jsonl")
+    monkeypatch.setattr(study, "RUNS", tmp_path)
     monkeypatch.setattr("sys.argv", ["study", "lesions", "--variants", variant, "--seeds", "3"])
     study.main()
     study.main()  # finished rows are kept

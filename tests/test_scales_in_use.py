@@ -6,15 +6,12 @@ import json
 import pytest
 import timm
 import torch
-import torch.nn.functional as F
 from conftest import randomise, relative_error
 from helpers.scales import FAMILIES, MODELS, images, make
 from transformers import AutoModelForImageClassification
 
 import softcam_hub
 from softcam_hub.explainers.explained_model import ExplainedModel
-from softcam_hub.models.alignment import Alignment, Grid
-from softcam_hub.models.flip_registration import noise_images
 from softcam_hub.models.modeling import SoftCAMForImageClassification
 from softcam_hub.models.saved_format import FORMAT, FORMAT_OF_ONE_SCALE
 
@@ -86,60 +83,6 @@ def test_exported_files_take_images_of_any_size(size, tmp_path):
     for outputs in (of_onnx, archive(x)):
         for output, each in zip(outputs, expected, strict=True):
             assert relative_error(output, each) < 1e-4
-
-
-# --- where the cells lie ---------------------------------------------------------------------------------------------
-
-
-def test_cells_that_are_divided_look_where_their_parts_lie():
-    whole = Alignment((10.0, None), (32.0, 32.0), (224, 224))
-    parts = whole.divided(4)
-    assert parts == Alignment((-2.0, None), (8.0, 8.0), (224, 224), ratio=4)
-    assert whole.divided(1) == whole == parts.merged()
-    centres = [-2.0 + 8.0 * number for number in range(28)]
-    assert [sum(centres[4 * row : 4 * row + 4]) / 4 for row in range(7)] == [10.0 + 32.0 * row for row in range(7)]
-    assert Alignment.from_dict(parts.as_dict()) == parts
-    odd = Alignment((10.0, 10.0), (32.0, 32.0), (300, 300))
-    for one, cells in ((odd, (10, 10)), (odd.divided(4), (40, 40))):
-        assert None not in one.starts((300, 300), cells), "ten rows of 32 pixels of which the image has 9.4"
-    with pytest.raises(ValueError, match="cannot look at pixel 80"):
-        Alignment((80.0, 4.0), (8.0, 8.0), (224, 224))
-
-
-@torch.no_grad()
-def test_finer_maps_are_drawn_where_the_coarse_ones_are():
-    one = randomise(softcam_hub.build("softcam_test_resnet", num_classes=5)).eval()
-    several = softcam_hub.build("softcam_test_resnet", num_classes=5, scales=3).eval()
-    several.load_state_dict(one.state_dict())
-    noise = noise_images(one)
-    pictures = F.interpolate(noise, size=(320, 320), mode="bicubic")
-    places = [softcam_hub.measure_alignment(model, pictures).alignment for model in (one, several)]
-    assert places[0].is_known
-    assert places[0].divided(4) == places[1]
-    offsets = [model.map_offset((320, 320)) for model in (one, several)]
-    known = [(coarse, fine) for coarse, fine in zip(*offsets, strict=True) if coarse is not None]
-    assert known
-    assert all(fine == pytest.approx(4 * coarse, abs=1e-4) for coarse, fine in known)
-
-
-@torch.no_grad()
-def test_the_place_follows_a_classifier_to_other_scales():
-    one = randomise(softcam_hub.build("softcam_test_resnet", num_classes=5)).eval()
-    one.alignment = Alignment((10.0, 14.0), (32.0, 32.0), (160, 160))
-    several = softcam_hub.convert(softcam_hub.to_vanilla(one), scales=3)
-    assert several.alignment == one.alignment.divided(4)
-    assert softcam_hub.to_vanilla(several).alignment == one.alignment
-    again = softcam_hub.convert(softcam_hub.to_vanilla(several))
-    assert again.alignment == one.alignment
-
-
-def test_maps_of_both_sizes_are_drawn_at_their_places():
-    parts = Alignment((10.0, 14.0), (32.0, 32.0), (224, 224)).divided(4)
-    whole, divided = Grid((224, 224), (7, 7), parts), Grid((224, 224), (28, 28), parts)
-    assert (whole.axis(0), whole.axis(1)) == ((10.0, 32.0), (14.0, 32.0))
-    assert (divided.axis(0), divided.axis(1)) == ((-2.0, 8.0), (2.0, 8.0))
-    assert divided.offset == pytest.approx([4 * one for one in whole.offset])
-    assert Grid((224, 224), (14, 14), parts).offset is None  # neither
 
 
 # --- post-hoc methods ------------------------------------------------------------------------------------------------

@@ -4,15 +4,16 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from softcam_hub.data.samples import Samples
 from softcam_hub.evaluation.causal import Twins
 from softcam_hub.evaluation.shards import make_dataset
 from softcam_hub.explanation_scores.causal import causal_correlations, log_odds, removal_effects, signed_evidence
+from softcam_hub.models.alignment import sides_of
 
 from ..timing import rounded
 from .network import ScaledEvidence, enlarge
+from .places import Places
 from .tasks import Task
 
 IMAGES = 100
@@ -21,7 +22,7 @@ IMAGES = 100
 
 @torch.no_grad()
 def causal_agreement(
-    network: ScaledEvidence, task: Task, samples: Samples, preprocessing: dict[str, Any], side: int
+    network: ScaledEvidence, task: Task, samples: Samples, preprocessing: dict[str, Any], side: int, places: Places
 ) -> list[float | None]:
     """Correlate evidence and effects over the parts of every image; None where no part speaks for the class.
 
@@ -31,6 +32,7 @@ def causal_agreement(
         samples: Test images.
         preprocessing: How images are prepared.
         side: Side of the images that the network sees.
+        places: Where the cells of its maps look.
     """
     images, twins = make_dataset(preprocessing, samples), Twins(task.data, samples, preprocessing)
     found: list[float | None] = []
@@ -38,16 +40,15 @@ def causal_agreement(
         parts = twins.read(index)
         numbers = list(parts.twins)
         pictures = torch.stack([images[index]["pixel_values"], *parts.twins.values()])
-        evidence = network(enlarge(pictures, side))
-        odds = log_odds(evidence.mean(dim=(2, 3)))
+        terms = network.terms(enlarge(pictures, side))
+        logits, maps = network.compose(terms)
+        odds = log_odds(logits)
         predicted = odds[:1].argmax(dim=1)
         count = max(numbers, default=0) + 1
         effects = torch.full((1, count), torch.nan).double()
         owners = torch.zeros(len(numbers), dtype=torch.long)
         effects[0, numbers] = removal_effects(odds[:1], odds[1:], owners, predicted).double()
-        own = evidence[:1, predicted]
-        size = parts.regions.shape
-        large = F.interpolate(own, size=size, mode="bilinear", align_corners=False)[:, 0]
+        large = places.draw(maps[:1, predicted], side, sides_of(parts.regions))[:, 0]
         of_parts = signed_evidence(large, parts.regions[None], count)
         _, linear = causal_correlations(of_parts.masked_fill(effects.isnan(), torch.nan), effects, effects)
         value = float(linear)

@@ -51,7 +51,7 @@ def forward_step(task: Task, variant: Variant, count: int = 1) -> Step:
 
     @torch.no_grad()
     def step() -> None:
-        network(pixels)
+        network.compose(network.terms(pixels))
 
     return step
 

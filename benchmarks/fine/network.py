@@ -1,4 +1,4 @@
-"""SoftCAM whose evidence is the sum of that of several depths, and its training.
+"""SoftCAM and CAPE whose evidence is the sum of that of several depths, and their training.
 
 A 1x1 convolution on finer features adds its evidence to that of the last ones, on the finest grid. The coarse evidence
 is enlarged to equal squares, so that the mean of the sum is the logit as ever. The fine weights are zero at the start,
@@ -35,6 +35,9 @@ class Variant:
         trained_teacher: Whether it also learns from the maps of that first network for larger images.
         stride: Stride of the last features.
         enlarged: Whether the network is trained and explained with larger images.
+        cape: Whether evidence becomes CAPE's probabilities.
+        classes: Depths whose evidence tells CAPE's classes apart: `all`, `fine` or `coarse`.
+        saliency: Depths whose evidence says how much a place counts in CAPE.
     """
 
     fine: bool = False
@@ -45,10 +48,14 @@ class Variant:
     trained_teacher: bool = False
     stride: int = STRIDE
     enlarged: bool = False
+    cape: bool = False
+    classes: str = "all"
+    saliency: str = "all"
 
 
+PLAIN = Variant()
 VARIANTS = {
-    "plain": Variant(),
+    "plain": PLAIN,
     "scales": Variant(fine=True),
     "scales, channel norm": Variant(fine=True, norm="channels"),
     "scales, image norm": Variant(fine=True, norm="image"),
@@ -65,6 +72,10 @@ VARIANTS = {
     "stride 16": Variant(stride=16),
     "stride 8": Variant(stride=8),
     "larger images": Variant(enlarged=True),
+    "CAPE": Variant(cape=True),
+    "CAPE, scales": Variant(fine=True, norm="image", cape=True),
+    "CAPE, fine classes": Variant(fine=True, norm="image", cape=True, classes="fine", saliency="coarse"),
+    "CAPE, fine saliency": Variant(fine=True, norm="image", cape=True, classes="coarse", saliency="fine"),
 }
 
 
@@ -91,21 +102,22 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 class ScaledEvidence(nn.Module):
-    """SoftCAM whose evidence is the sum of that of several depths.
+    """SoftCAM or CAPE whose evidence is the sum of that of several depths.
 
     Args:
         model: SoftCAM of timm.
         strides: Strides of the finer features, the finest first; none for the plain network.
-        norm: How the finer features are normalised, one of `NORMS`.
+        variant: Norm of the finer features, and what becomes of evidence.
     """
 
-    def __init__(self, model: nn.Module, strides: tuple[int, ...] = (), norm: str = "batch") -> None:
+    def __init__(self, model: nn.Module, strides: tuple[int, ...] = (), variant: Variant = PLAIN) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.variant = model, variant
+        self.log_temperature = nn.Parameter(torch.zeros(1)) if variant.cape else None
         found = {entry["reduction"]: number for number, entry in enumerate(model.backbone.feature_info)}
         self.indices = [found[stride] for stride in strides]
         channels = [model.backbone.feature_info[index]["num_chs"] for index in self.indices]
-        self.norms = nn.ModuleList(NORMS[norm](count) for count in channels)
+        self.norms = nn.ModuleList(NORMS[variant.norm](count) for count in channels)
         self.heads = nn.ModuleList(nn.Conv2d(count, model.num_classes, 1, bias=False) for count in channels)
         for head in self.heads:
             nn.init.zeros_(head.weight)
@@ -119,8 +131,36 @@ class ScaledEvidence(nn.Module):
         return [*fine, self.model.head(last, kind="evidence")[1]]
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Return the evidence (B, C, H, W), whose mean over the locations is the logits."""
+        """Return the evidence (B, C, H, W) of all depths."""
         return add(self.terms(pixels))
+
+    def compose(self, terms: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return logits (B, C) and maps (B, C, H, W): SoftCAM's evidence and its mean, or CAPE's probabilities and the
+        logarithms of their sums.
+
+        Args:
+            terms: Evidence of every depth, the finest first.
+        """
+        if self.log_temperature is None:
+            evidence = add(terms)
+            return evidence.mean(dim=(2, 3)), evidence
+        scale = self.log_temperature.exp()
+        classes = choose(terms, self.variant.classes) / scale
+        saliency = choose(terms, self.variant.saliency).mean(dim=1, keepdim=True) / scale
+        parts = classes.log_softmax(dim=1) + saliency.flatten(2).log_softmax(dim=2).view_as(saliency)
+        return parts.flatten(2).logsumexp(dim=2), parts.exp()
+
+
+def choose(terms: list[Tensor], depths: str) -> Tensor:
+    """Add the evidence of some depths on the finest grid.
+
+    Args:
+        terms: Evidence of every depth, the finest first.
+        depths: `all`, `fine` for all but the last features, or `coarse` for these alone.
+    """
+    if depths == "coarse":
+        return F.interpolate(terms[-1], size=terms[0].shape[-2:], mode="nearest")
+    return add(terms if depths == "all" else terms[:-1])
 
 
 def add(terms: list[Tensor], kept: Tensor | None = None) -> Tensor:
@@ -138,7 +178,7 @@ def add(terms: list[Tensor], kept: Tensor | None = None) -> Tensor:
 def make_network(task: Task, variant: Variant) -> ScaledEvidence:
     """Make the network of a variant, which begins with the weights of its task."""
     strides = task.fine_strides if variant.fine else ()
-    network = ScaledEvidence(task.make_model(variant.stride), strides, variant.norm)
+    network = ScaledEvidence(task.make_model(variant.stride), strides, variant)
     return network.to(memory_format=torch.channels_last)
 
 
@@ -198,8 +238,8 @@ def loss_of(
     """
     seen = enlarge(pixels, task.larger_side) if variant.enlarged else pixels
     terms = network.terms(seen)
-    evidence = add(terms)
-    loss = F.cross_entropy(evidence.mean(dim=(2, 3)), labels)
+    logits, evidence = network.compose(terms)
+    loss = F.cross_entropy(logits, labels)
     if variant.dropped:
         kept = (torch.rand(len(labels), 1, 1, 1) >= variant.dropped).float()
         loss = 0.5 * loss + 0.5 * F.cross_entropy(add(terms, kept).mean(dim=(2, 3)), labels)
@@ -216,6 +256,8 @@ def make_optimizer(network: ScaledEvidence, task: Task) -> torch.optim.Optimizer
         {"params": [*network.model.parameters()], "lr": task.lr},
         {"params": [*network.heads.parameters()], "lr": task.fine_lr},
     ]
+    if network.log_temperature is not None:
+        groups.append({"params": [network.log_temperature], "lr": task.fine_lr, "weight_decay": 0.0})
     return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.02)
 
 

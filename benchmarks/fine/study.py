@@ -21,8 +21,14 @@ python -m benchmarks.fine.costs                                  # what they cos
   and the norms, were thought of when most rows of the others were known.
 - *plain, taught*, *scales, continued* and *plain, continued* do the same as *scales, taught* without finer strides,
   without a teacher, and without both, to tell what gives how much.
+- *CAPE*: evidence of stride 32 becomes CAPE's probabilities. *CAPE, scales*: that of strides 32, 16 and 8 does, with
+  the norm of *scales, image norm*. In *CAPE, fine classes*, evidence of strides 16 and 8 tells the classes apart, and
+  that of stride 32 says how much a place counts. *CAPE, fine saliency* is the other way round.
 - *stride 16*, *stride 8*: dilated backbones. *larger images*: training and test with larger images. They are rivals
   at a cost of their own. Stride 8 is left out on steel, where it would take longer than all others together.
+
+Maps are drawn where their cells look, see `places.py`. Earlier rows drew squares, which says more of the place of large
+cells than of the evidence: they have no other scores.
 
 The rule was written before the rows: a way is adopted if, on both tasks, the hit rate on the third of the images with
 the smallest annotations rises by ten points, the accuracy falls by half a point at most, and a forward pass costs 1.10
@@ -32,12 +38,13 @@ times that of the plain network at most.
 import argparse
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from safetensors.torch import load_model, save_model
 from torch import Tensor
 
 from softcam_hub.arguments import ArgumentParser
@@ -50,16 +57,22 @@ from softcam_hub.explanation_scores.localization import (
 )
 from softcam_hub.explanation_scores.thresholds import iou_otsu
 from softcam_hub.memory import keep_freed_memory
+from softcam_hub.models.alignment import sides_of
 from softcam_hub.models.heads import select
 
 from ..reproduction.steel import missing_manifest
 from ..timing import Row, environment, read_rows, replace_rows, rounded
 from .causal import causal_agreement
 from .costs import BATCH, TOO_SLOW
-from .network import VARIANTS, ScaledEvidence, begin_from, enlarge, make_network, train
+from .network import STRIDE, VARIANTS, ScaledEvidence, begin_from, enlarge, make_network, train
+from .places import Places, draw_squares, find_places
 from .tasks import Task, lesions, steel
 
 ROWS = Path(__file__).parents[1] / "results" / "fine.jsonl"
+RUNS = Path("runs") / "fine"
+"""Folder of the trained networks, which are not trained again."""
+MEASURED = 64
+"""Number of validation images on which it is measured where the cells of maps look."""
 KEY = ("task", "variant", "seed")
 
 SCORES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -69,32 +82,43 @@ SCORES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "localization_precision": lambda maps, masks: localization_precision(maps, masks).mean(dim=1),
     "iou_otsu": iou_otsu,
 }
+HITS = ("hit_rate", "pointing_game")
+"""Scores of maps that are drawn in other ways than at one place."""
 
 
 @torch.no_grad()
-def score(network: ScaledEvidence, images: Any, side: int) -> Row:
+def score(network: ScaledEvidence, images: Any, side: int, places: Places) -> Row:
     """Return accuracy, and the scores of the map of the true class for every annotated image.
 
     Args:
         network: Trained network.
         images: Test images with their annotations.
         side: Side of the images that the network sees.
+        places: Where the cells of its maps look.
     """
     network.eval()
     values: dict[str, list[float]] = {name: [] for name in (*SCORES, "area")}
+    others: dict[str, dict[str, list[float]]] = {"squares": {name: [] for name in HITS}}
+    if len(places.depths) > 1 and not network.variant.cape:  # evidence alone can be added
+        others["depths"] = {name: [] for name in HITS}
     right = 0
     for first in range(0, len(images), BATCH):
         some = [images[index] for index in range(first, min(first + BATCH, len(images)))]
         pixels, labels, masks = stack_samples(some, ("pixel_values", "labels", "mask"), torch.device("cpu"))
-        evidence = network(enlarge(pixels, side))
-        right += int((evidence.mean(dim=(2, 3)).argmax(dim=1) == labels).sum())
+        terms = network.terms(enlarge(pixels, side))
+        logits, maps = network.compose(terms)
+        right += int((logits.argmax(dim=1) == labels).sum())
         known = masks.flatten(1).any(dim=1)
-        maps = select(evidence, labels[:, None]).relu()[known]
-        maps = F.interpolate(maps, size=masks.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
-        for name, function in SCORES.items():
-            values[name] += [rounded(value) for value in function(maps, masks[known]).tolist()]
-        values["area"] += [rounded(value) for value in masks[known].float().mean(dim=(1, 2)).tolist()]
-    return {"accuracy": rounded(right / len(images)), "images": len(images), "values": values}
+        masks, size = masks[known], sides_of(masks)
+        maps, *terms = (select(one, labels[:, None])[known] for one in (maps, *terms))
+        pictures = {"squares": draw_squares(maps, size), "depths": places.draw_depths(terms, side, size)}
+        drawn = [(places.draw(maps, side, size), values, tuple(SCORES))]
+        drawn += [(pictures[name], into, HITS) for name, into in others.items()]
+        for picture, into, names in drawn:
+            for name in names:
+                into[name] += [rounded(value) for value in SCORES[name](picture.relu()[:, 0], masks).tolist()]
+        values["area"] += [rounded(value) for value in masks.float().mean(dim=(1, 2)).tolist()]
+    return {"accuracy": rounded(right / len(images)), "images": len(images), "values": values, "drawn": others}
 
 
 def measure(task: Task, name: str, seed: int) -> Row:
@@ -106,10 +130,9 @@ def measure(task: Task, name: str, seed: int) -> Row:
         seed: Seed of fresh weights and of batches.
     """
     variant = VARIANTS[name]
-    torch.manual_seed(seed)
-    network, splits = make_network(task, variant), task.splits()
+    splits = task.splits()
     size = (3, task.side, task.side)
-    preprocessing = {**network.model.preprocessing, "input_size": size, "crop_pct": 1.0}  # whole images
+    preprocessing = {**task.make_model(STRIDE).preprocessing, "input_size": size, "crop_pct": 1.0}  # whole images
     known = make_dataset(preprocessing, splits.train)  # a small data set, which fits into memory
     pixels, labels = stack_samples(
         [known[index] for index in range(len(known))], ("pixel_values", "labels"), torch.device("cpu")
@@ -124,19 +147,32 @@ def measure(task: Task, name: str, seed: int) -> Row:
                 images = torch.where(flipped, images.flip(axis), images)
             yield images.contiguous(memory_format=torch.channels_last), labels[chosen]
 
-    steps, teacher = math.ceil(len(labels) / BATCH), None
-    if variant.after:
-        before = VARIANTS[variant.after]
-        first = make_network(task, before)
-        train(first, task, before, batches, steps)
-        begin_from(network, first)
-        teacher = first if variant.trained_teacher else None
-    train(network, task, variant, batches, steps, teacher)
+    def train_once(name: str) -> ScaledEvidence:
+        """Train a network, or load it where it was trained before; one that is trained first is one of the variants."""
+        settings, file = VARIANTS[name], RUNS / task.name / f"{name}, seed {seed}.safetensors"
+        first = train_once(settings.after) if settings.after and not file.exists() else None
+        torch.manual_seed(seed)
+        network = make_network(task, settings)
+        if file.exists():
+            load_model(network, file)
+            return network
+        if first is not None:
+            begin_from(network, first)
+        steps = math.ceil(len(labels) / BATCH)
+        train(network, task, settings, batches, steps, first if settings.trained_teacher else None)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_model(network, str(file))
+        return network
+
+    network = train_once(name)
     side = task.larger_side if variant.enlarged else task.side
-    row = score(network, make_dataset(preprocessing, splits.test, masks=True), side)
+    held_out = make_dataset(preprocessing, splits.validation)
+    chosen = np.linspace(0, len(held_out) - 1, min(MEASURED, len(held_out))).astype(int).tolist()
+    places = find_places(network, torch.stack([held_out[index]["pixel_values"] for index in chosen]), side)
+    row = score(network, make_dataset(preprocessing, splits.test, masks=True), side, places)
     if task.name == "lesions":
-        row["values"]["causal"] = causal_agreement(network, task, splits.test, preprocessing, side)
-    trained = {"task": task.name, "variant": name, "seed": seed, "trained_on": len(labels)}
+        row["values"]["causal"] = causal_agreement(network, task, splits.test, preprocessing, side, places)
+    trained = {"task": task.name, "variant": name, "seed": seed, "trained_on": len(labels), "places": asdict(places)}
     return {**trained, **row, **environment()}
 
 

@@ -38,6 +38,8 @@ class Alignment:
             are known for sizes only that leave the same remainder when they are divided by the step.
         ratio: Number of these cells for one cell of the last features of the network, along each axis. Above 1, the
             maps of the network are finer than those that post-hoc methods make of its last features.
+        depths: Places of the evidence of every depth that the maps are the sum of, the last features first, where the
+            ratio is above 1. The features of a network do not all look at the same part of a large cell.
     """
 
     start: Offset
@@ -45,6 +47,7 @@ class Alignment:
     image_size: tuple[int, int]
     same_padding: bool = False
     ratio: int = 1
+    depths: tuple["Alignment", ...] = ()
 
     def __post_init__(self) -> None:
         numbers = (*(start for start in self.start if start is not None), *self.step, *self.image_size)
@@ -60,6 +63,11 @@ class Alignment:
             )
         if isinstance(self.ratio, bool) or not isinstance(self.ratio, int) or self.ratio < 1:
             raise ValueError(f"the ratio of an alignment must be a whole number from 1, got {self.ratio!r}")
+        if len(self.depths) > self.ratio.bit_length() or any(one.ratio != 1 for one in self.depths):
+            raise ValueError(
+                f"an alignment of cells that divide larger ones by {self.ratio} has places of at most "
+                f"{self.ratio.bit_length()} depths, got {len(self.depths)}"
+            )
         for start, step in zip(self.start, self.step, strict=True):
             if start is not None and not abs(start - step / 2) < 2.5 * step * self.ratio:
                 raise ValueError(
@@ -111,19 +119,31 @@ class Alignment:
         top, left = self.starts(image_size, cells)
         right = None if left is None else image_size[1] - left - self.step[1] * (cells[1] - 1)
         size = (image_size[0], image_size[1])
-        return Alignment((top, right), self.step, size, self.same_padding, self.ratio)
+        depths = tuple(
+            one.mirrored(image_size, [count * 2**depth // self.ratio for count in cells])
+            for depth, one in enumerate(self.depths)
+        )
+        return Alignment((top, right), self.step, size, self.same_padding, self.ratio, depths)
 
     def divided(self, ratio: int) -> "Alignment":
-        """Return the places for maps with `ratio` times as many rows and columns, whose cells divide these cells."""
+        """Return the places for maps with `ratio` times as many rows and columns, whose cells divide these cells.
+
+        They are those of a model that has not learnt from finer features yet, where all cells that divide a large one
+        hold the same evidence.
+        """
+        if ratio == 1:
+            return self
         step = (self.step[0] / ratio, self.step[1] / ratio)
         top, left = (
-            start if start is None or ratio == 1 else start - whole / 2 + part / 2
+            start if start is None else start - whole / 2 + part / 2
             for start, whole, part in zip(self.start, self.step, step, strict=True)
         )
-        return Alignment((top, left), step, self.image_size, self.same_padding, ratio)
+        return Alignment((top, left), step, self.image_size, self.same_padding, ratio, (self,))
 
     def merged(self) -> "Alignment":
         """Return the places of the cells of the last features, each of which was divided; the inverse of `divided`."""
+        if self.depths:
+            return self.depths[0]
         beyond = (self.ratio - 1) / 2
         top, left = (
             None if start is None else start + beyond * step for start, step in zip(self.start, self.step, strict=True)
@@ -134,15 +154,20 @@ class Alignment:
     def as_dict(self) -> dict[str, Any]:
         """Return the content as JSON holds it."""
         places = {"start": list(self.start), "step": list(self.step), "image_size": list(self.image_size)}
-        others = {"same_padding": self.same_padding, "ratio": self.ratio}
-        return places | {name: value for name, value in others.items() if value not in (False, 1)}
+        others = {
+            "same_padding": self.same_padding,
+            "ratio": self.ratio,
+            "depths": [one.as_dict() for one in self.depths],
+        }
+        return places | {name: value for name, value in others.items() if value not in (False, 1, [])}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Alignment":
         """Read what `as_dict` returned, and refuse anything else."""
         try:
             start, step, size = (tuple(content[name]) for name in ("start", "step", "image_size"))
-            return cls(start, step, size, content.get("same_padding", False), content.get("ratio", 1))
+            depths = tuple(cls.from_dict(one) for one in content.get("depths", ()))
+            return cls(start, step, size, content.get("same_padding", False), content.get("ratio", 1), depths)
         except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(
                 "alignment must hold start, step and image_size with two numbers each, as measure_alignment writes "
@@ -181,6 +206,16 @@ class Grid:
     image_size: tuple[int, int]
     cells: tuple[int, int]
     alignment: Alignment | None = None
+
+    def of_depth(self, depth: int, cells: tuple[int, int]) -> "Grid":
+        """Return where the cells of the evidence of one depth lie; squares where that is not known.
+
+        Args:
+            depth: Number of the depth, from 0 for the last features.
+            cells: Height and width of its evidence.
+        """
+        depths = () if self.alignment is None else self.alignment.depths
+        return Grid(self.image_size, cells, depths[depth] if depth < len(depths) else None)
 
     @property
     def places(self) -> Alignment | None:

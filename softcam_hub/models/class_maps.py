@@ -182,8 +182,8 @@ class ClassMaps:
         (model.explain(images, classes).heatmaps(224) + mirror.heatmaps(224)) / 2
         """
         grid = self.layout()
-        if grid.alignment is not None:
-            grid = replace(grid, alignment=grid.alignment.mirrored(grid.image_size, grid.cells))
+        if grid.places is not None:
+            grid = replace(grid, alignment=grid.places.mirrored(grid.image_size, grid.cells))
         pixels = None if self.pixels is None else self.pixels.flip(-1)
         terms = self._change_terms(lambda term: term.flip(-1))
         return replace(self, maps=self.maps.flip(-1), pixels=pixels, grid=grid, terms=terms)

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from .alignment import Grid, sides_of
 from .class_maps import ClassMaps
 from .heads import at_least_float32
 from .overlays import meaning_of, overlay, scale_of, to_picture
 from .plotting import Row, draw_rows, make_figure
+from .scales import add_terms
 from .text import format_share, printable
 
 if TYPE_CHECKING:
@@ -154,31 +155,38 @@ class Explanation(ClassMaps):
         """Draw every image and its maps into an empty figure."""
         if not len(self):
             raise ValueError("this explanation has no image to draw: it is empty")
-        rows, grid = [], self.layout(aligned)
+        rows = []
         for index, one in enumerate(self):
-            maps = at_least_float32(one.maps[0, :SHOWN_CLASSES].detach()).cpu()
-            kind, captions = self.kind, one._captions(0)
+            maps, kind = at_least_float32(one.maps[0, :SHOWN_CLASSES].detach()).cpu(), self.kind
+            captions, grid = one._captions(0), self.layout(aligned)
             if by_scale:
-                (maps, captions), kind = one._evidence_by_scale(captions[0]), EVIDENCE
+                kind, (maps, captions) = EVIDENCE, one._draw_depths(captions[0], aligned)
+                grid = Grid(sides_of(maps), sides_of(maps))
             title = f"image {index}" if len(self) > 1 else "image"
             rows.append(Row(title, one.image, maps, captions, scale_of(maps, kind), grid))
         note = f"{self.map_kind.title} maps. {meaning_of(self.kind)}"
         if by_scale:
-            note = f"Evidence for a class, and what each depth of the network adds to it. {SIGNS}"
+            note = f"Evidence for a class, and what each depth of the network adds to it, where it looks. {SIGNS}"
         elif self.maps.shape[1] > SHOWN_CLASSES:
             note += f" Shown: {SHOWN_CLASSES} of {self.maps.shape[1]} explained classes."
         draw_rows(figure, rows, note)
         return figure
 
-    def _evidence_by_scale(self, caption: tuple[str, str]) -> tuple[Tensor, list[tuple[str, str]]]:
-        """Return the evidence (n, H, W) for the first class of one image and its parts by depth, on the finest grid.
+    def _draw_depths(self, caption: tuple[str, str], aligned: bool) -> tuple[Tensor, list[tuple[str, str]]]:
+        """Return the evidence (n, height, width) for the first class of one image and its parts by depth, enlarged to
+        the image.
 
         Args:
             caption: Label and percentage of the class.
+            aligned: Draw every part where the cells of its depth look, and the sum where it looks.
         """
         parts = {stride: at_least_float32(term[0, :1].detach()).cpu() for stride, term in self.by_scale().items()}
         sizes = [float(part.abs().mean()) for part in parts.values()]
         shares = [format_share(size / max(sum(sizes), 1e-12)) for size in sizes]
         captions = [(f"stride {stride}", f"{share} of it") for stride, share in zip(parts, shares, strict=True)]
-        enlarged = [F.interpolate(part[None], self.maps.shape[2:], mode="nearest")[0, 0] for part in parts.values()]
-        return torch.stack([torch.stack(enlarged).sum(dim=0), *enlarged]), [caption, *captions]
+        evidence, grid = add_terms([part[None] for part in parts.values()])[0, 0], self.layout(aligned)
+        size = grid.image_size if self.pixels is None else sides_of(self.pixels)
+        of_depths = [
+            grid.of_depth(depth, sides_of(part)).upsample(part[0], size) for depth, part in enumerate(parts.values())
+        ]
+        return torch.stack([grid.upsample(evidence, size), *of_depths]), [caption, *captions]

@@ -19,8 +19,9 @@ from .alignment import Alignment, sides_of
 from .backbone import TimmModule
 from .evaluation_mode import evaluation_mode
 from .flip_correlation import LARGEST_OFFSET, STEP, correlate_flips, find_offset
-from .heads import select
+from .heads import TERMS, select
 from .inputs import ImageInput
+from .scales import add_terms
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class AlignmentMeasurement:
 
     Args:
         offset: Distance between where the cells look and where they are drawn as squares, in cells (down, right), at
-            which the maps of all images agree best.
+            which the maps of all images agree best. With several `scales`, in cells of the last features.
         spread: Interquartile range of the distance over the images, in cells.
         correlation: Median correlation of the two maps of an image at their best shift, for the predicted class.
         alignment: Places of the cells, which are known along the axes on which the measurement counts.
@@ -91,6 +92,9 @@ def measure_alignment(model: nn.Module, images: ImageInput | None = None) -> Ali
     weights. After training through `torch.compile` or several GPUs in one process (`DataParallel`), and in a moving
     average of a model (`ModelEmaV3`), which nothing notices, measure again. A new head needs no new measurement.
 
+    With several `scales`, the evidence of every depth is measured, and their sum. The sum is drawn at the one place
+    that fits it best, and post-hoc maps at that of the last features.
+
     Args:
         model: timm or Hugging Face model of this package, with trained weights.
         images: Images in any form that `model.explain` takes. The default is noise with the spectrum of photographs.
@@ -109,26 +113,15 @@ def _measure(model: TimmModule, images: ImageInput | None) -> AlignmentMeasureme
     batch = model.as_batch(noise_images(model) if images is None else images)
     if not len(batch):
         raise ValueError("measure_alignment() got no image: about 32 are enough")
-    size = sides_of(batch)
     with evaluation_mode(model):
-        parts = [_register_batch(model, part) for part in batch.split(_IMAGES_AT_ONCE)]
-    curves, judged = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
-    cells = parts[0][2]
-    offset = find_offset(curves.mean(dim=0))  # images whose maps agree well say most
-    quartiles = find_offset(curves).quantile(curves.new_tensor([0.25, 0.75]), dim=0)
-    spread, correlation = quartiles[1] - quartiles[0], judged.median(dim=0).values
-    counts = (correlation >= LEAST_CORRELATION) & (spread <= LARGEST_SPREAD) & (offset.abs() < LARGEST_OFFSET - STEP)
-    counts &= not _has_seen_no_image(model)
-    has_enough = len(torch.unique(batch.flatten(1), dim=0)) >= FEWEST_IMAGES
-    counts &= has_enough
-
-    # the places follow from the middle of the map, which looks at the middle of the image and `offset` beyond
-    steps = find_steps(model, size, cells)
-    places = [
-        size[axis] / 2 + float(offset[axis]) * steps[axis] - steps[axis] * (cells[axis] - 1) / 2 for axis in (0, 1)
-    ]
-    start = [round(place, 3) if count else None for place, count in zip(places, counts.tolist(), strict=True)]
-    alignment = Alignment((start[0], start[1]), steps, size, pads_same(model)).divided(model.anatomy.finest_ratio)
+        whole, *depths = _register(model, batch)
+    size, has_enough = sides_of(batch), len(torch.unique(batch.flatten(1), dim=0)) >= FEWEST_IMAGES
+    counts = has_enough and not _has_seen_no_image(model)
+    steps, same = find_steps(model, size, whole.large_cells), pads_same(model)
+    places = [one.places(size, steps, same, counts) for one in depths]
+    alignment = whole.places(size, steps, same, counts, tuple(places))
+    if not depths:  # all cells that divide a large one hold the same evidence
+        alignment = alignment.divided(model.anatomy.finest_ratio)
     if not has_enough and model.alignment is not None and model.alignment.is_known:
         logger.warning(
             "%s: %d different images are needed, so that this measurement does not count and the earlier one is kept",
@@ -137,7 +130,62 @@ def _measure(model: TimmModule, images: ImageInput | None) -> AlignmentMeasureme
     else:
         model.alignment = alignment
     model.measures_on_first_use = False
-    return AlignmentMeasurement(_pair(offset), _pair(spread), _pair(correlation), alignment)
+    return AlignmentMeasurement(_pair(whole.offset), _pair(whole.spread), _pair(whole.correlation), alignment)
+
+
+@dataclass(frozen=True)
+class _Registration:
+    """How far cells look from where they are drawn as squares, for rows and columns.
+
+    Args:
+        offset: The distance, (2,), in the unit.
+        spread: Its interquartile range over the images, (2,), in the unit.
+        correlation: Median correlation at the best shift, (2,).
+        cells: Height and width of the maps.
+        ratio: Number of their cells for one cell of the last features, along each axis.
+        unit: Number of their cells in which distances are counted.
+    """
+
+    offset: Tensor
+    spread: Tensor
+    correlation: Tensor
+    cells: tuple[int, int]
+    ratio: int
+    unit: int
+
+    @property
+    def large_cells(self) -> tuple[int, int]:
+        """Height and width of the last features."""
+        return (self.cells[0] // self.ratio, self.cells[1] // self.ratio)
+
+    def places(
+        self,
+        size: tuple[int, int],
+        steps: tuple[float, float],
+        same_padding: bool,
+        counts: bool,
+        depths: tuple[Alignment, ...] = (),
+    ) -> Alignment:
+        """Return the places of the cells. They follow from the middle of the map, which looks at the middle of the
+        image and the distance beyond.
+
+        Args:
+            size: Height and width of the images.
+            steps: Pixels from one cell of the last features to the next.
+            same_padding: The network pads as TensorFlow does.
+            counts: Whether the images and the weights allow a measurement.
+            depths: Places of the evidence of every depth, of maps that are their sum.
+        """
+        known = (self.correlation >= LEAST_CORRELATION) & (self.spread <= LARGEST_SPREAD)
+        known &= self.offset.abs() < LARGEST_OFFSET - STEP
+        own = (steps[0] / self.ratio, steps[1] / self.ratio)
+        top, left = (
+            round(side / 2 + (distance * self.unit - (cells - 1) / 2) * step, 3) if counts and found else None
+            for side, distance, cells, step, found in zip(
+                size, self.offset.tolist(), self.cells, own, known.tolist(), strict=True
+            )
+        )
+        return Alignment((top, left), own, size, same_padding, self.ratio if depths else 1, depths)
 
 
 def _has_seen_no_image(model: TimmModule) -> bool:
@@ -175,30 +223,89 @@ def _pair(values: Tensor) -> tuple[float, float]:
     return (round(float(values[0]), 4), round(float(values[1]), 4))
 
 
-def _register_batch(model: TimmModule, images: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
-    """Return correlations (B, 2, offsets) of images by axis, the largest of the predicted class (B, 2), and the size
-    of their maps.
+def _register(model: TimmModule, images: Tensor) -> list[_Registration]:
+    """Find how far the cells of a model's maps look from their squares, and those of the evidence of every depth where
+    the maps are a sum of several.
+    """
+    parts = [_compare_flips(model, part) for part in images.split(_IMAGES_AT_ONCE)]
+    found = []
+    for of_images in zip(*parts, strict=True):
+        curves, judged = (torch.cat([getattr(one, name) for one in of_images]) for name in ("curves", "judged"))
+        offset = find_offset(curves.mean(dim=0))  # images whose maps agree well say most
+        quartiles = find_offset(curves).quantile(curves.new_tensor([0.25, 0.75]), dim=0)
+        maps = of_images[0].maps
+        spread, correlation = quartiles[1] - quartiles[0], judged.median(dim=0).values
+        found.append(_Registration(offset, spread, correlation, maps.cells, maps.ratio, maps.unit))
+    return found
+
+
+@dataclass(frozen=True)
+class _Maps:
+    """Evidence that is compared with that of mirrored images.
+
+    Args:
+        evidence: Evidence (B, C, h, w), which may have lost cells at the borders.
+        cells: Height and width of the maps.
+        ratio: Number of their cells for one cell of the last features, along each axis.
+        unit: Number of their cells in which distances are counted.
+    """
+
+    evidence: Tensor
+    cells: tuple[int, int]
+    ratio: int = 1
+    unit: int = 1
+
+
+@dataclass(frozen=True)
+class _FlipComparison:
+    """Correlations of images by axis, (B, 2, offsets), and the largest of the predicted class, (B, 2)."""
+
+    maps: _Maps
+    curves: Tensor
+    judged: Tensor
+
+
+def _compare_flips(model: TimmModule, images: Tensor) -> list[_FlipComparison]:
+    """Correlate maps with those of the mirrored images.
 
     Many classes together say best where the cells look. Evidence that all classes share is left out of them: no
     classifier learns it. Whether the network treats mirror images alike is judged by the class that it predicts.
     """
-    evidence = _evidence(model, images)
-    ranked = evidence.mean(dim=(2, 3)).topk(min(CLASSES, evidence.shape[1])).indices
+    plain = _evidence(model, images)
+    mirrored = {axis: _evidence(model, images.flip(axis)) for axis in (2, 3)}
+    ranked = plain[0].evidence.mean(dim=(2, 3)).topk(min(CLASSES, plain[0].evidence.shape[1])).indices
     found = []
-    for axis in (2, 3):
-        pair = [evidence, _evidence(model, images.flip(axis)).flip(axis)]
-        pair = [values.mT for values in pair] if axis == 2 else pair
-        curve = correlate_flips(*(select(_contrast(values), ranked) for values in pair))
-        judged = correlate_flips(*(select(values, ranked[:, :1]) for values in pair))
-        found.append((curve, judged.amax(dim=1)))
-    curves, correlations = (torch.stack(values, dim=1).cpu() for values in zip(*found, strict=True))
-    return curves, correlations, sides_of(evidence)
+    for number, maps in enumerate(plain):
+        curves, judged = [], []
+        for axis in (2, 3):
+            pair = [maps.evidence, mirrored[axis][number].evidence.flip(axis)]
+            pair = [values.mT for values in pair] if axis == 2 else pair
+            one, other = (select(_contrast(values), ranked) for values in pair)
+            curves.append(correlate_flips(one, other, maps.unit))
+            one, other = (select(values, ranked[:, :1]) for values in pair)
+            judged.append(correlate_flips(one, other, maps.unit).amax(dim=1))
+        found.append(_FlipComparison(maps, torch.stack(curves, dim=1).cpu(), torch.stack(judged, dim=1).cpu()))
+    return found
 
 
-def _evidence(model: TimmModule, images: Tensor) -> Tensor:
-    _, evidence = model.head(model.forward_features(images), kind="evidence")
-    if (ratio := model.anatomy.finest_ratio) > 1:  # smaller cells agree less, and would need a search over more of them
-        evidence = F.avg_pool2d(evidence, ratio)
+def _evidence(model: TimmModule, images: Tensor) -> list[_Maps]:
+    """Compute the evidence that is compared: the map, and its parts by depth once the model reads finer features."""
+    features = model.forward_features(images)
+    if not model.reads_finer:
+        _, evidence = model.head(features, kind="evidence")
+        evidence = F.avg_pool2d(_precise(evidence), model.anatomy.finest_ratio)
+        return [_Maps(evidence, sides_of(evidence))]
+    _, terms = model.head(features, kind=TERMS)
+    terms = [_precise(term) for term in terms]
+    ratio = model.anatomy.finest_ratio
+    evidence = add_terms(terms)
+    # evidence of the last features is the same in all cells that divide one of theirs: smooth its steps
+    whole = _Maps(F.avg_pool2d(evidence, ratio, stride=1), sides_of(evidence), ratio, ratio)
+    return [whole, *(_Maps(term, sides_of(term), 2**depth) for depth, term in enumerate(terms))]
+
+
+def _precise(evidence: Tensor) -> Tensor:
+    """Return evidence in float64 on the CPU, and in float32 on devices that may lack it."""
     return evidence.double() if evidence.device.type == "cpu" else evidence.float()
 
 

@@ -322,7 +322,7 @@ def _labels(classifier: Classifier, pretrained: bool) -> dict[str, Any]:
     names = classifier.pretrained_cfg.get("label_names")
     if (not names or len(names) != classifier.num_classes) and pretrained:
         subset = infer_imagenet_subset(classifier)
-        names = subset and [ImageNetInfo(subset).index_to_description(index) for index in range(classifier.num_classes)]
+        names = subset and ImageNetInfo(subset).label_descriptions()
     if not names or len(names) != classifier.num_classes:
         return {"num_labels": classifier.num_classes}
     return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}

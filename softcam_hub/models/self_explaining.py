@@ -1,7 +1,7 @@
 """Base of the timm models and the Hugging Face models: `backbone`, `head`, and `explain`."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -40,7 +40,7 @@ class SelfExplaining(nn.Module):
     multi_label: bool
     _alignment: Alignment | None
     _weights_before: "_Sample | None" = None
-    """Some weights of the backbone as they were before a gradient flowed into it or others were loaded; else None."""
+    """Some weights as they were before a gradient flowed into the backbone or others were loaded; else None."""
     measures_on_first_use: bool
     """Whether `explain` measures the alignment first: the weights come from elsewhere and bring none, or the backbone
     was trained since."""
@@ -144,6 +144,8 @@ class SelfExplaining(nn.Module):
             return
         if isinstance(features, Tensor) and features.requires_grad:
             features.register_hook(self._note_weights)
+        elif isinstance(features, Tensor) and self._learns_finer and self.training and torch.is_grad_enabled():
+            self._note_weights()  # on a frozen backbone, too, maps of several depths look elsewhere once they learn
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Load weights as every module does; other weights of the backbone look elsewhere."""
@@ -151,19 +153,28 @@ class SelfExplaining(nn.Module):
         return super().load_state_dict(*args, **kwargs)
 
     def _note_weights(self, _: Tensor | None = None) -> None:
-        """Note some weights of the backbone, before they may be changed."""
+        """Note some weights, before they may be changed."""
         if self._weights_before is None:
-            self._weights_before = _sample_weights(self.backbone)
+            self._weights_before = self._sample_weights()
+
+    @property
+    def _learns_finer(self) -> bool:
+        return bool(self.anatomy.finer and self.num_classes and self.head.fine_weight.requires_grad)
+
+    def _sample_weights(self) -> "_Sample":
+        """Sample the weights on which it depends where maps look: those of the backbone, and of finer features."""
+        finer = [self.head.fine_weight] if self.anatomy.finer and self.num_classes else []
+        return _sample_weights([*self.backbone.parameters(), *finer])
 
     def _forget_if_trained(self) -> None:
-        """Have the next `explain` measure the alignment again if the backbone has changed since its weights were noted.
+        """Have the next `explain` measure the alignment again if weights have changed since they were noted.
 
         A gradient alone moves nothing: attributions of the input have one, too, and so have heads that are trained on a
         frozen backbone.
         """
         if self._weights_before is None:
             return
-        now = _sample_weights(self.backbone)
+        now = self._sample_weights()
         if not now.is_of_same_weights(self._weights_before):
             self._alignment, self._weights_before, self.measures_on_first_use = None, None, True
         elif now.precision != self._weights_before.precision:
@@ -366,7 +377,7 @@ def check_images(images: Any, channels: int) -> None:
 
 
 class _Sample(NamedTuple):
-    """A few numbers of every weight of a backbone, which training changes, and the coarsest precision among them."""
+    """A few numbers of every weight, which training changes, and the coarsest precision among them."""
 
     values: Tensor
     precision: float
@@ -382,14 +393,14 @@ class _Sample(NamedTuple):
 
 
 @torch.no_grad()
-def _sample_weights(backbone: nn.Module) -> _Sample:
+def _sample_weights(weights: Iterable[Tensor]) -> _Sample:
     """Return the first, the middle and the last number of every weight, on whatever device they are.
 
     Adapters, norms and biases may be trained alone, so that no weight is left out.
     """
     numbers: dict[torch.device, list[Tensor]] = {}
     precision = 0.0
-    for weight in backbone.parameters():
+    for weight in weights:
         if weight.is_floating_point() and not weight.is_meta:
             own: Tensor = weight.to_local() if hasattr(weight, "to_local") else weight  # of a sharded model
             if own.numel():
