@@ -133,9 +133,8 @@ def test_maps_of_features_move_and_no_others(model, tables):
 @pytest.mark.slow
 def test_unaligned_maps_are_drawn_as_before_bit_for_bit(model, samples):
     names = [*MOVING[2:], "random"]
-    pixels = torch.stack([samples[index]["pixel_values"] for index in range(4)])
-    labels = torch.stack([samples[index]["labels"] for index in range(4)])
-    masks = torch.stack([samples[index]["mask"] for index in range(4)])
+    some = [samples[index] for index in range(2)]
+    pixels, labels, masks = (torch.stack([one[name] for one in some]) for name in ("pixel_values", "labels", "mask"))
     vanilla, config = load_classifier(to_vanilla(model).eval()), BenchmarkConfig("x")
     batches = {
         aligned: Batch(

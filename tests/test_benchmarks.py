@@ -2,12 +2,12 @@
 
 import json
 import re
-import subprocess
 import sys
 from itertools import product
 from pathlib import Path
 
 import pytest
+from helpers.warm import warm_python
 
 from benchmarks import hidden_layers
 from benchmarks.image_sizes import image_sizes_table
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def run(*command):
-    return subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False, cwd=ROOT)
+    return warm_python().run(*command)
 
 
 def test_readme_shows_the_committed_rows():

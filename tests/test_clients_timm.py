@@ -3,8 +3,6 @@
 `train.py`, `validate.py`, `avg_checkpoints.py` and `onnx_export.py` are in no package of timm, so a test cannot run them.
 """
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,7 @@ import pytest
 import timm
 import torch
 from conftest import randomise, relative_error
+from helpers.warm import warm_python
 from PIL import Image
 from timm.data import create_dataset, create_loader, resolve_data_config
 from timm.models import load_state_dict
@@ -155,7 +154,6 @@ def test_the_line_of_the_documentation_runs_a_script_that_does_not_import_softca
     line = DOCS.read_text().split('python -c "')[1].split('"')[0]
     script = tmp_path / "script.py"
     script.write_text("import sys, timm\nif __name__ == '__main__': print(len(timm.list_models(sys.argv[1])))\n")
-    command = [sys.executable, "-c", line, str(script), "cape_test_*"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
+    done = warm_python().run("-c", line, script, "cape_test_*")
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 5

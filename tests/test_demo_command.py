@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from gradio_client import Client, handle_file
 from helpers.demo import draw_picture, expected, text_of
+from helpers.warm import warm_python
 
 import softcam_hub
 from softcam_hub.cli import main
@@ -70,7 +71,7 @@ sys.exit(main(["demo"]))
 
 @pytest.mark.slow
 def test_without_gradio_there_is_a_hint():
-    done = subprocess.run([sys.executable, "-c", WITHOUT_GRADIO], capture_output=True, text=True, check=False)
+    done = warm_python().run("-c", WITHOUT_GRADIO)
     assert done.returncode == 1
     hint = "softcam-hub: error: the demo page needs an extra package: pip install 'softcam-hub[demo]'\n"
     assert without_torch_log(done.stderr) == hint

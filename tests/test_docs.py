@@ -1,7 +1,7 @@
 """The blocks, links and tree of README and of the pages in `docs/`.
 
-The Python blocks of a page run as they stand, one after another, in a fresh process in an empty folder, against a
-Hub on this machine. A new page needs no line here.
+The Python blocks of a page run as they stand, one after another, in a process and an empty folder of their own,
+against a Hub on this machine. A new page needs no line here.
 """
 
 import os
@@ -17,6 +17,7 @@ import timm
 import torch
 import yaml
 from helpers.hub_server import HubServer
+from helpers.warm import WarmPython
 from PIL import Image
 from safetensors.torch import save
 
@@ -48,23 +49,29 @@ def hub():
         yield hub
 
 
-def run_blocks(page, hub, folder):
+@pytest.fixture(scope="module")
+def python(hub, tmp_path_factory):
+    """A Python that has imported the packages of others, with the Hub of this file."""
+    with WarmPython(**hub.env(tmp_path_factory.mktemp("home"))) as python:
+        yield python
+
+
+def write_blocks(page, folder):
     (folder / "page.py").write_text("\n".join(PYTHON[page]))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **hub.env(folder / "home")}
-    done = subprocess.run(
-        [sys.executable, "page.py"], capture_output=True, text=True, check=False, env=environment, cwd=folder
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.mark.slow
 def test_the_snippet_of_readme_runs(hub, tmp_path):
     Image.new("RGB", (320, 240), "orange").save(tmp_path / "photo.jpg")
-    printed = run_blocks("README.md", hub, tmp_path)
-    assert "Explanation(cape maps 7x7: " in printed
+    write_blocks("README.md", tmp_path)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **hub.env(tmp_path / "home")}
+    done = subprocess.run(
+        [sys.executable, "page.py"], capture_output=True, text=True, check=False, env=environment, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Explanation(cape maps 7x7: " in done.stdout
     assert (tmp_path / "why.png").exists()
-    assert re.search(r"\d+ of 49 locations carry [\d.]+% of this class's [\d.]+%", printed)
+    assert re.search(r"\d+ of 49 locations carry [\d.]+% of this class's [\d.]+%", done.stdout)
 
 
 def test_pages_have_blocks():
@@ -73,8 +80,10 @@ def test_pages_have_blocks():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", LONG_PAGES)
-def test_the_blocks_of_a_page_run_one_after_another(page, hub, tmp_path):
-    run_blocks(page, hub, tmp_path)
+def test_the_blocks_of_a_page_run_one_after_another(page, python, tmp_path):
+    write_blocks(page, tmp_path)
+    done = python.run("page.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 def test_readme_is_short():

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import re
 import shlex
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 from helpers.hub_server import HubServer
 from helpers.steel import CLASSES, make_photographs
+from helpers.warm import WarmPython
 from PIL import Image
 
 from benchmarks.imagenet_weights import imagenet_folder
@@ -73,13 +73,11 @@ def test_the_page_leads_from_a_manifest_to_a_card(tmp_path):
     subprocess.run([sys.executable, "-c", *find_blocks("python")], check=True, cwd=tmp_path)
     weights = (imagenet_folder() / "model.safetensors").read_bytes()
     shorter = {"train": ["--epochs", "2"], "benchmark": ["--limit", "2"]}
-    with HubServer() as hub:
+    with HubServer() as hub, WarmPython(**hub.env(tmp_path / "home")) as python:
         hub.add_repo("timm/tf_efficientnet_lite0.in1k", {"model.safetensors": weights})
-        environment = {**os.environ, "PYTHONPATH": str(PAGE.parents[1]), **hub.env(tmp_path / "home")}
         for program, command, *options in commands():
             assert program == "softcam-hub"
-            words = [sys.executable, "-m", "softcam_hub", command, *options, *shorter.get(command, [])]
-            done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
+            done = python.run("-m", "softcam_hub", command, *options, *shorter.get(command, []), cwd=tmp_path)
             assert done.returncode == 0, done.stderr
             if command == "train":
                 assert "timm's weights tf_efficientnet_lite0.in1k" in done.stdout + done.stderr

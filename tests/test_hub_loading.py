@@ -1,13 +1,11 @@
 """A pushed model or Space loads in processes that see nothing but the Hub."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from helpers.pushing import REPO
+from helpers.warm import WarmPython
 
 from softcam_hub.hub import PushResult, push
 
@@ -32,29 +30,35 @@ print(json.dumps({name: value.tolist() for name, value in logits.items()}))
 """
 
 
-def fresh(hub, home, script, *arguments):
-    environment = {**os.environ, **hub.env(home)}
-    line = [sys.executable, "-c", script, *arguments]
+def load_and_print(python, home, script, *arguments):
+    """Run a program in a process of its own, and return what it printed."""
     home.mkdir(exist_ok=True)
-    done = subprocess.run(line, capture_output=True, text=True, check=False, env=environment, cwd=home)
+    done = python.run("-c", script, *arguments, cwd=home)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
+PUSHED = {
+    "main": {},
+    "v2": {"revision": "v2", "private": True},
+    "refs/pr/1": {"create_pr": True},
+}
+"""Revision -> how a model is pushed there."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("options", "revision"), [({}, "main"), ({"revision": "v2", "private": True}, "v2"), (None, "refs/pr/1")]
-)
-def test_a_pushed_model_loads_through_every_door(options, revision, hub, folder, tmp_path):
-    if options is None:
-        hub.add_repo(REPO, {})
-        options = {"create_pr": True}
-    assert isinstance(push(folder, REPO, **options), PushResult)
-    logits = json.loads(fresh(hub, tmp_path / "home", LOAD, REPO, revision).splitlines()[-1])
-    assert logits.keys() == {"auto", "timm", "ours", "pipeline"}
-    expected = torch.tensor(logits["ours"])
-    for door, found in logits.items():
-        assert torch.allclose(torch.tensor(found), expected, atol=1e-5), door
+def test_a_pushed_model_loads_through_every_door(hub, folder, tmp_path):
+    with WarmPython(**hub.env(tmp_path / "home")) as python:
+        for number, (revision, options) in enumerate(PUSHED.items()):
+            repo = f"{REPO}-{number}"
+            if "create_pr" in options:
+                hub.add_repo(repo, {})
+            assert isinstance(push(folder, repo, **options), PushResult)
+            logits = json.loads(load_and_print(python, tmp_path / "home", LOAD, repo, revision).splitlines()[-1])
+            assert logits.keys() == {"auto", "timm", "ours", "pipeline"}
+            expected = torch.tensor(logits["ours"])
+            for door, found in logits.items():
+                assert torch.allclose(torch.tensor(found), expected, atol=1e-5), (revision, door)
 
 
 SCORE = """
@@ -70,7 +74,8 @@ print(metric.compute(maps=maps, kept_maps=maps, second_maps=maps, masks=maps > 0
 @pytest.mark.slow
 def test_evaluate_loads_the_pushed_scores(hub, tmp_path):
     push("scores", "tester/explanation_scores", repo_type="space")
-    told = fresh(hub, tmp_path / "home", SCORE)
+    with WarmPython(**hub.env(tmp_path / "home")) as python:
+        told = load_and_print(python, tmp_path / "home", SCORE)
     assert "'average_drop': 25.0" in told
     assert "'miou': 100.0" in told
     assert ("GET", "/spaces/tester/explanation_scores/resolve/main/faithfulness.py") in hub.requests

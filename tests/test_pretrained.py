@@ -1,15 +1,13 @@
-"""`pretrained=True` as a user runs it: timm's weights over HTTP, in a fresh process, from a loopback Hub."""
+"""`pretrained=True` as a user runs it: timm's weights over HTTP, in a process of its own, from a loopback Hub."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import timm
 import torch
 from conftest import randomise
 from helpers.hub_server import HubServer
+from helpers.warm import WarmPython
 from safetensors.torch import save
 
 SCRIPT = """
@@ -20,11 +18,6 @@ x = torch.linspace(-1, 1, 2 * 3 * 160 * 160).reshape(2, 3, 160, 160)
 model = timm.create_model(name, pretrained=True, **options).eval()
 print(json.dumps(model(x).tolist()))
 """
-
-
-def run(name, env, cwd, **options):
-    command = [sys.executable, "-c", SCRIPT, name, json.dumps(options)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **env}, cwd=cwd)
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +35,21 @@ def hub(vanilla):
         yield hub
 
 
+@pytest.fixture(scope="module")
+def run(hub, tmp_path_factory):
+    """Return a function that makes a model by its name in a process of its own, and prints its answers."""
+    home = tmp_path_factory.mktemp("home")
+    with WarmPython(**hub.env(home)) as python:
+        yield lambda name, **options: python.run("-c", SCRIPT, name, json.dumps(options), cwd=home)
+
+
 def expected_logits(vanilla):
     return vanilla(torch.linspace(-1, 1, 2 * 3 * 160 * 160).reshape(2, 3, 160, 160))
 
 
 @pytest.mark.slow
-def test_softcam_downloads_timms_weights_and_gives_timms_logits(hub, vanilla, tmp_path):
-    done = run("softcam_test_resnet", hub.env(tmp_path), tmp_path)
+def test_softcam_downloads_timms_weights_and_gives_timms_logits(hub, run, vanilla):
+    done = run("softcam_test_resnet")
     assert done.returncode == 0, done.stderr
     logits = torch.tensor(json.loads(done.stdout))
     assert torch.allclose(logits, expected_logits(vanilla), rtol=1e-5, atol=1e-5)
@@ -56,8 +57,8 @@ def test_softcam_downloads_timms_weights_and_gives_timms_logits(hub, vanilla, tm
 
 
 @pytest.mark.slow
-def test_cape_by_tag_with_fewer_classes(hub, tmp_path):
-    done = run("cape_test_resnet.r160_in1k", hub.env(tmp_path), tmp_path, num_classes=4)
+def test_cape_by_tag_with_fewer_classes(run):
+    done = run("cape_test_resnet.r160_in1k", num_classes=4)
     assert done.returncode == 0, done.stderr
     log_p = torch.tensor(json.loads(done.stdout))
     assert log_p.shape == (2, 4)
@@ -65,15 +66,15 @@ def test_cape_by_tag_with_fewer_classes(hub, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_broken_download_is_an_error(hub, tmp_path):
-    done = run("softcam_test_convnext", hub.env(tmp_path), tmp_path)
+def test_a_broken_download_is_an_error(run):
+    done = run("softcam_test_convnext")
     assert done.returncode != 0
     assert "SafetensorError" in done.stderr
     assert not done.stdout
 
 
 @pytest.mark.slow
-def test_weights_that_the_hub_does_not_have(hub, tmp_path):
-    done = run("softcam_test_efficientnet", hub.env(tmp_path), tmp_path)
+def test_weights_that_the_hub_does_not_have(run):
+    done = run("softcam_test_efficientnet")
     assert done.returncode != 0
     assert "timm/test_efficientnet.r160_in1k" in done.stderr

@@ -113,7 +113,7 @@ def test_an_option_of_the_head_travels(tmp_path):
 
 
 @families
-def test_a_folder_can_be_published(folder):
+def test_a_folder_can_be_published(folder, hub):
     write_card(folder)
     described = softcam_hub.push(folder, "ada/eyes", dry_run=True).describe()
     assert "model.safetensors" in described

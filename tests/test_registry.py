@@ -1,11 +1,10 @@
 """Names and tags: what timm lists, and the committed table against the installed timm."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import timm
+from helpers.warm import warm_python
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
 
 from softcam_hub import registry
@@ -114,7 +113,6 @@ def test_a_head_with_a_layer_of_an_unknown_kind_is_refused():
 
 @pytest.mark.slow
 def test_the_table_is_true():
-    script = Path(__file__).parents[1] / "tools" / "probe_timm.py"
-    done = subprocess.run([sys.executable, script, "--check", "--every=8"], capture_output=True, text=True, check=False)
+    done = warm_python().run("-m", "tools.probe_timm", "--check", "--every=25")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "the table is up to date" in done.stdout

@@ -29,6 +29,7 @@ from helpers.training import (
     training_of,
     weights,
 )
+from helpers.warm import warm_python
 from transformers import AutoModelForImageClassification
 
 from softcam_hub.models.losses import cross_entropy
@@ -289,9 +290,9 @@ def test_a_run_of_accelerate_launch_is_killed_and_resumed(tmp_path):
 
 
 def test_help_groups_the_settings():
-    out, error = command(SCRIPT, "--help").communicate(timeout=PATIENCE)
+    done = warm_python().run(SCRIPT, "--help")
     for title in ("model:", "data:", "augmentation:", "optimization:", "run:", "Recipes:"):
-        assert f"\n{title}" in out, error
+        assert f"\n{title}" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -306,11 +307,10 @@ def test_help_groups_the_settings():
     ],
 )
 def test_a_mistake_on_the_command_line_ends_with_a_message(arguments, code, sentence, tmp_path):
-    process = command(SCRIPT, *arguments, *(["--output", str(tmp_path)] if "--data" in arguments else []))
-    _, error = process.communicate(timeout=PATIENCE)
-    assert process.returncode == code
-    assert sentence in error
-    assert "Traceback" not in error
+    done = warm_python().run(SCRIPT, *arguments, *(["--output", str(tmp_path)] if "--data" in arguments else []))
+    assert done.returncode == code
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_an_interrupted_command_says_how_to_resume_and_is_resumed(tmp_path):

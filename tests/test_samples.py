@@ -4,13 +4,12 @@ import logging
 import os
 import random
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from helpers.data import PREPROCESSING, embedded_samples, encode, load, manifest, manifest_text
+from helpers.warm import warm_python
 from PIL import Image
 from timm.data import create_transform
 from torch.utils.data import DataLoader
@@ -116,8 +115,9 @@ def test_the_fingerprint_is_the_same_in_another_process():
         "from softcam_hub.data.config import DataConfig; from softcam_hub.data.splits import load_splits; "
         f"print(load_splits(DataConfig({settings})).train.fingerprint())"
     )
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    assert load("lesions", train_count=8, eval_count=4, data_size=32, hold_out=0.25).train.fingerprint() == other
+    other = warm_python().run("-c", code)
+    mine = load("lesions", train_count=8, eval_count=4, data_size=32, hold_out=0.25).train.fingerprint()
+    assert other.stdout.strip() == mine, other.stderr
 
 
 def test_a_sample_depends_on_seed_epoch_and_index_alone(samples):

@@ -1,12 +1,10 @@
 """What makes maps sparse: the mathematics of every candidate, the heads trained at once, and the page of the rows."""
 
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from helpers.warm import warm_python
 
 from benchmarks.sparsity import page
 from benchmarks.sparsity.candidates import CANDIDATES, contrast, entropy, hoyer
@@ -286,7 +284,7 @@ def test_the_committed_page_is_that_of_the_rows():
 
 @pytest.mark.slow
 def test_fine_tuning_runs():
-    command = [sys.executable, "-m", "benchmarks.sparsity.fine_tune", "--studies", "lesions", "--seeds", "0", "--quick"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
+    options = ("--studies", "lesions", "--seeds", "0", "--quick")
+    done = warm_python().run("-m", "benchmarks.sparsity.fine_tune", *options)
     assert done.returncode == 0, done.stderr
     assert "lesions, seed 0: accuracy {'dense': " in done.stdout

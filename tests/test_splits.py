@@ -1,15 +1,13 @@
 """Data sets of every form are loaded as splits, and labels, columns and settings are checked."""
 
 import logging
-import os
-import subprocess
-import sys
 
 import datasets
 import numpy as np
 import pytest
 from helpers.data import load, manifest, manifest_text, paint
 from helpers.hub_server import HubServer
+from helpers.warm import WarmPython
 from PIL import Image
 from transformers import HfArgumentParser
 
@@ -403,27 +401,39 @@ print(splits.classes, labels, splits.validation.labels.tolist(), image.getpixel(
 """
 
 
+@pytest.fixture(scope="module")
+def repos(tmp_path_factory):
+    """The files of a data set on the Hub, by their form."""
+    root, files = tmp_path_factory.mktemp("repos"), {}
+    for split in ("train", "validation"):
+        for number in range(4):
+            path = f"{split}/{'ab'[number % 2]}/{number}.png"
+            files[path] = paint(root / "x.png", (9, number, 0)).read_bytes()
+            (root / "folder" / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / "folder" / path).write_bytes(files[path])
+    tables = {}
+    loaded = datasets.load_dataset("imagefolder", data_dir=str(root / "folder"), cache_dir=str(root / "cache"))
+    for split, data in loaded.items():
+        data.to_parquet(str(root / f"{split}.parquet"))
+        tables[f"data/{split}-00000-of-00001.parquet"] = (root / f"{split}.parquet").read_bytes()
+    return {"files": dict(sorted(files.items())), "parquet": tables}
+
+
+@pytest.fixture(scope="module")
+def read_from_hub(repos, tmp_path_factory):
+    """Return a function that reads a data set of some form in a process of its own."""
+    with HubServer() as hub, WarmPython(**hub.env(tmp_path_factory.mktemp("home"))) as python:
+
+        def read(form, how):
+            hub.add_repo(f"tester/{form}-{how}", repos[form], repo_type="dataset")
+            return python.run("-c", READ_FROM_HUB, f"tester/{form}-{how}", how)
+
+        yield read
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["download", "stream"])
 @pytest.mark.parametrize("form", ["parquet", "files"])
-def test_a_data_set_on_the_hub(tmp_path, form, how):
-    files = {}
-    for split in ("train", "validation"):
-        for number in range(4):
-            files[f"{split}/{'ab'[number % 2]}/{number}.png"] = paint(tmp_path / "x.png", (9, number, 0)).read_bytes()
-    files = dict(sorted(files.items()))
-    expected = "['a', 'b'] [0, 0, 1, 1] [0, 0, 1, 1] (9, 2, 0) None"
-    if form == "parquet":
-        for path, content in files.items():
-            (tmp_path / "folder" / path).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / "folder" / path).write_bytes(content)
-        for split, data in datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "folder")).items():
-            data.to_parquet(str(tmp_path / f"{split}.parquet"))
-            files[f"data/{split}-00000-of-00001.parquet"] = (tmp_path / f"{split}.parquet").read_bytes()
-        files = {path: content for path, content in files.items() if path.startswith("data/")}
-    with HubServer() as hub:
-        hub.add_repo("tester/images", files, repo_type="dataset")
-        command = [sys.executable, "-c", READ_FROM_HUB, "tester/images", how]
-        env = {**os.environ, **hub.env(tmp_path / "home")}
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
-    assert done.stdout.strip() == expected, done.stderr
+def test_a_data_set_on_the_hub(form, how, read_from_hub):
+    done = read_from_hub(form, how)
+    assert done.stdout.strip() == "['a', 'b'] [0, 0, 1, 1] [0, 0, 1, 1] (9, 2, 0) None", done.stderr

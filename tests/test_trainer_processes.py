@@ -8,6 +8,7 @@ import torch
 from helpers.processes import free_port
 from helpers.trainer import CLASS_COUNT, EXACT, MAP_SIDE, SCORES, SETTINGS, images_of, launch, make, state, trainer_of
 from helpers.training import equal, largest_difference
+from helpers.warm import warm_python
 
 from softcam_hub.training.trainer import ExplanationCallback
 
@@ -93,7 +94,7 @@ def test_predictions_are_logits_alone(tmp_path):
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
 @pytest.mark.parametrize(("method", "ignored"), [("evaluate", "maps"), ("predict", "maps"), ("evaluate", "")])
 def test_evaluation_keeps_logits_and_no_maps(method, ignored, tmp_path):
-    done = launch([sys.executable, "-c", MEASURE, method, ignored, str(tmp_path)])
+    done = warm_python().run("-c", MEASURE, method, ignored, tmp_path, cwd=Path(__file__).parent)
     assert done.returncode == 0, done.stderr
     found = int(done.stdout.split("growth")[1])
     logits = 1500 * CLASS_COUNT * 4

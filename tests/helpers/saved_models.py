@@ -17,6 +17,9 @@ NAMES = ["asp", "bat", "cod", "doe", "eel"]
 LABELS = {"id2label": dict(enumerate(NAMES)), "label2id": {name: index for index, name in enumerate(NAMES)}}
 TINY_VIT = {"img_size": 64, "depth": 1, "embed_dim": 48, "num_heads": 2}
 SMALL_SWIN = {"embed_dim": 24, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8], "img_size": 64, "window_size": 4}
+SMALL_IMAGES = {"pretrained_cfg_overlay": {"input_size": (3, 64, 64)}}
+"""For networks that take seconds to measure where their maps lie in images of their own size."""
+
 MODELS = {
     "resnet": ("cape", "test_resnet", {}),
     "convnext": ("softcam", "test_convnext", {"output_stride": 8}),
@@ -25,7 +28,7 @@ MODELS = {
     "class-token-vit": ("cape", "test_vit", {"img_size": 64}),
     "efficientnet": ("softcam", "test_efficientnet", {}),
     "mambaout": ("softcam", "test_mambaout", {}),
-    "vgg": ("cape", "vgg11", {"mlp_ratio": 1 / 64}),
+    "vgg": ("cape", "vgg11", {"mlp_ratio": 1 / 64, **SMALL_IMAGES}),
     "three-scales": ("cape", "test_resnet", {"scales": 3}),
 }
 OTHER_HEAD = {"resnet-softcam": ("softcam", "test_resnet", {})}
@@ -37,7 +40,7 @@ UNSAVED_BUFFERS = {
     "levit": ("softcam", "levit_128s", {}),
     "rope-vit": ("softcam", "vit_base_patch16_rope_224", TINY_VIT),
     "dinov3": ("cape", "vit_small_patch16_dinov3", TINY_VIT),
-    "blurred-resnet": ("softcam", "resnetblur18", {}),
+    "blurred-resnet": ("softcam", "resnetblur18", SMALL_IMAGES),
 }
 ALL = {**MODELS, **OTHER_HEAD, **UNSAVED_BUFFERS}
 ON_HUB = ("resnet", "swinv2", "class-token-vit")
