@@ -8,9 +8,12 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from helpers.random_weights import randomise_with_statistics
 
+import softcam_hub
 from benchmarks.fine import costs, study
 from benchmarks.fine.network import VARIANTS, ScaledEvidence, add, begin_from, difference_to_larger, enlarge
+from benchmarks.fine.places import Places, find_places
 from benchmarks.fine.tables import fine_table, gain_of
 from benchmarks.fine.tasks import lesions
 from softcam_hub.data.config import DataConfig
@@ -97,6 +100,7 @@ def test_the_command_prints_means_where_images_have_no_causal_score(tmp_path, mo
         "scales, taught",
         "scales, taught by scales",
         "larger images",
+        "CAPE, fine saliency",
     ],
 )
 def test_the_command_trains_and_scores_a_variant(variant, tmp_path, monkeypatch):
@@ -111,6 +115,10 @@ def test_the_command_trains_and_scores_a_variant(variant, tmp_path, monkeypatch)
     (row,) = study.read_rows(study.ROWS)
     assert (row["variant"], row["seed"], row["images"], row["trained_on"]) == (variant, 3, 12, 40)
     assert {len(row["values"][name]) for name in (*study.SCORES, "area")} == {9}
+    drawings = {"squares", "depths"} if VARIANTS[variant].fine and not VARIANTS[variant].cape else {"squares"}
+    assert set(row["drawn"]) == drawings
+    assert {len(values) for scores in row["drawn"].values() for values in scores.values()} == {9}
+    assert len(row["places"]["depths"]) == 1 + 2 * VARIANTS[variant].fine
     assert len(row["values"]["causal"]) == 12
     known = [value for value in row["values"]["causal"] if value is not None]
     assert all(-1 <= value <= 1 for value in known)
@@ -131,7 +139,8 @@ def test_steel_needs_its_photographs(monkeypatch, capsys, tmp_path):
 
 def row(variant, seed, values, accuracy=0.5, causal=(0.5, None, 0.7), task="lesions", **more):
     scores = {**dict.fromkeys(study.SCORES, values), "area": [0.1, 0.1, 0.3], "causal": list(causal)}
-    common = {"task": task, "images": 600, "machine": "m", "torch": "t"}
+    squares = dict.fromkeys(study.HITS, values)
+    common = {"task": task, "images": 600, "machine": "m", "torch": "t", "drawn": {"squares": squares}}
     return {**common, "variant": variant, "seed": seed, "accuracy": accuracy, "values": scores, **more}
 
 
@@ -169,13 +178,15 @@ def test_the_table_has_every_seed_and_the_gain_on_small_annotations():
     assert "| 0.60 (0.60, 0.60, 0.60); +0.05 [" in scales, "of the images that both have: 0, and 0 with 0.2"
     assert scales.endswith("| 1.00 | 1.25 | 12 | - |")
     assert plain.endswith("| - | - | - | - |")
+    assert "| 0.60 (0.60, 0.60) | - | - | 25.0 (50.0, 0.0) | 25.0 (50.0, 0.0) |" in plain, "squares, but no depths"
 
 
 def test_seeds_with_the_same_images_do_not_narrow_an_interval():
     generator = np.random.default_rng(0)
     better, worse = ({**row("v", 0, generator.random(3).tolist())} for _ in range(2))
-    one = gain_of({0: better}, {0: worse}, "hit_rate", False)
-    assert gain_of({0: better, 1: better}, {0: worse, 1: worse}, "hit_rate", False) == pytest.approx(one)
+    column = ("hit_rate", False, "place")
+    one = gain_of({0: better}, {0: worse}, *column)
+    assert gain_of({0: better, 1: better}, {0: worse, 1: worse}, *column) == pytest.approx(one)
 
 
 @pytest.mark.parametrize(
@@ -221,8 +232,70 @@ def test_a_network_that_predicts_one_class_has_no_causal_score(recwarn):
     rows = [row("plain", 0, [0.0, 1.0, 0.0]), row("scales", 0, [1.0, 1.0, 0.0], causal=(None, None, None))]
     plain, scales = (line for line in fine_table(rows, []).splitlines() if line.startswith("| lesions"))
     assert "| 0.60 (0.60) |" in plain
-    assert "| - | - | - | - | - |" in scales
+    assert "| - | - | - | 100.0 (100.0)" in scales
     assert not recwarn.list
+
+
+def test_rows_that_drew_squares_are_judged_by_squares():
+    rows = [row("plain", 0, [0.0, 1.0, 0.0]), row("scales", 0, [1.0, 1.0, 0.0])]
+    rows[1]["values"] = {"area": rows[1]["values"]["area"]}
+    table = fine_table(rows, costs_of("scales"))
+    assert "- *scales*, drawn as squares, meets the rule on lesions." in table
+    (scales,) = (line for line in table.splitlines() if line.startswith("| lesions | scales"))
+    assert scales.count("| - ") >= 8, "all scores of maps that are drawn where they look"
+    assert "| 100.0 (100.0); +50.0 [" in scales
+
+
+@torch.no_grad()
+def test_maps_are_drawn_where_their_cells_look():
+    maps = torch.zeros(1, 1, 4, 4)
+    maps[0, 0, 1, 2] = 1.0
+    places = Places((-0.5, 0.0), [(0.0, 0.0)])
+    assert divmod(int(places.draw(maps, 32, (32, 32)).argmax()), 32) == pytest.approx((8, 20), abs=1)
+    fine = torch.zeros(1, 1, 8, 8)
+    fine[0, 0, 1, 2] = 1.0
+    both = Places((0.0, 0.0), [(-0.5, -0.5), (0.5, 0.0)]).draw_depths([fine, maps], 32, (32, 32))
+    alone = [Places(where, []).draw(term, 32, (32, 32)) for where, term in (((-0.5, -0.5), fine), ((0.5, 0.0), maps))]
+    torch.testing.assert_close(both, alone[0] + alone[1])
+
+
+@torch.no_grad()
+def test_places_are_those_of_the_package():
+    """A network with symmetric filters looks where strides of its layers lead, which the package measures, too."""
+    torch.manual_seed(0)
+    images = torch.randn(12, 3, 32, 32)
+    images = F.interpolate(images, size=(256, 256), mode="bicubic")
+    model = softcam_hub.build("softcam_test_resnet", num_classes=5, avg_down=False)
+    model = randomise_with_statistics(model, images[:4]).eval()
+    for weight in model.backbone.parameters():
+        if weight.ndim == 4:
+            weight.data = (weight + weight.flip(2) + weight.flip(3) + weight.flip(2, 3)).data / 4
+    expected = softcam_hub.measure_alignment(model, images)
+    found = find_places(ScaledEvidence(model), images, 256)
+    assert found.whole == pytest.approx(expected.offset, abs=0.05)
+    assert found.whole == found.depths[0]
+    small = find_places(ScaledEvidence(model), images, 128)  # four cells are too few, so that images are enlarged
+    assert small.whole == pytest.approx(expected.offset, abs=0.05)
+
+
+@torch.no_grad()
+def test_depths_share_the_work_of_cape():
+    terms = [torch.randn(2, 3, 4, 4), torch.randn(2, 3, 2, 2)]
+    coarse = terms[1].repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    model = timm.create_model("softcam_test_efficientnet", num_classes=3)
+    for name, classes, saliency in (
+        ("CAPE, scales", terms[0] + coarse, terms[0] + coarse),
+        ("CAPE, fine classes", terms[0], coarse),
+        ("CAPE, fine saliency", coarse, terms[0]),
+    ):
+        network = ScaledEvidence(model, (16,), VARIANTS[name])
+        network.log_temperature.fill_(0.3)
+        logits, maps = network.compose(terms)
+        scale = torch.tensor(0.3).exp()
+        weight = (saliency.mean(dim=1) / scale).flatten(1).softmax(dim=1).view(2, 1, 4, 4)
+        expected = (classes / scale).softmax(dim=1) * weight
+        torch.testing.assert_close(maps, expected)
+        torch.testing.assert_close(logits.exp(), expected.sum(dim=(2, 3)))
 
 
 def test_every_variant_is_described():

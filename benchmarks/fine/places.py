@@ -4,6 +4,7 @@ A map is drawn at the one place that fits it best. Beside that, it is drawn as s
 evidence of every depth at a place of its own.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -77,8 +78,9 @@ def find_places(network: ScaledEvidence, images: Tensor, side: int) -> Places:
     count, steps = len(network.indices) + 1, 2 ** len(network.indices)
 
     def smooth(terms: list[Tensor]) -> Tensor:
-        """Add the terms, and smooth the steps that the coarse ones make."""
-        return F.avg_pool2d(add(terms), steps, stride=1)
+        """Return what is drawn, and smooth the steps that coarse evidence makes in it."""
+        maps = network.compose(terms)[1].log() if network.variant.cape else add(terms)
+        return F.avg_pool2d(maps, steps, stride=1)
 
     def take(depth: int) -> Callable[[list[Tensor]], Tensor]:
         return lambda terms: terms[depth]
@@ -111,7 +113,9 @@ def _find_distance(
             parts = [enlarge(part.flip(axis) if turned else part, side) for part in images.split(8)]
             maps = torch.cat([choose(network.terms(part)) for part in parts]).double()
             maps = maps.flip(axis) if turned else maps
-            maps = maps - maps.mean(dim=1, keepdim=True)
+            if not network.variant.cape:  # what all classes share says how much a place counts in CAPE
+                maps = maps - maps.mean(dim=1, keepdim=True)
             pair.append(maps.mT if axis == 2 else maps)
-        found.append(float(find_offset(correlate_flips(pair[0], pair[1], unit).mean(dim=0))))
+        distance = float(find_offset(correlate_flips(pair[0], pair[1], unit).mean(dim=0)))
+        found.append(0.0 if math.isnan(distance) else distance)  # nothing has been learnt from this depth
     return found[0], found[1]
