@@ -77,6 +77,7 @@ IMPOSSIBLE = {
     "std_infinite": ({"std": [0.2, float("inf"), 0.2]}, "std must be a list of finite numbers"),
     "img_size": ({"model_args": {"img_size": 1_000_000}}, "img_size asks for images of 1000000 x 1000000"),
     "img_size_text": ({"model_args": {"img_size": "big"}}, "img_size must be a side in pixels"),
+    "scales": ({"model_args": {"scales": 9}}, "scales must be a whole number from 1 to 5, got 9"),
     "in_chans": ({"model_args": {"in_chans": -3}}, "(in_chans|input_size) must be"),
 }
 

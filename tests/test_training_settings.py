@@ -112,6 +112,7 @@ BAD_FLAGS = {
     "--mode post-fit --label-smoothing 0.1": "label_smoothing=0.1 changes the cross-entropy, but mode 'post-fit'",
     "--mode from-scratch --alpha 0 --balance loss": "balance=loss changes the cross-entropy, but mode 'from-scratch'",
     "--model resnet18 --freeze-backbone": "freeze_backbone needs a self-explaining model",
+    "--model-args scales=x": "scales must be a whole number from 1 to 5, got 'x'",
     "--model-args output_stride": "expected name=value pairs, such as 'output_stride=8', got 'output_stride'",
     "--pretrained --init x": "init and pretrained both name the weights to start from",
     "--resume --overwrite": "give one of them",

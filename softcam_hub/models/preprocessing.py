@@ -11,6 +11,8 @@ from typing import Any
 
 from timm.models import PretrainedCfg
 
+from .scales import check_scales
+
 MAX_SIDE = 8192
 """Longest side of an image, in pixels; no timm model is trained on images beyond 1,500."""
 
@@ -84,7 +86,7 @@ def check_same_labels(label_names: Any, id2label: Any) -> None:
 
 
 def check_model_args(model_args: Any) -> None:
-    """Raise ValueError if the arguments of an architecture ask for impossible images: `img_size` and `in_chans`."""
+    """Raise ValueError for arguments of an architecture that are impossible: `img_size`, `in_chans` and `scales`."""
     if model_args is None:
         return
     if not isinstance(model_args, Mapping):
@@ -92,6 +94,7 @@ def check_model_args(model_args: Any) -> None:
     size, channels = model_args.get("img_size"), model_args.get("in_chans")
     if channels is not None and not (_is_whole(channels) and channels >= 1):
         raise ValueError(f"in_chans must be a whole number, at least 1, got {_shown(channels)}")
+    check_scales(model_args.get("scales", 1))
     if size is not None:
         sides = (size, size) if _is_whole(size) else size
         if not isinstance(sides, list | tuple) or len(sides) != 2:
