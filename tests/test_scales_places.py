@@ -11,7 +11,6 @@ from helpers.random_weights import randomise_with_statistics
 import softcam_hub
 from softcam_hub.models.alignment import Alignment, Grid
 from softcam_hub.models.explanation import Explanation
-from softcam_hub.models.flip_correlation import correlate_flips, find_offset
 from softcam_hub.models.flip_registration import noise_images
 from softcam_hub.models.modeling import SoftCAMForImageClassification
 
@@ -74,25 +73,14 @@ def test_maps_of_both_sizes_are_drawn_at_their_places():
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("offset", [-3.4, -0.9, 2.2])
-def test_offsets_are_counted_in_large_cells(offset):
-    frequency, phase = torch.rand(3, 2, 1, 1, 6) * 0.2, torch.rand(3, 2, 7, 1, 6) * 6.3
-    maps, mirrored = (
-        torch.sin(frequency * (torch.arange(28.0)[:, None] + 0.5 + shift) + phase).sum(dim=-1).double()
-        for shift in (offset, -offset)
-    )
-    found = find_offset(correlate_flips(maps, mirrored, unit=4))
-    assert (4 * found).tolist() == pytest.approx([offset] * 3, abs=0.06)
-
-
 @pytest.fixture(scope="module")
 def pictures():
     noise = noise_images(softcam_hub.build("softcam_test_resnet", num_classes=5))
     return F.interpolate(noise, size=(SIDE, SIDE), mode="bicubic")
 
 
-def make(pictures, depth=None):
-    """A model with random weights which reads three depths, or nearly all of whose evidence is of one."""
+def make(pictures, without=()):
+    """A model with random weights which reads three depths, or some of them."""
     torch.manual_seed(0)
     model = softcam_hub.build("softcam_test_resnet", num_classes=5, scales=3, avg_down=False)
     model = randomise_with_statistics(model, pictures[:4]).eval()
@@ -100,12 +88,10 @@ def make(pictures, depth=None):
         if weight.ndim == 4:  # with symmetric filters, only the places of strides differ in a mirror image
             weight.data = (weight + weight.flip(2) + weight.flip(3) + weight.flip(2, 3)).data / 4
     torch.nn.init.normal_(model.head.fine_weight, std=0.5)
-    if depth is not None:
-        with torch.no_grad():
-            middle = model.anatomy.finer[0].channels
-            weights = (model.head.weight, model.head.fine_weight[:, :middle], model.head.fine_weight[:, middle:])
-            for number, weight in enumerate(weights):
-                weight.mul_(1.0 if number == depth else 1e-4)
+    middle = model.anatomy.finer[0].channels
+    weights = (model.head.weight, model.head.fine_weight[:, :middle], model.head.fine_weight[:, middle:])
+    for depth in without:
+        weights[depth].data.zero_()
     return model
 
 
@@ -141,15 +127,20 @@ def test_every_depth_is_measured_where_its_gradients_lie(depth, pictures):
     assert all(measured == pytest.approx(expected, abs=0.15 * 32 / 2**depth) for measured, expected in known)
 
 
-@pytest.mark.parametrize("depth", [0, 1, 2])
-def test_a_map_of_one_depth_lies_where_this_depth_does(depth, pictures):
-    model = make(pictures, depth)
-    alignment = softcam_hub.measure_alignment(model, pictures).alignment
-    ratio = 4 // 2**depth
-    cells = alignment.depths[depth].divided(ratio)
-    known = [pair for pair in zip(alignment.start, cells.start, strict=True) if None not in pair]
-    assert known
-    assert all(found == pytest.approx(expected, abs=2) for found, expected in known)
+@pytest.mark.parametrize(("without", "finest"), [((), 2), ((2,), 1), ((0, 2), 1), ((1, 2), 0), ((0,), 2)])
+def test_maps_are_drawn_at_the_finest_depth_that_was_learnt(without, finest, pictures):
+    model = make(pictures, without)
+    measurement = softcam_hub.measure_alignment(model, pictures)
+    alignment, place = measurement.alignment, measurement.alignment.depths[finest]
+    assert None not in place.start
+    step = 32 / 2**finest
+    middle = [start + step * (SIDE / step - 1) / 2 for start in place.start]
+    assert (alignment.step, alignment.ratio) == ((8.0, 8.0), 4)
+    assert [start + 8 * (SIDE / 8 - 1) / 2 for start in alignment.start] == pytest.approx(middle, abs=0.01)
+    assert [(where - SIDE / 2) / step for where in middle] == pytest.approx(measurement.offset, abs=0.01)
+    others = [one.start for depth, one in enumerate(alignment.depths) if depth in without]
+    assert all(start == (None, None) for start in others), "nothing to measure"
+    assert alignment.merged() == alignment.depths[0]
 
 
 def test_the_place_is_kept_with_its_depths(pictures, tmp_path):

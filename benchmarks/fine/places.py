@@ -1,11 +1,9 @@
 """Measure where the cells of the study's networks look, and draw their maps there.
 
-A map is drawn at the one place that fits it best. Beside that, it is drawn as squares that fill the image, and with the
-evidence of every depth at a place of its own.
+A map is drawn at the place of its finest depth, as softcam_hub draws it. Beside that, it is drawn as squares that fill
+the image, and with the evidence of every depth at a place of its own.
 """
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +13,7 @@ from torch import Tensor
 from softcam_hub.models.alignment import Alignment, Grid
 from softcam_hub.models.flip_correlation import FEWEST_CELLS, correlate_flips, find_offset
 
-from .network import ScaledEvidence, add, enlarge
+from .network import ScaledEvidence, enlarge
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,7 @@ class Places:
     """Where the cells of a network look, as distances (down, right) from their squares in cells of their own.
 
     Args:
-        whole: Distance of the cells of the map.
+        whole: Distance at which the cells of a map are drawn.
         depths: Distances of the evidence of every depth, the finest first.
     """
 
@@ -75,47 +73,33 @@ def find_places(network: ScaledEvidence, images: Tensor, side: int) -> Places:
         side: Side of the images that the network sees.
     """
     network.eval()
-    count, steps = len(network.indices) + 1, 2 ** len(network.indices)
-
-    def smooth(terms: list[Tensor]) -> Tensor:
-        """Return what is drawn, and smooth the steps that coarse evidence makes in it."""
-        maps = network.compose(terms)[1].log() if network.variant.cape else add(terms)
-        return F.avg_pool2d(maps, steps, stride=1)
-
-    def take(depth: int) -> Callable[[list[Tensor]], Tensor]:
-        return lambda terms: terms[depth]
-
-    depths = [_find_distance(network, images, side, take(depth)) for depth in range(count)]
-    whole = _find_distance(network, images, side, smooth, steps)
-    return Places((whole[0] * steps, whole[1] * steps), depths)
+    depths = [_find_distance(network, images, side, depth) for depth in range(len(network.indices) + 1)]
+    return Places(depths[0], depths)
 
 
-def _find_distance(
-    network: ScaledEvidence, images: Tensor, side: int, choose: Callable[[list[Tensor]], Tensor], unit: int = 1
-) -> tuple[float, float]:
-    """Find how far the cells of maps look from their squares, (down, right) in units of cells.
+def _find_distance(network: ScaledEvidence, images: Tensor, side: int, depth: int) -> tuple[float, float]:
+    """Find how far the cells of a depth look from their squares, (down, right) in cells.
 
-    Where a map has too few cells to tell, images are enlarged; the distance is the same in cells.
+    Where its evidence has too few cells to tell, images are enlarged; the distance is the same in cells.
 
     Args:
         network: Network in evaluation mode.
         images: Images (B, 3, H, W).
         side: Side of the images that the network sees.
-        choose: Function from the evidence of every depth to the maps.
-        unit: Number of cells in which the distance is counted.
+        depth: Number of the depth, from 0 for the finest.
     """
-    while choose(network.terms(enlarge(images[:1], side))).shape[-1] < FEWEST_CELLS:
+    while network.terms(enlarge(images[:1], side))[depth].shape[-1] < FEWEST_CELLS:
         side *= 2
     found = []
     for axis in (2, 3):
         pair = []
         for turned in (False, True):
             parts = [enlarge(part.flip(axis) if turned else part, side) for part in images.split(8)]
-            maps = torch.cat([choose(network.terms(part)) for part in parts]).double()
+            maps = torch.cat([network.terms(part)[depth] for part in parts]).double()
             maps = maps.flip(axis) if turned else maps
-            if not network.variant.cape:  # what all classes share says how much a place counts in CAPE
-                maps = maps - maps.mean(dim=1, keepdim=True)
+            contrast = maps - maps.mean(dim=1, keepdim=True)
+            tells_classes_apart = contrast.abs().max() > 1e-6 * maps.abs().max()  # CAPE's saliency does not
+            maps = contrast if tells_classes_apart else maps
             pair.append(maps.mT if axis == 2 else maps)
-        distance = float(find_offset(correlate_flips(pair[0], pair[1], unit).mean(dim=0)))
-        found.append(0.0 if math.isnan(distance) else distance)  # nothing has been learnt from this depth
+        found.append(float(find_offset(correlate_flips(pair[0], pair[1]).mean(dim=0))))
     return found[0], found[1]

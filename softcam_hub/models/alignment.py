@@ -39,7 +39,8 @@ class Alignment:
         ratio: Number of these cells for one cell of the last features of the network, along each axis. Above 1, the
             maps of the network are finer than those that post-hoc methods make of its last features.
         depths: Places of the evidence of every depth that the maps are the sum of, the last features first, where the
-            ratio is above 1. The features of a network do not all look at the same part of a large cell.
+            ratio is above 1. Features of several depths do not look at the same part of a large cell, and maps are
+            drawn at the place of the finest that was measured.
     """
 
     start: Offset

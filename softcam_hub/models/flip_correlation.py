@@ -15,8 +15,7 @@ LARGEST_OFFSET, STEP = 1.25, 0.01
 average pooling in dilated stages 1."""
 
 MARGIN = 2
-"""Number of cells at each border that are left out. What zero padding adds there does not move with the image. Of cells
-that divide larger ones, so many large ones are left out, but a quarter of the map at most."""
+"""Number of cells at each border that are left out. What zero padding adds there does not move with the image."""
 
 FEWEST_CELLS = 7
 """Number of cells along an axis below which too little is left between the margins."""
@@ -24,7 +23,7 @@ FEWEST_CELLS = 7
 _SAMPLES_PER_CELL = 4
 
 
-def correlate_flips(maps: Tensor, mirrored: Tensor, unit: int = 1) -> Tensor:
+def correlate_flips(maps: Tensor, mirrored: Tensor) -> Tensor:
     """Correlate the maps of each image with those of its mirror image, mirrored back, for every δ of a fine grid.
 
     Both maps are interpolated (cubic) at common places of the image, and correlated over places, rows and classes.
@@ -32,7 +31,6 @@ def correlate_flips(maps: Tensor, mirrored: Tensor, unit: int = 1) -> Tensor:
     Args:
         maps: Maps (B, C, H, W); the width is compared.
         mirrored: Maps (B, C, H, W) of the mirrored images, mirrored back.
-        unit: Number of cells in which offsets are counted: how many divide a large cell along the axis.
 
     Returns:
         Correlations (B, offsets); all 0 for maps of too few cells.
@@ -44,7 +42,7 @@ def correlate_flips(maps: Tensor, mirrored: Tensor, unit: int = 1) -> Tensor:
     first, second = maps.flatten(1, 2), mirrored.flatten(1, 2)  # (B, rows, W)
     pairs = {"both": (first, second), "first": (first, first), "second": (second, second)}
     sums = {"first": first.sum(dim=1), "second": second.sum(dim=1)}
-    operators, totals, places = _operators(count, unit)
+    operators, totals, places = _operators(count)
 
     # sums of products of interpolated maps, and of their means, for every image and offset
     means = {name: sums[name] @ totals[name].to(maps).T for name in sums}  # (B, offsets)
@@ -58,10 +56,7 @@ def correlate_flips(maps: Tensor, mirrored: Tensor, unit: int = 1) -> Tensor:
 
 
 def find_offset(correlations: Tensor) -> Tensor:
-    """Return the δ of the largest of the correlations (..., offsets), or NaN where none is positive, (...).
-
-    It is counted in the unit of `correlate_flips`.
-    """
+    """Return the δ of the largest of the correlations (..., offsets), or NaN where none is positive, (...)."""
     best, index = correlations.max(dim=-1)
     return torch.where(best > 0, _offsets().to(correlations)[index], torch.nan)
 
@@ -71,20 +66,15 @@ def _offsets() -> Tensor:
 
 
 @cache
-def _operators(count: int, unit: int) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
+def _operators(count: int) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
     """Return what interpolating two maps of `count` cells and summing their products comes to, for every δ.
-
-    Args:
-        count: Number of cells along the axis.
-        unit: Number of cells in which the offsets are counted.
 
     Returns:
         The matrices (offsets, count, count) by which products of cells count, the vectors (offsets, count) by which
         cells count in the sum, and the number of places that are summed over.
     """
-    offsets = (_offsets() * unit).tolist()
-    margin = min(MARGIN * unit, max(MARGIN, count // 4))
-    places = torch.arange(margin, count - 1 - margin + 1e-9, 1 / _SAMPLES_PER_CELL, dtype=torch.float64)
+    offsets = _offsets().tolist()
+    places = torch.arange(MARGIN, count - 1 - MARGIN + 1e-9, 1 / _SAMPLES_PER_CELL, dtype=torch.float64)
     weights = {
         "first": torch.stack([_cubic(places - offset, count) for offset in offsets]),
         "second": torch.stack([_cubic(places + offset, count) for offset in offsets]),

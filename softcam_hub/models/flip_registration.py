@@ -7,7 +7,7 @@ passes are needed, and any architecture can be measured. With random weights the
 
 import logging
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import timm
@@ -21,7 +21,6 @@ from .evaluation_mode import evaluation_mode
 from .flip_correlation import LARGEST_OFFSET, STEP, correlate_flips, find_offset
 from .heads import TERMS, select
 from .inputs import ImageInput
-from .scales import add_terms
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +51,7 @@ class AlignmentMeasurement:
 
     Args:
         offset: Distance between where the cells look and where they are drawn as squares, in cells (down, right), at
-            which the maps of all images agree best. With several `scales`, in cells of the last features.
+            which the maps of all images agree best. With several `scales`, that of the depth at which maps are drawn.
         spread: Interquartile range of the distance over the images, in cells.
         correlation: Median correlation of the two maps of an image at their best shift, for the predicted class.
         alignment: Places of the cells, which are known along the axes on which the measurement counts.
@@ -92,8 +91,8 @@ def measure_alignment(model: nn.Module, images: ImageInput | None = None) -> Ali
     weights. After training through `torch.compile` or several GPUs in one process (`DataParallel`), and in a moving
     average of a model (`ModelEmaV3`), which nothing notices, measure again. A new head needs no new measurement.
 
-    With several `scales`, the evidence of every depth is measured, and their sum. The sum is drawn at the one place
-    that fits it best, and post-hoc maps at that of the last features.
+    With several `scales`, the evidence of every depth is measured. Maps are drawn at the place of the finest one, by
+    which neighbouring cells differ, and post-hoc maps at that of the last features.
 
     Args:
         model: timm or Hugging Face model of this package, with trained weights.
@@ -114,14 +113,18 @@ def _measure(model: TimmModule, images: ImageInput | None) -> AlignmentMeasureme
     if not len(batch):
         raise ValueError("measure_alignment() got no image: about 32 are enough")
     with evaluation_mode(model):
-        whole, *depths = _register(model, batch)
+        depths = _register(model, batch)
     size, has_enough = sides_of(batch), len(torch.unique(batch.flatten(1), dim=0)) >= FEWEST_IMAGES
     counts = has_enough and not _has_seen_no_image(model)
-    steps, same = find_steps(model, size, whole.large_cells), pads_same(model)
-    places = [one.places(size, steps, same, counts) for one in depths]
-    alignment = whole.places(size, steps, same, counts, tuple(places))
-    if not depths:  # all cells that divide a large one hold the same evidence
-        alignment = alignment.divided(model.anatomy.finest_ratio)
+    steps, same = find_steps(model, size, depths[0].cells), pads_same(model)
+    places = [
+        one.places(size, (steps[0] / 2**depth, steps[1] / 2**depth), same, counts) for depth, one in enumerate(depths)
+    ]
+    chosen = max(range(len(places)), key=lambda depth: (sum(start is not None for start in places[depth].start), depth))
+    ratio = model.anatomy.finest_ratio
+    alignment = places[chosen].divided(ratio // 2**chosen)
+    if ratio > 1:
+        alignment = replace(alignment, ratio=ratio, depths=tuple(places))
     if not has_enough and model.alignment is not None and model.alignment.is_known:
         logger.warning(
             "%s: %d different images are needed, so that this measurement does not count and the earlier one is kept",
@@ -130,7 +133,8 @@ def _measure(model: TimmModule, images: ImageInput | None) -> AlignmentMeasureme
     else:
         model.alignment = alignment
     model.measures_on_first_use = False
-    return AlignmentMeasurement(_pair(whole.offset), _pair(whole.spread), _pair(whole.correlation), alignment)
+    best = depths[chosen]
+    return AlignmentMeasurement(_pair(best.offset), _pair(best.spread), _pair(best.correlation), alignment)
 
 
 @dataclass(frozen=True)
@@ -138,54 +142,36 @@ class _Registration:
     """How far cells look from where they are drawn as squares, for rows and columns.
 
     Args:
-        offset: The distance, (2,), in the unit.
-        spread: Its interquartile range over the images, (2,), in the unit.
+        offset: The distance in cells, (2,).
+        spread: Its interquartile range over the images, (2,).
         correlation: Median correlation at the best shift, (2,).
         cells: Height and width of the maps.
-        ratio: Number of their cells for one cell of the last features, along each axis.
-        unit: Number of their cells in which distances are counted.
     """
 
     offset: Tensor
     spread: Tensor
     correlation: Tensor
     cells: tuple[int, int]
-    ratio: int
-    unit: int
 
-    @property
-    def large_cells(self) -> tuple[int, int]:
-        """Height and width of the last features."""
-        return (self.cells[0] // self.ratio, self.cells[1] // self.ratio)
-
-    def places(
-        self,
-        size: tuple[int, int],
-        steps: tuple[float, float],
-        same_padding: bool,
-        counts: bool,
-        depths: tuple[Alignment, ...] = (),
-    ) -> Alignment:
+    def places(self, size: tuple[int, int], steps: tuple[float, float], same_padding: bool, counts: bool) -> Alignment:
         """Return the places of the cells. They follow from the middle of the map, which looks at the middle of the
         image and the distance beyond.
 
         Args:
             size: Height and width of the images.
-            steps: Pixels from one cell of the last features to the next.
+            steps: Pixels from one cell to the next.
             same_padding: The network pads as TensorFlow does.
             counts: Whether the images and the weights allow a measurement.
-            depths: Places of the evidence of every depth, of maps that are their sum.
         """
         known = (self.correlation >= LEAST_CORRELATION) & (self.spread <= LARGEST_SPREAD)
         known &= self.offset.abs() < LARGEST_OFFSET - STEP
-        own = (steps[0] / self.ratio, steps[1] / self.ratio)
         top, left = (
-            round(side / 2 + (distance * self.unit - (cells - 1) / 2) * step, 3) if counts and found else None
+            round(side / 2 + (distance - (cells - 1) / 2) * step, 3) if counts and found else None
             for side, distance, cells, step, found in zip(
-                size, self.offset.tolist(), self.cells, own, known.tolist(), strict=True
+                size, self.offset.tolist(), self.cells, steps, known.tolist(), strict=True
             )
         )
-        return Alignment((top, left), own, size, same_padding, self.ratio if depths else 1, depths)
+        return Alignment((top, left), steps, size, same_padding)
 
 
 def _has_seen_no_image(model: TimmModule) -> bool:
@@ -224,8 +210,8 @@ def _pair(values: Tensor) -> tuple[float, float]:
 
 
 def _register(model: TimmModule, images: Tensor) -> list[_Registration]:
-    """Find how far the cells of a model's maps look from their squares, and those of the evidence of every depth where
-    the maps are a sum of several.
+    """Find how far the cells of every depth of a model look from their squares, the last features first. Depths that
+    the model has not learnt from yet are left out.
     """
     parts = [_compare_flips(model, part) for part in images.split(_IMAGES_AT_ONCE)]
     found = []
@@ -233,80 +219,54 @@ def _register(model: TimmModule, images: Tensor) -> list[_Registration]:
         curves, judged = (torch.cat([getattr(one, name) for one in of_images]) for name in ("curves", "judged"))
         offset = find_offset(curves.mean(dim=0))  # images whose maps agree well say most
         quartiles = find_offset(curves).quantile(curves.new_tensor([0.25, 0.75]), dim=0)
-        maps = of_images[0].maps
         spread, correlation = quartiles[1] - quartiles[0], judged.median(dim=0).values
-        found.append(_Registration(offset, spread, correlation, maps.cells, maps.ratio, maps.unit))
+        found.append(_Registration(offset, spread, correlation, of_images[0].cells))
     return found
-
-
-@dataclass(frozen=True)
-class _Maps:
-    """Evidence that is compared with that of mirrored images.
-
-    Args:
-        evidence: Evidence (B, C, h, w), which may have lost cells at the borders.
-        cells: Height and width of the maps.
-        ratio: Number of their cells for one cell of the last features, along each axis.
-        unit: Number of their cells in which distances are counted.
-    """
-
-    evidence: Tensor
-    cells: tuple[int, int]
-    ratio: int = 1
-    unit: int = 1
 
 
 @dataclass(frozen=True)
 class _FlipComparison:
-    """Correlations of images by axis, (B, 2, offsets), and the largest of the predicted class, (B, 2)."""
+    """Correlations of images by axis, (B, 2, offsets), the largest of the predicted class, (B, 2), and the size of the
+    maps.
+    """
 
-    maps: _Maps
     curves: Tensor
     judged: Tensor
+    cells: tuple[int, int]
 
 
 def _compare_flips(model: TimmModule, images: Tensor) -> list[_FlipComparison]:
-    """Correlate maps with those of the mirrored images.
+    """Correlate the evidence of every depth with that of the mirrored images.
 
     Many classes together say best where the cells look. Evidence that all classes share is left out of them: no
     classifier learns it. Whether the network treats mirror images alike is judged by the class that it predicts.
     """
-    plain = _evidence(model, images)
-    mirrored = {axis: _evidence(model, images.flip(axis)) for axis in (2, 3)}
-    ranked = plain[0].evidence.mean(dim=(2, 3)).topk(min(CLASSES, plain[0].evidence.shape[1])).indices
+    logits, plain = _evidence(model, images)
+    mirrored = {axis: _evidence(model, images.flip(axis))[1] for axis in (2, 3)}
+    ranked = logits.topk(min(CLASSES, logits.shape[1])).indices
     found = []
-    for number, maps in enumerate(plain):
+    for depth, evidence in enumerate(plain):
         curves, judged = [], []
         for axis in (2, 3):
-            pair = [maps.evidence, mirrored[axis][number].evidence.flip(axis)]
+            pair = [evidence, mirrored[axis][depth].flip(axis)]
             pair = [values.mT for values in pair] if axis == 2 else pair
-            one, other = (select(_contrast(values), ranked) for values in pair)
-            curves.append(correlate_flips(one, other, maps.unit))
-            one, other = (select(values, ranked[:, :1]) for values in pair)
-            judged.append(correlate_flips(one, other, maps.unit).amax(dim=1))
-        found.append(_FlipComparison(maps, torch.stack(curves, dim=1).cpu(), torch.stack(judged, dim=1).cpu()))
+            curves.append(correlate_flips(*(select(_contrast(values), ranked) for values in pair)))
+            judged.append(correlate_flips(*(select(values, ranked[:, :1]) for values in pair)).amax(dim=1))
+        of_curves, of_judged = (torch.stack(values, dim=1).cpu() for values in (curves, judged))
+        found.append(_FlipComparison(of_curves, of_judged, sides_of(evidence)))
     return found
 
 
-def _evidence(model: TimmModule, images: Tensor) -> list[_Maps]:
-    """Compute the evidence that is compared: the map, and its parts by depth once the model reads finer features."""
+def _evidence(model: TimmModule, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Compute the mean evidence (B, C), and the evidence of every depth that the model has learnt from."""
     features = model.forward_features(images)
-    if not model.reads_finer:
+    if model.reads_finer:
+        _, terms = model.head(features, kind=TERMS)
+    else:  # all cells that divide a large one hold the same evidence
         _, evidence = model.head(features, kind="evidence")
-        evidence = F.avg_pool2d(_precise(evidence), model.anatomy.finest_ratio)
-        return [_Maps(evidence, sides_of(evidence))]
-    _, terms = model.head(features, kind=TERMS)
-    terms = [_precise(term) for term in terms]
-    ratio = model.anatomy.finest_ratio
-    evidence = add_terms(terms)
-    # evidence of the last features is the same in all cells that divide one of theirs: smooth its steps
-    whole = _Maps(F.avg_pool2d(evidence, ratio, stride=1), sides_of(evidence), ratio, ratio)
-    return [whole, *(_Maps(term, sides_of(term), 2**depth) for depth, term in enumerate(terms))]
-
-
-def _precise(evidence: Tensor) -> Tensor:
-    """Return evidence in float64 on the CPU, and in float32 on devices that may lack it."""
-    return evidence.double() if evidence.device.type == "cpu" else evidence.float()
+        terms = [F.avg_pool2d(evidence, model.anatomy.finest_ratio)]
+    terms = [term.double() if term.device.type == "cpu" else term.float() for term in terms]
+    return torch.stack([term.mean(dim=(2, 3)) for term in terms]).sum(dim=0), terms
 
 
 def _contrast(evidence: Tensor) -> Tensor:
