@@ -1,7 +1,7 @@
 """Measure where the cells of a run's result lie in the image.
 
 - A backbone that was trained is measured on images that were not used for the test. A frozen backbone keeps the place
-  that it brought, unless its model reads several depths: where their sum looks depends on what was learnt from each.
+  that it brought, unless its model reads several depths: its maps lie elsewhere once it has learnt from finer ones.
 - A place that cannot be measured, because of an image that training has not read, is left unknown with a warning: it
   must not cost the run.
 - The main process measures. Nothing is drawn at random, so that a repeated or resumed run gives the same place.
