@@ -1,8 +1,10 @@
 """Where the cells of maps lie that are a sum of several depths: measured, kept, drawn, and measured again."""
 
 import json
+from dataclasses import replace
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from conftest import randomise
@@ -30,8 +32,16 @@ def test_cells_that_are_divided_look_where_their_parts_lie():
         assert None not in one.starts((300, 300), cells), "ten rows of 32 pixels of which the image has 9.4"
     with pytest.raises(ValueError, match="cannot look at pixel 80"):
         Alignment((80.0, 4.0), (8.0, 8.0), (224, 224))
-    with pytest.raises(ValueError, match="divide larger ones by 2 has places of at most 2 depths, got 3"):
-        Alignment((4.0, 4.0), (16.0, 16.0), (224, 224), ratio=2, depths=(whole,) * 3)
+    for depths in ((whole, whole), (parts,), (Alignment((4.0, 4.0), (8.0, 8.0), (224, 224)),)):
+        with pytest.raises(ValueError, match=r"must have ratios and steps \[\(1, \(32.0, 32.0\)\), \(2, "):
+            Alignment((4.0, 4.0), (16.0, 16.0), (224, 224), ratio=2, depths=depths)
+    with pytest.raises(ValueError, match=r"must have ratios and steps \[\]"):
+        Alignment((4.0, 4.0), (32.0, 32.0), (224, 224), depths=(whole,))
+    for padded in (whole, parts):
+        padded = replace(
+            padded, same_padding=True, depths=tuple(replace(one, same_padding=True) for one in padded.depths)
+        )
+        assert Alignment.from_dict(json.loads(json.dumps(padded.as_dict()))) == padded
 
 
 @torch.no_grad()
@@ -137,7 +147,8 @@ def test_maps_are_drawn_at_the_finest_depth_that_was_learnt(without, finest, pic
     middle = [start + step * (SIDE / step - 1) / 2 for start in place.start]
     assert (alignment.step, alignment.ratio) == ((8.0, 8.0), 4)
     assert [start + 8 * (SIDE / 8 - 1) / 2 for start in alignment.start] == pytest.approx(middle, abs=0.01)
-    assert [(where - SIDE / 2) / step for where in middle] == pytest.approx(measurement.offset, abs=0.01)
+    assert [(where - SIDE / 2) / 8 for where in middle] == pytest.approx(measurement.offset, abs=0.01)
+    assert measurement.offset == pytest.approx(model.map_offset(SIDE), abs=0.01)
     others = [one.start for depth, one in enumerate(alignment.depths) if depth in without]
     assert all(start == (None, None) for start in others), "nothing to measure"
     assert alignment.merged() == alignment.depths[0]
@@ -149,6 +160,7 @@ def test_the_place_is_kept_with_its_depths(pictures, tmp_path):
     assert Alignment.from_dict(json.loads(json.dumps(alignment.as_dict()))) == alignment
     SoftCAMForImageClassification.from_timm(model).save_pretrained(tmp_path)
     assert SoftCAMForImageClassification.from_pretrained(tmp_path).alignment == alignment
+    assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True).alignment == alignment
     model.reset_classifier(2)
     assert model.alignment == alignment.depths[0].divided(4), "a fresh head reads no finer features"
 
@@ -160,7 +172,7 @@ APART = Alignment(
     (8.0, 8.0),
     (224, 224),
     ratio=4,
-    depths=tuple(Alignment((0.5, 0.5), (step, step), (224, 224)) for step in (32.0, 16.0, 8.0)),
+    depths=tuple(Alignment((0.5, 0.5), (32 / ratio, 32 / ratio), (224, 224), ratio=ratio) for ratio in (1, 2, 4)),
 )
 """Cells of all depths look at their upper left pixel, and those of the map elsewhere."""
 
@@ -201,14 +213,45 @@ def test_every_depth_is_drawn_at_its_own_place():
 
 
 @pytest.mark.parametrize(("scales", "stale"), [(3, True), (1, False)])
-def test_training_the_head_alone_moves_maps_of_several_depths(scales, stale):
+def test_a_head_that_learns_from_finer_features_for_the_first_time_moves_its_maps(scales, stale):
     torch.manual_seed(0)
-    model = randomise(softcam_hub.build("softcam_test_resnet", num_classes=5, scales=scales))
+    model = randomise(softcam_hub.build("softcam_test_resnet", num_classes=5, scales=scales)).eval()
     model.alignment = Alignment((16.0, 16.0), (32.0, 32.0), (96, 96))
-    model.backbone.requires_grad_(False)
     optimizer = torch.optim.SGD(model.head.parameters(), lr=0.1)
-    model.train()(torch.randn(2, 3, 96, 96)).square().sum().backward()
+    with torch.no_grad():
+        features = model.forward_features(torch.randn(2, 3, 96, 96))
+    model.head(features).square().sum().backward()
     assert model.alignment is not None, "nothing has changed yet"
     optimizer.step()
     assert (model.alignment is None) == stale
     assert model.measures_on_first_use == stale
+
+
+def test_a_new_head_has_the_place_of_the_last_features(pictures, tmp_path):
+    model = make(pictures)
+    alignment = softcam_hub.measure_alignment(model, pictures).alignment
+    coarse = alignment.depths[0].divided(4)
+    SoftCAMForImageClassification.from_timm(model).save_pretrained(tmp_path)
+    options = {"num_labels": 3, "ignore_mismatched_sizes": True}
+    assert SoftCAMForImageClassification.from_pretrained(tmp_path, **options).alignment == coarse
+    assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=3).alignment == coarse
+    model(pictures[:1]).sum().backward()  # nothing is trained
+    assert model.alignment == alignment
+    model.reset_classifier(0)
+    assert model.alignment == coarse
+    model.reset_classifier(3)
+    assert model.alignment == coarse
+    assert not model.measures_on_first_use
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", [289, 300, 319])
+def test_images_of_broken_cells_are_measured_alike(side, pictures):
+    model = make(pictures)
+    expected = softcam_hub.measure_alignment(model, pictures).alignment
+    found = softcam_hub.measure_alignment(model, pictures[:, :, :side, :side]).alignment
+    assert found.start == pytest.approx(expected.start, abs=0.8)
+    explanation = model.explain(pictures[:1, :, :side, :side])
+    for depth, term in enumerate(explanation.by_scale().values()):
+        grid = explanation.layout().of_depth(depth, (term.shape[2], term.shape[3]))
+        assert grid.axis(0)[1] == 32 / 2**depth, "no squares"

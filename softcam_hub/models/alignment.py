@@ -64,10 +64,15 @@ class Alignment:
             )
         if isinstance(self.ratio, bool) or not isinstance(self.ratio, int) or self.ratio < 1:
             raise ValueError(f"the ratio of an alignment must be a whole number from 1, got {self.ratio!r}")
-        if len(self.depths) > self.ratio.bit_length() or any(one.ratio != 1 for one in self.depths):
+        expected = [
+            (2**depth, tuple(step * self.ratio / 2**depth for step in self.step))
+            for depth in range(self.ratio.bit_length() if self.ratio > 1 else 0)
+        ]
+        found = [(one.ratio, tuple(one.step)) for one in self.depths]
+        if found != expected[: len(found)]:
             raise ValueError(
-                f"an alignment of cells that divide larger ones by {self.ratio} has places of at most "
-                f"{self.ratio.bit_length()} depths, got {len(self.depths)}"
+                f"the depths of an alignment with the ratio {self.ratio} and steps of {self.step} pixels must have "
+                f"ratios and steps {expected}, or the first of these: got {found}"
             )
         for start, step in zip(self.start, self.step, strict=True):
             if start is not None and not abs(start - step / 2) < 2.5 * step * self.ratio:
@@ -132,14 +137,21 @@ class Alignment:
         They are those of a model that has not learnt from finer features yet, where all cells that divide a large one
         hold the same evidence.
         """
-        if ratio == 1:
-            return self
-        step = (self.step[0] / ratio, self.step[1] / ratio)
+        return self if ratio == 1 else self.of_parts(ratio, (self,))
+
+    def of_parts(self, parts: int, depths: tuple["Alignment", ...]) -> "Alignment":
+        """Return the places of the cells that divide these cells, along each axis, into a number of parts.
+
+        Args:
+            parts: Number of parts.
+            depths: Places of the evidence of every depth, of maps of the smaller cells.
+        """
+        step = (self.step[0] / parts, self.step[1] / parts)
         top, left = (
             start if start is None else start - whole / 2 + part / 2
             for start, whole, part in zip(self.start, self.step, step, strict=True)
         )
-        return Alignment((top, left), step, self.image_size, self.same_padding, ratio, (self,))
+        return Alignment((top, left), step, self.image_size, self.same_padding, self.ratio * parts, depths)
 
     def merged(self) -> "Alignment":
         """Return the places of the cells of the last features, each of which was divided; the inverse of `divided`."""
@@ -155,19 +167,17 @@ class Alignment:
     def as_dict(self) -> dict[str, Any]:
         """Return the content as JSON holds it."""
         places = {"start": list(self.start), "step": list(self.step), "image_size": list(self.image_size)}
-        others = {
-            "same_padding": self.same_padding,
-            "ratio": self.ratio,
-            "depths": [one.as_dict() for one in self.depths],
-        }
-        return places | {name: value for name, value in others.items() if value not in (False, 1, [])}
+        others: dict[str, Any] = {"same_padding": True} if self.same_padding else {}
+        if self.ratio > 1:
+            others |= {"ratio": self.ratio, "depths": [one.as_dict() for one in self.depths]}
+        return places | others
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Alignment":
         """Read what `as_dict` returned, and refuse anything else."""
         try:
             start, step, size = (tuple(content[name]) for name in ("start", "step", "image_size"))
-            depths = tuple(cls.from_dict(one) for one in content.get("depths", ()))
+            depths = tuple(cls.from_dict({**one}) for one in content.get("depths", []))
             return cls(start, step, size, content.get("same_padding", False), content.get("ratio", 1), depths)
         except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(

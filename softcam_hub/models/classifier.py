@@ -197,8 +197,6 @@ class Classifier(SelfExplaining):
         )
         if self.anatomy.finer:
             self.head.read_finer(self.anatomy.finer)
-            if hasattr(self, "_alignment") and self.alignment is not None:
-                self.alignment = self.alignment.merged().divided(self.anatomy.finest_ratio)  # as nothing finer is read
         self.head.train(self.training)
         if hasattr(self, "pretrained_cfg"):  # not while the model is made
             self.pretrained_cfg.update(label_names=None, label_descriptions=None)  # they named other classes

@@ -166,7 +166,7 @@ class Explanation(ClassMaps):
             rows.append(Row(title, one.image, maps, captions, scale_of(maps, kind), grid))
         note = f"{self.map_kind.title} maps. {meaning_of(self.kind)}"
         if by_scale:
-            note = f"Evidence for a class, and what each depth of the network adds to it, where it looks. {SIGNS}"
+            note = f"Evidence for a class, and what each depth of the network adds to it. {SIGNS}"
         elif self.maps.shape[1] > SHOWN_CLASSES:
             note += f" Shown: {SHOWN_CLASSES} of {self.maps.shape[1]} explained classes."
         draw_rows(figure, rows, note)

@@ -7,7 +7,7 @@ passes are needed, and any architecture can be measured. With random weights the
 
 import logging
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import timm
@@ -51,7 +51,7 @@ class AlignmentMeasurement:
 
     Args:
         offset: Distance between where the cells look and where they are drawn as squares, in cells (down, right), at
-            which the maps of all images agree best. With several `scales`, that of the depth at which maps are drawn.
+            which the maps of all images agree best. With several `scales`, the evidence of one depth is compared.
         spread: Interquartile range of the distance over the images, in cells.
         correlation: Median correlation of the two maps of an image at their best shift, for the predicted class.
         alignment: Places of the cells, which are known along the axes on which the measurement counts.
@@ -91,8 +91,9 @@ def measure_alignment(model: nn.Module, images: ImageInput | None = None) -> Ali
     weights. After training through `torch.compile` or several GPUs in one process (`DataParallel`), and in a moving
     average of a model (`ModelEmaV3`), which nothing notices, measure again. A new head needs no new measurement.
 
-    With several `scales`, the evidence of every depth is measured. Maps are drawn at the place of the finest one, by
-    which neighbouring cells differ, and post-hoc maps at that of the last features.
+    With several `scales`, the evidence of every depth is measured. Maps are drawn at the place of the finest depth that
+    counts, and post-hoc maps at that of the last features. A head that has learnt nothing from finer features has the
+    place of the last ones, so that the first training that changes this is measured again, too.
 
     Args:
         model: timm or Hugging Face model of this package, with trained weights.
@@ -112,19 +113,21 @@ def _measure(model: TimmModule, images: ImageInput | None) -> AlignmentMeasureme
     batch = model.as_batch(noise_images(model) if images is None else images)
     if not len(batch):
         raise ValueError("measure_alignment() got no image: about 32 are enough")
+    if model.reads_finer and model.anatomy.stride and not pads_same(model):
+        # grids of several depths fit an image of whole large cells alone, and are lengthened for others
+        stride = round(model.anatomy.stride)
+        height, width = (max(side // stride, 1) * stride for side in sides_of(batch))
+        batch = batch[:, :, :height, :width]
     with evaluation_mode(model):
         depths = _register(model, batch)
     size, has_enough = sides_of(batch), len(torch.unique(batch.flatten(1), dim=0)) >= FEWEST_IMAGES
     counts = has_enough and not _has_seen_no_image(model)
     steps, same = find_steps(model, size, depths[0].cells), pads_same(model)
-    places = [
-        one.places(size, (steps[0] / 2**depth, steps[1] / 2**depth), same, counts) for depth, one in enumerate(depths)
-    ]
+    places = tuple(one.places(size, steps, same, counts, 2**depth) for depth, one in enumerate(depths))
     chosen = max(range(len(places)), key=lambda depth: (sum(start is not None for start in places[depth].start), depth))
     ratio = model.anatomy.finest_ratio
-    alignment = places[chosen].divided(ratio // 2**chosen)
-    if ratio > 1:
-        alignment = replace(alignment, ratio=ratio, depths=tuple(places))
+    parts = ratio // 2**chosen
+    alignment = places[chosen].of_parts(parts, places if ratio > 1 else ())
     if not has_enough and model.alignment is not None and model.alignment.is_known:
         logger.warning(
             "%s: %d different images are needed, so that this measurement does not count and the earlier one is kept",
@@ -134,7 +137,8 @@ def _measure(model: TimmModule, images: ImageInput | None) -> AlignmentMeasureme
         model.alignment = alignment
     model.measures_on_first_use = False
     best = depths[chosen]
-    return AlignmentMeasurement(_pair(best.offset), _pair(best.spread), _pair(best.correlation), alignment)
+    distances = _pair(best.offset * parts), _pair(best.spread * parts)
+    return AlignmentMeasurement(*distances, _pair(best.correlation), alignment)
 
 
 @dataclass(frozen=True)
@@ -153,25 +157,29 @@ class _Registration:
     correlation: Tensor
     cells: tuple[int, int]
 
-    def places(self, size: tuple[int, int], steps: tuple[float, float], same_padding: bool, counts: bool) -> Alignment:
+    def places(
+        self, size: tuple[int, int], steps: tuple[float, float], same_padding: bool, counts: bool, ratio: int
+    ) -> Alignment:
         """Return the places of the cells. They follow from the middle of the map, which looks at the middle of the
         image and the distance beyond.
 
         Args:
             size: Height and width of the images.
-            steps: Pixels from one cell to the next.
+            steps: Pixels from one cell of the last features to the next.
             same_padding: The network pads as TensorFlow does.
             counts: Whether the images and the weights allow a measurement.
+            ratio: Number of these cells for one cell of the last features, along each axis.
         """
+        own = (steps[0] / ratio, steps[1] / ratio)
         known = (self.correlation >= LEAST_CORRELATION) & (self.spread <= LARGEST_SPREAD)
         known &= self.offset.abs() < LARGEST_OFFSET - STEP
         top, left = (
             round(side / 2 + (distance - (cells - 1) / 2) * step, 3) if counts and found else None
             for side, distance, cells, step, found in zip(
-                size, self.offset.tolist(), self.cells, steps, known.tolist(), strict=True
+                size, self.offset.tolist(), self.cells, own, known.tolist(), strict=True
             )
         )
-        return Alignment((top, left), steps, size, same_padding)
+        return Alignment((top, left), own, size, same_padding, ratio)
 
 
 def _has_seen_no_image(model: TimmModule) -> bool:
@@ -241,17 +249,18 @@ def _compare_flips(model: TimmModule, images: Tensor) -> list[_FlipComparison]:
     Many classes together say best where the cells look. Evidence that all classes share is left out of them: no
     classifier learns it. Whether the network treats mirror images alike is judged by the class that it predicts.
     """
-    logits, plain = _evidence(model, images)
+    mean_evidence, plain = _evidence(model, images)
     mirrored = {axis: _evidence(model, images.flip(axis))[1] for axis in (2, 3)}
-    ranked = logits.topk(min(CLASSES, logits.shape[1])).indices
+    ranked = mean_evidence.topk(min(CLASSES, mean_evidence.shape[1])).indices
     found = []
     for depth, evidence in enumerate(plain):
+        some = ranked[:, : max(1, CLASSES // 4**depth)]  # as many numbers at every depth
         curves, judged = [], []
         for axis in (2, 3):
             pair = [evidence, mirrored[axis][depth].flip(axis)]
             pair = [values.mT for values in pair] if axis == 2 else pair
-            curves.append(correlate_flips(*(select(_contrast(values), ranked) for values in pair)))
-            judged.append(correlate_flips(*(select(values, ranked[:, :1]) for values in pair)).amax(dim=1))
+            curves.append(correlate_flips(*(_precise(_contrast(values, some)) for values in pair)))
+            judged.append(correlate_flips(*(_precise(select(values, ranked[:, :1])) for values in pair)).amax(dim=1))
         of_curves, of_judged = (torch.stack(values, dim=1).cpu() for values in (curves, judged))
         found.append(_FlipComparison(of_curves, of_judged, sides_of(evidence)))
     return found
@@ -265,13 +274,18 @@ def _evidence(model: TimmModule, images: Tensor) -> tuple[Tensor, list[Tensor]]:
     else:  # all cells that divide a large one hold the same evidence
         _, evidence = model.head(features, kind="evidence")
         terms = [F.avg_pool2d(evidence, model.anatomy.finest_ratio)]
-    terms = [term.double() if term.device.type == "cpu" else term.float() for term in terms]
-    return torch.stack([term.mean(dim=(2, 3)) for term in terms]).sum(dim=0), terms
+    return torch.stack([_precise(term.mean(dim=(2, 3))) for term in terms]).sum(dim=0), terms
 
 
-def _contrast(evidence: Tensor) -> Tensor:
-    """Subtract the mean over classes, where there are several."""
-    return evidence - evidence.mean(dim=1, keepdim=True) if evidence.shape[1] > 1 else evidence
+def _precise(values: Tensor) -> Tensor:
+    """Return values in float64 on the CPU, and in float32 on devices that may lack it."""
+    return values.double() if values.device.type == "cpu" else values.float()
+
+
+def _contrast(evidence: Tensor, classes: Tensor) -> Tensor:
+    """Return the evidence for some classes (B, k) less the mean over all, where there are several."""
+    chosen = select(evidence, classes)
+    return chosen - evidence.mean(dim=1, keepdim=True) if evidence.shape[1] > 1 else chosen
 
 
 def find_steps(model: TimmModule, size: tuple[int, int], cells: tuple[int, int]) -> tuple[float, float]:

@@ -59,7 +59,7 @@ class EvidencePreTrainedModel(SelfExplaining, PreTrainedModel):
                 f"{classifier.num_classes}: leave num_labels and id2label out, or give the model a new head first "
                 f"with reset_classifier({config.num_labels})"
             )
-        self._saved_alignment = None if classifier else self.alignment  # that of weights which `from_pretrained` loads
+        self._saved_alignment = None if classifier else self._alignment  # that of weights which `from_pretrained` loads
         if classifier is None:
             cfg = dict(config.pretrained_cfg or {})
             args = dict(config.model_args or {})

@@ -1,7 +1,7 @@
 """Base of the timm models and the Hugging Face models: `backbone`, `head`, and `explain`."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -40,7 +40,7 @@ class SelfExplaining(nn.Module):
     multi_label: bool
     _alignment: Alignment | None
     _weights_before: "_Sample | None" = None
-    """Some weights as they were before a gradient flowed into the backbone or others were loaded; else None."""
+    """Some weights of the backbone as they were before a gradient flowed into it or others were loaded; else None."""
     measures_on_first_use: bool
     """Whether `explain` measures the alignment first: the weights come from elsewhere and bring none, or the backbone
     was trained since."""
@@ -144,8 +144,6 @@ class SelfExplaining(nn.Module):
             return
         if isinstance(features, Tensor) and features.requires_grad:
             features.register_hook(self._note_weights)
-        elif isinstance(features, Tensor) and self._learns_finer and self.training and torch.is_grad_enabled():
-            self._note_weights()  # on a frozen backbone, too, maps of several depths look elsewhere once they learn
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Load weights as every module does; other weights of the backbone look elsewhere."""
@@ -153,28 +151,25 @@ class SelfExplaining(nn.Module):
         return super().load_state_dict(*args, **kwargs)
 
     def _note_weights(self, _: Tensor | None = None) -> None:
-        """Note some weights, before they may be changed."""
+        """Note some weights of the backbone, before they may be changed."""
         if self._weights_before is None:
-            self._weights_before = self._sample_weights()
-
-    @property
-    def _learns_finer(self) -> bool:
-        return bool(self.anatomy.finer and self.num_classes and self.head.fine_weight.requires_grad)
-
-    def _sample_weights(self) -> "_Sample":
-        """Sample the weights on which it depends where maps look: those of the backbone, and of finer features."""
-        finer = [self.head.fine_weight] if self.anatomy.finer and self.num_classes else []
-        return _sample_weights([*self.backbone.parameters(), *finer])
+            self._weights_before = _sample_weights(self.backbone)
 
     def _forget_if_trained(self) -> None:
-        """Have the next `explain` measure the alignment again if weights have changed since they were noted.
+        """Have the next `explain` measure the alignment again if the backbone has changed since its weights were noted.
 
         A gradient alone moves nothing: attributions of the input have one, too, and so have heads that are trained on a
         frozen backbone.
         """
+        place = self._alignment
+        if place is not None and place.depths and self.reads_finer != (len(place.depths) > 1):
+            if self.reads_finer:  # it was measured before the head learnt from finer features
+                self._alignment, self._weights_before, self.measures_on_first_use = None, None, True
+                return
+            self._alignment = place.merged().divided(place.ratio)  # a new head has not learnt from them
         if self._weights_before is None:
             return
-        now = self._sample_weights()
+        now = _sample_weights(self.backbone)
         if not now.is_of_same_weights(self._weights_before):
             self._alignment, self._weights_before, self.measures_on_first_use = None, None, True
         elif now.precision != self._weights_before.precision:
@@ -377,7 +372,7 @@ def check_images(images: Any, channels: int) -> None:
 
 
 class _Sample(NamedTuple):
-    """A few numbers of every weight, which training changes, and the coarsest precision among them."""
+    """A few numbers of every weight of a backbone, which training changes, and the coarsest precision among them."""
 
     values: Tensor
     precision: float
@@ -393,14 +388,14 @@ class _Sample(NamedTuple):
 
 
 @torch.no_grad()
-def _sample_weights(weights: Iterable[Tensor]) -> _Sample:
+def _sample_weights(backbone: nn.Module) -> _Sample:
     """Return the first, the middle and the last number of every weight, on whatever device they are.
 
     Adapters, norms and biases may be trained alone, so that no weight is left out.
     """
     numbers: dict[torch.device, list[Tensor]] = {}
     precision = 0.0
-    for weight in weights:
+    for weight in backbone.parameters():
         if weight.is_floating_point() and not weight.is_meta:
             own: Tensor = weight.to_local() if hasattr(weight, "to_local") else weight  # of a sharded model
             if own.numel():

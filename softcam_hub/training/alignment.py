@@ -1,7 +1,7 @@
 """Measure where the cells of a run's result lie in the image.
 
 - A backbone that was trained is measured on images that were not used for the test. A frozen backbone keeps the place
-  that it brought, unless its model reads several depths: its maps lie elsewhere once it has learnt from finer ones.
+  that it brought, unless its head has learnt from finer features for the first time.
 - A place that cannot be measured, because of an image that training has not read, is left unknown with a warning: it
   must not cost the run.
 - The main process measures. Nothing is drawn at random, so that a repeated or resumed run gives the same place.
@@ -44,7 +44,7 @@ def align_result(
     entries: dict[str, Any] = {}
     if training.accelerator.is_main_process:
         correlation = None
-        if training.config.model.frozen and not result.anatomy.finer and result.map_offset() is not None:
+        if training.config.model.frozen and result.map_offset() is not None:
             training.accelerator.print("the backbone was frozen: its cells look where they looked before")
         else:
             correlation = _measure(training, result, splits, transform)
