@@ -42,14 +42,15 @@ class SelfExplaining(nn.Module):
     _weights_before: "_Sample | None" = None
     """Some weights of the backbone as they were before a gradient flowed into it or others were loaded; else None."""
     measures_on_first_use: bool
-    """Whether `explain` measures the alignment first: the weights come from elsewhere and bring none, or the backbone
-    was trained since."""
+    """Whether `explain` measures the alignment first: the weights come from elsewhere and bring none, or training has
+    moved it since."""
 
     @property
     def alignment(self) -> Alignment | None:
         """Where the cells of the maps lie in the image, as `softcam_hub.measure_alignment` found it.
 
-        None before that, and after the backbone was trained.
+        None before that, after the backbone was trained, and after a head has learnt from finer features for the first
+        time.
         """
         self._forget_if_trained()
         return self._alignment
@@ -159,7 +160,7 @@ class SelfExplaining(nn.Module):
         """Have the next `explain` measure the alignment again if the backbone has changed since its weights were noted.
 
         A gradient alone moves nothing: attributions of the input have one, too, and so have heads that are trained on a
-        frozen backbone.
+        frozen backbone. A head moves its maps when it learns from finer features for the first time.
         """
         place = self._alignment
         if place is not None and place.depths and self.reads_finer != (len(place.depths) > 1):
